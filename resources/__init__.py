@@ -1,0 +1,1 @@
+"""What assets talk to: artifact store, MLflow, training launcher and the folders of this installation."""

@@ -1,0 +1,1 @@
+"""Raw formats to three clean tables: interactions, items, users."""

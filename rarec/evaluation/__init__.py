@@ -1,0 +1,1 @@
+"""Ranking metrics, user and item groups, significance, and the report made of them."""

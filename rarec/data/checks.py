@@ -1,0 +1,64 @@
+"""Checks of the clean tables: pure functions giving (passed, details); details are plain values fit for a report."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pandera.errors
+import pandera.pandas as pa
+
+from rarec.data.spec import DatasetSpec, ExpectedCounts
+
+Result = tuple[bool, dict[str, Any]]
+SHOWN = 10
+
+
+def check_schema(table: pd.DataFrame, schema: pa.DataFrameSchema) -> Result:
+    """Whether the table has the schema's columns, types and values; details list the first faults."""
+    try:
+        schema.validate(table, lazy=True)
+    except pandera.errors.SchemaErrors as error:
+        faults = error.failure_cases
+        shown = [
+            f"{row.column}: {row.check}: {row.failure_case!r}" for row in faults.head(SHOWN).itertuples(index=False)
+        ]
+        return False, {"faults": len(faults), "first": shown}
+    return True, {"rows": len(table)}
+
+
+def check_unique_interactions(spec: DatasetSpec, interactions: pd.DataFrame) -> Result:
+    """Whether no key occurs twice: (user, item), and with its timestamp where the data set keeps repetitions."""
+    key = ["user_index", "item_index", *(["timestamp"] if spec.duplicates == "keep-all" else [])]
+    repeated = interactions.duplicated(key)
+    shown = interactions.loc[repeated, ["user_id", "item_id", "timestamp"]].head(SHOWN)
+    return not repeated.any(), {
+        "key": key,
+        "repeated": int(repeated.sum()),
+        "first": [[_plain(value) for value in row] for row in shown.itertuples(index=False)],
+    }
+
+
+def check_time_order(interactions: pd.DataFrame) -> Result:
+    """Whether rows are grouped by user, and timestamps never fall within a user."""
+    users = interactions["user_index"].to_numpy()
+    times = interactions["timestamp"].to_numpy()
+    wrong = (users[1:] < users[:-1]) | ((users[1:] == users[:-1]) & (times[1:] < times[:-1]))
+    rows = np.flatnonzero(wrong) + 1
+    return not len(rows), {"out_of_order": len(rows), "first_rows": rows[:SHOWN].tolist()}
+
+
+def check_published_counts(spec: DatasetSpec, counts: Mapping[str, int]) -> Result:
+    """Whether the counts of `Tables` equal the published ones; details give found, published and difference of each."""
+    details: dict[str, Any] = {}
+    for expected, suffix in ((spec.expected_raw, "_read"), (spec.expected, "")):
+        for name in ExpectedCounts.model_fields:
+            published = getattr(expected, name)
+            if published is not None:
+                found = counts.get(name + suffix, 0)
+                details[name + suffix] = {"found": found, "published": published, "difference": found - published}
+    return all(detail["difference"] == 0 for detail in details.values()), details
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else value

@@ -1,0 +1,44 @@
+"""Facts about files as received, and opening them with errors that name them."""
+
+import gzip
+import hashlib
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from rarec.errors import InputError
+
+CHUNK = 1 << 22
+
+
+def check_file(path: Path) -> None:
+    """Raise InputError unless `path` is a file with something in it."""
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; put it there.")
+    if not path.stat().st_size:
+        raise InputError(f"{path}: the file is empty; get a complete copy of it.")
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of the file's bytes, in hexadecimal."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def count_lines(path: Path) -> int:
+    """Number of lines, a last one without a line end included."""
+    lines, last = 0, b"\n"
+    with path.open("rb") as stream:
+        while chunk := stream.read(CHUNK):
+            lines += chunk.count(b"\n")
+            last = chunk[-1:]
+    return lines + (last != b"\n")
+
+
+def gzip_lines(path: Path) -> Iterator[bytes]:
+    """Lines of a gzip file as bytes; InputError if it is damaged or cut short."""
+    try:
+        with gzip.open(path, "rb") as stream:
+            yield from stream
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise InputError(f"{path}: damaged or cut short ({error}); get a complete copy of it.") from error

@@ -1,0 +1,252 @@
+"""Delimited text read in blocks: bounded memory, exact line numbers, bad rows set aside.
+
+A block of whole lines goes through pyarrow's CSV parser. Where that cannot be trusted to keep one row a line (a quote
+left open, a lone carriage return, bytes that are not UTF-8), the block is read again line by line, slowly, and each bad
+line is named.
+"""
+
+import csv
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.csv as pacsv
+
+from rarec.data.columns import Column
+from rarec.data.files import count_lines
+from rarec.data.quarantine import Quarantine
+from rarec.errors import InputError
+
+BLOCK = 16 << 20  # bytes; large enough for vectors, small beside the data
+STAND_IN = b"\x1f"  # pyarrow takes one-byte delimiters only: `::` becomes the ASCII unit separator
+UTF8_MARK = b"\xef\xbb\xbf"
+MakeColumn = Callable[[str], Column]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a delimited text file is written.
+
+    Attributes:
+        delimiter: what stands between two values.
+        names: published column names, in order; None if the first line holds them.
+        encoding: "utf-8" or "latin-1".
+        quoted: values may stand in double quotes.
+        escape: character before a quote inside a quoted value, besides the doubled quote.
+    """
+
+    delimiter: str
+    names: tuple[str, ...] | None = None
+    encoding: str = "utf-8"
+    quoted: bool = False
+    escape: str | None = None
+
+
+def read_delimited(
+    path: Path,
+    layout: Layout,
+    rename: Mapping[str, str],
+    required: tuple[str, ...],
+    make_column: MakeColumn,
+    quarantine: Quarantine,
+    block_size: int = BLOCK,
+) -> pd.DataFrame:
+    """Table of the file's readable rows, in file order.
+
+    Args:
+        path: the file.
+        layout: how it is written.
+        rename: published column name -> ours; other columns keep their names.
+        required: our names that must be there.
+        make_column: builder of each column, by our name.
+        quarantine: takes the unreadable rows.
+        block_size: bytes parsed at a time.
+
+    Raises:
+        InputError: no rows, a required column missing, or more unreadable rows than allowed.
+    """
+    total = count_lines(path)
+    with path.open("rb") as stream:
+        if stream.read(len(UTF8_MARK)) != UTF8_MARK:
+            stream.seek(0)
+        published, line = layout.names, 1
+        if published is None:
+            published, line = _header(stream.readline(), layout), 2
+            total -= 1
+        names = _our_names(path, published, rename, required, layout)
+        columns = [make_column(name) for name in names]
+        for block in _blocks(stream, block_size):
+            strings, lines, failures = _parse(block, list(published), layout)
+            text = _line_texts(block, layout)
+            for number, reason in failures:
+                quarantine.add(path.name, line + number, reason, text(number))
+            bad = np.zeros(len(lines), dtype=bool)
+            for column, values in zip(columns, strings, strict=True):
+                found = column.parse(values) & ~bad
+                for row in np.flatnonzero(found):
+                    number = int(lines[row])
+                    reason = column.reason(values[row].as_py())
+                    quarantine.add(path.name, line + number, reason, text(number))
+                bad |= found
+            for column in columns:
+                column.keep(~bad if bad.any() else None)
+            line += _count(block)
+            # Checked against the whole file at once, so that a wholly unreadable one is not hoarded line by line.
+            quarantine.check(path.name, total)
+    table = pd.DataFrame({name: column.finish() for name, column in zip(names, columns, strict=True)})
+    quarantine.check(path.name, len(table) + quarantine.count(path.name))
+    if not len(table):
+        raise InputError(f"{path.name}: the file holds no rows; get a complete copy of it.")
+    return table
+
+
+def _our_names(
+    path: Path, published: tuple[str, ...], rename: Mapping[str, str], required: tuple[str, ...], layout: Layout
+) -> list[str]:
+    for name in rename:
+        if name not in published and layout.names is None:
+            raise InputError(_missing(path, name, published, layout))
+    names = [rename.get(name, name) for name in published]
+    for name in required:
+        if name not in names:
+            raise InputError(_missing(path, name, published, layout))
+    repeated = {name for name in names if names.count(name) > 1}
+    if repeated:
+        raise InputError(f"{path.name}: two columns are called {sorted(repeated)[0]!r}; correct the column mapping.")
+    return names
+
+
+def _missing(path: Path, name: str, published: tuple[str, ...], layout: Layout) -> str:
+    found = ", ".join(repr(column) for column in published)
+    return (
+        f"{path.name}: no column {name!r} in its first line, which has {found} when split at {layout.delimiter!r}. "
+        "Check the file's delimiter, encoding and header, or the data set's column mapping."
+    )
+
+
+def _header(line: bytes, layout: Layout) -> tuple[str, ...]:
+    text = line.decode(layout.encoding, errors="replace").rstrip("\r\n")
+    return (
+        tuple(next(csv.reader([text], delimiter=layout.delimiter), []))
+        if layout.quoted
+        else tuple(text.split(layout.delimiter))
+    )
+
+
+def _blocks(stream: BinaryIO, size: int) -> Iterator[bytes]:
+    """Blocks of whole lines."""
+    held: list[bytes] = []
+    while chunk := stream.read(size):
+        cut = chunk.rfind(b"\n") + 1
+        if cut:
+            yield b"".join([*held, chunk[:cut]])
+            held = []
+        if chunk[cut:]:
+            held.append(chunk[cut:])
+    if held:
+        yield b"".join(held)
+
+
+def _count(block: bytes) -> int:
+    return block.count(b"\n") + (not block.endswith(b"\n"))
+
+
+def _line_texts(block: bytes, layout: Layout) -> Callable[[int], str]:
+    """Function giving line `number` (from 0) of the block to show a person; splits the block when first asked."""
+    lines: list[bytes] = []
+
+    def text(number: int) -> str:
+        if not lines:
+            lines.extend(block.split(b"\n"))
+        return lines[number].decode(layout.encoding, errors="replace").rstrip("\r")
+
+    return text
+
+
+def _parse(block: bytes, names: list[str], layout: Layout) -> tuple[list[pa.Array], np.ndarray, list[tuple[int, str]]]:
+    """Strings of each column, the line (from 0) of each row, and (line, reason) of the lines with a wrong shape."""
+    fast = _parse_fast(block, names, layout)
+    return _parse_slowly(block, names, layout) if fast is None else fast
+
+
+def _parse_fast(
+    block: bytes, names: list[str], layout: Layout
+) -> tuple[list[pa.Array], np.ndarray, list[tuple[int, str]]] | None:
+    """As `_parse`; None where rows and lines may differ, or the text is not in its encoding."""
+    if block.count(b"\r") != block.count(b"\r\n"):
+        return None
+    data, delimiter = block, layout.delimiter
+    if layout.encoding != "utf-8" and not data.isascii():
+        data = data.decode(layout.encoding).encode("utf-8")
+    if len(delimiter) > 1:
+        if STAND_IN in data:
+            return None
+        data, delimiter = data.replace(delimiter.encode(), STAND_IN), STAND_IN.decode()
+    failures: list[tuple[int, str]] = []
+
+    def set_aside(row: pacsv.InvalidRow) -> str:
+        failures.append((row.number - 1, _wrong_width(row.actual_columns, row.expected_columns, layout)))
+        return "skip"
+
+    try:
+        table = pacsv.read_csv(
+            pa.BufferReader(data),
+            pacsv.ReadOptions(use_threads=False, column_names=names, block_size=len(data) + 1),
+            pacsv.ParseOptions(
+                delimiter=delimiter,
+                quote_char='"' if layout.quoted else False,
+                escape_char=layout.escape or False,
+                ignore_empty_lines=False,
+                invalid_row_handler=set_aside,
+            ),
+            pacsv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False),
+        )
+    except pa.ArrowInvalid:
+        return None
+    lines = _count(block)
+    if table.num_rows + len(failures) != lines:
+        return None
+    kept = np.ones(lines, dtype=bool)
+    kept[[number for number, _ in failures]] = False
+    return [column.combine_chunks() for column in table.columns], np.flatnonzero(kept), failures
+
+
+def _parse_slowly(
+    block: bytes, names: list[str], layout: Layout
+) -> tuple[list[pa.Array], np.ndarray, list[tuple[int, str]]]:
+    """As `_parse`, one line at a time."""
+    rows: list[list[str]] = []
+    lines: list[int] = []
+    failures: list[tuple[int, str]] = []
+    for number, raw in enumerate(block.removesuffix(b"\n").split(b"\n")):
+        try:
+            values = _split(raw.removesuffix(b"\r").decode(layout.encoding), layout)
+        except UnicodeDecodeError:
+            failures.append((number, f"not valid {layout.encoding}"))
+            continue
+        except csv.Error as error:
+            failures.append((number, f"quotes do not match ({error})"))
+            continue
+        if len(values) != len(names):
+            failures.append((number, _wrong_width(len(values), len(names), layout)))
+            continue
+        rows.append(values)
+        lines.append(number)
+    strings = [pa.array([row[i] for row in rows], pa.string()) for i in range(len(names))]
+    return strings, np.array(lines, dtype=np.int64), failures
+
+
+def _split(text: str, layout: Layout) -> list[str]:
+    if not layout.quoted:
+        return text.split(layout.delimiter)
+    if not text:
+        return [""]
+    return next(csv.reader([text], delimiter=layout.delimiter, escapechar=layout.escape, strict=True))
+
+
+def _wrong_width(found: int, expected: int, layout: Layout) -> str:
+    return f"{found} values instead of {expected} when split at {layout.delimiter!r}"

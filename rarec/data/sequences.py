@@ -1,0 +1,220 @@
+"""User sequences in time order, their leave-one-out split, and the windows that a sequence encoder reads.
+
+A *prefix* is named by the absolute position ``p`` of its last item in the concatenated sequences: the prefix of user ``u``
+at ``p`` is ``items[offsets[u] : p + 1]`` and its next item is ``items[p + 1]``. Training samples, memories, validation and
+test queries are all such positions, so no sequence is ever copied.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from rarec.errors import InputError
+
+IntArray = npt.NDArray[np.int64]
+Split = Literal["train", "valid", "test"]
+
+HELD_OUT = 2  # leave-one-out: the last item is the test target, the last but one the validation target
+
+
+@dataclass(frozen=True)
+class UserSequences:
+    """Item sequences of all users, concatenated in time order.
+
+    Attributes:
+        offsets: (U + 1,) int64; user ``u`` owns positions ``offsets[u]`` to ``offsets[u + 1] - 1``.
+        items: (N,) int64 item indices in ``[0, n_items)``.
+        timestamps: (N,) int64 seconds (or order, where the data have no clock).
+        n_items: size of the catalogue.
+    """
+
+    offsets: IntArray
+    items: IntArray
+    timestamps: IntArray
+    n_items: int
+
+    @property
+    def n_users(self) -> int:
+        """Number of users U."""
+        return len(self.offsets) - 1
+
+    @property
+    def lengths(self) -> IntArray:
+        """(U,) interactions of each user, held-out ones included."""
+        return np.diff(self.offsets)
+
+    @property
+    def train_ends(self) -> IntArray:
+        """(U,) position just behind each user's last training item; short users train on all they have."""
+        lengths = self.lengths
+        return self.offsets[1:] - np.where(lengths > HELD_OUT, HELD_OUT, 0)
+
+    @property
+    def user_of(self) -> IntArray:
+        """(N,) the user of every position."""
+        return np.repeat(np.arange(self.n_users), self.lengths)
+
+    def evaluated_users(self) -> IntArray:
+        """Users with a validation and a test target: those with at least three interactions."""
+        return np.flatnonzero(self.lengths > HELD_OUT)
+
+    def prefixes(self, split: Split) -> IntArray:
+        """Positions of the split's prefixes, ascending.
+
+        ``train``: every proper prefix of every user's training part. ``valid`` and ``test``: one per evaluated user, in
+        user order; the prefix is all the user did before the target.
+        """
+        if split == "train":
+            is_prefix = np.zeros(len(self.items), dtype=bool)
+            starts, ends = self.offsets[:-1], self.train_ends
+            users = np.flatnonzero(ends - starts > 1)
+            # +1 at the first prefix, -1 behind the last: the running sum marks every training prefix.
+            marks = np.zeros(len(self.items) + 1, dtype=np.int64)
+            np.add.at(marks, starts[users], 1)
+            np.add.at(marks, ends[users] - 1, -1)
+            is_prefix = np.cumsum(marks[:-1]) > 0
+            return np.flatnonzero(is_prefix)
+        ends = self.train_ends[self.evaluated_users()]
+        return ends - 1 if split == "valid" else ends
+
+    def next_items(self, prefixes: IntArray) -> IntArray:
+        """The item that follows each prefix."""
+        return self.items[prefixes + 1]
+
+    def train_counts(self) -> IntArray:
+        """(n_items,) interactions of every item in the training parts."""
+        position = np.arange(len(self.items))
+        in_train = position < np.repeat(self.train_ends, self.lengths)
+        return np.bincount(self.items[in_train], minlength=self.n_items)
+
+    def seen_before(self, prefixes: IntArray) -> tuple[IntArray, IntArray]:
+        """Everything each prefix's user did up to and with the prefix, as CSR (offsets, items)."""
+        starts = self.offsets[self.user_of[prefixes]]
+        counts = prefixes + 1 - starts
+        offsets = np.concatenate([[0], np.cumsum(counts)])
+        return offsets, self.items[ranges(starts, counts)]
+
+    def save(self, folder: Path) -> None:
+        """Write the arrays as .npy files into ``folder``."""
+        np.save(folder / "offsets.npy", self.offsets)
+        np.save(folder / "items.npy", self.items.astype(np.int32))
+        np.save(folder / "timestamps.npy", self.timestamps)
+        np.save(folder / "n_items.npy", np.int64(self.n_items))
+
+    @classmethod
+    def load(cls, folder: Path) -> "UserSequences":
+        """Read what `save` wrote."""
+        return cls(
+            offsets=np.load(folder / "offsets.npy"),
+            items=np.load(folder / "items.npy").astype(np.int64),
+            timestamps=np.load(folder / "timestamps.npy"),
+            n_items=int(np.load(folder / "n_items.npy")),
+        )
+
+
+def ranges(starts: IntArray, counts: IntArray) -> IntArray:
+    """Concatenation of ``arange(start, start + count)`` for every pair."""
+    ends = np.cumsum(counts)
+    total = int(ends[-1]) if len(ends) else 0
+    return np.arange(total) + np.repeat(starts - ends + counts, counts)
+
+
+def build_sequences(
+    user_index: npt.ArrayLike,
+    item_index: npt.ArrayLike,
+    timestamp: npt.ArrayLike,
+    n_users: int,
+    n_items: int,
+    short_users: Literal["error", "train-only"] = "error",
+    user_names: npt.ArrayLike | None = None,
+) -> UserSequences:
+    """Sequences from interactions that are already sorted by (user, time).
+
+    Raises:
+        InputError: interactions out of order, or a user too short to be split while ``short_users`` is "error".
+    """
+    users = np.asarray(user_index, dtype=np.int64)
+    times = np.asarray(timestamp, dtype=np.int64)
+    same_user = users[1:] == users[:-1]
+    if np.any(users[1:] < users[:-1]) or np.any((times[1:] < times[:-1]) & same_user):
+        raise InputError("interactions are not sorted by user and time; rebuild the asset `interactions`")
+    counts = np.bincount(users, minlength=n_users)
+    short = np.flatnonzero((counts > 0) & (counts <= HELD_OUT))
+    if len(short) and short_users == "error":
+        name = short[0] if user_names is None else np.asarray(user_names)[short[0]]
+        raise InputError(
+            f"{len(short)} users have fewer than three interactions (first: user {name!r} with {counts[short[0]]}), too few "
+            "for a validation and a test item; set k_core = 3 or more, or short_users = 'train-only', in the data set's file"
+        )
+    offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+    return UserSequences(offsets, np.asarray(item_index, dtype=np.int64), times, n_items)
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Pieces of sequences that an encoder reads in one causal pass.
+
+    Window ``w`` covers positions ``start[w]`` to ``start[w] + length[w] - 1`` and yields the representation of its last
+    ``outputs[w]`` prefixes.
+    """
+
+    start: IntArray
+    length: IntArray
+    outputs: IntArray
+
+    def __len__(self) -> int:
+        return len(self.start)
+
+    def take(self, index: IntArray) -> "Windows":
+        """The windows at ``index``, in that order."""
+        return Windows(self.start[index], self.length[index], self.outputs[index])
+
+    @classmethod
+    def join(cls, *parts: "Windows") -> "Windows":
+        """The windows of all parts, one after the other."""
+        return cls(
+            np.concatenate([part.start for part in parts]),
+            np.concatenate([part.length for part in parts]),
+            np.concatenate([part.outputs for part in parts]),
+        )
+
+    def prefixes(self) -> IntArray:
+        """Every prefix that the windows yield, window by window, ascending within each."""
+        return ranges(self.start + self.length - self.outputs, self.outputs)
+
+
+def context_starts(sequences: UserSequences, prefixes: IntArray, max_length: int, stride: int) -> IntArray:
+    """Position of the first item that an encoder may read for each prefix.
+
+    A prefix of at most ``max_length`` items is read whole. A longer one is read from a multiple of ``stride`` behind the
+    sequence's start, so that between ``max_length - stride + 1`` and ``max_length`` of its latest items are read.
+    ``stride = 1`` is the papers' "last ``max_length`` items"; a larger stride lets neighbouring prefixes share one pass.
+    """
+    if not 1 <= stride <= max_length:
+        raise InputError(f"context_stride is {stride}; it must lie between 1 and max_length = {max_length}")
+    first = sequences.offsets[sequences.user_of[prefixes]]
+    surplus = np.maximum(prefixes + 1 - first - max_length, 0)
+    return first + -(-surplus // stride) * stride
+
+
+def shared_windows(sequences: UserSequences, prefixes: IntArray, max_length: int, stride: int) -> Windows:
+    """The fewest windows whose causal passes yield exactly ``prefixes`` (ascending), each read from its own context start.
+
+    Prefixes of one user with the same context start share a window if they follow each other without a gap.
+    """
+    starts = context_starts(sequences, prefixes, max_length, stride)
+    opens = np.ones(len(prefixes), dtype=bool)
+    opens[1:] = (starts[1:] != starts[:-1]) | (prefixes[1:] != prefixes[:-1] + 1)
+    first = np.flatnonzero(opens)
+    last = np.concatenate([first[1:], [len(prefixes)]]) - 1 if len(prefixes) else first
+    start = starts[first]
+    return Windows(start, prefixes[last] + 1 - start, last - first + 1)
+
+
+def single_windows(sequences: UserSequences, prefixes: IntArray, max_length: int, stride: int) -> Windows:
+    """One window a prefix, in the order given; each yields its last position only."""
+    start = context_starts(sequences, prefixes, max_length, stride)
+    return Windows(start, prefixes + 1 - start, np.ones(len(prefixes), dtype=np.int64))

@@ -1,0 +1,214 @@
+"""Sequence encoders: windows of item sequences in, one user representation a prefix out.
+
+Every encoder is an ``nn.Module`` that maps `PackedWindows` to an (M, D) tensor and carries its item embeddings. The flag
+``shares_prefixes`` tells whether one pass over a window yields all its prefixes (causal encoders) or only the last.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from rarec.data.sequences import IntArray, UserSequences, Windows, ranges, shared_windows, single_windows
+from rarec.errors import InputError
+from rarec.raserec.attention import attention_blocks, packed_attention
+from rarec.raserec.packing import PackedWindows, pack
+from rarec.raserec.settings import EncoderSettings
+from rarec.training.dropout import Dropout, DropoutBits
+
+INITIAL_STD = 0.02  # SASRec's and BERT's customary initial scale
+NORM_EPS = 1e-12
+
+
+class SequenceEncoder(nn.Module):
+    """Base of all encoders: item embeddings (I, D) and the way from prefixes to representations."""
+
+    shares_prefixes = True
+
+    def __init__(self, n_items: int, settings: EncoderSettings, bits: DropoutBits):
+        super().__init__()
+        self.settings = settings
+        self.bits = bits
+        self.item_embedding = nn.Parameter(torch.empty(n_items, settings.dim).normal_(std=INITIAL_STD))
+
+    def windows(self, sequences: UserSequences, prefixes: IntArray) -> Windows:
+        """The cheapest windows that yield ``prefixes`` (ascending positions) under this encoder."""
+        plan = shared_windows if self.shares_prefixes else single_windows
+        return plan(sequences, prefixes, self.settings.max_length, self.settings.context_stride)
+
+    def pack(self, sequences: UserSequences, windows: Windows) -> PackedWindows:
+        """Lay windows out as this encoder reads them."""
+        return pack(sequences, windows)
+
+    @torch.no_grad()
+    def encode(self, sequences: UserSequences, prefixes: IntArray, batch_tokens: int = 16384) -> Tensor:
+        """(P, D) representations of ``prefixes`` (ascending positions), without dropout, in evaluation mode."""
+        device = self.item_embedding.device
+        windows = self.windows(sequences, prefixes)
+        result = torch.empty(len(prefixes), self.settings.dim, device=device)
+        first_output = windows.outputs.cumsum() - windows.outputs
+        by_length = windows.length.argsort(kind="stable")  # little padding and few buckets a batch
+        batch_of = windows.length[by_length].cumsum() // batch_tokens
+        was_training = self.training
+        self.eval()
+        for part in np.split(by_length, np.flatnonzero(np.diff(batch_of)) + 1):
+            chosen = windows.take(part)
+            rows = torch.from_numpy(ranges(first_output[part], chosen.outputs))
+            result[rows.to(device)] = self(self.pack(sequences, chosen).to(device))
+        self.train(was_training)
+        return result
+
+
+class _Attention(nn.Module):
+    """Multi-head self-attention over packed windows."""
+
+    def __init__(self, settings: EncoderSettings, bits: DropoutBits, causal: bool):
+        super().__init__()
+        self.heads = settings.heads
+        self.causal = causal
+        self.q = nn.Linear(settings.dim, settings.dim)
+        self.kv = nn.Linear(settings.dim, 2 * settings.dim)
+        self.out = nn.Linear(settings.dim, settings.dim)
+        self.dropout = Dropout(settings.attention_dropout, bits)
+
+    def forward(self, x: Tensor, queries: Tensor, batch: PackedWindows, final: bool) -> Tensor:
+        """``x`` (T, D) keys and values; ``queries`` (T, D), or (Q, D) if ``final``."""
+        blocks = attention_blocks(batch, final, self.causal, self.dropout, self.heads)
+        return self.out(packed_attention(self.q(queries), self.kv(x), blocks, self.heads))
+
+
+class _TransformerLayer(nn.Module):
+    """Post-norm transformer layer; the final one computes wanted rows only."""
+
+    def __init__(self, settings: EncoderSettings, bits: DropoutBits, causal: bool):
+        super().__init__()
+        self.attention = _Attention(settings, bits, causal)
+        self.attention_norm = nn.LayerNorm(settings.dim, eps=NORM_EPS)
+        self.up = nn.Linear(settings.dim, settings.inner_dim)
+        self.down = nn.Linear(settings.inner_dim, settings.dim)
+        self.norm = nn.LayerNorm(settings.dim, eps=NORM_EPS)
+        self.dropout = Dropout(settings.hidden_dropout, bits)
+
+    def forward(self, x: Tensor, batch: PackedWindows, final: bool) -> Tensor:
+        """(T, D) to (T, D), or to (Q, D) if ``final``."""
+        own = x[batch.query_rows] if final else x
+        own = self.attention_norm(own + self.dropout(self.attention(x, own, batch, final)))
+        return self.norm(own + self.dropout(self.down(F.gelu(self.up(own)))))
+
+
+class _Transformer(SequenceEncoder):
+    """Item and position embeddings, layer norm, dropout, transformer layers."""
+
+    def __init__(self, n_items: int, settings: EncoderSettings, bits: DropoutBits, positions: int, causal: bool):
+        super().__init__(n_items, settings, bits)
+        self.position_embedding = nn.Parameter(torch.empty(positions, settings.dim).normal_(std=INITIAL_STD))
+        self.norm = nn.LayerNorm(settings.dim, eps=NORM_EPS)
+        self.dropout = Dropout(settings.hidden_dropout, bits)
+        self.layers = nn.ModuleList(_TransformerLayer(settings, bits, causal) for _ in range(settings.layers))
+        self.apply(_initialise)
+
+    def _run(self, batch: PackedWindows, embeddings: Tensor) -> Tensor:
+        x = F.embedding(batch.items, embeddings) + F.embedding(batch.positions, self.position_embedding)
+        x = self.dropout(self.norm(x))
+        for number, layer in enumerate(self.layers, start=1):
+            x = layer(x, batch, final=number == len(self.layers))
+        return x[batch.outputs]
+
+
+class SASRec(_Transformer):
+    """Causal transformer encoder (RaSeRec, section 3.2.1; after Kang and McAuley 2018)."""
+
+    def __init__(self, n_items: int, settings: EncoderSettings, bits: DropoutBits):
+        super().__init__(n_items, settings, bits, positions=settings.max_length, causal=True)
+
+    def forward(self, batch: PackedWindows) -> Tensor:
+        """(M, D) representations of the wanted prefixes."""
+        return self._run(batch, self.item_embedding)
+
+
+class BERT4Rec(_Transformer):
+    """Bidirectional transformer; a prefix's representation is that of a mask token behind it (after Sun et al. 2019).
+
+    The backbone of BERT4Rec under RaSeRec's own training: it learns to predict the next item only, not masked items in
+    mid-sequence. Every prefix is read on its own, since later items change the representation of earlier ones.
+    """
+
+    shares_prefixes = False
+
+    def __init__(self, n_items: int, settings: EncoderSettings, bits: DropoutBits):
+        super().__init__(n_items, settings, bits, positions=settings.max_length + 1, causal=False)
+        self.mask_embedding = nn.Parameter(torch.empty(1, settings.dim).normal_(std=INITIAL_STD))
+
+    def pack(self, sequences: UserSequences, windows: Windows) -> PackedWindows:
+        """Windows with the mask token, item number I, behind each."""
+        return pack(sequences, windows, closing_item=len(self.item_embedding))
+
+    def forward(self, batch: PackedWindows) -> Tensor:
+        """(M, D) representations of the wanted prefixes."""
+        return self._run(batch, torch.cat([self.item_embedding, self.mask_embedding]))
+
+
+class GRU4Rec(SequenceEncoder):
+    """Recurrent encoder (after Hidasi et al. 2016): dropout, ``layers`` GRUs of width ``inner_dim``, projection to D."""
+
+    def __init__(self, n_items: int, settings: EncoderSettings, bits: DropoutBits):
+        super().__init__(n_items, settings, bits)
+        self.dropout = Dropout(settings.hidden_dropout, bits)
+        self.gru = nn.GRU(settings.dim, settings.inner_dim, settings.layers, batch_first=True)
+        self.project = nn.Linear(settings.inner_dim, settings.dim)
+        for name, weight in self.gru.named_parameters():
+            if "weight" in name:
+                nn.init.xavier_uniform_(weight)
+
+    def forward(self, batch: PackedWindows) -> Tensor:
+        """(M, D) representations of the wanted prefixes."""
+        x = self.dropout(F.embedding(batch.items, self.item_embedding))
+        sizes = [(bucket.full + bucket.lone, bucket.length) for bucket in batch.buckets]
+        parts = x.split([n * length for n, length in sizes])
+        states = [
+            self.gru(part.view(n, length, -1))[0].reshape(n * length, -1)
+            for part, (n, length) in zip(parts, sizes, strict=True)
+        ]
+        return self.project(torch.cat(states)[batch.query_rows[batch.outputs]])
+
+
+def _initialise(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
+        nn.init.normal_(module.weight, std=INITIAL_STD)
+        nn.init.zeros_(module.bias)
+
+
+def build_encoder(n_items: int, settings: EncoderSettings, bits: DropoutBits) -> SequenceEncoder:
+    """A freshly initialised encoder of the kind that ``settings`` names."""
+    kinds: dict[str, type[SequenceEncoder]] = {"sasrec": SASRec, "gru4rec": GRU4Rec, "bert4rec": BERT4Rec}
+    return kinds[settings.encoder](n_items, settings, bits)
+
+
+def save_encoder(encoder: SequenceEncoder, folder: Path) -> None:
+    """Weights as safetensors, shape and settings as JSON beside them."""
+    weights = {name: value.detach().cpu().contiguous() for name, value in encoder.state_dict().items()}
+    save_file(weights, folder / "encoder.safetensors")
+    shape = encoder.settings.model_dump(include=set(EncoderSettings.model_fields))
+    record = {"n_items": len(encoder.item_embedding), "settings": shape}
+    (folder / "encoder.json").write_text(json.dumps(record, indent=1))
+
+
+def load_encoder(folder: Path, n_items: int | None = None) -> SequenceEncoder:
+    """Read what `save_encoder` wrote, ready for inference.
+
+    Raises:
+        InputError: the weights are of another catalogue than one of ``n_items``.
+    """
+    record = json.loads((folder / "encoder.json").read_text())
+    if n_items is not None and record["n_items"] != n_items:
+        raise InputError(
+            f"the encoder in {folder} knows {record['n_items']} items, the catalogue has {n_items}; "
+            "materialise `raserec_pretrained` again"
+        )
+    encoder = build_encoder(record["n_items"], EncoderSettings(**record["settings"]), DropoutBits())
+    encoder.load_state_dict(load_file(folder / "encoder.safetensors"))
+    return encoder.eval()

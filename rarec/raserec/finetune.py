@@ -1,0 +1,202 @@
+"""Stage 2 of RaSeRec: retrieval-augmented fine-tuning (section 3.4).
+
+The encoder and the item embeddings are frozen and run without dropout, so every query, every neighbour list and every
+memory is a constant of this stage: they are computed once, and an epoch only trains the retrieval-augmented module.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from rarec.data.sequences import IntArray, UserSequences
+from rarec.raserec.augment import RetrievalAugmentedModule, save_module
+from rarec.raserec.encoders import SequenceEncoder, load_encoder
+from rarec.raserec.losses import full_softmax_loss
+from rarec.raserec.pretrain import validation_metrics
+from rarec.raserec.settings import FinetuneSettings
+from rarec.retrieval.memory import MemoryBank, Queries
+from rarec.training.dropout import DropoutBits
+from rarec.training.engine import keep_freed_memory, rank, worker_device, world_size
+from rarec.training.fit import Report, fit
+from rarec.training.progress import ProgressReporter, worker_main
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """Memory ids of both channels for Q queries: (Q, K) int64, -1 where there are fewer; None for a channel not in use."""
+
+    users: Tensor | None
+    items: Tensor | None
+
+    def __getitem__(self, rows: Tensor) -> "Neighbours":
+        return Neighbours(
+            None if self.users is None else self.users[rows], None if self.items is None else self.items[rows]
+        )
+
+    def to(self, device: torch.device) -> "Neighbours":
+        """The same ids on ``device``."""
+        users = None if self.users is None else self.users.to(device)
+        return Neighbours(users, None if self.items is None else self.items.to(device))
+
+
+def find_neighbours(
+    bank: MemoryBank, queries: Queries, item_embeddings: np.ndarray, settings: FinetuneSettings
+) -> Neighbours:
+    """Search the bank for the channels that ``settings`` weighs."""
+    users = items = None
+    if settings.beta > 0:
+        users = torch.from_numpy(bank.similar_users(queries, settings.memories))
+    if settings.beta < 1:
+        items = torch.from_numpy(bank.suitable_items(queries, item_embeddings, settings.memories))
+    return Neighbours(users, items)
+
+
+class Memories(nn.Module):
+    """A bank's two halves as tensors: representations (N, D) and embeddings of the next items (N, D)."""
+
+    def __init__(self, bank: MemoryBank, item_embeddings: Tensor):
+        super().__init__()
+        device = item_embeddings.device
+        self.representations = torch.from_numpy(bank.representations).to(device)
+        self.next_items = item_embeddings[torch.from_numpy(bank.targets).to(device)]
+
+
+class FinetuneLoss(nn.Module):
+    """The module and its cross-entropy against all items."""
+
+    def __init__(self, module: RetrievalAugmentedModule, memories: Memories, item_embeddings: Tensor):
+        super().__init__()
+        self.module = module
+        self._constants = (memories, item_embeddings)  # in a tuple: neither trained nor saved
+
+    def forward(self, batch: tuple[Tensor, Neighbours, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Summed loss of B queries (B, D), their neighbours, and their next items (B,)."""
+        queries, neighbours, targets = batch
+        memories, items = self._constants
+        h = self.module(queries, memories.representations, memories.next_items, neighbours.users, neighbours.items)
+        return full_softmax_loss(h, items, targets), {}
+
+
+class FinetuneObjective:
+    """Constants, batches and validation of stage 2."""
+
+    def __init__(
+        self,
+        sequences: UserSequences,
+        encoder: SequenceEncoder,
+        bank: MemoryBank,
+        settings: FinetuneSettings,
+        device: torch.device,
+        report: Report,
+    ):
+        torch.manual_seed(settings.seed)
+        self.sequences = sequences
+        self.settings = settings
+        self.device = device
+        self.encoder = encoder.to(device).eval()
+        self.items = self.encoder.item_embedding.detach()
+        self.bits = DropoutBits(settings.seed)
+        module = RetrievalAugmentedModule(self.items.shape[1], settings, self.bits)
+        self.memories = Memories(bank, self.items)
+        self.model = FinetuneLoss(module.to(device), self.memories, self.items)
+        embeddings = self.items.cpu().numpy()
+
+        report(stage="retrieval of all neighbour lists", force=True)
+        # The bank holds exactly the training prefixes: their representations are the queries.
+        self.targets = torch.from_numpy(bank.targets).to(device)
+        self.queries = self.memories.representations
+        own = Queries.of(sequences, bank.prefixes, bank.representations)
+        self.neighbours = find_neighbours(bank, own, embeddings, settings).to(device)
+        valid = sequences.prefixes("valid")
+        self.valid_queries = encoder.encode(sequences, valid)
+        asked = Queries.of(sequences, valid, self.valid_queries.cpu().numpy())
+        self.valid_neighbours = find_neighbours(bank, asked, embeddings, settings).to(device)
+        self._steps: list[IntArray] = []
+
+    def start_epoch(self, epoch: int) -> int:
+        """Shuffle the training prefixes into steps."""
+        order = np.random.default_rng([self.settings.seed, epoch]).permutation(len(self.targets))
+        self._steps = np.split(order, range(self.settings.batch_size, len(order), self.settings.batch_size))
+        self.bits.seed(self.settings.seed, epoch, rank())
+        return len(self._steps)
+
+    def batches(self) -> Iterator[tuple[tuple[Tensor, Neighbours, Tensor], int]]:
+        """This rank's part of every step."""
+        for step in self._steps:
+            rows = torch.from_numpy(step[rank() :: world_size()]).to(self.device)
+            yield (self.queries[rows], self.neighbours[rows], self.targets[rows]), len(step)
+
+    def validate(self) -> dict[str, float]:
+        """Full-ranking metrics on the validation targets."""
+        return validation_metrics(self.sequences, lambda _: self._augment_valid(), self.encoder)
+
+    @torch.no_grad()
+    def _augment_valid(self) -> Tensor:
+        return augment(self.model.module, self.valid_queries, self.valid_neighbours, self.memories)
+
+
+@torch.no_grad()
+def augment(
+    module: RetrievalAugmentedModule, queries: Tensor, neighbours: Neighbours, memories: Memories, batch: int = 4096
+) -> Tensor:
+    """(Q, D) augmented representations without dropout."""
+    was_training = module.training
+    module.eval()
+    parts = []
+    for start in range(0, len(queries), batch):
+        rows = torch.arange(start, min(start + batch, len(queries)), device=queries.device)
+        part = neighbours[rows]
+        parts.append(module(queries[rows], memories.representations, memories.next_items, part.users, part.items))
+    module.train(was_training)
+    return torch.cat(parts)
+
+
+def finetune(
+    sequences: UserSequences,
+    encoder: SequenceEncoder,
+    bank: MemoryBank,
+    settings: FinetuneSettings,
+    output: Path,
+    checkpoint: Path,
+    report: Report,
+) -> dict[str, Any]:
+    """Train the module on a frozen encoder; write ``module.safetensors``, ``module.json``, ``history.json``."""
+    objective = FinetuneObjective(sequences, encoder, bank, settings, worker_device(), report)
+    summary = fit(
+        objective,
+        stage="fine-tuning",
+        learning_rate=settings.learning_rate,
+        epochs=settings.epochs,
+        patience=settings.patience,
+        checkpoint=checkpoint,
+        report=report,
+    )
+    if rank() == 0:
+        save_module(objective.model.module, objective.items.shape[1], bank.encoder, output)
+        (output / "history.json").write_text(json.dumps(summary, indent=1))
+    return summary
+
+
+def work(job: dict[str, Any], reporter: ProgressReporter) -> None:
+    """Worker entry: ``job`` holds ``settings`` and the folders ``sequences``, ``encoder``, ``bank``, ``output``, ``checkpoint``."""
+    keep_freed_memory()
+    sequences = UserSequences.load(Path(job["sequences"]))
+    finetune(
+        sequences,
+        load_encoder(Path(job["encoder"]), sequences.n_items),
+        MemoryBank.load(Path(job["bank"])),
+        FinetuneSettings(**job["settings"]),
+        Path(job["output"]),
+        Path(job["checkpoint"]),
+        reporter.report,
+    )
+
+
+if __name__ == "__main__":
+    worker_main(work)

@@ -1,0 +1,179 @@
+"""Stage 1 of RaSeRec: collaborative-based pre-training (section 3.2).
+
+The loss of a prefix is the full softmax cross-entropy of its next item plus the InfoNCE between the prefix and a randomly
+drawn other prefix with the same next item. The official code encodes every prefix three times, padded to 50: once to
+recommend and once for each view. Here one causal pass over a window of a user's sequence serves all its prefixes, and the
+representation that recommends is also the first view: it is one dropout sample of the same distribution, and independent
+of the second view, so the expected gradient is the same.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from rarec.data.sequences import IntArray, UserSequences, Windows, single_windows
+from rarec.evaluation.ranking import full_ranking, ranking_table
+from rarec.raserec.encoders import SequenceEncoder, build_encoder, save_encoder
+from rarec.raserec.losses import full_softmax_loss, info_nce_loss
+from rarec.raserec.packing import PackedWindows
+from rarec.raserec.settings import PretrainSettings
+from rarec.training.dropout import DropoutBits
+from rarec.training.engine import gather_rows, keep_freed_memory, rank, worker_device, world_size
+from rarec.training.fit import Report, fit
+from rarec.training.progress import ProgressReporter, worker_main
+
+
+class SameNextItem:
+    """For every training prefix, the other training prefixes with the same next item."""
+
+    def __init__(self, sequences: UserSequences, prefixes: IntArray):
+        self.prefixes = prefixes
+        targets = sequences.next_items(prefixes)
+        self._by_target = np.argsort(targets, kind="stable")
+        counts = np.bincount(targets, minlength=sequences.n_items)
+        self._first = (np.cumsum(counts) - counts)[targets]
+        self._size = counts[targets]
+        self._place = np.empty(len(prefixes), dtype=np.int64)
+        self._place[self._by_target] = np.arange(len(prefixes))
+        self._place -= self._first
+
+    def draw(self, generator: np.random.Generator) -> IntArray:
+        """(P,) a uniformly drawn partner of each prefix; a prefix without another is its own."""
+        chosen = generator.integers(0, np.maximum(self._size - 1, 1))
+        chosen += (chosen >= self._place) & (self._size > 1)
+        return self.prefixes[self._by_target[self._first + chosen]]
+
+
+class PretrainLoss(nn.Module):
+    """Encoder and both losses of stage 1."""
+
+    def __init__(self, encoder: SequenceEncoder, contrastive_weight: float, temperature: float):
+        super().__init__()
+        self.encoder = encoder
+        self.contrastive_weight = contrastive_weight
+        self.temperature = temperature
+
+    def forward(self, batch: tuple[PackedWindows, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Summed loss of the batch's B targets.
+
+        Args:
+            batch: windows that yield B prefixes and then, with contrast, their B partners; and the (B,) next items.
+        """
+        windows, targets = batch
+        h = self.encoder(windows)
+        own, partners = h[: len(targets)], h[len(targets) :]
+        loss = full_softmax_loss(own, self.encoder.item_embedding, targets)
+        parts = {"recommendation_loss": loss.detach()}
+        if self.contrastive_weight:
+            all_own, first = gather_rows(own)
+            all_partners, _ = gather_rows(partners)
+            contrast = info_nce_loss(own, partners, self.temperature, all_own, all_partners, first)
+            parts["contrastive_loss"] = contrast.detach()
+            loss = loss + self.contrastive_weight * contrast
+        return loss, parts
+
+
+class PretrainObjective:
+    """Data order, batches and validation of stage 1."""
+
+    def __init__(self, sequences: UserSequences, settings: PretrainSettings, device: torch.device):
+        torch.manual_seed(settings.seed)
+        self.sequences = sequences
+        self.settings = settings
+        self.device = device
+        self.encoder = build_encoder(sequences.n_items, settings, DropoutBits(settings.seed)).to(device)
+        self.model = PretrainLoss(self.encoder, settings.contrastive_weight, settings.temperature)
+        self.prefixes = sequences.prefixes("train")
+        self.windows = self.encoder.windows(sequences, self.prefixes)
+        self.pairs = SameNextItem(sequences, self.prefixes)
+        self._number = np.full(len(sequences.items), -1)  # prefix position -> its place in `prefixes`
+        self._number[self.prefixes] = np.arange(len(self.prefixes))
+        self._steps: list[IntArray] = []
+        self._partners = self.prefixes
+
+    def start_epoch(self, epoch: int) -> int:
+        """Shuffle windows into steps of about ``batch_size`` prefixes and draw every prefix's partner."""
+        generator = np.random.default_rng([self.settings.seed, epoch])
+        order = generator.permutation(len(self.windows))
+        behind = self.windows.outputs[order].cumsum() - self.windows.outputs[order]
+        self._steps = np.split(order, np.flatnonzero(np.diff(behind // self.settings.batch_size)) + 1)
+        self._partners = self.pairs.draw(generator)
+        self.encoder.bits.seed(self.settings.seed, epoch, rank())
+        return len(self._steps)
+
+    def batches(self) -> Iterator[tuple[tuple[PackedWindows, Tensor], int]]:
+        """This rank's windows of every step: window w goes to rank w modulo the world size."""
+        for step in self._steps:
+            samples = int(self.windows.outputs[step].sum())
+            windows = self.windows.take(step[rank() :: world_size()])
+            prefixes = windows.prefixes()
+            targets = torch.from_numpy(self.sequences.next_items(prefixes)).to(self.device)
+            if self.settings.contrastive_weight:
+                partners = single_windows(
+                    self.sequences,
+                    self._partners[self._number[prefixes]],
+                    self.settings.max_length,
+                    self.settings.context_stride,
+                )
+                windows = Windows.join(windows, partners)
+            yield (self.encoder.pack(self.sequences, windows).to(self.device), targets), samples
+
+    def validate(self) -> dict[str, float]:
+        """Full-ranking metrics on the validation targets, unmasked (the paper's protocol) and masked."""
+        return validation_metrics(self.sequences, lambda p: self.encoder.encode(self.sequences, p), self.encoder)
+
+
+def validation_metrics(sequences: UserSequences, represent: Any, encoder: SequenceEncoder) -> dict[str, float]:
+    """HR, NDCG and MRR of the validation targets; ``represent`` maps prefixes to (U, D)."""
+    prefixes = sequences.prefixes("valid")
+    offsets, seen = sequences.seen_before(prefixes)
+    result = full_ranking(
+        represent(prefixes),
+        encoder.item_embedding.detach(),
+        torch.from_numpy(sequences.next_items(prefixes)),
+        torch.from_numpy(offsets),
+        torch.from_numpy(seen),
+    )
+    masked = {f"masked_{name}": value for name, value in ranking_table(result.rank_masked, (10,)).items()}
+    return {**ranking_table(result.rank, (5, 10, 20)), **masked}
+
+
+def pretrain(
+    sequences: UserSequences, settings: PretrainSettings, output: Path, checkpoint: Path, report: Report
+) -> dict[str, Any]:
+    """Train the encoder; write ``encoder.safetensors``, ``encoder.json`` and ``history.json`` into ``output``."""
+    objective = PretrainObjective(sequences, settings, worker_device())
+    summary = fit(
+        objective,
+        stage="pre-training",
+        learning_rate=settings.learning_rate,
+        epochs=settings.epochs,
+        patience=settings.patience,
+        checkpoint=checkpoint,
+        report=report,
+    )
+    if rank() == 0:
+        save_encoder(objective.encoder, output)
+        (output / "history.json").write_text(json.dumps(summary, indent=1))
+    return summary
+
+
+def work(job: dict[str, Any], reporter: ProgressReporter) -> None:
+    """Worker entry: ``job`` holds ``settings`` and the folders ``sequences``, ``output`` and ``checkpoint``."""
+    keep_freed_memory()
+    pretrain(
+        UserSequences.load(Path(job["sequences"])),
+        PretrainSettings(**job["settings"]),
+        Path(job["output"]),
+        Path(job["checkpoint"]),
+        reporter.report,
+    )
+
+
+if __name__ == "__main__":
+    worker_main(work)

@@ -1,0 +1,308 @@
+"""The collaborative memory bank: what users in similar states chose next (RaSeRec, section 3.3).
+
+A memory is a prefix with its representation and its next item. The bank may be searched by either half: for similar
+users (channel 1) or for next items that suit the query (channel 2). It carries the fingerprint of the encoder that made
+the representations; another encoder's queries are refused.
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Self
+
+import faiss
+import numpy as np
+import numpy.typing as npt
+
+from rarec.data.sequences import IntArray, UserSequences, ranges
+from rarec.errors import InputError
+from rarec.raserec.settings import MemorySettings
+from rarec.retrieval.exact import exact_search
+
+FloatArray = npt.NDArray[np.float32]
+NO_USER = -1  # a query by somebody who is not in the data
+
+# Bounds on what is held at once: queries of one search, candidate memories of one ordering.
+_CHUNK = 16_384
+_CANDIDATES = 1_000_000
+
+
+@dataclass(frozen=True)
+class Queries:
+    """Q queries to a memory bank.
+
+    Attributes:
+        vectors: (Q, D) user representations; only their direction counts.
+        users: (Q,) user index, or `NO_USER`.
+        prefixes: (Q,) position of each query's last item, comparable with the memories' of the same user.
+        times: (Q,) time of each query's last item, for the time cut.
+    """
+
+    vectors: FloatArray
+    users: IntArray
+    prefixes: IntArray
+    times: IntArray
+
+    def __len__(self) -> int:
+        return len(self.vectors)
+
+    @classmethod
+    def of(cls, sequences: UserSequences, prefixes: IntArray, vectors: FloatArray) -> Self:
+        """The queries that these prefixes of known users ask."""
+        return cls(vectors, sequences.user_of[prefixes], prefixes, sequences.timestamps[prefixes])
+
+    def __getitem__(self, rows: Any) -> "Queries":
+        return Queries(self.vectors[rows], self.users[rows], self.prefixes[rows], self.times[rows])
+
+
+@dataclass
+class MemoryBank:
+    """N memories and the Faiss index over their representations.
+
+    Attributes:
+        representations: (N, D) as the encoder gave them.
+        users, prefixes, targets: (N,) whose memory it is, the position of its prefix's last item, its next item.
+        known_at: (N,) time of the next item: when the memory became known.
+        encoder: fingerprint of the encoder.
+        settings: kind of index and leakage rules.
+        index: Faiss index over the L2-normalised representations; row numbers are its ids.
+    """
+
+    representations: FloatArray
+    users: IntArray
+    prefixes: IntArray
+    targets: IntArray
+    known_at: IntArray
+    encoder: str
+    settings: MemorySettings
+    index: Any
+
+    @classmethod
+    def build(
+        cls,
+        sequences: UserSequences,
+        prefixes: IntArray,
+        representations: FloatArray,
+        encoder: str,
+        settings: MemorySettings,
+    ) -> Self:
+        """A bank of ``prefixes`` and their (N, D) ``representations``.
+
+        Raises:
+            InputError: no memory at all, or more inverted lists than memories.
+        """
+        if len(prefixes) == 0:
+            raise InputError("the memory bank would be empty: no user has two training interactions")
+        index = _new_index(normalised(representations), settings)
+        empty = np.zeros(0, dtype=np.int64)
+        nothing = np.zeros((0, representations.shape[1]), dtype=np.float32)
+        bank = cls(nothing, empty, empty, empty, empty, encoder, settings, index)
+        bank.append(sequences, prefixes, representations)
+        return bank
+
+    def __len__(self) -> int:
+        return len(self.prefixes)
+
+    def append(self, sequences: UserSequences, prefixes: IntArray, representations: FloatArray) -> None:
+        """Add memories behind the present ones; nothing is rebuilt."""
+        self.index.add(normalised(representations))
+        self.representations = np.concatenate([self.representations, representations])
+        self.users = np.concatenate([self.users, sequences.user_of[prefixes]])
+        self.prefixes = np.concatenate([self.prefixes, prefixes])
+        self.targets = np.concatenate([self.targets, sequences.next_items(prefixes)])
+        self.known_at = np.concatenate([self.known_at, sequences.timestamps[prefixes + 1]])
+
+    def copy(self) -> "MemoryBank":
+        """A bank that can be appended to while this one stays as it is."""
+        index = faiss.clone_index(self.index)
+        return MemoryBank(
+            self.representations, self.users, self.prefixes, self.targets, self.known_at,
+            self.encoder, self.settings, index,
+        )  # fmt: skip
+
+    def require_encoder(self, fingerprint: str) -> None:
+        """Refuse to work with another encoder than the one that made the representations."""
+        if fingerprint != self.encoder:
+            raise InputError(
+                f"the memory bank was made by encoder {self.encoder} and cannot serve encoder {fingerprint}; "
+                "materialise `memory_bank` again with the present `raserec_pretrained`"
+            )
+
+    def allowed(self, queries: Queries, ids: IntArray) -> npt.NDArray[np.bool_]:
+        """(Q, K) which of the memories ``ids`` (Q, K; -1 for none) each query may see.
+
+        Of the query's own user only strictly shorter prefixes; with the time cut only what was known at the query's time.
+        """
+        known = ids >= 0
+        safe = np.where(known, ids, 0)
+        own = self.users[safe] == queries.users[:, None]
+        future = own & (self.prefixes[safe] >= queries.prefixes[:, None])
+        if self.settings.time_cut:
+            future |= self.known_at[safe] > queries.times[:, None]
+        return known & ~future
+
+    def similar_users(self, queries: Queries, k: int) -> IntArray:
+        """(Q, k) ids of the k allowed memories most similar to each query, best first; -1 where there are fewer.
+
+        Similarity is the cosine of representations. More than k are fetched, the forbidden ones removed, and queries left
+        with too few are searched again for more, so a flat index gives the exact answer.
+        """
+        self._require(k)
+        found = np.full((len(queries), k), -1, dtype=np.int64)
+        vectors = normalised(queries.vectors)
+        for rows, search in self._searches(queries):
+            surplus = 16
+            while len(rows):
+                fetch = min(k + surplus, len(self))
+                pending = []
+                for start in range(0, len(rows), _CHUNK):
+                    part = rows[start : start + _CHUNK]
+                    ids = search(vectors[part], fetch)
+                    kept, counts = first_allowed(ids, self.allowed(queries[part], ids), k)
+                    found[part] = kept
+                    # A short list that came back full may hide more; one with gaps has shown all there is.
+                    more = (counts < k) & (ids[:, -1] >= 0) & (fetch < len(self))
+                    pending.append(part[more])
+                rows = np.concatenate(pending)
+                surplus *= 4
+        return found
+
+    def suitable_items(self, queries: Queries, item_embeddings: FloatArray, k: int) -> IntArray:
+        """(Q, k) ids of the k allowed memories whose next items suit each query best; -1 where there are fewer.
+
+        Memories are ordered by the cosine of the query with the embedding of their next item; the many memories that
+        share an item are ordered by the similarity of their representations to the query.
+        """
+        self._require(k)
+        by_item = np.argsort(self.targets, kind="stable")
+        items, first, counts = np.unique(self.targets[by_item], return_index=True, return_counts=True)
+        search = faiss.IndexFlatIP(item_embeddings.shape[1])
+        search.add(normalised(item_embeddings[items]))
+        directions = normalised(self.representations)
+        vectors = normalised(queries.vectors)
+        found = np.full((len(queries), k), -1, dtype=np.int64)
+        pending, depth = np.arange(len(queries)), k + 16
+        while len(pending):
+            short = []
+            for start in range(0, len(pending), max(1, _CANDIDATES // depth)):
+                rows = pending[start : start + max(1, _CANDIDATES // depth)]
+                _, nearest = search.search(vectors[rows], min(depth, len(items)))
+                # Items in order until they hold `depth` memories; every item holds at least one.
+                held = counts[nearest]
+                row, rank = np.nonzero(held.cumsum(1) - held < depth)
+                item = nearest[row, rank]
+                ids = by_item[ranges(first[item], counts[item])]
+                row, rank = np.repeat(row, counts[item]), np.repeat(rank, counts[item])
+                ok = self.allowed(queries[rows[row]], ids[:, None])[:, 0]
+                row, rank, ids = row[ok], rank[ok], ids[ok]
+                similarity = np.einsum("nd,nd->n", directions[ids], vectors[rows[row]])
+                order = np.lexsort((-similarity, rank, row))
+                row, ids = row[order], ids[order]
+                place = np.arange(len(row)) - np.searchsorted(row, row)
+                found[rows] = -1
+                found[rows[row[place < k]], place[place < k]] = ids[place < k]
+                short.append(rows[np.bincount(row, minlength=len(rows)) < k])
+            pending = np.concatenate(short) if depth < len(self) else pending[:0]
+            depth *= 4
+        return found
+
+    def recall(self, queries: Queries, k: int) -> float:
+        """Share of the exact k most similar allowed memories that the index finds; ties of similarity tolerated."""
+        flat = faiss.IndexFlatIP(self.representations.shape[1])
+        flat.add(normalised(self.representations))
+        exact = MemoryBank(
+            self.representations, self.users, self.prefixes, self.targets, self.known_at, self.encoder,
+            self.settings.model_copy(update={"index": "flat"}), flat,
+        )  # fmt: skip
+        directions, vectors = normalised(self.representations), normalised(queries.vectors)
+        wanted, got = exact.similar_users(queries, k), self.similar_users(queries, k)
+        threshold = np.where(wanted >= 0, np.einsum("qkd,qd->qk", directions[wanted], vectors), np.inf).min(1)
+        similarity = np.where(got >= 0, np.einsum("qkd,qd->qk", directions[got], vectors), -np.inf)
+        hits = (similarity >= threshold[:, None] - 1e-6).sum()
+        return float(hits / max((wanted >= 0).sum(), 1))
+
+    def save(self, folder: Path) -> None:
+        """Arrays as .npy, the index in Faiss's format, settings and encoder fingerprint as JSON."""
+        for name in ("representations", "users", "prefixes", "targets", "known_at"):
+            np.save(folder / f"{name}.npy", getattr(self, name))
+        faiss.write_index(self.index, str(folder / "index.faiss"))
+        record = {"encoder": self.encoder, "memories": len(self), "settings": self.settings.model_dump()}
+        (folder / "bank.json").write_text(json.dumps(record, indent=1))
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """Read what `save` wrote."""
+        record = json.loads((folder / "bank.json").read_text())
+        arrays = [np.load(folder / f"{n}.npy") for n in ("representations", "users", "prefixes", "targets", "known_at")]
+        index = faiss.read_index(str(folder / "index.faiss"))
+        return cls(*arrays, record["encoder"], MemorySettings(**record["settings"]), index)
+
+    def _require(self, k: int) -> None:
+        if k > len(self):
+            raise InputError(f"K = {k} memories are wanted, but the bank holds {len(self)}; lower `memories`")
+
+    def _searches(self, queries: Queries) -> Iterator[tuple[IntArray, Callable[[FloatArray, int], IntArray]]]:
+        """Pairs of (query rows, function (vectors, count) -> ids) that together answer all queries."""
+        if not self.settings.time_cut:
+            yield np.arange(len(queries)), self._search
+            return
+        # With the time cut, queries of one period search only what was known by the period's end.
+        by_time = np.argsort(self.known_at, kind="stable")
+        directions = normalised(self.representations[by_time])
+        for rows in np.array_split(np.argsort(queries.times, kind="stable"), min(64, len(queries))):
+            known = int(np.searchsorted(self.known_at[by_time], queries.times[rows].max(), side="right"))
+            if known:
+                yield rows, partial(_named_search, vectors=directions[:known], names=by_time)
+
+    def _search(self, queries: FloatArray, count: int) -> IntArray:
+        """Ids of the ``count`` memories that the index finds for each query, allowed or not."""
+        if self.settings.index == "flat":
+            return exact_search(queries, self._directions(), count)
+        ids: IntArray = self.index.search(queries, count)[1]
+        return ids
+
+    def _directions(self) -> FloatArray:
+        """(N, D) the normalised representations, read back from the flat index."""
+        return faiss.rev_swig_ptr(self.index.get_xb(), len(self) * self.index.d).reshape(len(self), -1)
+
+
+def normalised(vectors: FloatArray) -> FloatArray:
+    """An L2-normalised float32 copy (Faiss would normalise in place, in memory that a tensor may share)."""
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return np.ascontiguousarray(vectors / np.maximum(norms, 1e-12), dtype=np.float32)
+
+
+def first_allowed(ids: IntArray, allowed: npt.NDArray[np.bool_], k: int) -> tuple[IntArray, IntArray]:
+    """The first k allowed ids of every row, moved to the front, -1 behind them; and how many there are, at most k."""
+    place = allowed.cumsum(1) - 1
+    take = allowed & (place < k)
+    kept = np.full((len(ids), k), -1, dtype=np.int64)
+    row, column = np.nonzero(take)
+    kept[row, place[row, column]] = ids[row, column]
+    return kept, take.sum(1)
+
+
+def _named_search(queries: FloatArray, count: int, vectors: FloatArray, names: IntArray) -> IntArray:
+    """Exact search in ``vectors`` whose ids are ``names``."""
+    rows = exact_search(queries, vectors, count)
+    return np.where(rows >= 0, names[rows], -1)
+
+
+def _new_index(directions: FloatArray, settings: MemorySettings) -> Any:
+    """An empty (but trained) index of the wanted kind."""
+    dim = directions.shape[1]
+    if settings.index == "flat":
+        return faiss.IndexFlatIP(dim)
+    if settings.index == "hnsw":
+        index = faiss.IndexHNSWFlat(dim, settings.hnsw_links, faiss.METRIC_INNER_PRODUCT)
+        index.hnsw.efSearch = settings.hnsw_search
+        return index
+    if settings.ivf_lists > len(directions):
+        raise InputError(f"ivf_lists = {settings.ivf_lists} exceeds the bank's {len(directions)} memories; lower it")
+    index = faiss.IndexIVFFlat(faiss.IndexFlatIP(dim), dim, settings.ivf_lists, faiss.METRIC_INNER_PRODUCT)
+    index.cp.seed = settings.seed
+    index.nprobe = settings.ivf_probes
+    index.train(directions)
+    return index

@@ -1,0 +1,53 @@
+"""Dropout whose random bits cost next to nothing on a CPU."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+
+class DropoutBits:
+    """A seeded source of dropout masks, shared by the modules of one model.
+
+    PyTorch draws dropout masks on a CPU with a serial Mersenne twister: a third of an epoch of a small encoder. Eight
+    random bits an element from SFC64 are 30 times cheaper; the drop probability is rounded to a multiple of 1/256 and
+    the scale matches the rounded value, so that the expectation is exact.
+    """
+
+    def __init__(self, seed: int = 0):
+        self.seed(seed)
+
+    def seed(self, *entropy: int) -> None:
+        """Restart the stream from ``entropy`` (for example seed, epoch, rank)."""
+        self._bits = np.random.SFC64(list(entropy))
+
+    def scaled_mask(self, shape: torch.Size, p: float) -> Tensor:
+        """A float32 CPU mask of ``shape``: 0 with probability ``p``, else ``1 / (1 - p)``."""
+        dropped = round(p * 256)
+        count = shape.numel()
+        words = self._bits.random_raw(-(-count // 8))
+        keep = words.view(np.uint8)[:count] >= np.uint8(dropped)
+        return torch.from_numpy(keep.view(np.uint8)).float().mul_(256 / (256 - dropped)).view(shape)
+
+
+class Dropout(nn.Module):
+    """Inverted dropout; on a CPU with masks from `DropoutBits`, elsewhere PyTorch's own."""
+
+    def __init__(self, p: float, bits: DropoutBits):
+        super().__init__()
+        self.p = p
+        self.bits = bits
+
+    def mask(self, shape: Sequence[int], device: torch.device) -> Tensor | None:
+        """The scaled mask to multiply with; None where nothing is dropped."""
+        if not self.training or round(self.p * 256) == 0:
+            return None
+        if device.type == "cpu":
+            return self.bits.scaled_mask(torch.Size(shape), self.p)
+        return torch.empty(*shape, device=device).bernoulli_(1 - self.p).div_(1 - self.p)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Drop elements of ``x`` while training; the identity in evaluation."""
+        mask = self.mask(x.shape, x.device)
+        return x if mask is None else x * mask

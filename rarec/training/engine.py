@@ -1,0 +1,114 @@
+"""The DeepSpeed engine of a training worker, and the collectives that make a result independent of the world size."""
+
+import ctypes
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx
+
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
+
+
+def keep_freed_memory() -> None:
+    """Make glibc keep freed blocks of up to 32 MiB instead of returning them to the system.
+
+    A training step allocates the same large tensors over and over; faulting their pages in anew doubles the time of a
+    step of a small model. Without effect where the C library is not glibc.
+    """
+    try:
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):
+        return
+    mallopt(_M_MMAP_THRESHOLD, 32 << 20)
+    mallopt(_M_TRIM_THRESHOLD, 1 << 30)
+    mallopt(_M_TOP_PAD, 64 << 20)
+
+
+def worker_device() -> torch.device:
+    """The device of this rank: its GPU if the launcher chose CUDA, else the CPU."""
+    if os.environ.get("DS_ACCELERATOR") == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+
+
+def initialise_engine(model: nn.Module, learning_rate: float, device: torch.device) -> Any:
+    """A DeepSpeed engine around ``model``: Adam, float32, gradients averaged over ranks.
+
+    The caller's loss is normalised over the global batch and multiplied by the world size, so that the average over
+    ranks is the gradient of the global mean.
+    """
+    if device.type == "cpu":
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    import deepspeed  # imported here: it takes seconds, and only training workers need it
+
+    # The shared-memory all-reduce is compiled at first use; gloo does without a compiler on the machine.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.Adam(parameters, lr=learning_rate, fused=True)
+    configuration = {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "zero_optimization": {"stage": 0},
+        "steps_per_print": 2**31,
+    }
+    engine, *_ = deepspeed.initialize(model=model.to(device), optimizer=optimizer, config=configuration)
+    return engine
+
+
+def rank() -> int:
+    """Rank of this worker; 0 outside a process group."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """Number of workers; 1 outside a process group."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def all_sum(value: Tensor) -> Tensor:
+    """Sum of ``value`` over all ranks; no gradient."""
+    if world_size() > 1:
+        dist.all_reduce(value)
+    return value
+
+
+class _GatherRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: FunctionCtx, rows: Tensor) -> Tensor:  # type: ignore[override]
+        counts = [torch.zeros(1, dtype=torch.int64, device=rows.device) for _ in range(world_size())]
+        dist.all_gather(counts, torch.tensor([len(rows)], device=rows.device))
+        sizes = [int(count) for count in counts]
+        padded = rows.new_zeros(max(sizes), *rows.shape[1:])
+        padded[: len(rows)] = rows
+        parts = [torch.empty_like(padded) for _ in sizes]
+        dist.all_gather(parts, padded)
+        ctx.start, ctx.count = sum(sizes[: rank()]), len(rows)  # type: ignore[attr-defined]
+        return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, grad: Tensor) -> Tensor:  # type: ignore[override]
+        grad = grad.contiguous()
+        dist.all_reduce(grad)
+        return grad[ctx.start : ctx.start + ctx.count]  # type: ignore[attr-defined]
+
+
+def gather_rows(rows: Tensor) -> tuple[Tensor, int]:
+    """All ranks' rows in rank order, differentiable, and the place of this rank's first row among them."""
+    if world_size() == 1:
+        return rows, 0
+    counts = torch.zeros(world_size(), dtype=torch.int64, device=rows.device)
+    counts[rank()] = len(rows)
+    gathered: Tensor = _GatherRows.apply(rows)
+    return gathered, int(all_sum(counts)[: rank()].sum())
+
+
+def peak_memory_mib() -> float:
+    """Largest resident size of this process so far, in MiB (Linux)."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM"):
+            return int(line.split()[1]) / 1024
+    return float("nan")

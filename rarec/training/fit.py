@@ -1,0 +1,180 @@
+"""The epoch loop of both RaSeRec stages: train, validate by full ranking, keep the best weights, stop early, resume."""
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from rarec.errors import InputError
+from rarec.training.engine import all_sum, initialise_engine, peak_memory_mib, rank, worker_device, world_size
+
+Report = Callable[..., None]
+CHOICE = "NDCG@10"
+
+
+class Objective(Protocol):
+    """What a stage gives the loop."""
+
+    model: nn.Module
+    """Maps one batch to ``(summed global loss of this rank's share, {name: summed value})``; holds what is trained."""
+
+    def start_epoch(self, epoch: int) -> int:
+        """Fix the epoch's data order and random bits from (seed, epoch); return the number of steps."""
+
+    def batches(self) -> Iterator[tuple[Any, int]]:
+        """This rank's share of every step's batch, and the number of samples in the step over all ranks."""
+
+    def validate(self) -> dict[str, float]:
+        """Validation metrics of the current weights; must hold `CHOICE`."""
+
+
+def fit(
+    objective: Objective,
+    *,
+    stage: str,
+    learning_rate: float,
+    epochs: int,
+    patience: int,
+    checkpoint: Path,
+    report: Report,
+) -> dict[str, Any]:
+    """Train until ``patience`` epochs bring no better validation `CHOICE`; leave the best weights in the model.
+
+    After each epoch the state is written to ``checkpoint`` (a folder); a call that finds one goes on from there and ends
+    with the same weights as an undisturbed run.
+
+    Returns:
+        ``history`` (one record an epoch), ``best_epoch``, ``seconds``, ``peak_memory_mib``.
+
+    Raises:
+        InputError: the loss is not finite; names epoch and step.
+    """
+    device = worker_device()
+    engine = initialise_engine(objective.model, learning_rate, device)
+    state = _restore(checkpoint, objective.model, engine.optimizer)
+    history: list[dict[str, float]] = state["history"]
+    best = state["best"]
+    started = time.perf_counter() - state["seconds"]
+    for epoch in range(len(history), epochs):
+        if _stale(history, patience):
+            break
+        record = _train_epoch(objective, engine, stage, epoch, epochs, report)
+        train_seconds = record["train_seconds"]
+        clock = time.perf_counter()
+        record |= objective.validate()
+        record["validation_seconds"] = time.perf_counter() - clock
+        history.append(record)
+        if _best_epoch(history) == epoch:
+            best = {name: value.detach().clone() for name, value in objective.model.state_dict().items()}
+        if rank() == 0:
+            _save(checkpoint, objective.model, engine.optimizer, best, history, time.perf_counter() - started)
+        left = epochs - epoch - 1
+        report(
+            stage=stage,
+            epoch=epoch + 1,
+            epochs=epochs,
+            eta_s=(train_seconds + record["validation_seconds"]) * left,
+            force=True,
+            **{k: v for k, v in record.items() if k != "epoch"},
+        )
+    objective.model.load_state_dict(best)
+    return {
+        "history": history,
+        "best_epoch": _best_epoch(history),
+        "seconds": time.perf_counter() - started,
+        "peak_memory_mib": peak_memory_mib(),
+        "world_size": world_size(),
+    }
+
+
+def _train_epoch(
+    objective: Objective, engine: Any, stage: str, epoch: int, epochs: int, report: Report
+) -> dict[str, float]:
+    clock = time.perf_counter()
+    objective.model.train()
+    steps = objective.start_epoch(epoch)
+    sums: dict[str, Tensor] = {}
+    seen = 0
+    for step, (batch, samples) in enumerate(objective.batches(), start=1):
+        loss, parts = engine(batch)
+        engine.backward(loss * (world_size() / samples))
+        engine.step()
+        seen += samples
+        for name, value in {"loss": loss.detach(), **parts}.items():
+            sums[name] = sums.get(name, torch.zeros((), device=value.device)) + value
+        if step % 20 == 0 or step == steps:
+            mean = float(sums["loss"]) * world_size() / seen
+            if not torch.isfinite(torch.tensor(mean)):
+                raise InputError(
+                    f"{stage}: the loss is {mean} at epoch {epoch + 1}, step {step} of {steps}; lower learning_rate. "
+                    "The checkpoint of the last whole epoch is kept."
+                )
+            elapsed = time.perf_counter() - clock
+            report(
+                stage=stage, epoch=epoch + 1, epochs=epochs, step=step, steps=steps, loss=mean,
+                samples_per_s=seen / elapsed, eta_s=elapsed / step * (steps - step),
+            )  # fmt: skip
+    record = {name: float(all_sum(value)) / seen for name, value in sums.items()}
+    return {"epoch": epoch + 1, **record, "train_seconds": time.perf_counter() - clock}
+
+
+def _best_epoch(history: list[dict[str, float]]) -> int:
+    """Index of the first epoch with the highest validation metric."""
+    return max(range(len(history)), key=lambda e: (history[e][CHOICE], -e))
+
+
+def _stale(history: list[dict[str, float]], patience: int) -> bool:
+    return bool(history) and len(history) - 1 - _best_epoch(history) >= patience
+
+
+def _save(
+    folder: Path,
+    model: nn.Module,
+    optimizer: Any,
+    best: Mapping[str, Tensor],
+    history: list[dict[str, float]],
+    seconds: float,
+) -> None:
+    """Write the state beside its place and rename it, so that a crash leaves the last good one."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {f"model.{k}": v.detach().contiguous() for k, v in model.state_dict().items()}
+    tensors |= {f"best.{k}": v.contiguous().clone() for k, v in best.items()}
+    for number, values in optimizer.state_dict()["state"].items():
+        tensors |= {f"adam.{number}.{k}": v.detach().contiguous().clone() for k, v in values.items()}
+    beside = folder / "state.safetensors.new"
+    save_file(tensors, beside, metadata={"history": json.dumps(history), "seconds": str(seconds)})
+    os.replace(beside, folder / "state.safetensors")
+
+
+def _restore(folder: Path, model: nn.Module, optimizer: Any) -> dict[str, Any]:
+    file = folder / "state.safetensors"
+    if not file.exists():
+        return {"history": [], "best": {}, "seconds": 0.0}
+    from safetensors import safe_open
+
+    with safe_open(file, framework="pt") as reader:
+        metadata = reader.metadata()
+    tensors = load_file(file)
+    groups: dict[str, dict[str, Tensor]] = {"model": {}, "best": {}}
+    adam: dict[int, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        group, rest = name.split(".", 1)
+        if group == "adam":
+            number, key = rest.split(".", 1)
+            adam.setdefault(int(number), {})[key] = value
+        else:
+            groups[group][rest] = value
+    model.load_state_dict(groups["model"])
+    layout = optimizer.state_dict()
+    optimizer.load_state_dict({"state": adam, "param_groups": layout["param_groups"]})
+    return {
+        "history": json.loads(metadata["history"]),
+        "best": groups["best"],
+        "seconds": float(metadata["seconds"]),
+    }

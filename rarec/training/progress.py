@@ -1,0 +1,212 @@
+"""What a training worker tells the process that launched it, and how it dies with that process.
+
+A worker module ends with `if __name__ == "__main__": worker_main(train)` and runs as `python -m <module> job.json`,
+alone or under torchrun. Under Dagster rank 0 reports through Dagster Pipes; otherwise it prints.
+"""
+
+import ctypes
+import json
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import psutil
+
+from rarec.errors import InputError
+
+LAUNCHER_PID = "RAREC_LAUNCHER_PID"  # set by the launcher: a worker ends when this process is gone
+INPUT_ERROR_EXIT = 2
+PARENT_CHECK_S = 1.0
+
+_PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a training stands; what is unknown is None."""
+
+    stage: str
+    epoch: int | None = None
+    epochs: int | None = None
+    step: int | None = None
+    steps: int | None = None
+    loss: float | None = None
+    eta_s: float | None = None  # seconds to the end of the stage
+    metrics: dict[str, float] = field(default_factory=dict)
+
+    def line(self) -> str:
+        """One line for a terminal."""
+        parts = [self.stage]
+        for name, value, total in (("epoch", self.epoch, self.epochs), ("step", self.step, self.steps)):
+            if value is not None:
+                parts.append(f"{name} {value}" + (f"/{total}" if total is not None else ""))
+        if self.loss is not None:
+            parts.append(f"loss {self.loss:.4f}")
+        parts.extend(f"{name} {value:.4g}" for name, value in self.metrics.items())
+        if self.eta_s is not None:
+            parts.append(f"ETA {duration(self.eta_s)}")
+        return "  ".join(parts)
+
+
+def duration(seconds: float) -> str:
+    """Text such as 42 s, 3 min 05 s or 2 h 10 min."""
+    whole = max(0, round(seconds))
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+class ProgressReporter:
+    """Reports the progress of rank 0, at most every `interval_s` seconds; on other ranks it does nothing."""
+
+    def __init__(self, interval_s: float = 0.5) -> None:
+        self._interval_s = interval_s
+        self._resources = ExitStack()
+        self._send: Callable[[Progress], None] | None = None
+        self._sent_at = -float("inf")
+        self._stage: tuple[str, int, float] | None = None  # name, first step seen, when
+
+    def __enter__(self) -> "ProgressReporter":
+        if _rank() == 0:
+            self._send = self._open_pipes() if "DAGSTER_PIPES_CONTEXT" in os.environ else _print
+        return self
+
+    def __exit__(self, *exception: type[BaseException] | BaseException | TracebackType | None) -> None:
+        self._send = None
+        self._resources.__exit__(*exception)  # type: ignore[arg-type]
+
+    def report(
+        self,
+        *,
+        stage: str,
+        epoch: int | None = None,
+        epochs: int | None = None,
+        step: int | None = None,
+        steps: int | None = None,
+        loss: float | None = None,
+        eta_s: float | None = None,
+        force: bool = False,
+        **metrics: float,
+    ) -> None:
+        """Report where the stage stands; dropped if the last report is too recent, unless `force` (end of an epoch).
+
+        Without `eta_s` the time to the end of the stage is estimated from the pace of the steps since its first report.
+        """
+        if self._send is None:
+            return
+        now = time.monotonic()
+        if step is not None and (self._stage is None or self._stage[0] != stage):
+            self._stage = (stage, step, now)
+        if not force and now - self._sent_at < self._interval_s:
+            return
+        if eta_s is None and step is not None and steps is not None:
+            eta_s = self._estimate(step, steps, now)
+        self._sent_at = now
+        self._send(
+            Progress(
+                stage=stage,
+                epoch=epoch,
+                epochs=epochs,
+                step=step,
+                steps=steps,
+                loss=None if loss is None else float(loss),
+                eta_s=eta_s,
+                metrics={name: float(value) for name, value in metrics.items()},
+            )
+        )
+
+    def _estimate(self, step: int, steps: int, now: float) -> float | None:
+        if self._stage is None or step <= self._stage[1]:
+            return None
+        _, first_step, since = self._stage
+        return (steps - step) * (now - since) / (step - first_step)
+
+    def _open_pipes(self) -> Callable[[Progress], None]:
+        from dagster_pipes import open_dagster_pipes  # workers run without Dagster too
+
+        pipes = self._resources.enter_context(open_dagster_pipes())
+        return lambda progress: pipes.report_custom_message(asdict(progress))
+
+
+def worker_main(work: Callable[[dict[str, Any], ProgressReporter], None]) -> None:
+    """Run `work(job, reporter)` on the job file named on the command line.
+
+    An exception is left as error-<rank>.json beside the job file, for the launcher to show, and ends the process at
+    once with exit code 2 for InputError and 1 otherwise: a failed rank must not wait in the teardown of a broken group.
+    """
+    if len(sys.argv) != 2:
+        raise SystemExit("Give one argument, the job file: python -m <module> job.json")
+    job_file = Path(sys.argv[1])
+    _die_with_launcher()
+    try:
+        job = json.loads(job_file.read_text(encoding="utf-8"))
+        with ProgressReporter() as reporter:
+            work(job, reporter)
+    except Exception as error:
+        bad_input = isinstance(error, InputError)
+        report = {
+            "rank": _rank(),
+            "time": time.time(),
+            "type": type(error).__name__,
+            "message": str(error),
+            "input_error": bad_input,
+            "traceback": traceback.format_exc(),
+        }
+        if bad_input:
+            print(f"InputError: {error}", file=sys.stderr)
+        else:
+            traceback.print_exc()
+        try:
+            job_file.with_name(f"error-{_rank()}.json").write_text(json.dumps(report), encoding="utf-8")
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(INPUT_ERROR_EXIT if bad_input else 1)
+
+
+def _rank() -> int:
+    return int(os.environ.get("RANK", "0"))
+
+
+def _print(progress: Progress) -> None:
+    print(progress.line(), flush=True)
+
+
+def _die_with_launcher() -> None:
+    """Make sure that a launcher killed with -9 leaves no worker: by the kernel's signal and by a watching thread.
+
+    The kernel only tells the direct child, which is torchrun when there are several ranks; hence the thread.
+    """
+    if LAUNCHER_PID not in os.environ:
+        return
+    launcher = int(os.environ[LAUNCHER_PID])
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    ancestors = {process.pid: process for process in psutil.Process().parents()}
+    if launcher not in ancestors:  # it died before we got here
+        _kill_self()
+    threading.Thread(target=_watch, args=(ancestors[launcher],), name="launcher-watch", daemon=True).start()
+
+
+def _watch(launcher: psutil.Process) -> None:
+    while launcher.is_running() and launcher.status() != psutil.STATUS_ZOMBIE:
+        time.sleep(PARENT_CHECK_S)
+    _kill_self()
+
+
+def _kill_self() -> None:
+    """End this worker and, where it leads its process group, what it started."""
+    if os.getpgid(0) == os.getpid():
+        os.killpg(0, signal.SIGKILL)
+    os.kill(os.getpid(), signal.SIGKILL)
