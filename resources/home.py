@@ -28,6 +28,10 @@ class RarecHome(Settings):
         "server itself, or http://127.0.0.1:5000 (`make ui`) for the sqlite file."
     )
 
+    nproc: int = Field(
+        default=0, ge=0, description="RAREC_NPROC: training processes. Default: one a GPU, or one without GPUs."
+    )
+
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> "RarecHome":
         """Read the variables above from `environment` (default: the process's own); an empty value counts as unset."""
@@ -39,8 +43,13 @@ class RarecHome(Settings):
         data = Path(values.get("RAREC_DATA", root / "data")).expanduser().resolve()
         tracking_uri = values.get("MLFLOW_TRACKING_URI", f"sqlite:///{root / 'mlflow' / 'mlflow.db'}")
         own_page = tracking_uri if tracking_uri.startswith(("http://", "https://")) else "http://127.0.0.1:5000"
+        try:
+            nproc = int(values.get("RAREC_NPROC", "0"))
+        except ValueError as error:
+            raise InputError(f"RAREC_NPROC is {values['RAREC_NPROC']!r}; set it to a whole number.") from error
         return cls(
             root=root,
+            nproc=nproc,
             data=data,
             artifacts=values.get("RAREC_ARTIFACTS", str(root / "artifacts")),
             tracking_uri=tracking_uri,

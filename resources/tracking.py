@@ -80,13 +80,13 @@ class MlflowTracking(dg.ConfigurableResource):
         tags = {
             "mlflow.runName": f"{asset} {partition} {fingerprint[:8]}",
             "dagster.run_id": context.run.run_id,
-            "dagster.asset_key": context.asset_key.to_user_string(),
+            "dagster.asset_key": asset,
             "dagster.partition": partition,
             "rarec.fingerprint": fingerprint,
         }
         run_id = client.create_run(experiment_id, tags=tags).info.run_id
         url = f"{self.ui_url.rstrip('/')}/#/experiments/{experiment_id}/runs/{run_id}"
-        tracked = TrackedRun(client, run_id, url, context.log)
+        tracked = TrackedRun(client, run_id, url, fingerprint, context.log)
         status = "KILLED"
         try:
             tracked.log_params(params)
@@ -141,9 +141,12 @@ class MlflowTracking(dg.ConfigurableResource):
 class TrackedRun:
     """One MLflow run. Metrics wait for a server that is away; everything else needs it there."""
 
-    def __init__(self, client: "MlflowClient", run_id: str, url: str, log: dg.DagsterLogManager) -> None:
+    def __init__(
+        self, client: "MlflowClient", run_id: str, url: str, fingerprint: str, log: dg.DagsterLogManager
+    ) -> None:
         self.run_id = run_id
         self.url = url
+        self.fingerprint = fingerprint
         self._client = client
         self._log = log
         self._waiting: list[Metric] = []

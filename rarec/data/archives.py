@@ -1,5 +1,6 @@
 """Official archives (zip, tar) unpacked into a cache folder: only the files asked for, nothing outside the folder."""
 
+import gzip
 import os
 import shutil
 import tarfile
@@ -15,11 +16,12 @@ from typing import IO
 from rarec.data.files import check_file, sha256_of
 from rarec.errors import InputError
 
-SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz")
 # Rating files shrink five- to tenfold; far above that the archive is a bomb, not data.
 LARGEST_RATIO = 100
 SMALL = 1 << 20
-DAMAGED = (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, OSError, RuntimeError, NotImplementedError)
+# RuntimeError: a zip encrypted or packed in a way unknown to Python. A full disk (OSError) is no fault of the archive.
+DAMAGED = (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile, RuntimeError)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ class Quarantine:
 
     def add(self, file: str, line: int, reason: str, text: str) -> None:
         """Set aside one row; `line` counts from 1. Blank lines are no rows and are not kept."""
-        if not text.strip():
+        if not text.strip(" \r\n"):
             return
         self._rows.append((file, line, reason, text[:TEXT_LIMIT]))
         self._counts[file] = self._counts.get(file, 0) + 1

@@ -98,7 +98,7 @@ def _check_unique(table: pd.DataFrame, key: str, path: Path) -> None:
     repeated = table[key].duplicated()
     if repeated.any():
         raise InputError(
-            f"{path.name}: {key} {table[key][repeated].iloc[0]!r} stands in more than one row "
+            f"{path.name}: {key} {table[key][repeated].iloc[0]} stands in more than one row "
             f"({int(repeated.sum())} rows repeat an id); keep one row an id."
         )
 

@@ -144,7 +144,7 @@ def build_sequences(
     counts = np.bincount(users, minlength=n_users)
     short = np.flatnonzero((counts > 0) & (counts <= HELD_OUT))
     if len(short) and short_users == "error":
-        name = short[0] if user_names is None else np.asarray(user_names)[short[0]]
+        name = (range(n_users) if user_names is None else np.asarray(user_names).tolist())[short[0]]
         raise InputError(
             f"{len(short)} users have fewer than three interactions (first: user {name!r} with {counts[short[0]]}), too few "
             "for a validation and a test item; set k_core = 3 or more, or short_users = 'train-only', in the data set's file"
@@ -218,3 +218,27 @@ def single_windows(sequences: UserSequences, prefixes: IntArray, max_length: int
     """One window a prefix, in the order given; each yields its last position only."""
     start = context_starts(sequences, prefixes, max_length, stride)
     return Windows(start, prefixes + 1 - start, np.ones(len(prefixes), dtype=np.int64))
+
+
+def check_splits(sequences: UserSequences) -> tuple[bool, dict[str, int]]:
+    """Whether no target is in two splits, and each user's training targets precede the validation and test target.
+
+    Returns (passed, counts of targets and of faults).
+    """
+    targets = {split: sequences.prefixes(split) + 1 for split in ("train", "valid", "test")}  # type: ignore[arg-type]
+    together = np.concatenate(list(targets.values()))
+    shared = len(together) - len(np.unique(together))
+    owner = sequences.user_of
+    foreign = int((owner[together] != owner[together - 1]).sum())
+    last_train = np.full(sequences.n_users, -1)
+    np.maximum.at(last_train, owner[targets["train"]], targets["train"])
+    users = owner[targets["valid"]]
+    late = int((last_train[users] >= targets["valid"]).sum() + (targets["valid"] >= targets["test"]).sum())
+    out_of_time = int((np.diff(sequences.timestamps)[owner[1:] == owner[:-1]] < 0).sum())
+    faults = {
+        "shared_targets": shared,
+        "targets_of_another_user": foreign,
+        "late_targets": late,
+        "out_of_time": out_of_time,
+    }
+    return not any(faults.values()), {**{f"{k}_targets": len(v) for k, v in targets.items()}, **faults}

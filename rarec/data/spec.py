@@ -104,6 +104,14 @@ class ExpectedCounts(Settings):
     interactions: int | None = Field(default=None, description="Number of interactions.")
 
 
+class PublishedFigures(Settings):
+    """Test figures of others under the ranking protocol, shown beside our own."""
+
+    source: str = Field(description="Model and where the figures stand.")
+    protocol: Literal["unmasked", "masked"] = Field(description="Whether items the user has seen were candidates.")
+    metrics: dict[str, float] = Field(description="For example `HR@10` -> 0.0860.")
+
+
 class DatasetSpec(Settings):
     """A data set and the protocol it is used under."""
 
@@ -159,6 +167,7 @@ class DatasetSpec(Settings):
     expected: ExpectedCounts = Field(
         default=ExpectedCounts(), description="Published counts after cleaning and k-core."
     )
+    published: tuple[PublishedFigures, ...] = Field(default=(), description="Test figures of others, for the report.")
     overrides: dict[str, dict[str, bool | int | float | str]] = Field(
         default={}, description="Defaults of stage settings on this data set: stage name -> setting -> value."
     )

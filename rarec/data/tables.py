@@ -152,14 +152,14 @@ def _drop_unknown(
     unknown = rows[~known]
     counts["dropped_unknown_items"] = len(unknown)
     if len(unknown) and spec.unknown_items == "error":
-        first = raw.interactions.iloc[unknown.min()]
+        first = raw.interactions[["user_id", "item_id"]].iloc[[unknown.min()]].to_dict("records")[0]
         files = {str(source["role"]): source["file"] for source in raw.sources}
         bad = counts.get("items_quarantined", 0)
         aside = f" ({bad} of its rows are unreadable and in the quarantine)" if bad else ""
         raise InputError(
             f"{files.get('interactions', spec.name)}: {len(unknown)} interactions name "
             f"{len(np.unique(items[unknown]))} items that {files.get('items', 'the item file')} lacks{aside}; first: "
-            f"item_id {first['item_id']!r} of user_id {first['user_id']!r}. Complete the item file, or set "
+            f"item_id {first['item_id']} of user_id {first['user_id']}. Complete the item file, or set "
             "unknown_items = 'drop' for the data set."
         )
     return rows[known]
@@ -181,10 +181,10 @@ def _drop_repeated(
     if not repeated.any():
         return rows
     if spec.duplicates == "error":
-        first = data.iloc[rows[repeated].min()]
+        first = data[["user_id", "item_id"]].iloc[[rows[repeated].min()]].to_dict("records")[0]
         raise InputError(
             f"{spec.name}: {int(repeated.sum())} interactions repeat a user and item; first: user_id "
-            f"{first['user_id']!r} and item_id {first['item_id']!r}. Remove them, or set duplicates = 'keep-last' or "
+            f"{first['user_id']} and item_id {first['item_id']}. Remove them, or set duplicates = 'keep-last' or "
             "'keep-all' for the data set."
         )
     if spec.duplicates == "keep-all":

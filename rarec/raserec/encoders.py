@@ -49,7 +49,7 @@ class SequenceEncoder(nn.Module):
         """(P, D) representations of ``prefixes`` (ascending positions), without dropout, in evaluation mode."""
         device = self.item_embedding.device
         windows = self.windows(sequences, prefixes)
-        result = torch.empty(len(prefixes), self.settings.dim, device=device)
+        result = self.item_embedding.new_empty(len(prefixes), self.settings.dim)
         first_output = windows.outputs.cumsum() - windows.outputs
         by_length = windows.length.argsort(kind="stable")  # little padding and few buckets a batch
         batch_of = windows.length[by_length].cumsum() // batch_tokens
@@ -173,7 +173,8 @@ class GRU4Rec(SequenceEncoder):
             self.gru(part.view(n, length, -1))[0].reshape(n * length, -1)
             for part, (n, length) in zip(parts, sizes, strict=True)
         ]
-        return self.project(torch.cat(states)[batch.query_rows[batch.outputs]])
+        no_state = x.new_empty(0, self.settings.inner_dim)  # for a rank without windows
+        return self.project(torch.cat([no_state, *states])[batch.query_rows[batch.outputs]])
 
 
 def _initialise(module: nn.Module) -> None:

@@ -184,13 +184,17 @@ def finetune(
 
 
 def work(job: dict[str, Any], reporter: ProgressReporter) -> None:
-    """Worker entry: ``job`` holds ``settings`` and the folders ``sequences``, ``encoder``, ``bank``, ``output``, ``checkpoint``."""
+    """Worker entry: ``job`` holds ``settings``, ``encoder_fingerprint`` and the folders ``sequences``, ``encoder``,
+    ``bank``, ``output`` and ``checkpoint``.
+    """
     keep_freed_memory()
     sequences = UserSequences.load(Path(job["sequences"]))
+    bank = MemoryBank.load(Path(job["bank"]))
+    bank.require_encoder(job["encoder_fingerprint"])
     finetune(
         sequences,
         load_encoder(Path(job["encoder"]), sequences.n_items),
-        MemoryBank.load(Path(job["bank"])),
+        bank,
         FinetuneSettings(**job["settings"]),
         Path(job["output"]),
         Path(job["checkpoint"]),

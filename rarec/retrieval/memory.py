@@ -27,6 +27,7 @@ NO_USER = -1  # a query by somebody who is not in the data
 # Bounds on what is held at once: queries of one search, candidate memories of one ordering.
 _CHUNK = 16_384
 _CANDIDATES = 1_000_000
+_MANY_QUERIES = 256  # from here on `exact_search` beats the flat index by more than its preparation costs
 
 
 @dataclass(frozen=True)
@@ -186,8 +187,9 @@ class MemoryBank:
         pending, depth = np.arange(len(queries)), k + 16
         while len(pending):
             short = []
-            for start in range(0, len(pending), max(1, _CANDIDATES // depth)):
-                rows = pending[start : start + max(1, _CANDIDATES // depth)]
+            step = max(1, _CANDIDATES // (depth + int(counts.max())))  # the last item of a row is taken whole
+            for start in range(0, len(pending), step):
+                rows = pending[start : start + step]
                 _, nearest = search.search(vectors[rows], min(depth, len(items)))
                 # Items in order until they hold `depth` memories; every item holds at least one.
                 held = counts[nearest]
@@ -248,6 +250,8 @@ class MemoryBank:
         if not self.settings.time_cut:
             yield np.arange(len(queries)), self._search
             return
+        if len(queries) == 0:
+            return
         # With the time cut, queries of one period search only what was known by the period's end.
         by_time = np.argsort(self.known_at, kind="stable")
         directions = normalised(self.representations[by_time])
@@ -258,7 +262,7 @@ class MemoryBank:
 
     def _search(self, queries: FloatArray, count: int) -> IntArray:
         """Ids of the ``count`` memories that the index finds for each query, allowed or not."""
-        if self.settings.index == "flat":
+        if self.settings.index == "flat" and len(queries) >= _MANY_QUERIES:
             return exact_search(queries, self._directions(), count)
         ids: IntArray = self.index.search(queries, count)[1]
         return ids

@@ -24,7 +24,7 @@ class DropoutBits:
 
     def scaled_mask(self, shape: torch.Size, p: float) -> Tensor:
         """A float32 CPU mask of ``shape``: 0 with probability ``p``, else ``1 / (1 - p)``."""
-        dropped = round(p * 256)
+        dropped = min(round(p * 256), 255)
         count = shape.numel()
         words = self._bits.random_raw(-(-count // 8))
         keep = words.view(np.uint8)[:count] >= np.uint8(dropped)

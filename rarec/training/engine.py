@@ -52,6 +52,7 @@ def initialise_engine(model: nn.Module, learning_rate: float, device: torch.devi
     configuration = {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
+        "gradient_clipping": 0.0,  # DeepSpeed would clip to a norm of 1
         "zero_optimization": {"stage": 0},
         "steps_per_print": 2**31,
     }

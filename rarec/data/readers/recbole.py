@@ -40,6 +40,10 @@ def _read_file(role: Role, path: Path, spec: DatasetSpec, source: SourceSpec, qu
         time = time_column(spec, source)
         if time == "order" and "timestamp" not in rename:
             rename["timestamp"] = "order"
+        if time and time not in [rename.get(name, name) for name in types]:
+            raise InputError(
+                f'{path.name}: no column for the time; map one to `{time}`, or set time = "none" for the data set.'
+            )
         if time:
             required = (*required, time)
         elif "timestamp" in types:

@@ -1,0 +1,210 @@
+"""Group `raw`: files as published, then the three clean tables."""
+
+import functools
+import json
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pandas as pd
+
+from assets.checks import artifact_check
+from assets.stage import OWNER, Outcome, StageConfig, markdown_table, materialise, refuse_bad_input, upstream
+from rarec.data.checks import check_published_counts, check_schema, check_time_order, check_unique_interactions
+from rarec.data.download import locate_source
+from rarec.data.files import sha256_of
+from rarec.data.raw import RawTables, read_raw
+from rarec.data.schemas import INTERACTIONS, ITEMS, USERS
+from rarec.data.tables import Tables, build_tables
+from resources.artifacts import Artifact, ArtifactStore
+from resources.folders import Folders
+from resources.tracking import MlflowTracking, TrackedRun
+
+CODE_VERSION = "1"
+CLEAN = ("interactions", "item_catalog", "user_profiles")
+
+
+@dg.asset(
+    group_name="raw",
+    kinds={"parquet", "pandas"},
+    owners=[OWNER],
+    code_version=CODE_VERSION,
+)
+@refuse_bad_input
+def raw_interactions(
+    context: dg.AssetExecutionContext,
+    config: StageConfig,
+    store: ArtifactStore,
+    tracking: MlflowTracking,
+    folders: Folders,
+) -> dg.MaterializeResult:
+    """Interactions, items and users as published, as parquet, with provenance and a quarantine of unreadable rows."""
+    spec = folders.spec(context.partition_key)
+    located = locate_source(spec, Path(folders.data), Path(folders.cache))
+    names = {**spec.files(located.source), **spec.optional_files(located.source)}
+    paths = {name: located.folder / name for name in names.values() if (located.folder / name).is_file()}
+
+    def build(folder: Path, run: TrackedRun) -> Outcome:
+        raw = read_raw(spec, located.folder)
+        for name in ("interactions", "items", "users", "quarantine"):
+            table: pd.DataFrame | None = getattr(raw, name)
+            if table is not None:
+                table.to_parquet(folder / f"{name}.parquet", index=False)
+        provenance = {"data_set": spec.title, "format": located.source.format, "files": raw.sources}
+        (folder / "provenance.json").write_text(json.dumps(provenance, indent=1))
+        values = {
+            "rows": len(raw.interactions),
+            "quarantined_rows": len(raw.quarantine),
+            "format": located.source.format,
+            "dagster/row_count": len(raw.interactions),
+        }
+        tables = {
+            "provenance": markdown_table(pd.DataFrame(raw.sources)),
+            "preview": markdown_table(raw.interactions.head()),
+        }
+        if len(raw.quarantine):
+            tables["quarantine"] = markdown_table(raw.quarantine.head(20))
+        return Outcome(values, tables, {"rows": len(raw.interactions), "quarantined_rows": len(raw.quarantine)})
+
+    result, _ = materialise(
+        context,
+        store,
+        tracking,
+        code_version=CODE_VERSION,
+        settings={"spec": spec.model_dump(mode="json", exclude={"overrides", "published"})},
+        inputs={name: sha256_of(path) for name, path in paths.items()},
+        force=config.force,
+        build=build,
+    )
+    return result
+
+
+@dg.multi_asset(
+    specs=[
+        dg.AssetSpec(
+            name,
+            deps=["raw_interactions"],
+            group_name="raw",
+            kinds={"parquet", "pandas"},
+            owners=[OWNER],
+            code_version=CODE_VERSION,
+            description=description,
+        )
+        for name, description in zip(
+            CLEAN,
+            (
+                "Clean interactions: typed, sorted by user and time, k-core where the protocol wants it.",
+                "Items that occur in the interactions, with title and attributes; item_index is the row number.",
+                "Users that occur in the interactions, with their profiles; user_index is the row number.",
+            ),
+            strict=True,
+        )
+    ],
+)
+@refuse_bad_input
+def clean_tables(
+    context: dg.AssetExecutionContext,
+    config: StageConfig,
+    store: ArtifactStore,
+    tracking: MlflowTracking,
+    folders: Folders,
+) -> tuple[dg.MaterializeResult, dg.MaterializeResult, dg.MaterializeResult]:
+    """The three clean tables; they are cut from the raw ones together, since k-core and ids tie them to each other."""
+    spec = folders.spec(context.partition_key)
+    raw = upstream(context, store, "raw_interactions")["raw_interactions"]
+
+    @functools.cache
+    def tables() -> Tables:
+        return build_tables(spec, load_raw(raw))
+
+    results = []
+    parts = {"interactions": "interactions", "item_catalog": "items", "user_profiles": "users"}
+    for name, part in parts.items():
+
+        def build(folder: Path, run: TrackedRun, part: str = part) -> Outcome:
+            clean = tables()
+            table: pd.DataFrame = getattr(clean, part)
+            table.to_parquet(folder / f"{part}.parquet", index=False)
+            (folder / "counts.json").write_text(json.dumps({**clean.counts, "time": clean.time}, indent=1))
+            values: dict[str, Any] = {"rows": len(table), "dagster/row_count": len(table)}
+            if part == "interactions":
+                values |= {**clean.counts, "time": clean.time}
+            return Outcome(values, {"preview": markdown_table(table.head())}, {"rows": len(table)})
+
+        result, _ = materialise(
+            context,
+            store,
+            tracking,
+            code_version=CODE_VERSION,
+            settings={"spec": spec.model_dump(mode="json", exclude={"overrides", "published"})},
+            inputs={"raw_interactions": raw},
+            force=config.force,
+            build=build,
+            name=name,
+        )
+        results.append(result)
+    return results[0], results[1], results[2]
+
+
+def load_raw(artifact: Artifact) -> RawTables:
+    """The raw tables of an artifact of `raw_interactions`."""
+
+    def read(name: str) -> pd.DataFrame | None:
+        file = artifact.path / f"{name}.parquet"
+        return pd.read_parquet(file) if file.is_file() else None
+
+    interactions, quarantine = read("interactions"), read("quarantine")
+    assert interactions is not None and quarantine is not None
+    provenance = json.loads(artifact.file("provenance.json").read_text())
+    return RawTables(interactions, read("items"), read("users"), quarantine, provenance["files"])
+
+
+def load_table(artifact: Artifact, name: str) -> pd.DataFrame:
+    """A parquet table of an artifact."""
+    return pd.read_parquet(artifact.file(f"{name}.parquet"))
+
+
+def load_counts(artifact: Artifact) -> dict[str, Any]:
+    """Rows read and dropped, sizes, and what `timestamp` means."""
+    counts: dict[str, Any] = json.loads(artifact.file("counts.json").read_text())
+    return counts
+
+
+CHECKS = [
+    artifact_check(
+        "schema",
+        "interactions",
+        "Columns, types and values are as `rarec.data.schemas` says.",
+        lambda _spec, artifact: check_schema(load_table(artifact, "interactions"), INTERACTIONS),
+    ),
+    artifact_check(
+        "unique_key",
+        "interactions",
+        "No interaction occurs twice.",
+        lambda spec, artifact: check_unique_interactions(spec, load_table(artifact, "interactions")),
+    ),
+    artifact_check(
+        "time_order",
+        "interactions",
+        "Within a user, time never runs backwards.",
+        lambda _spec, artifact: check_time_order(load_table(artifact, "interactions")),
+    ),
+    artifact_check(
+        "published_counts",
+        "interactions",
+        "Counts equal the published ones, for data sets that have them; the difference is shown.",
+        lambda spec, artifact: check_published_counts(spec, load_counts(artifact)),
+    ),
+    artifact_check(
+        "schema",
+        "item_catalog",
+        "Columns, types and values are as `rarec.data.schemas` says; ids are unique.",
+        lambda _spec, artifact: check_schema(load_table(artifact, "items"), ITEMS),
+    ),
+    artifact_check(
+        "schema",
+        "user_profiles",
+        "Columns, types and values are as `rarec.data.schemas` says; ids are unique.",
+        lambda _spec, artifact: check_schema(load_table(artifact, "users"), USERS),
+    ),
+]

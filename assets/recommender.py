@@ -1,0 +1,348 @@
+"""Group `recommender`: the RaSeRec track from pre-training to recommendations."""
+
+import json
+import shutil
+from pathlib import Path
+
+import dagster as dg
+import numpy as np
+import pandas as pd
+import pydantic
+
+import rarec
+from assets.checks import artifact_check
+from assets.raw import load_table
+from assets.stage import (
+    OWNER,
+    Outcome,
+    StageConfig,
+    markdown_table,
+    materialise,
+    refuse_bad_input,
+    resolve,
+    run_config_of,
+    training_progress,
+    upstream,
+)
+from rarec.config import Settings
+from rarec.data.sequences import UserSequences
+from rarec.errors import InputError
+from rarec.raserec.encoders import load_encoder
+from rarec.raserec.recommender import Recommender
+from rarec.raserec.settings import FinetuneSettings, MemorySettings, PretrainSettings
+from rarec.retrieval.memory import MemoryBank, Queries
+from rarec.training.engine import worker_device
+from resources import raserec_pyfunc
+from resources.artifacts import Artifact, ArtifactStore
+from resources.folders import Folders
+from resources.launcher import TrainingLauncher
+from resources.tracking import MlflowTracking, TrackedRun
+
+PRETRAIN_VERSION = "1"
+MEMORY_VERSION = "1"
+FINETUNE_VERSION = "1"
+RECOMMEND_VERSION = "1"
+RECALL_AT = 20
+RECALL_SAMPLE = 2000
+
+
+class RecommendSettings(Settings):
+    """Settings of the recommendation lists."""
+
+    top_n: int = pydantic.Field(20, ge=1, description="Items a user.")
+    exclude_seen: bool = pydantic.Field(True, description="Leave out what the user already has.")
+
+
+PretrainConfig = run_config_of(PretrainSettings)
+MemoryConfig = run_config_of(MemorySettings)
+FinetuneConfig = run_config_of(FinetuneSettings)
+RecommendConfig = run_config_of(RecommendSettings)
+
+STAGE_SETTINGS: dict[str, type[Settings]] = {
+    "raserec_pretrained": PretrainSettings,
+    "memory_bank": MemorySettings,
+    "raserec_finetuned": FinetuneSettings,
+    "recommendations": RecommendSettings,
+}
+
+
+@dg.asset(
+    deps=["user_sequences"],
+    group_name="recommender",
+    kinds={"pytorch", "deepspeed"},
+    owners=[OWNER],
+    code_version=PRETRAIN_VERSION,
+    pool="training",
+)
+@refuse_bad_input
+def raserec_pretrained(
+    context: dg.AssetExecutionContext,
+    config: PretrainConfig,  # type: ignore[valid-type]
+    store: ArtifactStore,
+    tracking: MlflowTracking,
+    folders: Folders,
+    launcher: TrainingLauncher,
+) -> dg.MaterializeResult:
+    """Stage 1: sequence encoder, trained to recommend and to retrieve; chosen on validation NDCG@10."""
+    settings = resolve(PretrainSettings, config, folders.spec(context.partition_key), "raserec_pretrained")
+    inputs = upstream(context, store, "user_sequences")
+
+    def build(folder: Path, run: TrackedRun) -> Outcome:
+        job = {
+            "settings": settings.model_dump(),
+            "sequences": str(inputs["user_sequences"].path),
+        }
+        return _train(context, launcher, folders, run, "rarec.raserec.pretrain", job, folder)
+
+    result, _ = materialise(
+        context,
+        store,
+        tracking,
+        code_version=PRETRAIN_VERSION,
+        settings=settings.model_dump(mode="json"),
+        inputs=inputs,
+        force=config.force,
+        build=build,
+    )
+    return result
+
+
+@dg.asset(
+    deps=["user_sequences", "raserec_pretrained"],
+    group_name="recommender",
+    kinds={"faiss"},
+    owners=[OWNER],
+    code_version=MEMORY_VERSION,
+)
+@refuse_bad_input
+def memory_bank(
+    context: dg.AssetExecutionContext,
+    config: MemoryConfig,  # type: ignore[valid-type]
+    store: ArtifactStore,
+    tracking: MlflowTracking,
+    folders: Folders,
+) -> dg.MaterializeResult:
+    """Every training prefix's representation and its next item, searchable; it carries the encoder's fingerprint."""
+    settings = resolve(MemorySettings, config, folders.spec(context.partition_key), "memory_bank")
+    inputs = upstream(context, store, "user_sequences", "raserec_pretrained")
+    if settings.time_cut and inputs["user_sequences"].metadata["values"]["time"] != "clock":
+        raise InputError(
+            f"time_cut needs clock timestamps, which {context.partition_key} has not; set time_cut = false"
+        )
+
+    def build(folder: Path, run: TrackedRun) -> Outcome:
+        sequences = UserSequences.load(inputs["user_sequences"].path)
+        encoder = load_encoder(inputs["raserec_pretrained"].path, sequences.n_items).to(worker_device())
+        prefixes = sequences.prefixes("train")
+        representations = encoder.encode(sequences, prefixes).cpu().numpy()
+        bank = MemoryBank.build(
+            sequences, prefixes, representations, inputs["raserec_pretrained"].fingerprint, settings
+        )
+        bank.save(folder)
+        values: dict[str, float | int | str] = {
+            "memories": len(bank),
+            "index": settings.index,
+            "minimum_recall": settings.minimum_recall,
+            "encoder": bank.encoder,
+        }
+        sample = np.random.default_rng(settings.seed).permutation(len(bank))[:RECALL_SAMPLE]
+        queries = Queries.of(sequences, prefixes[sample], representations[sample])
+        recall = 1.0 if settings.index == "flat" else bank.recall(queries, min(RECALL_AT, len(bank)))
+        values[f"recall_at_{RECALL_AT}"] = recall
+        return Outcome(values, metrics={"memories": len(bank), f"recall_at_{RECALL_AT}": recall})
+
+    result, _ = materialise(
+        context,
+        store,
+        tracking,
+        code_version=MEMORY_VERSION,
+        settings=settings.model_dump(mode="json"),
+        # The bank answers for one encoder: its identity, not only its content, is part of the bank's.
+        inputs={**inputs, "encoder": inputs["raserec_pretrained"].fingerprint},
+        force=config.force,
+        build=build,
+    )
+    return result
+
+
+@dg.asset(
+    deps=["user_sequences", "item_catalog", "raserec_pretrained", "memory_bank"],
+    group_name="recommender",
+    kinds={"pytorch", "deepspeed", "faiss"},
+    owners=[OWNER],
+    code_version=FINETUNE_VERSION,
+    pool="training",
+)
+@refuse_bad_input
+def raserec_finetuned(
+    context: dg.AssetExecutionContext,
+    config: FinetuneConfig,  # type: ignore[valid-type]
+    store: ArtifactStore,
+    tracking: MlflowTracking,
+    folders: Folders,
+    launcher: TrainingLauncher,
+) -> dg.MaterializeResult:
+    """Stage 2: retrieval-augmented module on the frozen encoder; logged to MLflow as a model that recommends items."""
+    settings = resolve(FinetuneSettings, config, folders.spec(context.partition_key), "raserec_finetuned")
+    inputs = upstream(context, store, "user_sequences", "item_catalog", "raserec_pretrained", "memory_bank")
+    encoder, bank = inputs["raserec_pretrained"], inputs["memory_bank"]
+
+    def build(folder: Path, run: TrackedRun) -> Outcome:
+        job = {
+            "settings": settings.model_dump(),
+            "sequences": str(inputs["user_sequences"].path),
+            "encoder": str(encoder.path),
+            "encoder_fingerprint": encoder.fingerprint,
+            "bank": str(bank.path),
+        }
+        outcome = _train(context, launcher, folders, run, "rarec.raserec.finetune", job, folder)
+        model = run.log_pyfunc(
+            "model",
+            Path(raserec_pyfunc.__file__),
+            {"encoder": encoder.path, "bank": bank.path, "module": folder, "items": inputs["item_catalog"].path},
+            requirements=["torch", "faiss-cpu", "safetensors", "pandas", "pyarrow", "pydantic", "scipy"],
+            code_paths=[str(Path(rarec.__file__).parent)],
+            model_config={"encoder_fingerprint": encoder.fingerprint},
+        )
+        outcome.values["mlflow_model"] = model
+        return outcome
+
+    result, _ = materialise(
+        context,
+        store,
+        tracking,
+        code_version=FINETUNE_VERSION,
+        settings=settings.model_dump(mode="json"),
+        inputs={**inputs, "encoder": encoder.fingerprint},
+        force=config.force,
+        build=build,
+    )
+    return result
+
+
+@dg.asset(
+    deps=["user_sequences", "item_catalog", "user_profiles", "raserec_pretrained", "memory_bank", "raserec_finetuned"],
+    group_name="recommender",
+    kinds={"parquet"},
+    owners=[OWNER],
+    code_version=RECOMMEND_VERSION,
+)
+@refuse_bad_input
+def recommendations(
+    context: dg.AssetExecutionContext,
+    config: RecommendConfig,  # type: ignore[valid-type]
+    store: ArtifactStore,
+    tracking: MlflowTracking,
+    folders: Folders,
+) -> dg.MaterializeResult:
+    """The best items for every user from all that is known: one row a user and rank, with score and title."""
+    settings = resolve(RecommendSettings, config, folders.spec(context.partition_key), "recommendations")
+    inputs = upstream(
+        context, store, *("user_sequences", "item_catalog", "user_profiles"),
+        *("raserec_pretrained", "memory_bank", "raserec_finetuned"),
+    )  # fmt: skip
+
+    def build(folder: Path, run: TrackedRun) -> Outcome:
+        sequences, recommender = load_recommender(inputs)
+        for split in ("valid", "test"):
+            recommender.remember(sequences, sequences.prefixes(split))
+        active = np.flatnonzero(sequences.lengths)
+        latest = sequences.offsets[1:][active] - 1
+        _, augmented = recommender.represent(sequences, latest)
+        ranking = recommender.rank(augmented, sequences, latest, settings.top_n)
+        top_items = ranking.top_items_masked if settings.exclude_seen else ranking.top_items
+        top_scores = ranking.top_scores_masked if settings.exclude_seen else ranking.top_scores
+        assert top_items is not None
+        assert top_scores is not None
+        user, place = np.nonzero(top_items.numpy() >= 0)
+        items = load_table(inputs["item_catalog"], "items")
+        chosen = top_items.numpy()[user, place]
+        table = pd.DataFrame(
+            {
+                "user_id": load_table(inputs["user_profiles"], "users")["user_id"].take(active[user]).array,
+                "rank": (place + 1).astype(np.int32),
+                "item_id": items["item_id"].take(chosen).array,
+                "title": items["title"].take(chosen).array,
+                "score": top_scores.numpy()[user, place].astype(np.float32),
+            }
+        )
+        table.to_parquet(folder / "recommendations.parquet", index=False)
+        values = {"users": len(active), "rows": len(table), "dagster/row_count": len(table)}
+        return Outcome(values, {"preview": markdown_table(table.head(10))}, {"users": len(active), "rows": len(table)})
+
+    result, _ = materialise(
+        context,
+        store,
+        tracking,
+        code_version=RECOMMEND_VERSION,
+        settings=settings.model_dump(mode="json"),
+        inputs=inputs,
+        force=config.force,
+        build=build,
+    )
+    return result
+
+
+def load_recommender(inputs: dict[str, Artifact]) -> tuple[UserSequences, Recommender]:
+    """The sequences and the trained model that these artifacts hold."""
+    sequences = UserSequences.load(inputs["user_sequences"].path)
+    encoder = inputs["raserec_pretrained"]
+    recommender = Recommender.load(
+        encoder.path,
+        inputs["memory_bank"].path,
+        inputs["raserec_finetuned"].path,
+        encoder.fingerprint,
+        sequences.n_items,
+    )
+    return sequences, recommender
+
+
+def _train(
+    context: dg.AssetExecutionContext,
+    launcher: TrainingLauncher,
+    folders: Folders,
+    run: TrackedRun,
+    module: str,
+    job: dict[str, object],
+    folder: Path,
+) -> Outcome:
+    """Run a training worker that writes into ``folder``, and tell how it went."""
+    # Keyed by fingerprint: a retry, or the same asset asked for again after a crash, resumes.
+    workdir = Path(folders.work) / context.asset_key.to_user_string() / run.fingerprint
+    checkpoint = workdir / "checkpoint"
+    launcher.launch(
+        context, module, {**job, "output": str(folder), "checkpoint": str(checkpoint)}, workdir, training_progress(run)
+    )
+    shutil.rmtree(checkpoint, ignore_errors=True)
+    summary = json.loads((folder / "history.json").read_text())
+    history = pd.DataFrame(summary["history"])
+    best = history.iloc[summary["best_epoch"]]
+    values = {
+        "epochs": len(history),
+        "best_epoch": int(best["epoch"]),
+        "seconds": round(summary["seconds"], 1),
+        "peak_memory_mib": round(summary["peak_memory_mib"]),
+        "world_size": summary["world_size"],
+        **{f"validation {name}": float(best[name]) for name in ("HR@10", "NDCG@10")},
+    }
+    shown = ["epoch", "loss", "HR@10", "NDCG@10", "masked_HR@10", "masked_NDCG@10", "train_seconds"]
+    run.log_table(history, "history.json")
+    metrics = {f"best_{name}": float(best[name]) for name in history.columns if "@" in name}
+    metrics |= {"best_epoch": float(best["epoch"]), "seconds": float(summary["seconds"])}
+    return Outcome(values, {"history": markdown_table(history[shown].round(4))}, metrics)
+
+
+def _recall_is_enough(_spec: object, artifact: Artifact) -> tuple[bool, dict[str, float]]:
+    values = artifact.metadata["values"]
+    recall, minimum = values[f"recall_at_{RECALL_AT}"], values["minimum_recall"]
+    return recall >= minimum, {"recall": recall, "minimum_recall": minimum, "memories": values["memories"]}
+
+
+CHECKS = [
+    artifact_check(
+        "recall",
+        "memory_bank",
+        f"The index finds at least `minimum_recall` of the exact {RECALL_AT} nearest memories.",
+        _recall_is_enough,
+    )
+]

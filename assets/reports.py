@@ -1,0 +1,136 @@
+"""Group `reports`: figures of the trained models, as JSON, as a page, in Dagster and in MLflow."""
+
+import base64
+import json
+from pathlib import Path
+
+import dagster as dg
+import torch
+
+from assets.recommender import load_recommender
+from assets.stage import OWNER, Outcome, StageConfig, materialise, refuse_bad_input, upstream
+from rarec.evaluation import report as reports
+from rarec.evaluation.ranking import RankingResult
+from resources.artifacts import ArtifactStore
+from resources.folders import Folders
+from resources.tracking import MlflowTracking, TrackedRun
+
+RANKING_VERSION = "1"
+TOP_N = 50
+PRETRAINED, FINETUNED = "pre-trained", "fine-tuned"
+
+
+@dg.asset(
+    deps=["user_sequences", "raserec_pretrained", "memory_bank", "raserec_finetuned"],
+    group_name="reports",
+    kinds={"json", "html"},
+    owners=[OWNER],
+    code_version=RANKING_VERSION,
+)
+@refuse_bad_input
+def ranking_metrics(
+    context: dg.AssetExecutionContext,
+    config: StageConfig,
+    store: ArtifactStore,
+    tracking: MlflowTracking,
+    folders: Folders,
+) -> dg.MaterializeResult:
+    """HR, NDCG and MRR of both stages by full ranking, masked and unmasked, with groups and significance.
+
+    The only asset that reads the test split.
+    """
+    spec = folders.spec(context.partition_key)
+    inputs = upstream(context, store, "user_sequences", "raserec_pretrained", "memory_bank", "raserec_finetuned")
+
+    def build(folder: Path, run: TrackedRun) -> Outcome:
+        sequences, recommender = load_recommender(inputs)
+        outcomes = []
+        for split, name in (("valid", "validation"), ("test", "test")):
+            prefixes = sequences.prefixes(split)  # type: ignore[arg-type]
+            targets = sequences.next_items(prefixes)
+            before, after = recommender.represent(sequences, prefixes)
+            for model, vectors in ((PRETRAINED, before), (FINETUNED, after)):
+                ranking: RankingResult = recommender.rank(vectors, sequences, prefixes, TOP_N)
+                outcomes.append(reports.Outcome(model, name, torch.from_numpy(targets), ranking))  # type: ignore[arg-type]
+            if split == "valid":
+                recommender.remember(sequences, prefixes)
+        users = sequences.evaluated_users()
+        report = reports.build_report(
+            outcomes,
+            dataset=spec.title,
+            data_version=inputs["user_sequences"].data_version,
+            seed=int(inputs["raserec_finetuned"].manifest.config["seed"]),
+            split_rule="Leave one out: a user's last item is the test target, the one before it the validation target.",
+            training_counts=sequences.train_counts(),
+            training_lengths=(sequences.train_ends - sequences.offsets[:-1])[users],
+            comparison=(PRETRAINED, FINETUNED),
+            curves=[
+                _curve(PRETRAINED, inputs["raserec_pretrained"].file("history.json")),
+                _curve(FINETUNED, inputs["raserec_finetuned"].file("history.json")),
+            ],
+            published=[
+                reports.Published(source=p.source, split="test", protocol=p.protocol, metrics=p.metrics)
+                for p in spec.published
+            ],
+            links=[reports.Link(label="MLflow run", url=run.url)] if run.url.startswith("http") else [],
+            notes=["Validation pairs join the memory bank before the test split is scored, as in the paper."],
+        )
+        paths = reports.write_report(report, folder)
+        run.log_file(paths.html)
+        run.log_file(paths.json)
+        for plot in paths.plots.values():
+            run.log_file(plot, "plots")
+        metrics = {
+            f"{s.split}/{s.protocol}/{s.model}/{name}": value
+            for s in report.scores
+            for name, value in s.metrics.items()
+        }
+        values = {
+            f"test {s.model} {s.protocol} {name}": s.metrics[name]
+            for s in report.scores
+            if s.split == "test"
+            for name in ("HR@10", "NDCG@10")
+        }
+        return Outcome(
+            values,
+            {"plot": _image(paths.plots["metrics"]), "tables": reports.markdown_tables(report)},
+            metrics,
+            files={"report": paths.html.name},
+        )
+
+    result, _ = materialise(
+        context,
+        store,
+        tracking,
+        code_version=RANKING_VERSION,
+        settings={
+            "title": spec.title,
+            "published": [p.model_dump() for p in spec.published],
+            "top_n": TOP_N,
+            "seed": inputs["raserec_finetuned"].manifest.config["seed"],
+        },
+        inputs={**inputs, "encoder": inputs["raserec_pretrained"].fingerprint},
+        force=config.force,
+        build=build,
+    )
+    return result
+
+
+def _curve(model: str, history: Path) -> reports.TrainingCurve:
+    summary = json.loads(history.read_text())
+    epochs = tuple(
+        reports.Epoch(
+            epoch=int(record["epoch"]),
+            loss=record["loss"],
+            validation={name: record[name] for name in ("HR@10", "NDCG@10")},
+        )
+        for record in summary["history"]
+    )
+    return reports.TrainingCurve(
+        model=model, protocol="unmasked", epochs=epochs, best_epoch=epochs[summary["best_epoch"]].epoch
+    )
+
+
+def _image(png: Path) -> str:
+    """Markdown that shows a picture inside Dagster's metadata."""
+    return f"![HR@10 and NDCG@10]({'data:image/png;base64,' + base64.b64encode(png.read_bytes()).decode()})"

@@ -1,0 +1,218 @@
+"""What all assets share: settings per data set, upstream artifacts, and reuse of what is already there.
+
+An asset's identity is the fingerprint of its code version, settings and input data versions. `materialise` looks it up
+in the artifact store, builds only what is missing, and records the outcome in Dagster and MLflow.
+"""
+
+import functools
+import logging
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+import dagster as dg
+from pydantic import Field, ValidationError, create_model
+
+from rarec.config import Settings
+from rarec.data.spec import DatasetSpec
+from rarec.errors import InputError
+from rarec.training.progress import Progress
+from resources.artifacts import Artifact, ArtifactStore, DamagedArtifact, fingerprint
+from resources.tracking import MlflowTracking, TrackedRun
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+S = TypeVar("S", bound=Settings)
+F = TypeVar("F", bound=Callable[..., Any])
+
+OWNER = "team:data-engineering"
+progress_log = logging.getLogger("rarec.progress")  # `make run` shows it in the terminal
+
+
+class StageConfig(dg.Config):
+    """Run configuration of every asset."""
+
+    force: bool = Field(default=False, description="Build again even if an artifact of the same identity exists.")
+
+
+def run_config_of(settings: type[Settings]) -> type[StageConfig]:
+    """A Dagster configuration class with every field of ``settings``, all optional.
+
+    A field left out takes the data set's own default, else the field's.
+    """
+    fields: dict[str, Any] = {
+        name: (_dagster_type(info.annotation) | None, Field(default=None, description=_describe(info)))
+        for name, info in settings.model_fields.items()
+    }
+    return create_model(settings.__name__.removesuffix("Settings") + "Config", __base__=StageConfig, **fields)
+
+
+def resolve(settings: type[S], config: StageConfig, spec: DatasetSpec, stage: str) -> S:
+    """Settings from, in order of precedence, the run's configuration, the data set's defaults, the fields' defaults."""
+    given = {name: value for name, value in config.model_dump(exclude={"force"}).items() if value is not None}
+    try:
+        return settings(**{**spec.overrides.get(stage, {}), **given})
+    except ValidationError as error:
+        faults = "; ".join(
+            f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" if fault["loc"] else fault["msg"]
+            for fault in error.errors(include_url=False)
+        )
+        raise InputError(f"settings of {stage} for {spec.name}: {faults}") from error
+
+
+def refuse_bad_input(asset: F) -> F:
+    """Turn `InputError` into a Dagster failure that is shown as one message and never retried."""
+
+    @functools.wraps(asset)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return asset(*args, **kwargs)
+        except InputError as error:
+            raise dg.Failure(str(error), allow_retries=False) from error
+
+    return typing.cast(F, wrapper)
+
+
+def upstream(context: dg.AssetExecutionContext, store: ArtifactStore, *names: str) -> dict[str, Artifact]:
+    """The artifacts that these assets materialised last for the current partition."""
+    found = {}
+    for name in names:
+        records = context.instance.fetch_materializations(
+            dg.AssetRecordsFilter(asset_key=dg.AssetKey(name), asset_partitions=[context.partition_key]), limit=1
+        ).records
+        if not records:
+            raise InputError(f"{name} has not been materialised for {context.partition_key}; materialise it first")
+        materialization = records[0].asset_materialization
+        assert materialization is not None
+        identity = str(materialization.metadata["fingerprint"].value)
+        found[name] = store.open(name, context.partition_key, identity)
+    return found
+
+
+@dataclass
+class Outcome:
+    """What a build tells about its artifact.
+
+    Attributes:
+        values: numbers and short texts for the asset's metadata.
+        markdown: title -> text shown rendered.
+        metrics: figures for MLflow.
+        files: title -> file of the artifact whose path is shown.
+    """
+
+    values: dict[str, Any] = field(default_factory=dict)
+    markdown: dict[str, str] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
+    files: dict[str, str] = field(default_factory=dict)
+
+
+Build = Callable[[Path, TrackedRun], Outcome]
+
+
+def materialise(
+    context: dg.AssetExecutionContext,
+    store: ArtifactStore,
+    tracking: MlflowTracking,
+    *,
+    code_version: str,
+    settings: Mapping[str, Any],
+    inputs: Mapping[str, Artifact | str],
+    force: bool,
+    build: Build,
+    name: str | None = None,
+) -> tuple[dg.MaterializeResult, Artifact]:
+    """Reuse the artifact of this identity, or have ``build`` fill a folder with a new one, tracked as one MLflow run.
+
+    Args:
+        settings: everything that changes the result besides code and inputs; JSON.
+        inputs: upstream artifacts, or content hashes of other inputs, by name.
+        name: the asset, where a step materialises several.
+    """
+    asset = name or context.asset_key.to_user_string()
+    partition = context.partition_key
+    versions = {key: value if isinstance(value, str) else value.data_version for key, value in inputs.items()}
+    identity = fingerprint(asset, code_version, settings, versions)
+    artifact = None
+    if not force:
+        try:
+            artifact = store.find(asset, partition, identity)
+        except DamagedArtifact as error:
+            context.log.warning(f"{error} It is built again now.")
+    reused = artifact is not None
+    if artifact is None:
+        progress_log.info("%s", f"{asset}: building")
+        with (
+            tracking.run(context, asset, partition, identity, dict(settings)) as run,
+            store.write(
+                asset, partition, identity, inputs=versions, config=settings, code_version=code_version, replace=force
+            ) as draft,
+        ):
+            for key, value in inputs.items():
+                if isinstance(value, Artifact):
+                    run.log_input(key, str(value.path), value.data_version)
+            outcome = build(draft.path, run)
+            run.log_metrics(outcome.metrics)
+            draft.metadata.update(
+                values=outcome.values, markdown=outcome.markdown, files=outcome.files, mlflow_run=run.url
+            )
+        artifact = draft.artifact
+    else:
+        progress_log.info("%s", f"{asset}: reused, nothing has changed")
+    return _result(artifact, reused, asset), artifact
+
+
+def markdown_table(table: "pd.DataFrame") -> str:
+    """A small table for metadata: cells without line breaks or bars."""
+    header = list(map(str, table.columns))
+    rows = [[str(cell).replace("|", "\\|").replace("\n", " ") for cell in row] for row in table.to_numpy(object)]
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def training_progress(run: TrackedRun) -> Callable[[Progress], None]:
+    """Shows a worker's progress in the terminal and sends it to MLflow: the loss by step, validation figures by epoch."""
+
+    def show(progress: Progress) -> None:
+        progress_log.info("%s", "  " + progress.line())
+        if progress.epoch is None:
+            return
+        if progress.step is None:
+            run.log_metrics(progress.metrics, step=progress.epoch)
+            if progress.loss is not None:
+                run.log_metrics({"epoch_loss": progress.loss}, step=progress.epoch)
+        elif progress.loss is not None:
+            run.log_metrics({"loss": progress.loss}, step=(progress.epoch - 1) * (progress.steps or 0) + progress.step)
+
+    return show
+
+
+def _result(artifact: Artifact, reused: bool, asset: str) -> dg.MaterializeResult:
+    stored = artifact.metadata
+    metadata: dict[str, Any] = {
+        "fingerprint": artifact.fingerprint,
+        "reused": reused,
+        "artifact": dg.MetadataValue.path(str(artifact.path)),
+        **stored["values"],
+        **{title: dg.MetadataValue.path(str(artifact.path / name)) for title, name in stored["files"].items()},
+        **{title: dg.MetadataValue.md(text) for title, text in stored["markdown"].items()},
+    }
+    if stored["mlflow_run"].startswith("http"):
+        metadata["mlflow_run"] = dg.MetadataValue.url(stored["mlflow_run"])
+    return dg.MaterializeResult(asset_key=asset, metadata=metadata, data_version=dg.DataVersion(artifact.data_version))
+
+
+def _dagster_type(annotation: Any) -> Any:
+    """Dagster's configuration knows no optional Literal: its values are checked when the settings are made."""
+    if typing.get_origin(annotation) is Literal:
+        return type(typing.get_args(annotation)[0])
+    return annotation
+
+
+def _describe(info: Any) -> str:
+    text = f"{info.description or ''} Default: {info.default!r} unless the data set sets its own."
+    if typing.get_origin(info.annotation) is Literal:
+        text += f" One of: {', '.join(map(repr, typing.get_args(info.annotation)))}."
+    return text.strip()

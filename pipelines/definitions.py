@@ -1,0 +1,72 @@
+"""The code location: assets, checks, jobs and resources, bound to the data sets that are declared."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import dagster as dg
+
+from assets import raw, recommender, reports, sequences
+from pipelines.jobs import track_jobs
+from pipelines.partitions import dataset_partitions
+from rarec.data.spec import DatasetSpec
+from rarec.errors import InputError
+from resources.artifacts import ArtifactStore
+from resources.folders import Folders, known_specs
+from resources.home import RarecHome
+from resources.launcher import TrainingLauncher
+from resources.tracking import MlflowTracking
+
+ASSET_MODULES = (raw, sequences, recommender, reports)
+CHECKS = [*raw.CHECKS, *sequences.CHECKS, *recommender.CHECKS]
+
+
+def default_resources(home: RarecHome) -> dict[str, Any]:
+    """Resources that the environment asks for; with nothing set, all is embedded under RAREC_HOME."""
+    return {
+        "store": ArtifactStore(root=home.artifacts, cache=str(home.cache / "artifacts")),
+        "tracking": MlflowTracking(
+            tracking_uri=home.tracking_uri, ui_url=home.mlflow_ui, artifact_root=str(home.mlflow / "artifacts")
+        ),
+        "folders": Folders(
+            data=str(home.data), datasets=str(home.datasets), cache=str(home.cache), work=str(home.work)
+        ),
+        "launcher": TrainingLauncher(nproc=home.nproc),
+    }
+
+
+def build_defs(home: RarecHome | None = None, resource_overrides: Mapping[str, Any] | None = None) -> dg.Definitions:
+    """The code location for one installation; tests replace resources by name.
+
+    Raises:
+        InputError: a data set's file is wrong, or sets a default for a stage or setting that does not exist.
+    """
+    home = home or RarecHome.from_environment()
+    specs = known_specs(home.datasets)
+    for spec in specs.values():
+        check_overrides(spec)
+    partitions = dataset_partitions(specs)
+    assets = dg.map_asset_specs(
+        lambda spec: spec.replace_attributes(partitions_def=partitions), dg.load_assets_from_modules(ASSET_MODULES)
+    )
+    return dg.Definitions(
+        assets=assets,
+        asset_checks=CHECKS,
+        jobs=track_jobs(partitions),
+        resources={**default_resources(home), **(resource_overrides or {})},
+    )
+
+
+def check_overrides(spec: DatasetSpec) -> None:
+    """Refuse defaults for stages that have no settings, and values that the stage's settings refuse."""
+    for stage, values in spec.overrides.items():
+        settings = recommender.STAGE_SETTINGS.get(stage)
+        if settings is None:
+            known = ", ".join(recommender.STAGE_SETTINGS)
+            raise InputError(f"{spec.name}.toml: [overrides.{stage}]: no such stage; stages with settings: {known}")
+        try:
+            settings(**values)
+        except ValueError as error:
+            raise InputError(f"{spec.name}.toml: [overrides.{stage}]: {error}") from error
+
+
+defs = build_defs()

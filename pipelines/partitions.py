@@ -1,0 +1,10 @@
+"""The one partition dimension: the data set."""
+
+from collections.abc import Iterable
+
+import dagster as dg
+
+
+def dataset_partitions(names: Iterable[str]) -> dg.StaticPartitionsDefinition:
+    """One partition a data set, in alphabetical order."""
+    return dg.StaticPartitionsDefinition(sorted(names))

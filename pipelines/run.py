@@ -1,0 +1,139 @@
+"""`make run`: materialise a data set in this process, show progress, end with the figures."""
+
+import json
+import logging
+import os
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from resources.home import RarecHome
+
+
+def prepare_dagster_home(home: RarecHome) -> None:
+    """Make the embedded Dagster home, unless DAGSTER_HOME names another; `make ui` then shows the same runs."""
+    if os.environ.get("DAGSTER_HOME"):
+        return
+    home.dagster.mkdir(parents=True, exist_ok=True)
+    settings = home.dagster / "dagster.yaml"
+    if not settings.exists():
+        settings.write_text((Path(__file__).parent / "dagster.yaml").read_text())
+    os.environ["DAGSTER_HOME"] = str(home.dagster)
+
+
+def main(
+    dataset: Annotated[str, typer.Option(help="Data set, one of the partitions.")] = "demo",
+    track: Annotated[str, typer.Option(help="Job: raserec or everything.")] = "everything",
+    config: Annotated[str, typer.Option(help="Run configuration, JSON: {asset: {setting: value}}.")] = "{}",
+) -> None:
+    """Materialise one data set and print its metric tables, the report's path and how to open the UIs."""
+    home = RarecHome.from_environment()
+    prepare_dagster_home(home)
+    warnings.filterwarnings("ignore")
+    import dagster as dg  # after DAGSTER_HOME is set
+
+    from pipelines.definitions import defs
+    from rarec.errors import InputError
+
+    try:
+        run_config = _run_config(config)
+        job = _job(defs, track)
+        _require_partition(dataset, home)
+    except InputError as error:
+        raise SystemExit(f"error: {error}") from error
+    _show_progress()
+    started = time.perf_counter()
+    with dg.DagsterInstance.get() as instance:
+        result = job.execute_in_process(
+            instance=instance, partition_key=dataset, run_config=run_config, raise_on_error=False
+        )
+        if not result.success:
+            raise SystemExit(_failures(result, home))
+        _summarise(result, dataset, track, home, time.perf_counter() - started)
+
+
+def _run_config(config: str) -> dict[str, Any]:
+    from rarec.errors import InputError
+
+    try:
+        settings = json.loads(config)
+    except json.JSONDecodeError as error:
+        raise InputError(f"CONFIG is not JSON: {error}") from error
+    # Dagster's own console log would bury the progress lines; the UI has it all.
+    loggers = {"console": {"config": {"log_level": "CRITICAL"}}}
+    return {"loggers": loggers, "ops": {asset: {"config": values} for asset, values in settings.items()}}
+
+
+def _job(defs: Any, track: str) -> Any:
+    from rarec.errors import InputError
+
+    jobs = {job.name: job for job in defs.resolve_all_job_defs() if not job.name.startswith("__")}
+    if track not in jobs:
+        raise InputError(f"unknown TRACK {track!r}; known: {', '.join(sorted(jobs))}")
+    return jobs[track]
+
+
+def _require_partition(dataset: str, home: RarecHome) -> None:
+    from rarec.data.spec import find_spec
+    from resources.folders import known_specs
+
+    find_spec(dataset, known_specs(home.datasets))
+
+
+def _show_progress() -> None:
+    """Print the lines of the logger `rarec.progress`, one after the other, with the time since the start."""
+    started = time.perf_counter()
+
+    class Elapsed(logging.Formatter):
+        def format(self, record: logging.LogRecord) -> str:
+            seconds = int(time.perf_counter() - started)
+            return f"[{seconds // 60:3d}:{seconds % 60:02d}] {record.getMessage()}"
+
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(Elapsed())
+    log = logging.getLogger("rarec.progress")
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    log.propagate = False
+
+
+def _failures(result: Any, home: RarecHome) -> str:
+    """What failed and why, without stack traces where the failure explains itself."""
+    lines = []
+    for event in result.get_step_failure_events():
+        data = event.step_failure_data
+        message = data.user_failure_data.description if data.user_failure_data else str(data.error.to_string())
+        lines.append(f"{event.step_key}: {message}")
+    return "error: " + ("\n".join(lines) or "the run failed") + f"\nDetails: make ui (runs are kept in {home.dagster})"
+
+
+def _summarise(result: Any, dataset: str, track: str, home: RarecHome, seconds: float) -> None:
+    from rarec.evaluation.report import RankingReport, text_tables
+
+    reused, built = [], []
+    report = None
+    for event in result.get_asset_materialization_events():
+        materialization = event.materialization
+        name = materialization.asset_key.to_user_string()
+        metadata = materialization.metadata
+        (reused if metadata["reused"].value else built).append(name)
+        if name == "ranking_metrics":
+            report = Path(str(metadata["report"].value))
+    if report:
+        print()
+        print(text_tables(RankingReport.model_validate_json(report.with_name("report.json").read_text())))
+    print()
+    print(f"{dataset} {track}: done in {seconds:.0f} s; {len(built)} assets built, {len(reused)} reused")
+    if report:
+        print(f"report: {report}")
+    print("UIs:    make ui   (Dagster at http://127.0.0.1:3000, MLflow at http://127.0.0.1:5000)")
+
+
+if __name__ == "__main__":
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command()(main)
+    app()

@@ -1,0 +1,108 @@
+"""RaSeRec at work: encoder, memory bank and retrieval-augmented module together."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from rarec.data.sequences import IntArray, UserSequences
+from rarec.evaluation.ranking import RankingResult, full_ranking
+from rarec.raserec.augment import RetrievalAugmentedModule, load_module
+from rarec.raserec.encoders import SequenceEncoder, load_encoder
+from rarec.raserec.finetune import Memories, augment, find_neighbours
+from rarec.retrieval.memory import NO_USER, MemoryBank, Queries
+from rarec.training.engine import worker_device
+
+
+@dataclass
+class Recommender:
+    """A trained model of both stages; `remember` refreshes its memory without training."""
+
+    encoder: SequenceEncoder
+    bank: MemoryBank
+    module: RetrievalAugmentedModule
+
+    @classmethod
+    def load(cls, encoder: Path, bank: Path, module: Path, fingerprint: str, n_items: int | None = None) -> Self:
+        """Read the three folders; ``fingerprint`` is the encoder's.
+
+        Raises:
+            InputError: bank or module belong to another encoder, or the encoder to another catalogue.
+        """
+        memory = MemoryBank.load(bank)
+        memory.require_encoder(fingerprint)
+        device = worker_device()
+        return cls(load_encoder(encoder, n_items).to(device), memory, load_module(module, fingerprint).to(device))
+
+    @property
+    def item_embeddings(self) -> Tensor:
+        """(I, D)."""
+        return self.encoder.item_embedding.detach()
+
+    def represent(
+        self, sequences: UserSequences, prefixes: IntArray, known_users: bool = True
+    ) -> tuple[Tensor, Tensor]:
+        """Representations (Q, D) of prefixes before and after augmentation.
+
+        Without ``known_users`` the sequences are of people who are not in the data, so no memory is their own.
+        """
+        vectors = self.encoder.encode(sequences, prefixes)
+        queries = Queries.of(sequences, prefixes, vectors.cpu().numpy())
+        if not known_users:
+            queries = Queries(queries.vectors, np.full_like(queries.users, NO_USER), queries.prefixes, queries.times)
+        embeddings = self.item_embeddings
+        found = find_neighbours(self.bank, queries, embeddings.cpu().numpy(), self.module.settings).to(vectors.device)
+        return vectors, augment(self.module, vectors, found, Memories(self.bank, embeddings))
+
+    def remember(self, sequences: UserSequences, prefixes: IntArray) -> None:
+        """Append these prefixes and their next items to this object's memory."""
+        self.bank = self.bank.copy()
+        self.bank.append(sequences, prefixes, self.encoder.encode(sequences, prefixes).cpu().numpy())
+
+    def rank(self, vectors: Tensor, sequences: UserSequences, prefixes: IntArray, top_n: int) -> RankingResult:
+        """Ranks of the prefixes' next items, where there are any, and the best ``top_n`` items."""
+        behind = prefixes + 1
+        has_target = behind < sequences.offsets[sequences.user_of[prefixes] + 1]
+        targets = np.where(has_target, sequences.items[np.where(has_target, behind, 0)], -1)
+        offsets, seen = sequences.seen_before(prefixes)
+        return full_ranking(
+            vectors,
+            self.item_embeddings,
+            torch.from_numpy(targets),
+            torch.from_numpy(offsets),
+            torch.from_numpy(seen),
+            top_n=top_n,
+        )
+
+
+def recommend_histories(
+    recommender: Recommender, histories: Sequence[Sequence[int]], top_n: int, exclude_seen: bool = True
+) -> list[tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]]:
+    """Item indices and scores, best first, for histories (item indices, oldest first) of people outside the data.
+
+    An empty history gets empty lists.
+    """
+    lengths = np.array([len(history) for history in histories], dtype=np.int64)
+    offsets = np.concatenate([[0], lengths.cumsum()])
+    items = np.array([item for history in histories for item in history], dtype=np.int64)
+    sequences = UserSequences(offsets, items, np.zeros_like(items), len(recommender.item_embeddings))
+    asked = np.flatnonzero(lengths)
+    result = [(np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.float32)) for _ in histories]
+    if len(asked) == 0:
+        return result
+    prefixes = offsets[1:][asked] - 1
+    _, vectors = recommender.represent(sequences, prefixes, known_users=False)
+    ranking = recommender.rank(vectors, sequences, prefixes, top_n)
+    top_items = ranking.top_items_masked if exclude_seen else ranking.top_items
+    top_scores = ranking.top_scores_masked if exclude_seen else ranking.top_scores
+    assert top_items is not None
+    assert top_scores is not None
+    for row, history in enumerate(asked):
+        real = top_items[row] >= 0
+        result[history] = (top_items[row][real].numpy(), top_scores[row][real].numpy())
+    return result

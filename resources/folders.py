@@ -1,0 +1,26 @@
+"""Local folders that assets read from and work in."""
+
+from pathlib import Path
+
+import dagster as dg
+from pydantic import Field
+
+from rarec.data.spec import DatasetSpec, find_spec, load_specs
+
+
+class Folders(dg.ConfigurableResource):
+    """Where raw data, data set declarations, caches and working folders are."""
+
+    data: str = Field(description="Raw data sets, one folder each (RAREC_DATA).")
+    datasets: str = Field(description="TOML files that declare the user's own data sets; need not exist.")
+    cache: str = Field(description="Unpacked, downloaded and generated files; may be deleted at any time.")
+    work: str = Field(description="Working folders of trainings: job, log and checkpoint.")
+
+    def spec(self, name: str) -> DatasetSpec:
+        """The declaration of the data set called ``name``."""
+        return find_spec(name, known_specs(Path(self.datasets)))
+
+
+def known_specs(user_folder: Path) -> dict[str, DatasetSpec]:
+    """Built-in data sets and those of ``user_folder``, if that exists."""
+    return load_specs(*([user_folder] if user_folder.is_dir() else []))

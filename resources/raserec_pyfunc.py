@@ -1,0 +1,55 @@
+"""RaSeRec as an MLflow model: item histories in, the best items out. MLflow loads this file as the model's code."""
+
+import pandas as pd
+from mlflow.models import set_model
+from mlflow.pyfunc import PythonModel, PythonModelContext
+
+DEFAULT_TOP_N = 10
+
+
+class RaSeRecModel(PythonModel):
+    """Recommends items for people who need not be in the training data.
+
+    Input: a table with a column ``history``, each cell a list of item ids as published, oldest first. Output: a table
+    with ``items`` (list of ids, best first) and ``scores``, one row a history. Items unknown to the model are passed over;
+    a history without any known item gets an empty list. Parameters: ``top_n`` (10), ``exclude_seen`` (True).
+    """
+
+    def load_context(self, context: PythonModelContext) -> None:
+        """Load encoder, memory bank, module and the item table."""
+        from pathlib import Path
+
+        from rarec.raserec.recommender import Recommender
+
+        folders = {name: Path(path) for name, path in context.artifacts.items()}
+        self.items = pd.read_parquet(folders["items"] / "items.parquet", columns=["item_id"])["item_id"]
+        self.index = pd.Index(self.items.astype(str))
+        self.model = Recommender.load(
+            folders["encoder"], folders["bank"], folders["module"], context.model_config["encoder_fingerprint"]
+        )
+
+    def predict(
+        self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, object] | None = None
+    ) -> pd.DataFrame:
+        """Recommend for every row of ``model_input``."""
+        from rarec.raserec.recommender import recommend_histories
+
+        params = params or {}
+        histories = [self._known(history) for history in model_input["history"]]
+        lists = recommend_histories(
+            self.model, histories, int(str(params.get("top_n", DEFAULT_TOP_N))), bool(params.get("exclude_seen", True))
+        )
+        return pd.DataFrame(
+            {
+                "items": [self.items.take(rows).tolist() for rows, _ in lists],
+                "scores": [scores.tolist() for _, scores in lists],
+            },
+            index=model_input.index,
+        )
+
+    def _known(self, history: list[object]) -> list[int]:
+        places = self.index.get_indexer([str(item) for item in history])
+        return [int(place) for place in places if place >= 0]
+
+
+set_model(RaSeRecModel())

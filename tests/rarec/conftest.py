@@ -1,0 +1,30 @@
+import gc
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from raserec_toys import SINGLE_PROCESS  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def _process_group():
+    yield
+    if dist.is_initialized():
+        gc.collect()
+        dist.destroy_process_group()
+
+
+@pytest.fixture
+def single_process(monkeypatch, _process_group):
+    """What the launcher sets for a lone CPU worker; one torch thread, so that results repeat bit by bit."""
+    for name, value in SINGLE_PROCESS.items():
+        monkeypatch.setenv(name, value)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

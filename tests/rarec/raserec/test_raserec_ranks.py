@@ -1,0 +1,45 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from raserec_ranks_worker import both_stages
+from raserec_toys import SINGLE_PROCESS
+from safetensors.torch import load_file
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ranks")
+    worker = Path(__file__).with_name("raserec_ranks_worker.py")
+    environment = {name: value for name, value in os.environ.items() if name not in SINGLE_PROCESS}
+    environment |= {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(worker), str(folder)],
+        env=environment, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return folder
+
+
+@pytest.mark.usefixtures("single_process")
+def test_two_ranks_train_as_one(two_ranks, tmp_path):
+    """Losses, validation figures and weights of both stages; sums run in another order, hence the tolerance."""
+    both_stages(tmp_path)
+    one, two = (json.loads((folder / "summary.json").read_text()) for folder in (tmp_path, two_ranks))
+    for stage in ("sasrec", "gru4rec", "stage2"):
+        assert (one[stage]["world_size"], two[stage]["world_size"]) == (1, 2)
+        assert len(one[stage]["history"]) == len(two[stage]["history"]) == 3
+        for single, double in zip(one[stage]["history"], two[stage]["history"], strict=True):
+            for name in {"loss", "recommendation_loss", "contrastive_loss"} & single.keys():
+                assert double[name] == pytest.approx(single[name], rel=2e-4), (stage, name)
+            assert double["NDCG@10"] == pytest.approx(single["NDCG@10"], abs=0.05)
+        first, last = (one[stage]["history"][epoch]["loss"] for epoch in (0, -1))
+        assert last < first - 0.01  # the comparison spans real training
+    for name in ("sasrec/encoder.safetensors", "gru4rec/encoder.safetensors", "stage2/module.safetensors"):
+        single, double = (load_file(folder / name) for folder in (tmp_path, two_ranks))
+        for key, value in single.items():
+            torch.testing.assert_close(double[key], value, rtol=5e-2, atol=5e-3, msg=lambda m, k=key: f"{k}: {m}")

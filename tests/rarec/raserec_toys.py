@@ -1,0 +1,117 @@
+"""Small sequences, settings and checks that the tests of the RaSeRec core share."""
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from rarec.data.sequences import UserSequences
+from rarec.raserec.settings import FinetuneSettings, PretrainSettings
+
+SMALL = {"dim": 8, "inner_dim": 12, "layers": 2, "heads": 2, "max_length": 7}
+NO_DROPOUT = {"hidden_dropout": 0.0, "attention_dropout": 0.0}
+
+# What the launcher sets for a lone CPU worker.
+SINGLE_PROCESS = {
+    "RANK": "0",
+    "LOCAL_RANK": "0",
+    "WORLD_SIZE": "1",
+    "LOCAL_WORLD_SIZE": "1",
+    "MASTER_ADDR": "127.0.0.1",
+    "MASTER_PORT": "0",
+    "DS_ACCELERATOR": "cpu",
+}
+
+# A chain of 60 items is learnt within a second with these.
+QUICK = PretrainSettings(
+    dim=16, inner_dim=32, layers=1, hidden_dropout=0.1, attention_dropout=0.1, max_length=12, batch_size=64,
+    learning_rate=1e-2, epochs=8, patience=8, seed=7,
+)  # fmt: skip
+QUICK_FINETUNE = FinetuneSettings(
+    memories=6, beta=0.5, heads=2, inner_dim=32, dropout=0.1, batch_size=128, learning_rate=2e-3, epochs=3, patience=3
+)
+
+
+def sequences_of(items: Sequence[Sequence[int]], n_items: int, times: Sequence[Sequence[int]] | None = None):
+    """Sequences from one list of items a user; without ``times`` every interaction has the next second."""
+    offsets = np.concatenate([[0], np.cumsum([len(one) for one in items])]).astype(np.int64)
+    flat = np.array([item for one in items for item in one], dtype=np.int64)
+    clock = np.arange(len(flat)) if times is None else np.array([t for one in times for t in one], dtype=np.int64)
+    return UserSequences(offsets, flat, clock, n_items)
+
+
+def random_sequences(lengths: Sequence[int], n_items: int, seed: int = 0) -> UserSequences:
+    """Random items, and times that rise within a user and interleave (with ties) between users."""
+    rng = np.random.default_rng(seed)
+    items = [rng.integers(0, n_items, n).tolist() for n in lengths]
+    times = [np.sort(rng.integers(0, 50, n)).tolist() for n in lengths]
+    return sequences_of(items, n_items, times)
+
+
+def chain_sequences(users: int = 150, n_items: int = 60, shuffled: bool = False, seed: int = 3) -> UserSequences:
+    """Every item has one successor in a fixed cycle; ``shuffled`` draws every item at random instead."""
+    rng = np.random.default_rng(seed)
+    cycle = rng.permutation(n_items)
+    lengths = rng.integers(5, 10, users)
+    starts = rng.integers(0, n_items, users)
+    items = [cycle[(start + np.arange(n)) % n_items].tolist() for start, n in zip(starts, lengths, strict=True)]
+    if shuffled:
+        items = [rng.integers(0, n_items, n).tolist() for n in lengths]
+    return sequences_of(items, n_items)
+
+
+def history_of(sequences: UserSequences, prefix: int, max_length: int, stride: int = 1) -> list[int]:
+    """The items that an encoder reads for a prefix, by the rule in words: drop ``stride`` of the oldest till they fit."""
+    user = max(u for u in range(sequences.n_users) if sequences.offsets[u] <= prefix)
+    history = sequences.items[sequences.offsets[user] : prefix + 1].tolist()
+    while len(history) > max_length:
+        history = history[stride:]
+    return history
+
+
+def unit(vectors: np.ndarray) -> np.ndarray:
+    """Rows of length one, in double precision."""
+    vectors = np.asarray(vectors, dtype=np.float64)
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def _frozen(value: Any) -> Any:
+    """A copy of all data inside ``value``."""
+    if isinstance(value, np.ndarray):
+        return value.copy()
+    if isinstance(value, torch.Tensor):
+        return value.detach().clone()
+    if isinstance(value, nn.Module):
+        return {name: _frozen(tensor) for name, tensor in value.state_dict().items()}
+    if dataclasses.is_dataclass(value):
+        return {field.name: _frozen(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {name: _frozen(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_frozen(part) for part in value]
+    return value
+
+
+def same_data(one: Any, other: Any) -> bool:
+    """Whether two frozen values hold the same data, bit by bit."""
+    if isinstance(one, np.ndarray):
+        return one.dtype == other.dtype and np.array_equal(one, other)
+    if isinstance(one, torch.Tensor):
+        return one.dtype == other.dtype and torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same_data(one[name], other[name]) for name in one)
+    if isinstance(one, list):
+        return len(one) == len(other) and all(map(same_data, one, other))
+    return one is other or one == other
+
+
+@contextlib.contextmanager
+def unchanged(*values: Any) -> Iterator[None]:
+    """Fail if what happens inside changes any array, tensor or weight of ``values``."""
+    before = _frozen(values)
+    yield
+    assert same_data(before, _frozen(values)), "a caller's data was changed"

@@ -1,0 +1,300 @@
+import numpy as np
+import pytest
+from raserec_toys import random_sequences, sequences_of, unchanged, unit
+
+from rarec.data.sequences import ranges
+from rarec.errors import InputError
+from rarec.raserec.settings import MemorySettings
+from rarec.retrieval import memory as memory_module
+from rarec.retrieval.memory import NO_USER, MemoryBank, Queries, first_allowed, normalised
+
+DIM, ITEMS = 5, 14
+
+
+@pytest.fixture(scope="module")
+def sequences():
+    return random_sequences([6, 1, 40, 9, 3, 0, 22, 4, 12], n_items=ITEMS, seed=4)
+
+
+def vectors(n, seed=0):
+    return np.random.default_rng(seed).standard_normal((n, DIM)).astype(np.float32)
+
+
+def new_bank(sequences, settings=None, prefixes=None):
+    prefixes = sequences.prefixes("train") if prefixes is None else prefixes
+    return MemoryBank.build(sequences, prefixes, vectors(len(prefixes)), "enc", settings or MemorySettings())
+
+
+def all_queries(sequences):
+    """Training, validation and test prefixes of the users, and two strangers; vectors close to some memory."""
+    prefixes = np.concatenate([sequences.prefixes(split) for split in ("train", "valid", "test")])
+    known = Queries.of(sequences, prefixes, vectors(len(prefixes), seed=9))
+    return Queries(
+        np.concatenate([known.vectors, vectors(2, seed=8)]),
+        np.concatenate([known.users, [NO_USER, NO_USER]]),
+        np.concatenate([known.prefixes, [0, 10**9]]),
+        np.concatenate([known.times, [25, 10**9]]),
+    )
+
+
+def brute_allowed(sequences, prefixes, queries, q, time_cut):
+    """Memory ids that query q may see, by the rules in words."""
+    ids = []
+    for number, prefix in enumerate(prefixes):
+        user = max(u for u in range(sequences.n_users) if sequences.offsets[u] <= prefix)
+        if user == queries.users[q] and prefix >= queries.prefixes[q]:
+            continue  # the query itself or its own future
+        if time_cut and sequences.timestamps[prefix + 1] > queries.times[q]:
+            continue  # the memory's next item was not known yet
+        ids.append(number)
+    return ids
+
+
+def cosines(bank, queries):
+    return unit(queries.vectors) @ unit(bank.representations).T
+
+
+def assert_best(found, ranking_keys, allowed, k):
+    """``found`` holds the k allowed ids with the greatest keys, best first, each once; equal keys in any order."""
+    real = found[found >= 0]
+    assert len(set(real.tolist())) == len(real) == min(k, len(allowed))
+    assert np.all(found[len(real) :] == -1)
+    assert set(real.tolist()) <= set(allowed)
+    best = sorted((ranking_keys[i] for i in allowed), reverse=True)[:k]
+    np.testing.assert_allclose([ranking_keys[i] for i in real], best, atol=1e-6)
+
+
+@pytest.mark.parametrize("time_cut", [False, True])
+@pytest.mark.parametrize("k", [1, 7, 60])
+@pytest.mark.parametrize("many", [1, 10_000], ids=["own search", "faiss"])
+def test_similar_users_equal_brute_force(sequences, monkeypatch, k, time_cut, many):
+    monkeypatch.setattr(memory_module, "_MANY_QUERIES", many)
+    monkeypatch.setattr(memory_module, "_CHUNK", 37)
+    bank = new_bank(sequences, MemorySettings(time_cut=time_cut))
+    queries = all_queries(sequences)
+    with unchanged(queries, sequences, bank.representations, bank.users, bank.prefixes, bank.targets, bank.known_at):
+        found = bank.similar_users(queries, k)
+    similarity = cosines(bank, queries)
+    short = 0
+    for q in range(len(queries)):
+        allowed = brute_allowed(sequences, bank.prefixes, queries, q, time_cut)
+        assert_best(found[q], [(s,) for s in similarity[q]], allowed, k)
+        short += len(allowed) < k
+    assert (short > 0) == (time_cut or k == 60)  # with the cut, some early queries have few memories
+
+
+@pytest.mark.parametrize("time_cut", [False, True])
+@pytest.mark.parametrize("k", [1, 7, 60])
+def test_suitable_items_equal_brute_force(sequences, monkeypatch, k, time_cut):
+    monkeypatch.setattr(memory_module, "_CANDIDATES", 300)
+    bank = new_bank(sequences, MemorySettings(time_cut=time_cut))
+    queries, embeddings = all_queries(sequences), vectors(ITEMS, seed=6)
+    with unchanged(queries, embeddings, bank.representations, bank.users, bank.prefixes, bank.targets):
+        found = bank.suitable_items(queries, embeddings, k)
+    by_item = unit(queries.vectors) @ unit(embeddings).T
+    similarity = cosines(bank, queries)
+    assert len(np.unique(bank.targets)) > 10
+    for q in range(len(queries)):
+        allowed = brute_allowed(sequences, bank.prefixes, queries, q, time_cut)
+        keys = [(by_item[q, bank.targets[i]], similarity[q, i]) for i in range(len(bank))]
+        assert_best(found[q], keys, allowed, k)
+
+
+def test_popular_items_do_not_make_one_ordering_huge(monkeypatch):
+    """Every memory has one of two items; what is held at once stays within the bound all the same."""
+    sequences = random_sequences([30] * 20, n_items=2, seed=1)
+    bank = new_bank(sequences)
+    monkeypatch.setattr(memory_module, "_CANDIDATES", 2_000)
+    held = []
+
+    def watched(starts, counts):
+        held.append(int(counts.sum()))
+        return ranges(starts, counts)
+
+    monkeypatch.setattr(memory_module, "ranges", watched)
+    queries = Queries.of(sequences, bank.prefixes, bank.representations)
+    found = bank.suitable_items(queries, vectors(2, seed=6), 5)
+    assert (found >= 0).sum(1).min() >= 4
+    assert len(held) > 50
+    assert max(held) <= 2_000
+
+
+def test_a_dominant_user_does_not_crowd_out_the_others():
+    """Every close memory is the query's own future, so the search has to go deep."""
+    sequences = random_sequences([400, 5, 5], n_items=3, seed=1)
+    prefixes = sequences.prefixes("train")
+    representations = vectors(len(prefixes))
+    own = sequences.user_of[prefixes] == 0
+    representations[own] = [1, 0, 0, 0, 0] + 0.01 * representations[own]
+    bank = MemoryBank.build(sequences, prefixes, representations, "enc", MemorySettings())
+    query = Queries.of(sequences, np.array([1]), np.array([[1, 0, 0, 0, 0]], np.float32))
+    assert np.sum(own) == 397
+    assert sorted(bank.similar_users(query, 5)[0].tolist()) == [0, *range(397, 401)]
+    assert sorted(bank.suitable_items(query, vectors(3), 5)[0].tolist()) == [0, *range(397, 401)]
+
+
+@pytest.mark.parametrize("time_cut", [False, True])
+def test_no_query_sees_itself_or_what_comes_later(sequences, time_cut):
+    bank = new_bank(sequences, MemorySettings(time_cut=time_cut))
+    bank.append(sequences, sequences.prefixes("valid"), vectors(len(sequences.prefixes("valid")), seed=3))
+    queries = all_queries(sequences)
+    # The worst case: every query is exactly as its own memory.
+    queries.vectors[: len(bank)] = bank.representations
+    for found in (bank.similar_users(queries, 9), bank.suitable_items(queries, vectors(ITEMS, seed=6), 9)):
+        row, column = np.nonzero(found >= 0)
+        ids = found[row, column]
+        own = bank.users[ids] == queries.users[row]
+        assert own.any()
+        assert np.all(bank.prefixes[ids[own]] < queries.prefixes[row[own]])
+        # A shorter own prefix's next item is part of the query's own history, never its target.
+        assert np.all(bank.prefixes[ids[own]] + 1 <= queries.prefixes[row[own]])
+        late = bank.known_at[ids] > queries.times[row]
+        assert not late.any() if time_cut else late.any()
+
+
+def test_memories_by_hand():
+    sequences = sequences_of([[0, 1, 2, 3], [2, 0, 1, 3]], 4, [[10, 20, 30, 40], [5, 20, 25, 26]])
+    bank = new_bank(sequences)
+    assert bank.prefixes.tolist() == [0, 4]
+    assert bank.users.tolist() == [0, 1]
+    assert bank.targets.tolist() == [1, 0]
+    assert bank.known_at.tolist() == [20, 20]
+    queries = Queries.of(sequences, np.array([0, 1, 4, 6]), vectors(4))
+    assert queries.times.tolist() == [10, 20, 5, 25]
+    both = np.array([[0, 1, -1]] * 4)
+    assert bank.allowed(queries, both).tolist() == [[0, 1, 0], [1, 1, 0], [1, 0, 0], [1, 1, 0]]
+    bank.settings = MemorySettings(time_cut=True)
+    assert bank.allowed(queries, both).tolist() == [[0, 0, 0], [1, 1, 0], [0, 0, 0], [1, 1, 0]]
+    assert bank.similar_users(queries, 2)[[0, 2]].tolist() == [[-1, -1], [-1, -1]]
+
+
+@pytest.mark.parametrize("index", ["flat", "hnsw", "ivf"])
+def test_appending_equals_rebuilding(sequences, index):
+    settings = MemorySettings(index=index, ivf_lists=2, ivf_probes=2, hnsw_search=200)
+    prefixes = np.concatenate([sequences.prefixes("train"), sequences.prefixes("valid")])
+    representations, queries = vectors(len(prefixes)), all_queries(sequences)
+    cut = len(sequences.prefixes("train"))
+    whole = MemoryBank.build(sequences, prefixes, representations, "enc", settings)
+    grown = MemoryBank.build(sequences, prefixes[:cut], representations[:cut], "enc", settings)
+    before = grown.similar_users(queries, 6)
+    copy = grown.copy()
+    with unchanged(prefixes, representations, sequences):
+        copy.append(sequences, prefixes[cut:], representations[cut:])
+    assert len(grown) == cut  # the copied bank did not grow
+    assert np.array_equal(grown.similar_users(queries, 6), before)
+    for name in ("representations", "users", "prefixes", "targets", "known_at"):
+        assert np.array_equal(getattr(copy, name), getattr(whole, name)), name
+    assert np.array_equal(copy.similar_users(queries, 6), whole.similar_users(queries, 6))
+    assert np.array_equal(
+        copy.suitable_items(queries, vectors(ITEMS, seed=6), 6),
+        whole.suitable_items(queries, vectors(ITEMS, seed=6), 6),
+    )
+
+
+@pytest.mark.parametrize("index", ["flat", "hnsw", "ivf"])
+def test_saved_bank_comes_back_and_grows(sequences, index, tmp_path):
+    settings = MemorySettings(index=index, ivf_lists=8, ivf_probes=3, seed=5)
+    bank, queries = new_bank(sequences, settings), all_queries(sequences)
+    bank.save(tmp_path)
+    back = MemoryBank.load(tmp_path)
+    assert (back.encoder, back.settings, len(back)) == ("enc", settings, len(bank))
+    assert np.array_equal(back.similar_users(queries, 5), bank.similar_users(queries, 5))
+    back.append(sequences, sequences.prefixes("valid"), vectors(len(sequences.prefixes("valid")), seed=3))
+    assert back.similar_users(queries, 5).max() >= len(bank)
+
+
+def test_another_encoder_is_refused(sequences):
+    bank = new_bank(sequences)
+    bank.require_encoder("enc")
+    with pytest.raises(
+        InputError, match=r"made by encoder enc and cannot serve encoder new; materialise `memory_bank`"
+    ):
+        bank.require_encoder("new")
+
+
+def test_more_memories_than_the_bank_holds_are_refused(sequences):
+    bank, queries = new_bank(sequences), all_queries(sequences)
+    k = len(bank) + 1
+    for search in (lambda: bank.similar_users(queries, k), lambda: bank.suitable_items(queries, vectors(ITEMS), k)):
+        with pytest.raises(InputError, match=f"K = {k} memories are wanted, but the bank holds {len(bank)}; lower"):
+            search()
+    assert (bank.similar_users(queries[-1:], len(bank)) >= 0).all()  # a stranger may see them all
+
+
+def test_impossible_banks_are_refused(sequences):
+    with pytest.raises(InputError, match="the memory bank would be empty"):
+        new_bank(sequences, prefixes=np.zeros(0, dtype=np.int64))
+    with pytest.raises(InputError, match=r"ivf_lists = 128 exceeds the bank's 60 memories; lower it"):
+        new_bank(sequences, MemorySettings(index="ivf"), prefixes=sequences.prefixes("train")[:60])
+
+
+@pytest.mark.parametrize("time_cut", [False, True])
+def test_no_queries(sequences, time_cut):
+    bank = new_bank(sequences, MemorySettings(time_cut=time_cut))
+    nobody = all_queries(sequences)[:0]
+    assert bank.similar_users(nobody, 4).shape == (0, 4)
+    assert bank.suitable_items(nobody, vectors(ITEMS), 4).shape == (0, 4)
+
+
+@pytest.mark.parametrize(
+    ("settings", "low", "high"),
+    [
+        ({"index": "flat"}, 1.0, 1.0),
+        ({"index": "ivf", "ivf_lists": 32, "ivf_probes": 32}, 1.0, 1.0),  # all lists: exact
+        ({"index": "ivf", "ivf_lists": 32, "ivf_probes": 3}, 0.7, 0.98),
+        ({"index": "ivf", "ivf_lists": 32, "ivf_probes": 1}, 0.3, 0.7),
+        ({"index": "hnsw", "hnsw_links": 16, "hnsw_search": 64}, 0.95, 1.0),
+    ],
+    ids=str,
+)
+def test_recall_against_exact_search(settings, low, high):
+    sequences = random_sequences([100] * 30, n_items=50, seed=2)
+    bank = new_bank(sequences, MemorySettings(**settings))
+    queries = Queries.of(sequences, sequences.prefixes("valid"), vectors(30, seed=1))
+    recall = bank.recall(queries, 20)
+    assert low <= recall <= high
+    # The same number from the definition.
+    similarity = cosines(bank, queries)
+    found = bank.similar_users(queries, 20)
+    hits = wanted = 0
+    for q in range(len(queries)):
+        allowed = brute_allowed(sequences, bank.prefixes, queries, q, False)
+        best = sorted(allowed, key=lambda i, q=q: -similarity[q, i])[:20]
+        hits += len(set(best) & set(found[q].tolist()))
+        wanted += len(best)
+    assert recall == pytest.approx(hits / wanted, abs=0.003)
+
+
+def test_ties_do_not_lower_the_recall(sequences):
+    prefixes = sequences.prefixes("train")
+    bank = MemoryBank.build(sequences, prefixes, np.ones((len(prefixes), DIM), np.float32), "enc", MemorySettings())
+    assert bank.recall(all_queries(sequences), 10) == 1.0
+
+
+def test_approximate_indexes_keep_the_leakage_rules(sequences):
+    for settings in ({"index": "ivf", "ivf_lists": 8, "ivf_probes": 2}, {"index": "hnsw"}):
+        bank = new_bank(sequences, MemorySettings(**settings))
+        queries = all_queries(sequences)
+        queries.vectors[: len(bank)] = bank.representations
+        found = bank.similar_users(queries, 9)
+        assert bank.allowed(queries, found)[found >= 0].all()
+        real = [ids[ids >= 0].tolist() for ids in found]
+        assert all(len(set(ids)) == len(ids) for ids in real)
+
+
+def test_first_allowed_by_hand():
+    ids = np.array([[4, 2, 7, 5], [1, 3, -1, -1], [6, 8, 9, 0]])
+    allowed = np.array([[False, True, True, True], [True, False, False, False], [False] * 4])
+    kept, counts = first_allowed(ids, allowed, 2)
+    assert kept.tolist() == [[2, 7], [1, -1], [-1, -1]]
+    assert counts.tolist() == [2, 1, 0]
+
+
+def test_normalised_is_a_copy_of_length_one():
+    rows = np.array([[3.0, 4.0], [0.0, 0.0]])
+    with unchanged(rows):
+        unit_rows = normalised(rows)
+    assert unit_rows.dtype == np.float32
+    np.testing.assert_allclose(unit_rows, [[0.6, 0.8], [0, 0]], rtol=1e-6)
+    single = np.array([[0.0, 1.0]], np.float32)
+    assert not np.shares_memory(normalised(single), single)
