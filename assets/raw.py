@@ -154,7 +154,8 @@ def load_raw(artifact: Artifact) -> RawTables:
         return pd.read_parquet(file) if file.is_file() else None
 
     interactions, quarantine = read("interactions"), read("quarantine")
-    assert interactions is not None and quarantine is not None
+    assert interactions is not None
+    assert quarantine is not None
     provenance = json.loads(artifact.file("provenance.json").read_text())
     return RawTables(interactions, read("items"), read("users"), quarantine, provenance["files"])
 

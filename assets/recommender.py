@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 import dagster as dg
@@ -20,7 +21,7 @@ from assets.stage import (
     materialise,
     refuse_bad_input,
     resolve,
-    run_config_of,
+    takes,
     training_progress,
     upstream,
 )
@@ -53,10 +54,25 @@ class RecommendSettings(Settings):
     exclude_seen: bool = pydantic.Field(True, description="Leave out what the user already has.")
 
 
-PretrainConfig = run_config_of(PretrainSettings)
-MemoryConfig = run_config_of(MemorySettings)
-FinetuneConfig = run_config_of(FinetuneSettings)
-RecommendConfig = run_config_of(RecommendSettings)
+@takes(PretrainSettings)
+class PretrainConfig(StageConfig):
+    """Run configuration of `raserec_pretrained`."""
+
+
+@takes(MemorySettings)
+class MemoryConfig(StageConfig):
+    """Run configuration of `memory_bank`."""
+
+
+@takes(FinetuneSettings)
+class FinetuneConfig(StageConfig):
+    """Run configuration of `raserec_finetuned`."""
+
+
+@takes(RecommendSettings)
+class RecommendConfig(StageConfig):
+    """Run configuration of `recommendations`."""
+
 
 STAGE_SETTINGS: dict[str, type[Settings]] = {
     "raserec_pretrained": PretrainSettings,
@@ -77,7 +93,7 @@ STAGE_SETTINGS: dict[str, type[Settings]] = {
 @refuse_bad_input
 def raserec_pretrained(
     context: dg.AssetExecutionContext,
-    config: PretrainConfig,  # type: ignore[valid-type]
+    config: PretrainConfig,
     store: ArtifactStore,
     tracking: MlflowTracking,
     folders: Folders,
@@ -117,7 +133,7 @@ def raserec_pretrained(
 @refuse_bad_input
 def memory_bank(
     context: dg.AssetExecutionContext,
-    config: MemoryConfig,  # type: ignore[valid-type]
+    config: MemoryConfig,
     store: ArtifactStore,
     tracking: MlflowTracking,
     folders: Folders,
@@ -176,7 +192,7 @@ def memory_bank(
 @refuse_bad_input
 def raserec_finetuned(
     context: dg.AssetExecutionContext,
-    config: FinetuneConfig,  # type: ignore[valid-type]
+    config: FinetuneConfig,
     store: ArtifactStore,
     tracking: MlflowTracking,
     folders: Folders,
@@ -202,6 +218,7 @@ def raserec_finetuned(
             {"encoder": encoder.path, "bank": bank.path, "module": folder, "items": inputs["item_catalog"].path},
             requirements=["torch", "faiss-cpu", "safetensors", "pandas", "pyarrow", "pydantic", "scipy"],
             code_paths=[str(Path(rarec.__file__).parent)],
+            signature=raserec_pyfunc.signature(),
             model_config={"encoder_fingerprint": encoder.fingerprint},
         )
         outcome.values["mlflow_model"] = model
@@ -230,7 +247,7 @@ def raserec_finetuned(
 @refuse_bad_input
 def recommendations(
     context: dg.AssetExecutionContext,
-    config: RecommendConfig,  # type: ignore[valid-type]
+    config: RecommendConfig,
     store: ArtifactStore,
     tracking: MlflowTracking,
     folders: Folders,
@@ -303,7 +320,7 @@ def _train(
     folders: Folders,
     run: TrackedRun,
     module: str,
-    job: dict[str, object],
+    job: Mapping[str, object],
     folder: Path,
 ) -> Outcome:
     """Run a training worker that writes into ``folder``, and tell how it went."""

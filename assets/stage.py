@@ -8,7 +8,7 @@ import functools
 import logging
 import typing
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -26,9 +26,11 @@ if TYPE_CHECKING:
     import pandas as pd
 
 S = TypeVar("S", bound=Settings)
+C = TypeVar("C", bound="StageConfig")
 F = TypeVar("F", bound=Callable[..., Any])
 
 OWNER = "team:data-engineering"
+TERMINAL_METRICS = ("HR@10", "NDCG@10", "masked_NDCG@10")
 progress_log = logging.getLogger("rarec.progress")  # `make run` shows it in the terminal
 
 
@@ -38,8 +40,8 @@ class StageConfig(dg.Config):
     force: bool = Field(default=False, description="Build again even if an artifact of the same identity exists.")
 
 
-def run_config_of(settings: type[Settings]) -> type[StageConfig]:
-    """A Dagster configuration class with every field of ``settings``, all optional.
+def takes(settings: type[Settings]) -> Callable[[type[C]], type[C]]:
+    """Class decorator: the run configuration gets every field of ``settings``, all optional.
 
     A field left out takes the data set's own default, else the field's.
     """
@@ -47,20 +49,33 @@ def run_config_of(settings: type[Settings]) -> type[StageConfig]:
         name: (_dagster_type(info.annotation) | None, Field(default=None, description=_describe(info)))
         for name, info in settings.model_fields.items()
     }
-    return create_model(settings.__name__.removesuffix("Settings") + "Config", __base__=StageConfig, **fields)
+
+    def extend(config: type[C]) -> type[C]:
+        return create_model(
+            config.__name__, __base__=config, __module__=config.__module__, __doc__=config.__doc__, **fields
+        )
+
+    return extend
 
 
 def resolve(settings: type[S], config: StageConfig, spec: DatasetSpec, stage: str) -> S:
     """Settings from, in order of precedence, the run's configuration, the data set's defaults, the fields' defaults."""
     given = {name: value for name, value in config.model_dump(exclude={"force"}).items() if value is not None}
+    return make_settings(settings, {**spec.overrides.get(stage, {}), **given}, f"settings of {stage} for {spec.name}")
+
+
+def make_settings(settings: type[S], values: Mapping[str, Any], where: str) -> S:
+    """The settings with these values; InputError naming ``where`` and each value that is refused, and why."""
     try:
-        return settings(**{**spec.overrides.get(stage, {}), **given})
+        return settings(**values)
     except ValidationError as error:
-        faults = "; ".join(
-            f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" if fault["loc"] else fault["msg"]
-            for fault in error.errors(include_url=False)
-        )
-        raise InputError(f"settings of {stage} for {spec.name}: {faults}") from error
+        faults = []
+        for fault in error.errors(include_url=False):
+            message = fault["msg"].removeprefix("Value error, ")
+            if fault["type"] == "extra_forbidden":
+                message = f"no such setting; there are {', '.join(settings.model_fields)}"
+            faults.append(": ".join((*map(str, fault["loc"]), message)))
+        raise InputError(f"{where}: {'; '.join(faults)}") from error
 
 
 def refuse_bad_input(asset: F) -> F:
@@ -76,7 +91,9 @@ def refuse_bad_input(asset: F) -> F:
     return typing.cast(F, wrapper)
 
 
-def upstream(context: dg.AssetExecutionContext, store: ArtifactStore, *names: str) -> dict[str, Artifact]:
+def upstream(
+    context: dg.AssetExecutionContext | dg.AssetCheckExecutionContext, store: ArtifactStore, *names: str
+) -> dict[str, Artifact]:
     """The artifacts that these assets materialised last for the current partition."""
     found = {}
     for name in names:
@@ -173,10 +190,12 @@ def markdown_table(table: "pd.DataFrame") -> str:
 
 
 def training_progress(run: TrackedRun) -> Callable[[Progress], None]:
-    """Shows a worker's progress in the terminal and sends it to MLflow: the loss by step, validation figures by epoch."""
+    """Shows a worker's progress in the terminal and sends it to MLflow: loss by step, validation figures by epoch."""
 
     def show(progress: Progress) -> None:
-        progress_log.info("%s", "  " + progress.line())
+        # The epoch's many figures go to MLflow; a terminal shows those that tell how it goes.
+        shown = {name: value for name, value in progress.metrics.items() if name in TERMINAL_METRICS}
+        progress_log.info("%s", "  " + replace(progress, metrics=shown).line())
         if progress.epoch is None:
             return
         if progress.step is None:

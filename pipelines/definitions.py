@@ -6,6 +6,7 @@ from typing import Any
 import dagster as dg
 
 from assets import raw, recommender, reports, sequences
+from assets.stage import make_settings
 from pipelines.jobs import track_jobs
 from pipelines.partitions import dataset_partitions
 from rarec.data.spec import DatasetSpec
@@ -30,7 +31,7 @@ def default_resources(home: RarecHome) -> dict[str, Any]:
         "folders": Folders(
             data=str(home.data), datasets=str(home.datasets), cache=str(home.cache), work=str(home.work)
         ),
-        "launcher": TrainingLauncher(nproc=home.nproc),
+        "launcher": TrainingLauncher(nproc=home.nproc, threads_per_process=home.threads),
     }
 
 
@@ -45,9 +46,8 @@ def build_defs(home: RarecHome | None = None, resource_overrides: Mapping[str, A
     for spec in specs.values():
         check_overrides(spec)
     partitions = dataset_partitions(specs)
-    assets = dg.map_asset_specs(
-        lambda spec: spec.replace_attributes(partitions_def=partitions), dg.load_assets_from_modules(ASSET_MODULES)
-    )
+    found = [a for a in dg.load_assets_from_modules(ASSET_MODULES) if isinstance(a, dg.AssetsDefinition)]
+    assets = dg.map_asset_specs(lambda spec: spec.replace_attributes(partitions_def=partitions), found)
     return dg.Definitions(
         assets=assets,
         asset_checks=CHECKS,
@@ -63,10 +63,7 @@ def check_overrides(spec: DatasetSpec) -> None:
         if settings is None:
             known = ", ".join(recommender.STAGE_SETTINGS)
             raise InputError(f"{spec.name}.toml: [overrides.{stage}]: no such stage; stages with settings: {known}")
-        try:
-            settings(**values)
-        except ValueError as error:
-            raise InputError(f"{spec.name}.toml: [overrides.{stage}]: {error}") from error
+        make_settings(settings, values, f"{spec.name}.toml: [overrides.{stage}]")
 
 
 defs = build_defs()

@@ -125,7 +125,11 @@ def _summarise(result: Any, dataset: str, track: str, home: RarecHome, seconds: 
             report = Path(str(metadata["report"].value))
     if report:
         print()
-        print(text_tables(RankingReport.model_validate_json(report.with_name("report.json").read_text())))
+        figures = RankingReport.model_validate_json(report.with_name("report.json").read_text())
+        # The validation split is on the page; a terminal shows the result.
+        scores = tuple(score for score in figures.scores if score.split == "test")
+        comparisons = tuple(one for one in figures.comparisons if one.split == "test")
+        print(text_tables(figures.model_copy(update={"scores": scores, "comparisons": comparisons})))
     print()
     print(f"{dataset} {track}: done in {seconds:.0f} s; {len(built)} assets built, {len(reused)} reused")
     if report:

@@ -31,6 +31,9 @@ class RarecHome(Settings):
     nproc: int = Field(
         default=0, ge=0, description="RAREC_NPROC: training processes. Default: one a GPU, or one without GPUs."
     )
+    threads: int = Field(
+        default=0, ge=0, description="RAREC_THREADS: CPU threads of each training process. Default: its share of the cores."
+    )
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> "RarecHome":
@@ -43,13 +46,10 @@ class RarecHome(Settings):
         data = Path(values.get("RAREC_DATA", root / "data")).expanduser().resolve()
         tracking_uri = values.get("MLFLOW_TRACKING_URI", f"sqlite:///{root / 'mlflow' / 'mlflow.db'}")
         own_page = tracking_uri if tracking_uri.startswith(("http://", "https://")) else "http://127.0.0.1:5000"
-        try:
-            nproc = int(values.get("RAREC_NPROC", "0"))
-        except ValueError as error:
-            raise InputError(f"RAREC_NPROC is {values['RAREC_NPROC']!r}; set it to a whole number.") from error
         return cls(
             root=root,
-            nproc=nproc,
+            nproc=_whole_number(values, "RAREC_NPROC"),
+            threads=_whole_number(values, "RAREC_THREADS"),
             data=data,
             artifacts=values.get("RAREC_ARTIFACTS", str(root / "artifacts")),
             tracking_uri=tracking_uri,
@@ -80,6 +80,13 @@ class RarecHome(Settings):
     def datasets(self) -> Path:
         """TOML files that declare the user's own data sets."""
         return self.root / "datasets"
+
+
+def _whole_number(values: Mapping[str, str], name: str) -> int:
+    text = values.get(name, "0")
+    if not text.isdigit():
+        raise InputError(f"{name} is {text!r}; set it to a whole number.")
+    return int(text)
 
 
 def _project_root() -> Path:

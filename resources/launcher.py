@@ -29,7 +29,7 @@ KILL_WAIT_S = 10.0  # after SIGKILL; a process stuck in the kernel cannot be end
 # Dagster warns about its own use of a preview property at every Pipes session.
 warnings.filterwarnings("ignore", message=".*expected_writer_count.*", category=dg.PreviewWarning)
 
-_LAUNCH_ID = "RAREC_LAUNCH_ID"  # marks every process of one launch, also those whose parent is gone
+LAUNCH_ID = "RAREC_LAUNCH_ID"  # marks every process of one launch, also those whose parent is gone
 
 
 class TrainingLauncher(dg.ConfigurableResource):
@@ -78,7 +78,7 @@ class TrainingLauncher(dg.ConfigurableResource):
                 **_worker_environment(device, nproc, self.threads_per_process),
                 **session.get_bootstrap_env_vars(),
                 LAUNCHER_PID: str(os.getpid()),
-                _LAUNCH_ID: launch_id,
+                LAUNCH_ID: launch_id,
             }
             relay = _ProgressRelay(context, session, on_progress)
             with _LogFollower(workdir / "log.txt", context) as log:
@@ -263,7 +263,7 @@ def _processes_of(launch_id: str) -> set[psutil.Process]:
     found: set[psutil.Process] = set()
     for process in psutil.process_iter():
         try:
-            if process.environ().get(_LAUNCH_ID) == launch_id:
+            if process.environ().get(LAUNCH_ID) == launch_id:
                 found |= {process, *process.children(recursive=True)}
         except psutil.Error:  # gone meanwhile, or of another user
             continue

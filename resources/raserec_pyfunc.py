@@ -1,8 +1,9 @@
 """RaSeRec as an MLflow model: item histories in, the best items out. MLflow loads this file as the model's code."""
 
 import pandas as pd
-from mlflow.models import set_model
+from mlflow.models import ModelSignature, set_model
 from mlflow.pyfunc import PythonModel, PythonModelContext
+from mlflow.types.schema import AnyType, Array, ColSpec, DataType, ParamSchema, ParamSpec, Schema
 
 DEFAULT_TOP_N = 10
 
@@ -50,6 +51,20 @@ class RaSeRecModel(PythonModel):
     def _known(self, history: list[object]) -> list[int]:
         places = self.index.get_indexer([str(item) for item in history])
         return [int(place) for place in places if place >= 0]
+
+
+def signature() -> ModelSignature:
+    """What the model takes and gives; ids may be numbers or texts, as published."""
+    return ModelSignature(
+        inputs=Schema([ColSpec(Array(AnyType()), "history")]),
+        outputs=Schema([ColSpec(Array(AnyType()), "items"), ColSpec(Array(DataType.float), "scores")]),
+        params=ParamSchema(
+            [
+                ParamSpec("top_n", DataType.integer, DEFAULT_TOP_N),
+                ParamSpec("exclude_seen", DataType.boolean, True),
+            ]
+        ),
+    )
 
 
 set_model(RaSeRecModel())

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from rarec.data.sequences import IntArray, UserSequences, Windows, single_windows
+from rarec.errors import InputError
 from rarec.evaluation.ranking import full_ranking, ranking_table
 from rarec.raserec.encoders import SequenceEncoder, build_encoder, save_encoder
 from rarec.raserec.losses import full_softmax_loss, info_nce_loss
@@ -82,13 +83,18 @@ class PretrainObjective:
     """Data order, batches and validation of stage 1."""
 
     def __init__(self, sequences: UserSequences, settings: PretrainSettings, device: torch.device):
+        self.prefixes = sequences.prefixes("train")
+        if len(self.prefixes) == 0 or len(sequences.evaluated_users()) == 0:
+            raise InputError(
+                "there is nothing to train on or to validate with: no user has two training interactions beside a "
+                "validation and a test item; use users with four or more interactions"
+            )
         torch.manual_seed(settings.seed)
         self.sequences = sequences
         self.settings = settings
         self.device = device
         self.encoder = build_encoder(sequences.n_items, settings, DropoutBits(settings.seed)).to(device)
         self.model = PretrainLoss(self.encoder, settings.contrastive_weight, settings.temperature)
-        self.prefixes = sequences.prefixes("train")
         self.windows = self.encoder.windows(sequences, self.prefixes)
         self.pairs = SameNextItem(sequences, self.prefixes)
         self._number = np.full(len(sequences.items), -1)  # prefix position -> its place in `prefixes`

@@ -79,6 +79,7 @@ class MemoryBank:
     encoder: str
     settings: MemorySettings
     index: Any
+    _gpu_index: Any = None
 
     @classmethod
     def build(
@@ -264,8 +265,19 @@ class MemoryBank:
         """Ids of the ``count`` memories that the index finds for each query, allowed or not."""
         if self.settings.index == "flat" and len(queries) >= _MANY_QUERIES:
             return exact_search(queries, self._directions(), count)
-        ids: IntArray = self.index.search(queries, count)[1]
+        ids: IntArray = self._device_index().search(queries, count)[1]
         return ids
+
+    def _device_index(self) -> Any:
+        """The index, as a copy on the GPUs where Faiss was built for them and can hold it there (flat and inverted lists).
+
+        The many queries of a flat index go through `exact_search`, which takes a GPU by itself.
+        """
+        if self.settings.index == "hnsw" or getattr(faiss, "get_num_gpus", lambda: 0)() == 0:
+            return self.index
+        if self._gpu_index is None or self._gpu_index.ntotal != len(self):
+            self._gpu_index = faiss.index_cpu_to_all_gpus(self.index)
+        return self._gpu_index
 
     def _directions(self) -> FloatArray:
         """(N, D) the normalised representations, read back from the flat index."""

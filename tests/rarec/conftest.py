@@ -8,7 +8,7 @@ import torch.distributed as dist
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from raserec_toys import SINGLE_PROCESS  # noqa: E402
+from raserec_toys import SINGLE_PROCESS
 
 
 @pytest.fixture(scope="session")

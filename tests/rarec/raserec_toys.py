@@ -65,7 +65,7 @@ def chain_sequences(users: int = 150, n_items: int = 60, shuffled: bool = False,
 
 
 def history_of(sequences: UserSequences, prefix: int, max_length: int, stride: int = 1) -> list[int]:
-    """The items that an encoder reads for a prefix, by the rule in words: drop ``stride`` of the oldest till they fit."""
+    """The items that an encoder reads for a prefix: drop ``stride`` of the oldest until they fit."""
     user = max(u for u in range(sequences.n_users) if sequences.offsets[u] <= prefix)
     history = sequences.items[sequences.offsets[user] : prefix + 1].tolist()
     while len(history) > max_length:

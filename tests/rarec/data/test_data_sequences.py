@@ -6,6 +6,7 @@ from rarec.data.sequences import (
     UserSequences,
     Windows,
     build_sequences,
+    check_splits,
     context_starts,
     ranges,
     shared_windows,
@@ -154,7 +155,7 @@ def test_windows_read_what_the_rule_says_and_yield_exactly_the_prefixes(sequence
         for plan in plans:
             assert plan.prefixes().tolist() == prefixes.tolist()
             assert np.all(plan.length <= max_length)
-            assert np.all((1 <= plan.outputs) & (plan.outputs <= plan.length))
+            assert np.all((plan.outputs >= 1) & (plan.outputs <= plan.length))
             read = [
                 sequences.items[start : start + length - back].tolist()
                 for start, length, outputs in zip(plan.start, plan.length, plan.outputs, strict=True)
@@ -180,3 +181,26 @@ def test_windows_are_taken_and_joined_in_order():
     assert len(joined) == 3
     assert joined.prefixes().tolist() == [1, 2, 8, 9, 10]
     assert joined.take(np.array([2, 0])).prefixes().tolist() == [9, 10, 1, 2]
+
+
+def test_check_splits_passes_on_what_is_split_here(sequences):
+    passed, counts = check_splits(sequences)
+    assert passed
+    for split in ("train", "valid", "test"):
+        assert counts[f"{split}_targets"] == len(sequences.prefixes(split))
+
+
+def test_check_splits_counts_the_faults():
+    class Leaking(UserSequences):
+        def prefixes(self, split):
+            return {"train": np.array([0, 1, 2]), "valid": np.array([2]), "test": np.array([3, 4])}[split]
+
+    times = [np.array([1, 2, 3, 5, 4]), np.array([7, 8, 9])]
+    leaking = Leaking(np.array([0, 5, 8]), np.zeros(8, dtype=np.int64), np.concatenate(times), 1)
+    passed, counts = check_splits(Leaking(leaking.offsets, leaking.items, leaking.timestamps, 1))
+    assert not passed
+    # Position 3 is a target of training and validation; 5, behind prefix 4, is the next user's; 5 precedes 4 in time.
+    assert counts["shared_targets"] == 1
+    assert counts["targets_of_another_user"] == 1
+    assert counts["late_targets"] >= 1
+    assert counts["out_of_time"] == 1

@@ -11,19 +11,26 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from raserec_toys import chain_sequences  # noqa: E402
+from raserec_toys import chain_sequences
 
-from rarec.raserec.encoders import build_encoder  # noqa: E402
-from rarec.raserec.finetune import finetune  # noqa: E402
-from rarec.raserec.pretrain import pretrain  # noqa: E402
-from rarec.raserec.settings import FinetuneSettings, MemorySettings, PretrainSettings  # noqa: E402
-from rarec.retrieval.memory import MemoryBank  # noqa: E402
-from rarec.training.dropout import DropoutBits  # noqa: E402
-from rarec.training.engine import all_sum, gather_rows, rank, world_size  # noqa: E402
+from rarec.raserec.encoders import build_encoder
+from rarec.raserec.finetune import finetune
+from rarec.raserec.pretrain import pretrain
+from rarec.raserec.settings import FinetuneSettings, MemorySettings, PretrainSettings
+from rarec.retrieval.memory import MemoryBank
+from rarec.training.dropout import DropoutBits
+from rarec.training.engine import all_sum, gather_rows, rank, world_size
 
 # Batches of 9 over windows of up to 7 prefixes: some last steps leave a rank without any window.
 STAGE1 = PretrainSettings(
-    dim=8, inner_dim=12, hidden_dropout=0, attention_dropout=0, max_length=12, batch_size=9, learning_rate=5e-3, epochs=3
+    dim=8,
+    inner_dim=12,
+    hidden_dropout=0,
+    attention_dropout=0,
+    max_length=12,
+    batch_size=9,
+    learning_rate=5e-3,
+    epochs=3,
 )
 STAGE2 = FinetuneSettings(memories=4, beta=0.5, inner_dim=12, dropout=0, batch_size=7, learning_rate=5e-3, epochs=3)
 

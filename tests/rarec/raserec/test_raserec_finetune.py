@@ -11,7 +11,7 @@ from rarec.errors import InputError
 from rarec.raserec import finetune as finetune_module
 from rarec.raserec.augment import load_module
 from rarec.raserec.encoders import build_encoder, save_encoder
-from rarec.raserec.finetune import FinetuneObjective, Memories, Neighbours, augment, finetune, find_neighbours
+from rarec.raserec.finetune import FinetuneObjective, Memories, Neighbours, augment, find_neighbours, finetune
 from rarec.raserec.pretrain import PretrainObjective, validation_metrics
 from rarec.raserec.settings import MemorySettings
 from rarec.retrieval.memory import MemoryBank, Queries
@@ -107,7 +107,7 @@ def test_an_epoch_holds_every_prefix_once_with_its_own_constants(untrained, rank
 
 
 def test_loss_is_the_cross_entropy_of_the_augmented_queries(untrained):
-    sequences, encoder, bank = untrained
+    _sequences, encoder, bank = untrained
     objective = new_objective(untrained, dropout=0.0)
     objective.start_epoch(0)
     batch, samples = next(objective.batches())

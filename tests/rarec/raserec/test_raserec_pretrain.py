@@ -6,6 +6,7 @@ import torch
 from raserec_toys import QUICK, chain_sequences, random_sequences, unchanged
 
 from rarec.data.sequences import UserSequences, Windows
+from rarec.errors import InputError
 from rarec.evaluation.ranking import ranking_table
 from rarec.raserec import pretrain as pretrain_module
 from rarec.raserec.encoders import load_encoder
@@ -144,6 +145,12 @@ def test_validation_is_the_full_ranking_of_the_validation_targets(sequences):
     perfect = objective.encoder.item_embedding.detach()[sequences.next_items(prefixes)]
     best = validation_metrics(sequences, lambda _: 1e3 * perfect, objective.encoder)
     assert 0.5 < best["NDCG@10"] <= 1
+
+
+@pytest.mark.parametrize("lengths", [[3, 3, 3], [2, 2, 1], []], ids=str)
+def test_sequences_too_short_to_train_or_validate_are_refused(lengths):
+    with pytest.raises(InputError, match=r"nothing to train on or to validate with.*four or more interactions"):
+        PretrainObjective(random_sequences(lengths, n_items=4), QUICK, CPU)
 
 
 @pytest.mark.usefixtures("single_process")

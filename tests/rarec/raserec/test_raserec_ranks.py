@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from raserec_ranks_worker import both_stages
-from raserec_toys import SINGLE_PROCESS
+from raserec_ranks_worker import STAGE1, both_stages
+from raserec_toys import SINGLE_PROCESS, chain_sequences
 from safetensors.torch import load_file
+
+from rarec.raserec.pretrain import PretrainObjective
 
 
 @pytest.fixture(scope="module")
@@ -25,21 +27,28 @@ def two_ranks(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("single_process")
 def test_two_ranks_train_as_one(two_ranks, tmp_path):
     """Losses, validation figures and weights of both stages; sums run in another order, hence the tolerance."""
     both_stages(tmp_path)
     one, two = (json.loads((folder / "summary.json").read_text()) for folder in (tmp_path, two_ranks))
+    objective = PretrainObjective(chain_sequences(users=25, n_items=20), STAGE1, torch.device("cpu"))
+    objective.start_epoch(0)
+    packed = [(windows, samples) for (windows, _), samples in objective.batches()]
+    assert any(
+        len(windows.lengths) == 1 + samples for windows, samples in packed
+    )  # steps that leave rank 1 without work
     for stage in ("sasrec", "gru4rec", "stage2"):
         assert (one[stage]["world_size"], two[stage]["world_size"]) == (1, 2)
         assert len(one[stage]["history"]) == len(two[stage]["history"]) == 3
         for single, double in zip(one[stage]["history"], two[stage]["history"], strict=True):
             for name in {"loss", "recommendation_loss", "contrastive_loss"} & single.keys():
-                assert double[name] == pytest.approx(single[name], rel=2e-4), (stage, name)
-            assert double["NDCG@10"] == pytest.approx(single["NDCG@10"], abs=0.05)
+                assert double[name] == pytest.approx(single[name], rel=1e-5), (stage, name)
+            assert double["NDCG@10"] == pytest.approx(single["NDCG@10"], abs=0.01)
         first, last = (one[stage]["history"][epoch]["loss"] for epoch in (0, -1))
         assert last < first - 0.01  # the comparison spans real training
     for name in ("sasrec/encoder.safetensors", "gru4rec/encoder.safetensors", "stage2/module.safetensors"):
         single, double = (load_file(folder / name) for folder in (tmp_path, two_ranks))
         for key, value in single.items():
-            torch.testing.assert_close(double[key], value, rtol=5e-2, atol=5e-3, msg=lambda m, k=key: f"{k}: {m}")
+            torch.testing.assert_close(double[key], value, rtol=1e-3, atol=1e-4, msg=lambda m, k=key: f"{k}: {m}")

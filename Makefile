@@ -1,0 +1,72 @@
+# Everything a contributor types. Each target installs what is missing into .venv first; Python 3.11 is all it needs.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help install run ui test test-all lint bench constraints clean-venv
+
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+# `cpu` or `gpu`; once installed it stays until the other is asked for. The stamp file remembers.
+EXTRA := $(or $(shell cat $(STAMP) 2>/dev/null),cpu)
+OTHER := $(if $(filter gpu,$(EXTRA)),cpu,gpu)
+
+DATASET := demo
+TRACK := everything
+CONFIG := {}
+NPROC := $(RAREC_NPROC)
+export CONFIG
+export RAREC_DATA
+export RAREC_NPROC = $(NPROC)
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo "Settings: make run DATASET=ml-100k TRACK=raserec RAREC_DATA=folder NPROC=processes CONFIG='{asset: {setting: value}}'"
+	@echo "          EXTRA=gpu with any target installs the GPU build of Faiss instead of the CPU one."
+
+run: $(STAMP)  ## materialise a data set and print its metric tables (DATASET, TRACK, CONFIG, NPROC, RAREC_DATA)
+	@$(BIN)/python -m pipelines.run --dataset '$(DATASET)' --track '$(TRACK)' --config "$$CONFIG"
+
+ui: $(STAMP)  ## Dagster and MLflow pages on this machine, until Ctrl-C (DAGSTER_PORT, MLFLOW_PORT)
+	@$(BIN)/python -m pipelines.ui
+
+test: $(STAMP)  ## the tests that need neither real data nor minutes
+	@$(BIN)/python -m pytest
+
+test-all: export RAREC_DATA := $(or $(RAREC_DATA),$(abspath $(wildcard ../shared/datasets)))
+test-all: $(STAMP)  ## all tests, with the real data sets under RAREC_DATA (default: ../shared/datasets)
+	@$(BIN)/python -m pytest -m ""
+
+lint: $(STAMP)  ## ruff and mypy
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+bench: $(STAMP)  ## measure speed and scale; results go to benchmarks/results
+	@$(BIN)/python -m benchmarks
+
+install: $(STAMP)  ## .venv with everything the other targets need (EXTRA=cpu or gpu)
+
+ifneq ($(EXTRA),$(shell cat $(STAMP) 2>/dev/null))
+.PHONY: $(STAMP)
+endif
+$(STAMP): pyproject.toml requirements/constraints.txt
+	@echo "Installing RaRec with extra '$(EXTRA)' into $(VENV): minutes the first time"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@! $(BIN)/pip show --quiet faiss-$(OTHER) 2>/dev/null || $(BIN)/pip uninstall --quiet --yes faiss-cpu faiss-gpu
+	@$(BIN)/pip install --quiet --disable-pip-version-check -c requirements/constraints.txt -e ".[$(EXTRA),dev]"
+	@echo $(EXTRA) > $@
+
+# Torch without its local tag and no CUDA packages: both follow from where pip finds torch, not from this list.
+constraints: $(STAMP)  ## write requirements/constraints.txt from what is installed now
+	@{ echo "# A set of versions that works together; pip install -c requirements/constraints.txt -e \".[cpu,dev]\""; \
+	   echo "# Written by \`make constraints\` from the .venv in use; change versions there, run the tests, then run it again."; \
+	   $(BIN)/pip freeze --exclude-editable | grep -Eiv '^(#|-e|cuda-|nvidia-|triton|faiss-gpu)|@' | sed 's/+[a-z0-9.]*$$//'; \
+	 } > requirements/constraints.txt.new
+	@mv requirements/constraints.txt.new requirements/constraints.txt
+	@touch $(STAMP)
+
+clean-venv:  ## remove .venv, for a fresh install
+	rm -rf $(VENV)

@@ -1,0 +1,63 @@
+"""Figures as a Markdown table and as JSON, with the command and the machine they come from."""
+
+import inspect
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from benchmarks.measure import Column, Figures
+from benchmarks.raserec import BENCHMARKS
+
+SHARED = (
+    "All seconds are wall-clock seconds of this process, set up as a training worker: freed memory is kept "
+    "(`keep_freed_memory`), which speeds up both sides alike. "
+)
+
+
+def cell(value: float | int | str | None) -> str:
+    """A table cell: three significant digits, or whole numbers from 100 up; a dash for what was not measured."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return "–"
+    if isinstance(value, str):
+        return value
+    return f"{value:,.0f}" if isinstance(value, int) or abs(value) >= 99.95 else f"{value:.3g}"
+
+
+def table(figures: Figures) -> str:
+    """Rows of all columns in order of appearance."""
+    rows = list(dict.fromkeys(row for column in figures.values() for row in column))
+    lines = [f"| | {' | '.join(figures)} |", "|---" * (len(figures) + 1) + "|"]
+    lines += [f"| {row} | {' | '.join(cell(column.get(row)) for column in figures.values())} |" for row in rows]
+    return "\n".join(lines)
+
+
+def markdown(results: Mapping[str, Figures], command: str, machine: Column, measured: str) -> str:
+    """A page of one or more benchmarks."""
+    facts = ", ".join(f"{name} {value}" for name, value in machine.items())
+    parts = [f"    {command}", f"Measured {measured} on: {facts}.", SHARED.strip()]
+    for name, figures in results.items():
+        parts += [f"## {name}", inspect.getdoc(BENCHMARKS[name]) or "", table(figures)]
+    return "\n\n".join(parts) + "\n"
+
+
+def write(
+    stem: Path, results: Mapping[str, Figures], command: str, machine: Column, measured: str, effort: dict[str, Any]
+) -> None:
+    """Write ``stem``.json and ``stem``.md."""
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    record = {
+        "command": command,
+        "measured": measured,
+        "machine": machine,
+        "effort": effort,
+        "results": {name: {title: _plain(column) for title, column in f.items()} for name, f in results.items()},
+    }
+    stem.with_suffix(".json").write_text(json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    stem.with_suffix(".md").write_text(markdown(results, command, machine, measured))
+
+
+def _plain(column: Column) -> dict[str, float | int | str | None]:
+    """JSON knows no NaN."""
+    return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in column.items()}
