@@ -50,8 +50,8 @@ RECALL_SAMPLE = 2000
 class RecommendSettings(Settings):
     """Settings of the recommendation lists."""
 
-    top_n: int = pydantic.Field(20, ge=1, description="Items a user.")
-    exclude_seen: bool = pydantic.Field(True, description="Leave out what the user already has.")
+    top_n: int = pydantic.Field(default=20, ge=1, description="Items a user.")
+    exclude_seen: bool = pydantic.Field(default=True, description="Leave out what the user already has.")
 
 
 @takes(PretrainSettings)

@@ -73,7 +73,7 @@ def make_settings(settings: type[S], values: Mapping[str, Any], where: str) -> S
         for fault in error.errors(include_url=False):
             message = fault["msg"].removeprefix("Value error, ")
             if fault["type"] == "extra_forbidden":
-                message = f"no such setting; there are {', '.join(settings.model_fields)}"
+                message = f"no such setting; known: {', '.join(settings.model_fields) or 'none'}"
             faults.append(": ".join((*map(str, fault["loc"]), message)))
         raise InputError(f"{where}: {'; '.join(faults)}") from error
 

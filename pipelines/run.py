@@ -11,6 +11,8 @@ from typing import Annotated, Any
 
 import typer
 
+from rarec.config import Settings
+from rarec.errors import InputError
 from resources.home import RarecHome
 
 
@@ -31,57 +33,69 @@ def main(
     config: Annotated[str, typer.Option(help="Run configuration, JSON: {asset: {setting: value}}.")] = "{}",
 ) -> None:
     """Materialise one data set and print its metric tables, the report's path and how to open the UIs."""
-    home = RarecHome.from_environment()
-    prepare_dagster_home(home)
     warnings.filterwarnings("ignore")
-    import dagster as dg  # after DAGSTER_HOME is set
-
-    from pipelines.definitions import defs
-    from rarec.errors import InputError
-
     try:
-        run_config = _run_config(config)
-        job = _job(defs, track)
-        _require_partition(dataset, home)
+        home = RarecHome.from_environment()
+        prepare_dagster_home(home)
+        job, run_config = _prepare(dataset, track, config, home)
     except InputError as error:
         raise SystemExit(f"error: {error}") from error
+    import dagster as dg
+
+    print(f"{dataset}, {track}; everything is kept in {home.root}", flush=True)
     _show_progress()
     started = time.perf_counter()
     with dg.DagsterInstance.get() as instance:
-        result = job.execute_in_process(
-            instance=instance, partition_key=dataset, run_config=run_config, raise_on_error=False
-        )
+        try:
+            result = job.execute_in_process(
+                instance=instance, partition_key=dataset, run_config=run_config, raise_on_error=False
+            )
+        except dg.DagsterInvalidConfigError as error:
+            faults = "; ".join(fault.message.split(" Expected:")[0] for fault in error.errors)
+            raise SystemExit(f"error: CONFIG: {faults}") from error
+        except KeyboardInterrupt:
+            raise SystemExit("interrupted; the same command goes on from the last checkpoint") from None
         if not result.success:
             raise SystemExit(_failures(result, home))
-        _summarise(result, dataset, track, home, time.perf_counter() - started)
+        _summarise(result, dataset, track, time.perf_counter() - started)
 
 
-def _run_config(config: str) -> dict[str, Any]:
-    from rarec.errors import InputError
-
-    try:
-        settings = json.loads(config)
-    except json.JSONDecodeError as error:
-        raise InputError(f"CONFIG is not JSON: {error}") from error
-    # Dagster's own console log would bury the progress lines; the UI has it all.
-    loggers = {"console": {"config": {"log_level": "CRITICAL"}}}
-    return {"loggers": loggers, "ops": {asset: {"config": values} for asset, values in settings.items()}}
-
-
-def _job(defs: Any, track: str) -> Any:
-    from rarec.errors import InputError
+def _prepare(dataset: str, track: str, config: str, home: RarecHome) -> tuple[Any, dict[str, Any]]:
+    """The job and its run configuration; what can be refused is refused here, before anything is built."""
+    from assets.recommender import STAGE_SETTINGS
+    from assets.stage import make_settings
+    from pipelines.definitions import defs  # seconds to import, and DAGSTER_HOME is set now
+    from rarec.data.spec import find_spec
+    from resources.folders import known_specs
 
     jobs = {job.name: job for job in defs.resolve_all_job_defs() if not job.name.startswith("__")}
     if track not in jobs:
         raise InputError(f"unknown TRACK {track!r}; known: {', '.join(sorted(jobs))}")
-    return jobs[track]
+    spec = find_spec(dataset, known_specs(home.datasets))
+    known = {key.to_user_string() for key in jobs[track].asset_layer.executable_asset_keys}
+    ops: dict[str, Any] = {}
+    for asset, values in _parse(config).items():
+        if asset not in known:
+            raise InputError(f"CONFIG: {track} has no asset {asset!r}; it has {', '.join(sorted(known))}")
+        settings = {name: value for name, value in values.items() if name != "force"}
+        make_settings(
+            STAGE_SETTINGS.get(asset, Settings), {**spec.overrides.get(asset, {}), **settings}, f"CONFIG: {asset}"
+        )
+        # One step may make several assets; it has one configuration.
+        step = defs.resolve_assets_def(asset).op.name
+        ops.setdefault(step, {"config": {}})["config"] |= values
+    # Dagster's own console log would bury the progress lines; the UI has it all.
+    return jobs[track], {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}, "ops": ops}
 
 
-def _require_partition(dataset: str, home: RarecHome) -> None:
-    from rarec.data.spec import find_spec
-    from resources.folders import known_specs
-
-    find_spec(dataset, known_specs(home.datasets))
+def _parse(config: str) -> dict[str, dict[str, Any]]:
+    try:
+        settings = json.loads(config)
+    except json.JSONDecodeError as error:
+        raise InputError(f"CONFIG is not JSON: {error}") from error
+    if not isinstance(settings, dict) or not all(isinstance(values, dict) for values in settings.values()):
+        raise InputError(f"CONFIG must have the form {{asset: {{setting: value}}}}, not {config}")
+    return settings
 
 
 def _show_progress() -> None:
@@ -104,17 +118,27 @@ def _show_progress() -> None:
 def _failures(result: Any, home: RarecHome) -> str:
     """What failed and why, without stack traces where the failure explains itself."""
     lines = []
+    for check in result.get_asset_check_evaluations():
+        if not check.passed:
+            details = "; ".join(f"{name}: {value.value}" for name, value in check.metadata.items())
+            lines.append(f"{check.asset_key.to_user_string()}: check {check.check_name} failed: {details}")
     for event in result.get_step_failure_events():
         data = event.step_failure_data
-        message = data.user_failure_data.description if data.user_failure_data else str(data.error.to_string())
-        lines.append(f"{event.step_key}: {message}")
+        error = data.error
+        while error.cause:
+            error = error.cause
+        if data.user_failure_data:
+            lines.append(f"{event.step_key}: {data.user_failure_data.description}")
+        elif error.cls_name != "DagsterAssetCheckFailedError":
+            lines.append(f"{event.step_key}: {error.to_string()}")
     return "error: " + ("\n".join(lines) or "the run failed") + f"\nDetails: make ui (runs are kept in {home.dagster})"
 
 
-def _summarise(result: Any, dataset: str, track: str, home: RarecHome, seconds: float) -> None:
+def _summarise(result: Any, dataset: str, track: str, seconds: float) -> None:
     from rarec.evaluation.report import RankingReport, text_tables
 
-    reused, built = [], []
+    reused: list[str] = []
+    built: list[str] = []
     report = None
     for event in result.get_asset_materialization_events():
         materialization = event.materialization

@@ -45,15 +45,14 @@ def _run_together(commands: list[list[str]]) -> None:
     """Run the commands until one ends or this process is told to; then end them all, with all they started."""
     launch_id = uuid.uuid4().hex
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    processes = []
+    environment = {**os.environ, LAUNCH_ID: launch_id}
+    processes: list[subprocess.Popen[bytes]] = []
     try:
-        for command in commands:
-            # Sessions of their own: Ctrl-C reaches this process alone, which then ends them in order.
-            processes.append(
-                subprocess.Popen(
-                    [sys.executable, "-m", *command], env={**os.environ, LAUNCH_ID: launch_id}, start_new_session=True
-                )
-            )
+        # Sessions of their own: Ctrl-C reaches this process alone, which then ends them in order.
+        processes.extend(
+            subprocess.Popen([sys.executable, "-m", *command], env=environment, start_new_session=True)
+            for command in commands
+        )
         while all(process.poll() is None for process in processes):
             time.sleep(0.2)
         ended = next(i for i, process in enumerate(processes) if process.poll() is not None)

@@ -32,7 +32,9 @@ class RarecHome(Settings):
         default=0, ge=0, description="RAREC_NPROC: training processes. Default: one a GPU, or one without GPUs."
     )
     threads: int = Field(
-        default=0, ge=0, description="RAREC_THREADS: CPU threads of each training process. Default: its share of the cores."
+        default=0,
+        ge=0,
+        description="RAREC_THREADS: CPU threads of each training process. Default: its share of the cores.",
     )
 
     @classmethod

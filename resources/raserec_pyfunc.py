@@ -12,8 +12,8 @@ class RaSeRecModel(PythonModel):
     """Recommends items for people who need not be in the training data.
 
     Input: a table with a column ``history``, each cell a list of item ids as published, oldest first. Output: a table
-    with ``items`` (list of ids, best first) and ``scores``, one row a history. Items unknown to the model are passed over;
-    a history without any known item gets an empty list. Parameters: ``top_n`` (10), ``exclude_seen`` (True).
+    with ``items`` (list of ids, best first) and ``scores``, one row a history. Items unknown to the model are passed
+    over; a history without any known item gets an empty list. Parameters: ``top_n`` (10), ``exclude_seen`` (True).
     """
 
     def load_context(self, context: PythonModelContext) -> None:
@@ -30,7 +30,10 @@ class RaSeRecModel(PythonModel):
         )
 
     def predict(
-        self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, object] | None = None
+        self,
+        context: PythonModelContext,  # noqa: ARG002  MLflow hands it over
+        model_input: pd.DataFrame,
+        params: dict[str, object] | None = None,
     ) -> pd.DataFrame:
         """Recommend for every row of ``model_input``."""
         from rarec.raserec.recommender import recommend_histories
@@ -49,7 +52,7 @@ class RaSeRecModel(PythonModel):
         )
 
     def _known(self, history: list[object]) -> list[int]:
-        places = self.index.get_indexer([str(item) for item in history])
+        places = self.index.get_indexer(pd.Index([str(item) for item in history], dtype=self.index.dtype))
         return [int(place) for place in places if place >= 0]
 
 

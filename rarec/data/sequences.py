@@ -226,7 +226,7 @@ def check_splits(sequences: UserSequences) -> tuple[bool, dict[str, int]]:
 
     Returns (passed, counts of targets and of faults).
     """
-    targets = {split: sequences.prefixes(split) + 1 for split in ("train", "valid", "test")}  # type: ignore[arg-type]
+    targets = {split: sequences.prefixes(split) + 1 for split in ("train", "valid", "test")}
     together = np.concatenate(list(targets.values()))
     shared = len(together) - len(np.unique(together))
     owner = sequences.user_of

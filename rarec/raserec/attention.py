@@ -59,9 +59,7 @@ def attention_blocks(
 
 class _PackedAttention(torch.autograd.Function):
     @staticmethod
-    def forward(  # type: ignore[override]
-        ctx: FunctionCtx, q: Tensor, kv: Tensor, blocks: Sequence[AttentionBlock], heads: int
-    ) -> Tensor:
+    def forward(ctx: FunctionCtx, q: Tensor, kv: Tensor, blocks: Sequence[AttentionBlock], heads: int) -> Tensor:
         dim = q.shape[1]
         scale = (dim // heads) ** -0.5
         out = torch.empty_like(q)
@@ -86,7 +84,7 @@ class _PackedAttention(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
         blocks, heads, dim = ctx.blocks, ctx.heads, ctx.dim  # type: ignore[attr-defined]
         saved = ctx.saved_tensors  # type: ignore[attr-defined]
         q_rows, kv_rows = ctx.rows  # type: ignore[attr-defined]

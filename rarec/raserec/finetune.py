@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from rarec.data.sequences import IntArray, UserSequences
+from rarec.errors import InputError
 from rarec.raserec.augment import RetrievalAugmentedModule, save_module
 from rarec.raserec.encoders import SequenceEncoder, load_encoder
 from rarec.raserec.losses import full_softmax_loss
@@ -95,6 +96,11 @@ class FinetuneObjective:
         device: torch.device,
         report: Report,
     ):
+        if not np.array_equal(bank.prefixes, sequences.prefixes("train")):
+            raise InputError(
+                "the memory bank does not hold exactly the training prefixes of these sequences, so stage 2 could train "
+                "on validation or test items; materialise `memory_bank` again"
+            )
         torch.manual_seed(settings.seed)
         self.sequences = sequences
         self.settings = settings
@@ -108,7 +114,7 @@ class FinetuneObjective:
         embeddings = self.items.cpu().numpy()
 
         report(stage="retrieval of all neighbour lists", force=True)
-        # The bank holds exactly the training prefixes: their representations are the queries.
+        # The memories are the training prefixes, so their representations are the queries.
         self.targets = torch.from_numpy(bank.targets).to(device)
         self.queries = self.memories.representations
         own = Queries.of(sequences, bank.prefixes, bank.representations)

@@ -17,7 +17,7 @@ class _FullSoftmax(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: FunctionCtx, h: Tensor, items: Tensor, targets: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(ctx: FunctionCtx, h: Tensor, items: Tensor, targets: Tensor) -> Tensor:
         block = max(1, _BLOCK_ELEMENTS // items.shape[0])
         need_h, need_items = ctx.needs_input_grad[0], ctx.needs_input_grad[1]  # type: ignore[attr-defined]
         grad_h = torch.empty_like(h) if need_h else None
@@ -34,12 +34,12 @@ class _FullSoftmax(torch.autograd.Function):
                 torch.mm(probability, items, out=grad_h[start : start + block])
             if grad_items is not None:
                 grad_items.addmm_(probability.T, rows)
-        ctx.save_for_backward(grad_h, grad_items)
+        ctx.gradients = (grad_h, grad_items)  # type: ignore[attr-defined]
         return losses.sum()
 
     @staticmethod
-    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:  # type: ignore[override]
-        grad_h, grad_items = ctx.saved_tensors  # type: ignore[attr-defined]
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        grad_h, grad_items = ctx.gradients  # type: ignore[attr-defined]
         return (
             None if grad_h is None else grad_h * grad,
             None if grad_items is None else grad_items * grad,
@@ -50,7 +50,8 @@ class _FullSoftmax(torch.autograd.Function):
 def full_softmax_loss(h: Tensor, items: Tensor, targets: Tensor) -> Tensor:
     """Summed cross-entropy of ``targets`` (M,) under softmax(h · itemsᵀ), h (M, D), items (I, D).
 
-    Equal to ``F.cross_entropy(h @ items.T, targets, reduction="sum")`` in value and gradient (RaSeRec, eq. 4).
+    Equal to ``F.cross_entropy(h @ items.T, targets, reduction="sum")`` in value and gradient (RaSeRec, eq. 4), but that
+    the loss of one target is at most 87, where its float32 probability vanishes.
     """
     loss: Tensor = _FullSoftmax.apply(h, items, targets)
     return loss

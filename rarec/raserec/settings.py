@@ -11,17 +11,17 @@ class EncoderSettings(Settings):
     """Shape of the sequence encoder (RaSeRec, section 4.1.4)."""
 
     encoder: Literal["sasrec", "gru4rec", "bert4rec"] = Field(
-        "sasrec", description="Backbone: causal transformer, recurrent network, or bidirectional transformer."
+        default="sasrec", description="Backbone: causal transformer, recurrent network, or bidirectional transformer."
     )
-    dim: int = Field(64, ge=4, description="Width of item embeddings and user representations.")
-    inner_dim: int = Field(256, ge=4, description="Width of the feed-forward layers.")
-    layers: int = Field(2, ge=1, description="Number of encoder layers.")
-    heads: int = Field(2, ge=1, description="Attention heads; must divide dim.")
-    hidden_dropout: float = Field(0.5, ge=0, lt=1, description="Dropout on embeddings and layer outputs.")
-    attention_dropout: float = Field(0.5, ge=0, lt=1, description="Dropout on attention weights.")
-    max_length: int = Field(50, ge=1, description="Most items of a history that the encoder reads.")
+    dim: int = Field(default=64, ge=4, description="Width of item embeddings and user representations.")
+    inner_dim: int = Field(default=256, ge=4, description="Width of the feed-forward layers.")
+    layers: int = Field(default=2, ge=1, description="Number of encoder layers.")
+    heads: int = Field(default=2, ge=1, description="Attention heads; must divide dim.")
+    hidden_dropout: float = Field(default=0.5, ge=0, lt=1, description="Dropout on embeddings and layer outputs.")
+    attention_dropout: float = Field(default=0.5, ge=0, lt=1, description="Dropout on attention weights.")
+    max_length: int = Field(default=50, ge=1, description="Most items of a history that the encoder reads.")
     context_stride: int = Field(
-        1,
+        default=1,
         ge=1,
         description="For histories longer than max_length: the context starts at a multiple of this, so that it holds "
         "max_length - context_stride + 1 to max_length items. 1 is the paper's rule; more is cheaper.",
@@ -40,33 +40,37 @@ class PretrainSettings(EncoderSettings):
     """Stage 1: collaborative-based pre-training (RaSeRec, section 3.2)."""
 
     batch_size: int = Field(
-        256, ge=2, description="Prefixes a step over all processes (whole windows, so about this many)."
+        default=256, ge=2, description="Prefixes a step over all processes (whole windows, so about this many)."
     )
-    learning_rate: float = Field(1e-3, gt=0, description="Adam's learning rate.")
-    epochs: int = Field(100, ge=1, description="Most epochs.")
-    patience: int = Field(10, ge=1, description="Stop after this many epochs without a better validation NDCG@10.")
-    contrastive_weight: float = Field(0.1, ge=0, description="Weight of the InfoNCE loss; 0 leaves it out.")
-    temperature: float = Field(1.0, gt=0, description="InfoNCE temperature.")
-    seed: int = Field(42, ge=0, description="Seed of weights, data order, positives and dropout.")
+    learning_rate: float = Field(default=1e-3, gt=0, description="Adam's learning rate.")
+    epochs: int = Field(default=100, ge=1, description="Most epochs.")
+    patience: int = Field(
+        default=10, ge=1, description="Stop after this many epochs without a better validation NDCG@10."
+    )
+    contrastive_weight: float = Field(default=0.1, ge=0, description="Weight of the InfoNCE loss; 0 leaves it out.")
+    temperature: float = Field(default=1.0, gt=0, description="InfoNCE temperature.")
+    seed: int = Field(default=42, ge=0, description="Seed of weights, data order, positives and dropout.")
 
 
 class MemorySettings(Settings):
     """The collaborative memory bank and its search (RaSeRec, section 3.3)."""
 
     index: Literal["flat", "ivf", "hnsw"] = Field(
-        "flat", description="Faiss index: exact inner product, inverted lists, or a navigable small-world graph."
+        default="flat",
+        description="Faiss index: exact inner product, inverted lists, or a navigable small-world graph.",
     )
-    ivf_lists: int = Field(128, ge=1, description="Inverted lists (index = ivf).")
-    ivf_probes: int = Field(8, ge=1, description="Lists searched for each query (index = ivf).")
-    hnsw_links: int = Field(32, ge=4, description="Links a node (index = hnsw).")
-    hnsw_search: int = Field(128, ge=8, description="Candidates kept while searching (index = hnsw).")
+    ivf_lists: int = Field(default=128, ge=1, description="Inverted lists (index = ivf).")
+    ivf_probes: int = Field(default=8, ge=1, description="Lists searched for each query (index = ivf).")
+    hnsw_links: int = Field(default=32, ge=4, description="Links a node (index = hnsw).")
+    hnsw_search: int = Field(default=128, ge=8, description="Candidates kept while searching (index = hnsw).")
     minimum_recall: float = Field(
-        0.9, ge=0, le=1, description="The asset check fails below this recall@20 against exact search."
+        default=0.9, ge=0, le=1, description="The asset check fails below this recall@20 against exact search."
     )
     time_cut: bool = Field(
-        False, description="Only memories whose next item was known at the query's own time (needs clock timestamps)."
+        default=False,
+        description="Only memories whose next item was known at the query's own time (needs clock timestamps).",
     )
-    seed: int = Field(42, ge=0, description="Seed of the recall sample and of the inverted lists' training.")
+    seed: int = Field(default=42, ge=0, description="Seed of the recall sample and of the inverted lists' training.")
 
     @model_validator(mode="after")
     def _consistent(self) -> "MemorySettings":
@@ -80,19 +84,26 @@ class MemorySettings(Settings):
 class FinetuneSettings(Settings):
     """Stage 2: retrieval-augmented fine-tuning (RaSeRec, section 3.4)."""
 
-    memories: int = Field(20, ge=1, description="K, memories retrieved for each query and channel.")
-    alpha: float = Field(0.5, ge=0, le=1, description="Share of the encoder's own representation in the output.")
-    beta: float = Field(
-        1.0, ge=0, le=1, description="Share of channel 1 (similar users) in the retrieved part; 1 leaves channel 2 out."
+    memories: int = Field(default=20, ge=1, description="K, memories retrieved for each query and channel.")
+    alpha: float = Field(
+        default=0.5, ge=0, le=1, description="Share of the encoder's own representation in the output."
     )
-    heads: int = Field(2, ge=1, description="Attention heads of the module; must divide the encoder's dim.")
-    inner_dim: int = Field(256, ge=4, description="Width of the module's feed-forward layer.")
-    dropout: float = Field(0.5, ge=0, lt=1, description="Dropout inside the module.")
-    batch_size: int = Field(1024, ge=1, description="Prefixes a step over all processes.")
-    learning_rate: float = Field(1e-3, gt=0, description="Adam's learning rate.")
-    epochs: int = Field(100, ge=1, description="Most epochs.")
-    patience: int = Field(10, ge=1, description="Stop after this many epochs without a better validation NDCG@10.")
-    seed: int = Field(42, ge=0, description="Seed of weights, data order and dropout.")
+    beta: float = Field(
+        default=1.0,
+        ge=0,
+        le=1,
+        description="Share of channel 1 (similar users) in the retrieved part; 1 leaves channel 2 out.",
+    )
+    heads: int = Field(default=2, ge=1, description="Attention heads of the module; must divide the encoder's dim.")
+    inner_dim: int = Field(default=256, ge=4, description="Width of the module's feed-forward layer.")
+    dropout: float = Field(default=0.5, ge=0, lt=1, description="Dropout inside the module.")
+    batch_size: int = Field(default=1024, ge=1, description="Prefixes a step over all processes.")
+    learning_rate: float = Field(default=1e-3, gt=0, description="Adam's learning rate.")
+    epochs: int = Field(default=100, ge=1, description="Most epochs.")
+    patience: int = Field(
+        default=10, ge=1, description="Stop after this many epochs without a better validation NDCG@10."
+    )
+    seed: int = Field(default=42, ge=0, description="Seed of weights, data order and dropout.")
 
     @model_validator(mode="after")
     def _consistent(self) -> "FinetuneSettings":

@@ -7,7 +7,7 @@ the representations; another encoder's queries are refused.
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Self
@@ -27,6 +27,7 @@ NO_USER = -1  # a query by somebody who is not in the data
 # Bounds on what is held at once: queries of one search, candidate memories of one ordering.
 _CHUNK = 16_384
 _CANDIDATES = 1_000_000
+_ARRAYS = ("representations", "users", "prefixes", "targets", "known_at")
 _MANY_QUERIES = 256  # from here on `exact_search` beats the flat index by more than its preparation costs
 
 
@@ -118,11 +119,7 @@ class MemoryBank:
 
     def copy(self) -> "MemoryBank":
         """A bank that can be appended to while this one stays as it is."""
-        index = faiss.clone_index(self.index)
-        return MemoryBank(
-            self.representations, self.users, self.prefixes, self.targets, self.known_at,
-            self.encoder, self.settings, index,
-        )  # fmt: skip
+        return replace(self, index=faiss.clone_index(self.index), _gpu_index=None)
 
     def require_encoder(self, fingerprint: str) -> None:
         """Refuse to work with another encoder than the one that made the representations."""
@@ -215,10 +212,8 @@ class MemoryBank:
         """Share of the exact k most similar allowed memories that the index finds; ties of similarity tolerated."""
         flat = faiss.IndexFlatIP(self.representations.shape[1])
         flat.add(normalised(self.representations))
-        exact = MemoryBank(
-            self.representations, self.users, self.prefixes, self.targets, self.known_at, self.encoder,
-            self.settings.model_copy(update={"index": "flat"}), flat,
-        )  # fmt: skip
+        settings = self.settings.model_copy(update={"index": "flat"})
+        exact = replace(self, settings=settings, index=flat, _gpu_index=None)
         directions, vectors = normalised(self.representations), normalised(queries.vectors)
         wanted, got = exact.similar_users(queries, k), self.similar_users(queries, k)
         threshold = np.where(wanted >= 0, np.einsum("qkd,qd->qk", directions[wanted], vectors), np.inf).min(1)
@@ -228,7 +223,7 @@ class MemoryBank:
 
     def save(self, folder: Path) -> None:
         """Arrays as .npy, the index in Faiss's format, settings and encoder fingerprint as JSON."""
-        for name in ("representations", "users", "prefixes", "targets", "known_at"):
+        for name in _ARRAYS:
             np.save(folder / f"{name}.npy", getattr(self, name))
         faiss.write_index(self.index, str(folder / "index.faiss"))
         record = {"encoder": self.encoder, "memories": len(self), "settings": self.settings.model_dump()}
@@ -238,9 +233,9 @@ class MemoryBank:
     def load(cls, folder: Path) -> Self:
         """Read what `save` wrote."""
         record = json.loads((folder / "bank.json").read_text())
-        arrays = [np.load(folder / f"{n}.npy") for n in ("representations", "users", "prefixes", "targets", "known_at")]
+        arrays = {name: np.load(folder / f"{name}.npy") for name in _ARRAYS}
         index = faiss.read_index(str(folder / "index.faiss"))
-        return cls(*arrays, record["encoder"], MemorySettings(**record["settings"]), index)
+        return cls(**arrays, encoder=record["encoder"], settings=MemorySettings(**record["settings"]), index=index)
 
     def _require(self, k: int) -> None:
         if k > len(self):
@@ -311,6 +306,7 @@ def _new_index(directions: FloatArray, settings: MemorySettings) -> Any:
     dim = directions.shape[1]
     if settings.index == "flat":
         return faiss.IndexFlatIP(dim)
+    index: Any
     if settings.index == "hnsw":
         index = faiss.IndexHNSWFlat(dim, settings.hnsw_links, faiss.METRIC_INNER_PRODUCT)
         index.hnsw.efSearch = settings.hnsw_search

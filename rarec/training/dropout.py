@@ -21,6 +21,7 @@ class DropoutBits:
     def seed(self, *entropy: int) -> None:
         """Restart the stream from ``entropy`` (for example seed, epoch, rank)."""
         self._bits = np.random.SFC64(list(entropy))
+        self._generators: dict[torch.device, torch.Generator] = {}
 
     def scaled_mask(self, shape: torch.Size, p: float) -> Tensor:
         """A float32 CPU mask of ``shape``: 0 with probability ``p``, else ``1 / (1 - p)``."""
@@ -30,9 +31,16 @@ class DropoutBits:
         keep = words.view(np.uint8)[:count] >= np.uint8(dropped)
         return torch.from_numpy(keep.view(np.uint8)).float().mul_(256 / (256 - dropped)).view(shape)
 
+    def generator(self, device: torch.device) -> torch.Generator:
+        """A generator of ``device`` that restarts with this stream, so that ranks differ and a resumed run does not."""
+        if device not in self._generators:
+            seed = int(self._bits.random_raw() >> 1)
+            self._generators[device] = torch.Generator(device).manual_seed(seed)
+        return self._generators[device]
+
 
 class Dropout(nn.Module):
-    """Inverted dropout; on a CPU with masks from `DropoutBits`, elsewhere PyTorch's own."""
+    """Inverted dropout; on a CPU with masks from `DropoutBits`, elsewhere from PyTorch's generator, seeded by them."""
 
     def __init__(self, p: float, bits: DropoutBits):
         super().__init__()
@@ -45,7 +53,8 @@ class Dropout(nn.Module):
             return None
         if device.type == "cpu":
             return self.bits.scaled_mask(torch.Size(shape), self.p)
-        return torch.empty(*shape, device=device).bernoulli_(1 - self.p).div_(1 - self.p)
+        kept = torch.empty(*shape, device=device).bernoulli_(1 - self.p, generator=self.bits.generator(device))
+        return kept.div_(1 - self.p)
 
     def forward(self, x: Tensor) -> Tensor:
         """Drop elements of ``x`` while training; the identity in evaluation."""

@@ -43,6 +43,10 @@ def initialise_engine(model: nn.Module, learning_rate: float, device: torch.devi
     """
     if device.type == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    # Outside the launcher: one process, on a port that the system chooses.
+    alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    for name, value in alone.items():
+        os.environ.setdefault(name, value)
     import deepspeed  # imported here: it takes seconds, and only training workers need it
 
     # The shared-memory all-reduce is compiled at first use; gloo does without a compiler on the machine.
@@ -77,9 +81,18 @@ def all_sum(value: Tensor) -> Tensor:
     return value
 
 
+def from_rank_0(values: dict[str, float]) -> dict[str, float]:
+    """Rank 0's ``values`` on every rank, so that all of them decide alike."""
+    if world_size() > 1:
+        box = [values]
+        dist.broadcast_object_list(box)
+        return box[0]
+    return values
+
+
 class _GatherRows(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: FunctionCtx, rows: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(ctx: FunctionCtx, rows: Tensor) -> Tensor:
         counts = [torch.zeros(1, dtype=torch.int64, device=rows.device) for _ in range(world_size())]
         dist.all_gather(counts, torch.tensor([len(rows)], device=rows.device))
         sizes = [int(count) for count in counts]
@@ -91,8 +104,8 @@ class _GatherRows(torch.autograd.Function):
         return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
 
     @staticmethod
-    def backward(ctx: FunctionCtx, grad: Tensor) -> Tensor:  # type: ignore[override]
-        grad = grad.contiguous()
+    def backward(ctx: FunctionCtx, grad: Tensor) -> Tensor:
+        grad = grad.clone()
         dist.all_reduce(grad)
         return grad[ctx.start : ctx.start + ctx.count]  # type: ignore[attr-defined]
 

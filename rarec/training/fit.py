@@ -12,7 +12,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from rarec.errors import InputError
-from rarec.training.engine import all_sum, initialise_engine, peak_memory_mib, rank, worker_device, world_size
+from rarec.training.engine import (
+    all_sum,
+    from_rank_0,
+    initialise_engine,
+    peak_memory_mib,
+    rank,
+    worker_device,
+    world_size,
+)
 
 Report = Callable[..., None]
 CHOICE = "NDCG@10"
@@ -21,8 +29,9 @@ CHOICE = "NDCG@10"
 class Objective(Protocol):
     """What a stage gives the loop."""
 
-    model: nn.Module
-    """Maps one batch to ``(summed global loss of this rank's share, {name: summed value})``; holds what is trained."""
+    @property
+    def model(self) -> nn.Module:
+        """Maps one batch to ``(summed loss of this rank's share, {name: summed value})``; holds what is trained."""
 
     def start_epoch(self, epoch: int) -> int:
         """Fix the epoch's data order and random bits from (seed, epoch); return the number of steps."""
@@ -67,7 +76,7 @@ def fit(
         record = _train_epoch(objective, engine, stage, epoch, epochs, report)
         train_seconds = record["train_seconds"]
         clock = time.perf_counter()
-        record |= objective.validate()
+        record |= from_rank_0(objective.validate() if rank() == 0 else {})
         record["validation_seconds"] = time.perf_counter() - clock
         history.append(record)
         if _best_epoch(history) == epoch:
@@ -118,7 +127,7 @@ def _train_epoch(
             elapsed = time.perf_counter() - clock
             report(
                 stage=stage, epoch=epoch + 1, epochs=epochs, step=step, steps=steps, loss=mean,
-                samples_per_s=seen / elapsed, eta_s=elapsed / step * (steps - step),
+                samples_per_s=seen / elapsed, eta_s=elapsed / step * (steps * (epochs - epoch) - step),
             )  # fmt: skip
     record = {name: float(all_sum(value)) / seen for name, value in sums.items()}
     return {"epoch": epoch + 1, **record, "train_seconds": time.perf_counter() - clock}
