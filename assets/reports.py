@@ -1,11 +1,13 @@
 """Group `reports`: figures of the trained models, as JSON, as a page, in Dagster and in MLflow."""
 
 import base64
+import io
 import json
 from pathlib import Path
 
 import dagster as dg
 import torch
+from PIL import Image
 
 from assets.recommender import load_recommender
 from assets.stage import OWNER, Outcome, StageConfig, materialise, refuse_bad_input, upstream
@@ -132,5 +134,9 @@ def _curve(model: str, history: Path) -> reports.TrainingCurve:
 
 
 def _image(png: Path) -> str:
-    """Markdown that shows a picture inside Dagster's metadata."""
-    return f"![HR@10 and NDCG@10]({'data:image/png;base64,' + base64.b64encode(png.read_bytes()).decode()})"
+    """Markdown that shows a picture inside Dagster's metadata, small enough for its dialog."""
+    small = io.BytesIO()
+    with Image.open(png) as picture:
+        picture.thumbnail((900, 900))
+        picture.save(small, "PNG")
+    return f"![HR@10 and NDCG@10](data:image/png;base64,{base64.b64encode(small.getvalue()).decode()})"

@@ -6,6 +6,8 @@ in the artifact store, builds only what is missing, and records the outcome in D
 
 import functools
 import logging
+import math
+import time
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -30,7 +32,8 @@ C = TypeVar("C", bound="StageConfig")
 F = TypeVar("F", bound=Callable[..., Any])
 
 OWNER = "team:data-engineering"
-TERMINAL_METRICS = ("HR@10", "NDCG@10", "masked_NDCG@10")
+TERMINAL_METRICS = ("samples_per_s", "HR@10", "NDCG@10", "masked_NDCG@10")
+TERMINAL_INTERVAL_S = 5.0
 progress_log = logging.getLogger("rarec.progress")  # `make run` shows it in the terminal
 
 
@@ -191,11 +194,15 @@ def markdown_table(table: "pd.DataFrame") -> str:
 
 def training_progress(run: TrackedRun) -> Callable[[Progress], None]:
     """Shows a worker's progress in the terminal and sends it to MLflow: loss by step, validation figures by epoch."""
+    shown_at = -math.inf
 
     def show(progress: Progress) -> None:
-        # The epoch's many figures go to MLflow; a terminal shows those that tell how it goes.
-        shown = {name: value for name, value in progress.metrics.items() if name in TERMINAL_METRICS}
-        progress_log.info("%s", "  " + replace(progress, metrics=shown).line())
+        nonlocal shown_at
+        now = time.monotonic()
+        if progress.step is None or now - shown_at >= TERMINAL_INTERVAL_S:
+            few = {name: progress.metrics[name] for name in TERMINAL_METRICS if name in progress.metrics}
+            progress_log.info("%s", "  " + replace(progress, metrics=few).line())
+            shown_at = now
         if progress.epoch is None:
             return
         if progress.step is None:

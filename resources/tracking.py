@@ -86,7 +86,7 @@ class MlflowTracking(dg.ConfigurableResource):
         }
         run_id = client.create_run(experiment_id, tags=tags).info.run_id
         url = f"{self.ui_url.rstrip('/')}/#/experiments/{experiment_id}/runs/{run_id}"
-        tracked = TrackedRun(client, run_id, url, fingerprint, context.log)
+        tracked = TrackedRun(client, experiment_id, run_id, url, fingerprint, context.log)
         status = "KILLED"
         try:
             tracked.log_params(params)
@@ -130,7 +130,9 @@ class MlflowTracking(dg.ConfigurableResource):
         if experiment is None:
             location = None if self._has_server else _as_uri(self.artifact_root)
             try:
-                return client.create_experiment(self.experiment, artifact_location=location)
+                # Without the kind MLflow opens the experiment on a page for language-model traces.
+                kind = {"mlflow.experimentKind": "custom_model_development"}
+                return client.create_experiment(self.experiment, artifact_location=location, tags=kind)
             except Exception:  # another process may have been faster
                 experiment = client.get_experiment_by_name(self.experiment)
                 if experiment is None:
@@ -142,8 +144,15 @@ class TrackedRun:
     """One MLflow run. Metrics wait for a server that is away; everything else needs it there."""
 
     def __init__(
-        self, client: "MlflowClient", run_id: str, url: str, fingerprint: str, log: dg.DagsterLogManager
+        self,
+        client: "MlflowClient",
+        experiment_id: str,
+        run_id: str,
+        url: str,
+        fingerprint: str,
+        log: dg.DagsterLogManager,
     ) -> None:
+        self._experiment_id = experiment_id
         self.run_id = run_id
         self.url = url
         self.fingerprint = fingerprint
@@ -218,8 +227,13 @@ class TrackedRun:
         import mlflow
         from mlflow.models import Model
 
+        # Created here, since MLflow would put it into the experiment it holds for active: `Default`, in ./mlruns.
+        run = self._client.get_run(self.run_id)
+        model = self._client.create_logged_model(
+            run.info.experiment_id, name, source_run_id=self.run_id, params=run.data.params
+        )
         info = Model.log(
-            name=name,
+            model_id=model.model_id,
             artifact_path=None,
             flavor=mlflow.pyfunc,
             run_id=self.run_id,

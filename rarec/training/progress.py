@@ -51,7 +51,7 @@ class Progress:
                 parts.append(f"{name} {value}" + (f"/{total}" if total is not None else ""))
         if self.loss is not None:
             parts.append(f"loss {self.loss:.4f}")
-        parts.extend(f"{name} {value:.4g}" for name, value in self.metrics.items())
+        parts.extend(f"{n} {v:,.0f}" if abs(v) >= 1000 else f"{n} {v:.4g}" for n, v in self.metrics.items())
         if self.eta_s is not None:
             parts.append(f"ETA {duration(self.eta_s)}")
         return "  ".join(parts)

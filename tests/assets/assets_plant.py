@@ -1,0 +1,136 @@
+"""A whole installation in a temporary folder: tiny data sets, their definitions, and runs of them in this process."""
+
+import shutil
+from pathlib import Path
+
+import dagster as dg
+
+from pipelines.definitions import build_defs
+from rarec.data.spec import DatasetSpec
+from resources.artifacts import Artifact, ArtifactStore, fingerprint
+from resources.folders import Folders
+from resources.home import RarecHome
+
+TINY = """
+name = "{name}"
+title = "Tiny synthetic data set"
+domain = "movies"
+rating_scale = [1, 5]
+
+[[sources]]
+format = "synthetic"
+
+[sources.demo]
+users = 60
+items = 100
+interactions_per_user = 25
+
+[overrides.raserec_pretrained]
+dim = 8
+inner_dim = 8
+layers = 1
+heads = 1
+max_length = 8
+batch_size = 64
+epochs = 2
+
+[overrides.raserec_finetuned]
+memories = 5
+alpha = 0.6
+heads = 1
+inner_dim = 8
+epochs = 2
+"""
+MISCOUNTED = TINY + "\n[expected]\nusers = 61\nitems = 100\n"
+OWN_FILES = """
+name = "{name}"
+title = "Own files"
+domain = "products"
+
+[[sources]]
+format = "recbole"
+"""
+# One step of Dagster may make several assets.
+STEPS = {name: "clean_tables" for name in ("interactions", "item_catalog", "user_profiles")}
+
+
+class Plant:
+    """One installation and its Dagster instance."""
+
+    def __init__(self, root: Path, instance: dg.DagsterInstance, **datasets: str) -> None:
+        self.home = RarecHome.from_environment(
+            {"RAREC_HOME": str(root), "RAREC_DATA": str(root / "data"), "RAREC_NPROC": "1", "RAREC_THREADS": "1"}
+        )
+        self.home.datasets.mkdir(parents=True)
+        for name, text in datasets.items():
+            (self.home.datasets / f"{name}.toml").write_text(text.format(name=name))
+        self.instance = instance
+        self.defs = build_defs(self.home)
+        self.store = ArtifactStore(root=self.home.artifacts, cache=str(self.home.cache))
+
+    def spec(self, name: str) -> DatasetSpec:
+        folders = Folders(data="", datasets=str(self.home.datasets), cache="", work="")
+        return folders.spec(name)
+
+    def run(self, dataset="tiny", only=(), resources=None, **config) -> dg.ExecuteInProcessResult:
+        """Run every asset, or ``only`` some; ``config`` is asset -> settings."""
+        defs = self.defs if resources is None else build_defs(self.home, resources)
+        ops = {STEPS.get(asset, asset): {"config": values} for asset, values in config.items()}
+        return defs.resolve_job_def("everything").execute_in_process(
+            instance=self.instance,
+            partition_key=dataset,
+            asset_selection=[dg.AssetKey(name) for name in only] or None,
+            run_config={"ops": ops, "loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
+            raise_on_error=False,
+        )
+
+    def artifact(self, result: dg.ExecuteInProcessResult, asset: str) -> Artifact:
+        """The artifact that this run materialised or reused."""
+        (event,) = [e for e in result.get_asset_materialization_events() if e.asset_key.to_user_string() == asset]
+        return self.store.open(asset, event.partition, str(event.materialization.metadata["fingerprint"].value))
+
+    def put(self, asset: str, dataset: str, files: Path, values: dict) -> None:
+        """Make it look as if ``asset`` had been materialised for ``dataset`` with copies of these files."""
+        config = {"copied": values}
+        identity = fingerprint(asset, "1", config, {})
+        with self.store.write(asset, dataset, identity, inputs={}, config=config, code_version="1") as draft:
+            shutil.copytree(
+                files, draft.path, dirs_exist_ok=True, ignore=shutil.ignore_patterns("manifest.json")
+            )
+            draft.metadata.update(values=values, markdown={}, files={}, mlflow_run="")
+        self.instance.report_runless_asset_event(
+            dg.AssetMaterialization(asset, partition=dataset, metadata={"fingerprint": identity})
+        )
+
+
+def metadata(result: dg.ExecuteInProcessResult) -> dict[str, dict]:
+    """Asset -> metadata of what this run materialised, plain values."""
+    return {
+        event.asset_key.to_user_string(): {k: v.value for k, v in event.materialization.metadata.items()}
+        for event in result.get_asset_materialization_events()
+    }
+
+
+def built(result: dg.ExecuteInProcessResult) -> set[str]:
+    """Assets that this run built, as opposed to reused."""
+    return {name for name, values in metadata(result).items() if not values["reused"]}
+
+
+def failures(result: dg.ExecuteInProcessResult) -> dict[str, str]:
+    """Step -> message of each failed step that failed with an explanation; an unexplained failure is an error."""
+    messages = {}
+    for event in result.get_step_failure_events():
+        data = event.step_failure_data
+        assert data.user_failure_data is not None, data.error.to_string()
+        messages[event.step_key] = data.user_failure_data.description
+    assert not any(event.event_type_value == "STEP_UP_FOR_RETRY" for event in result.all_events)
+    return messages
+
+
+def failed_checks(result: dg.ExecuteInProcessResult) -> dict[tuple[str, str], dict]:
+    """(asset, check) -> details of each check that did not pass."""
+    return {
+        (check.asset_key.to_user_string(), check.check_name): {k: v.value for k, v in check.metadata.items()}
+        for check in result.get_asset_check_evaluations()
+        if not check.passed
+    }

@@ -1,0 +1,386 @@
+"""The whole RaSeRec graph on a tiny data set, with real training workers, MLflow and artifact store."""
+
+import errno
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import dagster as dg
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+from assets_plant import MISCOUNTED, TINY, Plant, built, failed_checks, failures, metadata
+
+import assets.raw
+from resources.launcher import TrainingLauncher
+
+ALL = {
+    "raw_interactions", "interactions", "item_catalog", "user_profiles", "user_sequences",
+    "raserec_pretrained", "memory_bank", "raserec_finetuned", "recommendations", "ranking_metrics",
+}  # fmt: skip
+STAGE_2 = {"raserec_finetuned", "recommendations", "ranking_metrics"}
+PRETRAIN, FINETUNE = "rarec.raserec.pretrain", "rarec.raserec.finetune"
+
+
+@pytest.fixture(scope="module")
+def launches():
+    """The worker modules that were launched, in order."""
+    modules = []
+    launch = TrainingLauncher.launch
+
+    def counted(self, context, module, *arguments, **options):
+        modules.append(module)
+        return launch(self, context, module, *arguments, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TrainingLauncher, "launch", counted)
+        yield modules
+
+
+@pytest.fixture(scope="module")
+def plant(tmp_path_factory, launches):
+    with dg.DagsterInstance.ephemeral() as instance:
+        yield Plant(tmp_path_factory.mktemp("plant"), instance, tiny=TINY, miscounted=MISCOUNTED, borrowed=TINY)
+
+
+@pytest.fixture(scope="module")
+def first(plant):
+    result = plant.run()
+    assert result.success, failures(result)
+    return result
+
+
+@pytest.fixture(scope="module")
+def runs(plant, first):
+    """Asset -> its MLflow run."""
+    client = mlflow.MlflowClient(plant.home.tracking_uri)
+    found = {name: client.get_run(Path(str(values["mlflow_run"])).name) for name, values in metadata(first).items()}
+    return client, found
+
+
+def test_first_run_builds_everything_with_one_worker_a_stage(first, launches):
+    assert built(first) == ALL
+    assert launches[:2] == [PRETRAIN, FINETUNE]
+
+
+def test_every_check_ran_and_passed(first):
+    checks = {(check.asset_key.to_user_string(), check.check_name) for check in first.get_asset_check_evaluations()}
+    assert checks == {
+        *(("interactions", name) for name in ("schema", "unique_key", "time_order", "published_counts")),
+        ("item_catalog", "schema"),
+        ("user_profiles", "schema"),
+        ("user_sequences", "no_leak_between_splits"),
+        ("memory_bank", "recall"),
+    }
+    assert failed_checks(first) == {}
+
+
+def test_metadata_tells_identity_place_and_mlflow_run(plant, first):
+    for name, values in metadata(first).items():
+        artifact = plant.artifact(first, name)
+        assert Path(values["artifact"]) == artifact.path == Path(
+            plant.home.artifacts, name, "tiny", values["fingerprint"]
+        )
+        assert values["mlflow_run"].startswith("http://127.0.0.1:5000/#/experiments/1/runs/")
+
+
+@pytest.mark.parametrize(
+    ("asset", "files"),
+    [
+        ("raw_interactions", {"interactions.parquet", "items.parquet", "quarantine.parquet", "provenance.json"}),
+        ("interactions", {"interactions.parquet", "counts.json"}),
+        ("item_catalog", {"items.parquet"}),
+        ("user_profiles", {"users.parquet"}),
+        ("raserec_pretrained", {"history.json"}),
+        ("memory_bank", {"bank.json", "index.faiss", "representations.npy"}),
+        ("raserec_finetuned", {"history.json"}),
+        ("recommendations", {"recommendations.parquet"}),
+        ("ranking_metrics", {"report.html", "report.json"}),
+    ],
+)
+def test_artifacts_hold_their_files_and_no_pickle(plant, first, asset, files):
+    names = set(plant.artifact(first, asset).manifest.files)
+    assert names >= files
+    assert {Path(name).suffix for name in names} <= {
+        ".parquet", ".json", ".npy", ".safetensors", ".faiss", ".html", ".png", ".svg"
+    }  # fmt: skip
+
+
+def test_training_artifacts_say_how_training_went(plant, first):
+    for name in ("raserec_pretrained", "raserec_finetuned"):
+        values = metadata(first)[name]
+        history = json.loads(plant.artifact(first, name).file("history.json").read_text())["history"]
+        assert values["epochs"] == len(history) == 2
+        assert values["best_epoch"] in (1, 2)
+        assert values["validation NDCG@10"] == history[values["best_epoch"] - 1]["NDCG@10"]
+        assert "| epoch |" in values["history"]
+
+
+def test_ranking_metrics_page_shows_a_plot_and_both_models(plant, first):
+    values = metadata(first)["ranking_metrics"]
+    assert "data:image/png;base64," in values["plot"]
+    assert Path(values["report"]).read_text().lstrip().lower().startswith("<!doctype html")
+    for model in ("pre-trained", "fine-tuned"):
+        assert 0 <= values[f"test {model} unmasked NDCG@10"] <= values[f"test {model} unmasked HR@10"] <= 1
+        assert model in values["tables"]
+
+
+def test_recommendations_are_unseen_ranked_and_titled(plant, first):
+    table = pd.read_parquet(plant.artifact(first, "recommendations").file("recommendations.parquet"))
+    seen = pd.read_parquet(plant.artifact(first, "interactions").file("interactions.parquet"))
+    items = pd.read_parquet(plant.artifact(first, "item_catalog").file("items.parquet")).set_index("item_id")
+    assert table["user_id"].nunique() == 60
+    assert len(table.merge(seen, on=["user_id", "item_id"])) == 0
+    for _, part in table.groupby("user_id"):
+        assert part["rank"].tolist() == list(range(1, 21))
+        assert part["score"].is_monotonic_decreasing
+        assert part["item_id"].is_unique
+    assert table["title"].tolist() == items["title"].loc[table["item_id"]].tolist()
+
+
+def test_mlflow_runs_link_back_to_dagster(first, runs):
+    _, found = runs
+    for name, run in found.items():
+        tags = run.data.tags
+        assert run.info.status == "FINISHED"
+        assert tags["dagster.run_id"] == first.run_id
+        assert tags["dagster.asset_key"] == name
+        assert tags["dagster.partition"] == "tiny"
+        assert tags["rarec.fingerprint"] == metadata(first)[name]["fingerprint"]
+
+
+def test_mlflow_runs_hold_params_metrics_by_epoch_and_inputs(first, runs):
+    client, found = runs
+    run = found["raserec_pretrained"]
+    assert run.data.params["dim"] == "8"
+    assert run.data.params["contrastive_weight"] == "0.1"  # also those that nobody set
+    history = client.get_metric_history(run.info.run_id, "NDCG_at_10")
+    assert [metric.step for metric in history] == [1, 2]
+    best = metadata(first)["raserec_pretrained"]["validation NDCG@10"]
+    assert run.data.metrics["best_NDCG_at_10"] == pytest.approx(best) == max(metric.value for metric in history)
+    assert run.data.metrics["loss"] > 0
+    (sequences,) = run.inputs.dataset_inputs
+    assert sequences.dataset.name == "user_sequences"
+
+
+def test_mlflow_holds_the_report(runs):
+    client, found = runs
+    files = {file.path for file in client.list_artifacts(found["ranking_metrics"].info.run_id)}
+    assert files >= {"report.html", "report.json", "plots"}
+
+
+def test_mlflow_keeps_the_model_beside_its_run(plant, first, runs):
+    client, found = runs
+    run = found["raserec_finetuned"]
+    (output,) = run.outputs.model_outputs
+    model = client.get_logged_model(output.model_id)
+    assert metadata(first)["raserec_finetuned"]["mlflow_model"] == model.model_uri
+    assert (model.experiment_id, model.source_run_id) == (run.info.experiment_id, run.info.run_id)
+    assert model.status == "READY"
+    assert model.params["alpha"] == "0.6"
+    assert model.artifact_location.startswith(plant.home.mlflow.as_uri())
+
+
+LOADS_ALONE = """
+import json, sys
+repository = sys.argv[3]
+sys.path = [place for place in sys.path if place not in ("", repository)]
+sys.meta_path = [finder for finder in sys.meta_path if "__editable__" not in getattr(finder, "__module__", "")]
+import mlflow
+mlflow.set_tracking_uri(sys.argv[1])
+model = mlflow.pyfunc.load_model(sys.argv[2])
+import pandas as pd
+import rarec
+assert not rarec.__file__.startswith(repository), rarec.__file__
+assert "dagster" not in sys.modules
+histories = json.loads(sys.stdin.read())
+def recommend(histories, **params):
+    answer = model.predict(pd.DataFrame({"history": histories}), params=params)
+    return {"items": answer["items"].tolist(), "scores": answer["scores"].tolist()}
+print(json.dumps({
+    "plain": recommend(histories),
+    "few": recommend(histories, top_n=3),
+    "all": recommend(histories, top_n=100, exclude_seen=False),
+}))
+"""
+
+
+def test_logged_model_recommends_without_this_repository(plant, first, tmp_path):
+    items = pd.read_parquet(plant.artifact(first, "item_catalog").file("items.parquet"))["item_id"].tolist()
+    known = items[3:9]
+    histories = [known, [str(item) for item in known], [*known[:4], 999_999, *known[4:], "nobody"], [], [999_999]]
+    process = subprocess.run(
+        [sys.executable, "-c", LOADS_ALONE, plant.home.tracking_uri, metadata(first)["raserec_finetuned"]["mlflow_model"]]
+        + [str(Path(assets.raw.__file__).parents[1])],
+        input=json.dumps(histories), cwd=tmp_path, capture_output=True, text=True, timeout=200, check=False,
+        env={**{k: v for k, v in os.environ.items() if k != "PYTHONPATH"}, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert process.returncode == 0, process.stderr
+    answer = json.loads(process.stdout.splitlines()[-1])
+    numbers, texts, with_unknown, empty, unknown = answer["plain"]["items"]
+    assert len(numbers) == 10
+    assert not set(numbers) & set(known)
+    assert set(numbers) <= set(items)
+    assert texts == numbers == with_unknown
+    assert empty == unknown == []
+    scores = answer["plain"]["scores"][0]
+    assert len(scores) == 10
+    assert scores == sorted(scores, reverse=True)
+    assert [row[:3] for row in answer["plain"]["items"]] == answer["few"]["items"]
+    assert set(answer["all"]["items"][0]) == set(items)
+
+
+def test_changing_stage_2_rebuilds_stage_2_and_what_follows(plant, first, launches):
+    before = len(launches)
+    result = plant.run(raserec_finetuned={"alpha": 0.9})
+    assert result.success, failures(result)
+    assert built(result) == STAGE_2
+    assert launches[before:] == [FINETUNE]
+    assert plant.artifact(result, "raserec_finetuned").manifest.config["alpha"] == 0.9
+    assert plant.artifact(first, "raserec_finetuned").manifest.config["alpha"] == 0.6  # the other is still there
+
+
+def test_second_run_from_the_command_line_reuses_everything_and_prints_the_figures(plant, first, tmp_path):
+    """In another process, with another Dagster instance: the store alone tells what is there."""
+    environment = {
+        **os.environ,
+        "RAREC_HOME": str(plant.home.root),
+        "RAREC_DATA": str(plant.home.data),
+        "DAGSTER_HOME": str(tmp_path),
+    }
+    process = subprocess.run(
+        [sys.executable, "-m", "pipelines.run", "--dataset", "tiny"],
+        cwd=Path(__file__).parents[2], env=environment, capture_output=True, text=True, timeout=200, check=False,
+    )  # fmt: skip
+    assert process.returncode == 0, process.stderr
+    lines = process.stdout.splitlines()
+    assert {line.split("] ")[1] for line in lines if line.startswith("[")} == {
+        f"{name}: reused, nothing has changed" for name in ALL
+    }
+    figures = metadata(first)["ranking_metrics"]
+    for model in ("pre-trained", "fine-tuned"):
+        row = next(line for line in lines if line.startswith(model))  # test split, unmasked
+        assert f"{figures[f'test {model} unmasked HR@10']:.4f}" in row
+    assert any("0 assets built, 10 reused" in line for line in lines)
+    assert f"report: {figures['report']}" in lines
+
+
+def test_force_builds_again_and_gives_the_same_content(plant, first):
+    before = plant.artifact(first, "item_catalog").manifest
+    result = plant.run(only=["interactions", "item_catalog", "user_profiles"], item_catalog={"force": True})
+    assert built(result) == {"interactions", "item_catalog", "user_profiles"}  # one step
+    after = plant.artifact(result, "item_catalog").manifest
+    assert after.metadata["mlflow_run"] != before.metadata["mlflow_run"]
+    assert (after.fingerprint, after.data_version) == (before.fingerprint, before.data_version)
+
+
+def test_a_damaged_artifact_is_named_and_built_again(plant, first):
+    result = plant.run(only=["recommendations"])
+    artifact = plant.artifact(result, "recommendations")
+    file = artifact.file("recommendations.parquet")
+    content = file.read_bytes()
+    file.write_bytes(content[:-1])
+    again = plant.run(only=["recommendations"])
+    assert built(again) == {"recommendations"}
+    assert file.read_bytes() == content
+    warnings = [
+        record.user_message for record in plant.instance.all_logs(again.run_id) if "Damaged" in record.user_message
+    ]
+    assert len(warnings) == 1
+    assert f"{file} has {len(content) - 1:,} bytes instead of {len(content):,}" in warnings[0]
+
+
+def test_a_damaged_input_is_refused_and_the_whole_run_heals_it(plant, first):
+    artifact = plant.artifact(first, "user_sequences")
+    name = next(name for name in artifact.manifest.files if name.endswith(".npy"))
+    file = artifact.file(name)
+    content = file.read_bytes()
+    file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    refused = plant.run(only=["ranking_metrics"], ranking_metrics={"force": True})
+    assert list(failures(refused)) == ["ranking_metrics"]
+    assert f"{file} was altered after it was written" in failures(refused)["ranking_metrics"]
+    healed = plant.run()
+    assert healed.success, failures(healed)
+    assert built(healed) == {"user_sequences"}
+    assert file.read_bytes() == content
+
+
+def test_full_disk_leaves_nothing_half_written(plant, first, monkeypatch):
+    def to_parquet(self, path, **_):
+        Path(path).write_bytes(b"PAR1")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    folder = Path(plant.home.artifacts) / "recommendations" / "tiny"
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    monkeypatch.setattr(pd.DataFrame, "to_parquet", to_parquet)
+    result = plant.run(only=["recommendations"], recommendations={"top_n": 7})
+    message = failures(result)["recommendations"]
+    assert "Disk full while writing recommendations.parquet" in message
+    assert "Nothing was kept" in message
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    assert list((Path(plant.home.artifacts) / ".staging").iterdir()) == []
+
+
+def test_more_memories_than_the_bank_holds_are_refused(plant, first):
+    result = plant.run(only=["raserec_finetuned"], raserec_finetuned={"memories": 100_000})
+    held = metadata(first)["memory_bank"]["memories"]
+    message = failures(result)["raserec_finetuned"]
+    assert message == f"K = 100000 memories are wanted, but the bank holds {held}; lower `memories`"
+
+
+def test_a_memory_bank_of_another_encoder_is_refused(plant, first):
+    for name in ("user_sequences", "item_catalog", "user_profiles", *("raserec_pretrained", "raserec_finetuned")):
+        plant.put(name, "borrowed", plant.artifact(first, name).path, {})
+    plant.put("memory_bank", "borrowed", plant.artifact(first, "memory_bank").path, {})
+    result = plant.run("borrowed", only=["recommendations"])
+    owner = metadata(first)["raserec_pretrained"]["fingerprint"]
+    message = failures(result)["recommendations"]
+    assert f"the memory bank was made by encoder {owner} and cannot serve encoder" in message
+    assert "materialise `memory_bank` again" in message
+
+
+def test_time_cut_without_clock_is_refused(plant, first):
+    plant.put("user_sequences", "borrowed", plant.artifact(first, "user_sequences").path, {"time": "order"})
+    plant.put("raserec_pretrained", "borrowed", plant.artifact(first, "raserec_pretrained").path, {})
+    result = plant.run("borrowed", only=["memory_bank"], memory_bank={"time_cut": True})
+    assert failures(result) == {
+        "memory_bank": "time_cut needs clock timestamps, which borrowed has not; set time_cut = false"
+    }
+
+
+def test_counts_other_than_the_published_ones_stop_what_follows(plant):
+    result = plant.run("miscounted")
+    assert not result.success
+    assert failed_checks(result) == {
+        ("interactions", "published_counts"): {
+            "users": {"found": 60, "published": 61, "difference": -1},
+            "items": {"found": 100, "published": 100, "difference": 0},
+        }
+    }
+    assert set(metadata(result)) == {"raw_interactions", "interactions", "item_catalog", "user_profiles"}
+
+
+def test_a_table_against_its_schema_stops_what_follows(plant, monkeypatch):
+    build_tables = assets.raw.build_tables
+
+    def broken(*arguments):
+        tables = build_tables(*arguments)
+        tables.items.loc[1, "item_index"] = 0
+        return tables
+
+    monkeypatch.setattr(assets.raw, "build_tables", broken)
+    result = plant.run("borrowed", item_catalog={"force": True})
+    assert not result.success
+    ((check, details),) = failed_checks(result).items()
+    assert check == ("item_catalog", "schema")
+    assert details["faults"] >= 1
+    assert "item_index" in str(details["first"])
+    assert "user_sequences" not in metadata(result)
+
+
+def test_nothing_is_left_behind(plant, first):
+    assert not list((plant.home.work).rglob("checkpoint/*"))
+    assert np.all([not path.name.startswith(".") for path in Path(plant.home.artifacts, ".staging").iterdir()])
