@@ -33,7 +33,6 @@ from rarec.raserec.recommender import Recommender
 from rarec.raserec.settings import FinetuneSettings, MemorySettings, PretrainSettings
 from rarec.retrieval.memory import MemoryBank, Queries
 from rarec.training.engine import worker_device
-from resources import raserec_pyfunc
 from resources.artifacts import Artifact, ArtifactStore
 from resources.folders import Folders
 from resources.launcher import TrainingLauncher
@@ -212,6 +211,8 @@ def raserec_finetuned(
             "bank": str(bank.path),
         }
         outcome = _train(context, launcher, folders, run, "rarec.raserec.finetune", job, folder)
+        from resources import raserec_pyfunc  # it imports mlflow, which takes seconds
+
         model = run.log_pyfunc(
             "model",
             Path(raserec_pyfunc.__file__),

@@ -20,7 +20,7 @@ GRACE_S = 30.0  # for runs in progress to end their training workers
 def main() -> None:
     """Start both servers on the loopback interface, wait, and end both together."""
     home = RarecHome.from_environment()
-    ports = {name: _free_port(name, default) for name, default in (("DAGSTER_PORT", 3000), ("MLFLOW_PORT", 5000))}
+    ports = {name: free_port(name, default) for name, default in (("DAGSTER_PORT", 3000), ("MLFLOW_PORT", 5000))}
     prepare_dagster_home(home)
     mlflow_url = f"http://{HOST}:{ports['MLFLOW_PORT']}"
     os.environ.setdefault("MLFLOW_UI_URL", mlflow_url)  # links of runs that are started on the page
@@ -38,10 +38,10 @@ def main() -> None:
         )
     print(f"Dagster: http://{HOST}:{ports['DAGSTER_PORT']}   MLflow: {home.tracking_uri if external else mlflow_url}")
     print("Ctrl-C ends both.", flush=True)
-    _run_together(commands)
+    run_together(commands)
 
 
-def _run_together(commands: list[list[str]]) -> None:
+def run_together(commands: list[list[str]]) -> None:
     """Run the commands until one ends or this process is told to; then end them all, with all they started."""
     launch_id = uuid.uuid4().hex
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -69,7 +69,7 @@ def _run_together(commands: list[list[str]]) -> None:
         end_processes(launch_id, GRACE_S)
 
 
-def _free_port(variable: str, default: int) -> int:
+def free_port(variable: str, default: int) -> int:
     text = os.environ.get(variable) or str(default)
     if not text.isdecimal() or not 0 < int(text) < 65536:
         raise InputError(f"{variable} is {text!r}; set it to a port number")

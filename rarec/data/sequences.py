@@ -1,8 +1,8 @@
 """User sequences in time order, their leave-one-out split, and the windows that a sequence encoder reads.
 
-A *prefix* is named by the absolute position ``p`` of its last item in the concatenated sequences: the prefix of user ``u``
-at ``p`` is ``items[offsets[u] : p + 1]`` and its next item is ``items[p + 1]``. Training samples, memories, validation and
-test queries are all such positions, so no sequence is ever copied.
+A *prefix* is named by the absolute position ``p`` of its last item in the concatenated sequences: the prefix of user
+``u`` at ``p`` is ``items[offsets[u] : p + 1]`` and its next item is ``items[p + 1]``. Training samples, memories,
+validation and test queries are all such positions, so no sequence is ever copied.
 """
 
 from dataclasses import dataclass
@@ -146,8 +146,9 @@ def build_sequences(
     if len(short) and short_users == "error":
         name = (range(n_users) if user_names is None else np.asarray(user_names).tolist())[short[0]]
         raise InputError(
-            f"{len(short)} users have fewer than three interactions (first: user {name!r} with {counts[short[0]]}), too few "
-            "for a validation and a test item; set k_core = 3 or more, or short_users = 'train-only', in the data set's file"
+            f"{len(short)} users have fewer than three interactions (first: user {name!r} with {counts[short[0]]}), "
+            "too few for a validation and a test item; set k_core = 3 or more, or short_users = 'train-only', in the "
+            "data set's file"
         )
     offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
     return UserSequences(offsets, np.asarray(item_index, dtype=np.int64), times, n_items)
@@ -189,9 +190,10 @@ class Windows:
 def context_starts(sequences: UserSequences, prefixes: IntArray, max_length: int, stride: int) -> IntArray:
     """Position of the first item that an encoder may read for each prefix.
 
-    A prefix of at most ``max_length`` items is read whole. A longer one is read from a multiple of ``stride`` behind the
-    sequence's start, so that between ``max_length - stride + 1`` and ``max_length`` of its latest items are read.
-    ``stride = 1`` is the papers' "last ``max_length`` items"; a larger stride lets neighbouring prefixes share one pass.
+    A prefix of at most ``max_length`` items is read whole. A longer one is read from a multiple of ``stride`` behind
+    the sequence's start, so that between ``max_length - stride + 1`` and ``max_length`` of its latest items are read.
+    ``stride = 1`` is the papers' "last ``max_length`` items"; a larger stride lets neighbouring prefixes share one
+    pass.
     """
     if not 1 <= stride <= max_length:
         raise InputError(f"context_stride is {stride}; it must lie between 1 and max_length = {max_length}")
@@ -202,7 +204,7 @@ def context_starts(sequences: UserSequences, prefixes: IntArray, max_length: int
 
 
 def shared_windows(sequences: UserSequences, prefixes: IntArray, max_length: int, stride: int) -> Windows:
-    """The fewest windows whose causal passes yield exactly ``prefixes`` (ascending), each read from its own context start.
+    """The fewest windows whose causal passes yield exactly ``prefixes`` (ascending), each from its own context start.
 
     Prefixes of one user with the same context start share a window if they follow each other without a gap.
     """

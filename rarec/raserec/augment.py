@@ -1,7 +1,7 @@
 """The retrieval-augmented module of RaSeRec (section 3.4): attention over the memories of similar users.
 
-Shapes: B queries, K memories each, D width, H heads. A memory is a pair (representation, embedding of its next item), both
-(B, K, D), with a mask (B, K) of the memories that exist; a query without any keeps its own representation.
+Shapes: B queries, K memories each, D width, H heads. A memory is a pair (representation, embedding of its next item),
+both (B, K, D), with a mask (B, K) of the memories that exist; a query without any keeps its own representation.
 """
 
 import json
@@ -23,9 +23,9 @@ NORM_EPS = 1e-12
 class CrossAttention(nn.Module):
     """Multi-head attention of one query over K memories that are never projected.
 
-    With the query projected per head, q·(W m) = m·(Wᵀ q), and Σ a (W v) = W Σ a v: two small products a query replace two
-    projections of all its K memories. A key bias would shift all of a query's scores alike and change nothing, so there
-    is none; the value bias is weighted by Σ a, which dropout moves away from 1.
+    With the query projected per head, q·(W m) = m·(Wᵀ q), and Σ a (W v) = W Σ a v: two small products a query replace
+    two projections of all its K memories. A key bias would shift all of a query's scores alike and change nothing, so
+    there is none; the value bias is weighted by Σ a, which dropout moves away from 1.
     """
 
     def __init__(self, dim: int, heads: int, dropout: float, bits: DropoutBits):
@@ -141,8 +141,8 @@ def load_module(folder: Path, encoder: str) -> RetrievalAugmentedModule:
     record = json.loads((folder / "module.json").read_text())
     if record["encoder"] != encoder:
         raise InputError(
-            f"the retrieval-augmented module was tuned on encoder {record['encoder']} and cannot serve encoder {encoder}; "
-            "materialise `raserec_finetuned` again"
+            f"the retrieval-augmented module was tuned on encoder {record['encoder']} and cannot serve encoder "
+            f"{encoder}; materialise `raserec_finetuned` again"
         )
     module = RetrievalAugmentedModule(record["dim"], FinetuneSettings(**record["settings"]), DropoutBits())
     module.load_state_dict(load_file(folder / "module.safetensors"))

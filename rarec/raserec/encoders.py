@@ -1,7 +1,8 @@
 """Sequence encoders: windows of item sequences in, one user representation a prefix out.
 
-Every encoder is an ``nn.Module`` that maps `PackedWindows` to an (M, D) tensor and carries its item embeddings. The flag
-``shares_prefixes`` tells whether one pass over a window yields all its prefixes (causal encoders) or only the last.
+Every encoder is an ``nn.Module`` that maps `PackedWindows` to an (M, D) tensor and carries its item embeddings. The
+flag ``shares_prefixes`` tells whether one pass over a window yields all its prefixes (causal encoders) or only the
+last.
 """
 
 import json
@@ -153,7 +154,7 @@ class BERT4Rec(_Transformer):
 
 
 class GRU4Rec(SequenceEncoder):
-    """Recurrent encoder (after Hidasi et al. 2016): dropout, ``layers`` GRUs of width ``inner_dim``, projection to D."""
+    """Recurrent encoder (after Hidasi et al. 2016): dropout, ``layers`` GRUs of width ``inner_dim``, projection."""
 
     def __init__(self, n_items: int, settings: EncoderSettings, bits: DropoutBits):
         super().__init__(n_items, settings, bits)

@@ -30,7 +30,7 @@ from rarec.training.progress import ProgressReporter, worker_main
 
 @dataclass(frozen=True)
 class Neighbours:
-    """Memory ids of both channels for Q queries: (Q, K) int64, -1 where there are fewer; None for a channel not in use."""
+    """Memory ids of both channels for Q queries: (Q, K) int64, -1 where there are fewer; None for an unused channel."""
 
     users: Tensor | None
     items: Tensor | None
@@ -98,8 +98,8 @@ class FinetuneObjective:
     ):
         if not np.array_equal(bank.prefixes, sequences.prefixes("train")):
             raise InputError(
-                "the memory bank does not hold exactly the training prefixes of these sequences, so stage 2 could train "
-                "on validation or test items; materialise `memory_bank` again"
+                "the memory bank does not hold exactly the training prefixes of these sequences, so stage 2 could "
+                "train on validation or test items; materialise `memory_bank` again"
             )
         torch.manual_seed(settings.seed)
         self.sequences = sequences

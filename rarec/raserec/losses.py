@@ -67,9 +67,9 @@ def info_nce_loss(
 ) -> Tensor:
     """Summed symmetric InfoNCE of paired views, (B, D) each (RaSeRec, eq. 5).
 
-    Each of the 2B rows must find its partner among the 2B - 1 others by dot product. The sum over the 2B rows is halved,
-    so that dividing by B gives their mean. With ``all_first`` and ``all_second`` (G, D), the views of all ranks, of which
-    this rank's begin at ``offset``, the others are all 2G - 1 rows.
+    Each of the 2B rows must find its partner among the 2B - 1 others by dot product. The sum over the 2B rows is
+    halved, so that dividing by B gives their mean. With ``all_first`` and ``all_second`` (G, D), the views of all
+    ranks, of which this rank's begin at ``offset``, the others are all 2G - 1 rows.
     """
     all_first = first if all_first is None else all_first
     all_second = second if all_second is None else all_second

@@ -1,7 +1,7 @@
 """Windows of many lengths packed into one token axis, so that no layer works on padding.
 
-Shape letters used in this package: T tokens of a packed batch, Q rows its final layer computes, M wanted representations,
-D width, H heads, I items, n windows of a bucket, l their padded length.
+Shape letters used in this package: T tokens of a packed batch, Q rows its final layer computes, M wanted
+representations, D width, H heads, I items, n windows of a bucket, l their padded length.
 """
 
 from dataclasses import dataclass

@@ -1,10 +1,11 @@
 """Stage 1 of RaSeRec: collaborative-based pre-training (section 3.2).
 
-The loss of a prefix is the full softmax cross-entropy of its next item plus the InfoNCE between the prefix and a randomly
-drawn other prefix with the same next item. The official code encodes every prefix three times, padded to 50: once to
-recommend and once for each view. Here one causal pass over a window of a user's sequence serves all its prefixes, and the
-representation that recommends is also the first view: it is one dropout sample of the same distribution, and independent
-of the second view, so the expected gradient of a pair is the same (prefixes of one window share its dropout masks).
+The loss of a prefix is the full softmax cross-entropy of its next item plus the InfoNCE between the prefix and a
+randomly drawn other prefix with the same next item. The official code encodes every prefix three times, padded to 50:
+once to recommend and once for each view. Here one causal pass over a window of a user's sequence serves all its
+prefixes, and the representation that recommends is also the first view: it is one dropout sample of the same
+distribution, and independent of the second view, so the expected gradient of a pair is the same (prefixes of one window
+share its dropout masks).
 """
 
 import json

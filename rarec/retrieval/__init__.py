@@ -1,0 +1,1 @@
+"""Item and memory retrieval: the collaborative memory bank and exact search."""

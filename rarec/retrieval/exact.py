@@ -11,9 +11,9 @@ _BLOCK_ELEMENTS = 8_000_000  # scores held at once: 32 MB, in a buffer that is f
 def exact_search(queries: npt.NDArray[np.float32], vectors: npt.NDArray[np.float32], k: int) -> npt.NDArray[np.int64]:
     """(Q, k) rows of ``vectors`` (N, D) with the greatest inner products, best first; -1 behind the N-th.
 
-    The same answer as ``faiss.IndexFlatIP`` (equal scores may come in another order). Selecting the best of N scores costs
-    more than computing them, so the scores are first reduced to the maxima of groups of 32: the best k scores lie in the k
-    groups with the greatest maxima, and only those are sorted. Runs on a GPU if there is one.
+    The same answer as ``faiss.IndexFlatIP`` (equal scores may come in another order). Selecting the best of N scores
+    costs more than computing them, so the scores are first reduced to the maxima of groups of 32: the best k scores lie
+    in the k groups with the greatest maxima, and only those are sorted. Runs on a GPU if there is one.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     n = len(vectors)

@@ -132,7 +132,8 @@ class MemoryBank:
     def allowed(self, queries: Queries, ids: IntArray) -> npt.NDArray[np.bool_]:
         """(Q, K) which of the memories ``ids`` (Q, K; -1 for none) each query may see.
 
-        Of the query's own user only strictly shorter prefixes; with the time cut only what was known at the query's time.
+        Of the query's own user only strictly shorter prefixes; with the time cut only what was known at the query's
+        time.
         """
         known = ids >= 0
         safe = np.where(known, ids, 0)
@@ -145,8 +146,8 @@ class MemoryBank:
     def similar_users(self, queries: Queries, k: int) -> IntArray:
         """(Q, k) ids of the k allowed memories most similar to each query, best first; -1 where there are fewer.
 
-        Similarity is the cosine of representations. More than k are fetched, the forbidden ones removed, and queries left
-        with too few are searched again for more, so a flat index gives the exact answer.
+        Similarity is the cosine of representations. More than k are fetched, the forbidden ones removed, and queries
+        left with too few are searched again for more, so a flat index gives the exact answer.
         """
         self._require(k)
         found = np.full((len(queries), k), -1, dtype=np.int64)
@@ -264,7 +265,8 @@ class MemoryBank:
         return ids
 
     def _device_index(self) -> Any:
-        """The index, as a copy on the GPUs where Faiss was built for them and can hold it there (flat and inverted lists).
+        """The index, as a copy on the GPUs where Faiss was built for them and can hold it there (flat and inverted
+        lists).
 
         The many queries of a flat index go through `exact_search`, which takes a GPU by itself.
         """

@@ -1,0 +1,1 @@
+"""What a training worker needs: engine, epoch loop, checkpoint and resume, dropout, progress."""

@@ -55,8 +55,8 @@ def fit(
 ) -> dict[str, Any]:
     """Train until ``patience`` epochs bring no better validation `CHOICE`; leave the best weights in the model.
 
-    After each epoch the state is written to ``checkpoint`` (a folder); a call that finds one goes on from there and ends
-    with the same weights as an undisturbed run.
+    After each epoch the state is written to ``checkpoint`` (a folder); a call that finds one goes on from there and
+    ends with the same weights as an undisturbed run.
 
     Returns:
         ``history`` (one record an epoch), ``best_epoch``, ``seconds``, ``peak_memory_mib``.

@@ -51,7 +51,7 @@ domain = "products"
 format = "recbole"
 """
 # One step of Dagster may make several assets.
-STEPS = {name: "clean_tables" for name in ("interactions", "item_catalog", "user_profiles")}
+STEPS = dict.fromkeys(("interactions", "item_catalog", "user_profiles"), "clean_tables")
 
 
 class Plant:
@@ -94,9 +94,7 @@ class Plant:
         config = {"copied": values}
         identity = fingerprint(asset, "1", config, {})
         with self.store.write(asset, dataset, identity, inputs={}, config=config, code_version="1") as draft:
-            shutil.copytree(
-                files, draft.path, dirs_exist_ok=True, ignore=shutil.ignore_patterns("manifest.json")
-            )
+            shutil.copytree(files, draft.path, dirs_exist_ok=True, ignore=shutil.ignore_patterns("manifest.json"))
             draft.metadata.update(values=values, markdown={}, files={}, mlflow_run="")
         self.instance.report_runless_asset_event(
             dg.AssetMaterialization(asset, partition=dataset, metadata={"fingerprint": identity})

@@ -81,8 +81,8 @@ def test_every_check_ran_and_passed(first):
 def test_metadata_tells_identity_place_and_mlflow_run(plant, first):
     for name, values in metadata(first).items():
         artifact = plant.artifact(first, name)
-        assert Path(values["artifact"]) == artifact.path == Path(
-            plant.home.artifacts, name, "tiny", values["fingerprint"]
+        assert (
+            Path(values["artifact"]) == artifact.path == Path(plant.home.artifacts, name, "tiny", values["fingerprint"])
         )
         assert values["mlflow_run"].startswith("http://127.0.0.1:5000/#/experiments/1/runs/")
 
@@ -212,11 +212,11 @@ def test_logged_model_recommends_without_this_repository(plant, first, tmp_path)
     items = pd.read_parquet(plant.artifact(first, "item_catalog").file("items.parquet"))["item_id"].tolist()
     known = items[3:9]
     histories = [known, [str(item) for item in known], [*known[:4], 999_999, *known[4:], "nobody"], [], [999_999]]
+    model, repository = metadata(first)["raserec_finetuned"]["mlflow_model"], Path(assets.raw.__file__).parents[1]
     process = subprocess.run(
-        [sys.executable, "-c", LOADS_ALONE, plant.home.tracking_uri, metadata(first)["raserec_finetuned"]["mlflow_model"]]
-        + [str(Path(assets.raw.__file__).parents[1])],
+        [sys.executable, "-c", LOADS_ALONE, plant.home.tracking_uri, model, str(repository)],
         input=json.dumps(histories), cwd=tmp_path, capture_output=True, text=True, timeout=200, check=False,
-        env={**{k: v for k, v in os.environ.items() if k != "PYTHONPATH"}, "OMP_NUM_THREADS": "1"},
+        env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
     )  # fmt: skip
     assert process.returncode == 0, process.stderr
     answer = json.loads(process.stdout.splitlines()[-1])

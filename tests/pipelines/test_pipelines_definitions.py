@@ -1,0 +1,99 @@
+import dagster as dg
+import pytest
+
+from pipelines.definitions import build_defs
+from pipelines.jobs import TRACK_GROUPS
+from rarec.errors import InputError
+from resources.home import RarecHome
+from resources.tracking import MlflowTracking
+
+OWN = """
+name = "own"
+title = "Own"
+domain = "movies"
+
+[[sources]]
+format = "recbole"
+"""
+
+
+def home_with(tmp_path, text: str = "") -> RarecHome:
+    home = RarecHome.from_environment({"RAREC_HOME": str(tmp_path)})
+    home.datasets.mkdir()
+    if text:
+        (home.datasets / "own.toml").write_text(text)
+    return home
+
+
+def test_a_data_set_of_the_users_own_becomes_a_partition(tmp_path):
+    graph = build_defs(home_with(tmp_path, OWN)).resolve_asset_graph()
+    for key in graph.materializable_asset_keys:
+        assert {"own", "demo"} <= set(graph.get(key).partitions_def.get_partition_keys())
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            "[overrides.raserec_pretraind]\ndim = 8",
+            r"own.toml: \[overrides.raserec_pretraind\]: no such stage; .*ras",
+        ),
+        (
+            "[overrides.raserec_finetuned]\nalhpa = 0.5",
+            r"own.toml: \[overrides.raserec_finetuned\]: alhpa: no such s",
+        ),
+        ("[overrides.raserec_finetuned]\nalpha = 2.5", r"own.toml: \[overrides.raserec_finetuned\]: alpha: Input shou"),
+        ("[overrides.memory_bank]\nivf_lists = 4\nindex = 'ivf'", r"\[overrides.memory_bank\]: ivf_probes = 8 exceeds"),
+        ("[own]\nkey = 1", "own.toml: own: unknown key"),
+        ("k_core =", "own.toml: not valid TOML"),
+    ],
+)
+def test_a_wrong_data_set_file_is_refused_when_it_is_loaded(tmp_path, overrides, message):
+    with pytest.raises(InputError, match=message):
+        build_defs(home_with(tmp_path, OWN + overrides))
+
+
+def test_jobs_cover_their_groups(tmp_path):
+    defs = build_defs(home_with(tmp_path))
+    graph = defs.resolve_asset_graph()
+    everything = defs.resolve_job_def("everything").asset_layer.executable_asset_keys
+    assert set(everything) == set(graph.materializable_asset_keys)
+    for track, groups in TRACK_GROUPS.items():
+        keys = set(defs.resolve_job_def(track).asset_layer.executable_asset_keys)
+        assert keys == {key for key in everything if graph.get(key).group_name in groups}
+        assert {graph.get(key).group_name for key in keys} == set(groups)
+
+
+def test_resources_follow_the_environment_and_can_be_replaced(tmp_path):
+    home = RarecHome.from_environment(
+        {"RAREC_HOME": str(tmp_path), "RAREC_NPROC": "2", "RAREC_THREADS": "1", "RAREC_ARTIFACTS": "memory://store"}
+    )
+    tracking = MlflowTracking(tracking_uri="sqlite:///x.db", ui_url="http://ui", artifact_root="")
+    defs = build_defs(home, {"tracking": tracking})
+    assert (defs.resources["launcher"].nproc, defs.resources["launcher"].threads_per_process) == (2, 1)
+    assert defs.resources["store"].root == "memory://store"
+    assert defs.resources["folders"].data == str(tmp_path.resolve() / "data")
+    assert defs.resources["tracking"] is tracking
+
+
+def test_training_steps_share_one_pool(tmp_path):
+    """Two trainings at once would share the same cores or GPU."""
+    defs = build_defs(home_with(tmp_path))
+    pools = {name: defs.resolve_assets_def(name).op.pool for name in ("raserec_pretrained", "raserec_finetuned")}
+    assert set(pools.values()) == {"training"}
+
+
+def test_every_setting_is_described_where_it_is_typed(tmp_path):
+    """The launchpad shows these texts beside the fields."""
+    defs = build_defs(home_with(tmp_path))
+    for name in ("raserec_pretrained", "memory_bank", "raserec_finetuned", "recommendations"):
+        fields = defs.resolve_assets_def(name).op.config_schema.config_type.fields
+        assert len(fields) > 2
+        for setting, field in fields.items():
+            assert field.description, f"{name}.{setting}"
+            assert not field.is_required
+            assert setting == "force" or "Default: " in field.description
+
+
+def test_definitions_are_loadable_as_a_whole(tmp_path):
+    dg.Definitions.validate_loadable(build_defs(home_with(tmp_path, OWN)))
