@@ -56,7 +56,7 @@ $(STAMP): pyproject.toml requirements/constraints.txt
 	@echo "Installing RaRec with extra '$(EXTRA)' into $(VENV): minutes the first time"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@! $(BIN)/pip show --quiet faiss-$(OTHER) 2>/dev/null || $(BIN)/pip uninstall --quiet --yes faiss-cpu faiss-gpu
-	@$(BIN)/pip install --quiet --disable-pip-version-check -c requirements/constraints.txt -e ".[$(EXTRA),dev]"
+	@PYTHONWARNINGS=ignore $(BIN)/pip install --quiet --disable-pip-version-check -c requirements/constraints.txt -e ".[$(EXTRA),dev]"
 	@echo $(EXTRA) > $@
 
 # Torch without its local tag and no CUDA packages: both follow from where pip finds torch, not from this list.

@@ -19,6 +19,9 @@ def track_jobs(partitions: dg.StaticPartitionsDefinition) -> list[Any]:
         for track, groups in TRACK_GROUPS.items()
     ]
     everything = dg.define_asset_job(
-        "everything", selection="*", partitions_def=partitions, description="Every asset of one data set."
+        "everything",
+        selection=dg.AssetSelection.all(),
+        partitions_def=partitions,
+        description="Every asset of one data set.",
     )
     return [*jobs, everything]

@@ -25,7 +25,9 @@ def main() -> None:
     mlflow_url = f"http://{HOST}:{ports['MLFLOW_PORT']}"
     os.environ.setdefault("MLFLOW_UI_URL", mlflow_url)  # links of runs that are started on the page
     os.environ |= {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    commands = [["dagster", "dev", "-w", "workspace.yaml", "-h", HOST, "-p", str(ports["DAGSTER_PORT"])]]
+    commands = [
+        [*("dagster", "dev", "-w", "workspace.yaml", "--log-level", "warning"), *("-h", HOST, "-p", str(ports["DAGSTER_PORT"]))]
+    ]
     external = home.tracking_uri.startswith(("http://", "https://"))
     if not external:
         home.mlflow.mkdir(parents=True, exist_ok=True)
@@ -33,7 +35,7 @@ def main() -> None:
             [
                 *("mlflow", "ui", "--backend-store-uri", home.tracking_uri, "--workers", "1"),
                 *("--default-artifact-root", (home.mlflow / "artifacts").as_uri()),
-                *("--host", HOST, "--port", str(ports["MLFLOW_PORT"])),
+                *("--host", HOST, "--port", str(ports["MLFLOW_PORT"]), "--uvicorn-opts", "--log-level warning"),
             ]
         )
     print(f"Dagster: http://{HOST}:{ports['DAGSTER_PORT']}   MLflow: {home.tracking_uri if external else mlflow_url}")
@@ -42,7 +44,7 @@ def main() -> None:
 
 
 def run_together(commands: list[list[str]]) -> None:
-    """Run the commands until one ends or this process is told to; then end them all, with all they started."""
+    """Run Python modules (name and arguments) until one ends or this process is told to; then end all they started."""
     launch_id = uuid.uuid4().hex
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     environment = {**os.environ, LAUNCH_ID: launch_id}
@@ -50,7 +52,7 @@ def run_together(commands: list[list[str]]) -> None:
     try:
         # Sessions of their own: Ctrl-C reaches this process alone, which then ends them in order.
         processes.extend(
-            subprocess.Popen([sys.executable, "-m", *command], env=environment, start_new_session=True)
+            subprocess.Popen([sys.executable, "-W", "ignore", "-m", *command], env=environment, start_new_session=True)
             for command in commands
         )
         while all(process.poll() is None for process in processes):
@@ -70,6 +72,7 @@ def run_together(commands: list[list[str]]) -> None:
 
 
 def free_port(variable: str, default: int) -> int:
+    """The port that the environment variable names, or the default; InputError if it is no port or taken."""
     text = os.environ.get(variable) or str(default)
     if not text.isdecimal() or not 0 < int(text) < 65536:
         raise InputError(f"{variable} is {text!r}; set it to a port number")

@@ -147,7 +147,6 @@ def _bars(
         words += [f"{model}, {place}: {metric} {number(h)}" for place, h in zip(places, heights, strict=True)]
     axes.set_ylabel(metric)
     axes.margins(y=0.14)
-    axes.set_ylim(bottom=0)
     return words
 
 

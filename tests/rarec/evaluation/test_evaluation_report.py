@@ -23,6 +23,7 @@ from rarec.evaluation.report import (
     text_tables,
     write_report,
 )
+from rarec.evaluation.report_plots import _group_plots
 from rarec.evaluation.report_tables import number, p_value, report_tables
 
 N_USERS, N_ITEMS = 60, 30
@@ -241,3 +242,16 @@ def test_bad_outcomes_are_clear_errors():
         make_report([outcomes[2], Outcome("fine-tuned", "test", outcomes[3].targets.flip(0), outcomes[3].ranking)])
     with pytest.raises(InputError, match="pre-trained and missing cannot be compared"):
         make_report(outcomes, comparison=("pre-trained", "missing"))
+
+
+def test_no_bar_is_cut_off_when_one_panel_is_higher_than_the_other():
+    report = make_report()
+    groups = tuple(
+        group.model_copy(update={"metrics": dict.fromkeys(group.metrics, 0.9 if group.protocol == "masked" else 0.1)})
+        for group in report.groups
+    )
+    for *_, figure in _group_plots(report.model_copy(update={"groups": groups})):
+        for axes in figure.axes:
+            low, high = axes.get_ylim()
+            assert low == 0
+            assert max(bar.get_height() for bar in axes.patches) < high
