@@ -45,7 +45,7 @@ lint: $(STAMP)  ## ruff and mypy
 	@$(BIN)/mypy
 
 bench: $(STAMP)  ## measure speed and scale; results go to benchmarks/results
-	@$(BIN)/python -m benchmarks
+	@$(BIN)/python -m benchmarks --record
 
 install: $(STAMP)  ## .venv with everything the other targets need (EXTRA=cpu or gpu)
 

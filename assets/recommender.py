@@ -39,9 +39,9 @@ from resources.launcher import TrainingLauncher
 from resources.tracking import MlflowTracking, TrackedRun
 
 PRETRAIN_VERSION = "1"
-MEMORY_VERSION = "1"
+MEMORY_VERSION = "2"
 FINETUNE_VERSION = "1"
-RECOMMEND_VERSION = "1"
+RECOMMEND_VERSION = "2"
 RECALL_AT = 20
 RECALL_SAMPLE = 2000
 
@@ -107,9 +107,9 @@ def raserec_pretrained(
             "settings": settings.model_dump(),
             "sequences": str(inputs["user_sequences"].path),
         }
-        return _train(context, launcher, folders, run, "rarec.raserec.pretrain", job, folder)
+        return _train(context, launcher, folders, run, "rarec.raserec.pretrain", job, folder, config.force)
 
-    result, _ = materialise(
+    result, artifact = materialise(
         context,
         store,
         tracking,
@@ -119,6 +119,7 @@ def raserec_pretrained(
         force=config.force,
         build=build,
     )
+    _forget_checkpoint(context, folders, artifact)
     return result
 
 
@@ -157,6 +158,7 @@ def memory_bank(
         values: dict[str, float | int | str] = {
             "memories": len(bank),
             "index": settings.index,
+            "time_cut": settings.time_cut,
             "minimum_recall": settings.minimum_recall,
             "encoder": bank.encoder,
         }
@@ -210,7 +212,7 @@ def raserec_finetuned(
             "encoder_fingerprint": encoder.fingerprint,
             "bank": str(bank.path),
         }
-        outcome = _train(context, launcher, folders, run, "rarec.raserec.finetune", job, folder)
+        outcome = _train(context, launcher, folders, run, "rarec.raserec.finetune", job, folder, config.force)
         from resources import raserec_pyfunc  # it imports mlflow, which takes seconds
 
         model = run.log_pyfunc(
@@ -225,7 +227,7 @@ def raserec_finetuned(
         outcome.values["mlflow_model"] = model
         return outcome
 
-    result, _ = materialise(
+    result, artifact = materialise(
         context,
         store,
         tracking,
@@ -235,6 +237,7 @@ def raserec_finetuned(
         force=config.force,
         build=build,
     )
+    _forget_checkpoint(context, folders, artifact)
     return result
 
 
@@ -266,7 +269,7 @@ def recommendations(
             recommender.remember(sequences, sequences.prefixes(split))
         active = np.flatnonzero(sequences.lengths)
         latest = sequences.offsets[1:][active] - 1
-        _, augmented = recommender.represent(sequences, latest)
+        _, augmented = recommender.represent(sequences, latest, at_present=True)
         ranking = recommender.rank(augmented, sequences, latest, settings.top_n)
         top_items = ranking.top_items_masked if settings.exclude_seen else ranking.top_items
         top_scores = ranking.top_scores_masked if settings.exclude_seen else ranking.top_scores
@@ -323,15 +326,19 @@ def _train(
     module: str,
     job: Mapping[str, object],
     folder: Path,
+    force: bool,
 ) -> Outcome:
-    """Run a training worker that writes into ``folder``, and tell how it went."""
-    # Keyed by fingerprint: a retry, or the same asset asked for again after a crash, resumes.
-    workdir = Path(folders.work) / context.asset_key.to_user_string() / run.fingerprint
-    checkpoint = workdir / "checkpoint"
+    """Run a training worker that writes into ``folder``, and tell how it went; ``force`` starts from the beginning."""
+    workdir = _workdir(context, folders, run.fingerprint)
+    if force:
+        shutil.rmtree(workdir, ignore_errors=True)
     launcher.launch(
-        context, module, {**job, "output": str(folder), "checkpoint": str(checkpoint)}, workdir, training_progress(run)
+        context,
+        module,
+        {**job, "output": str(folder), "checkpoint": str(workdir / "checkpoint")},
+        workdir,
+        training_progress(run),
     )
-    shutil.rmtree(checkpoint, ignore_errors=True)
     summary = json.loads((folder / "history.json").read_text())
     history = pd.DataFrame(summary["history"])
     best = history.iloc[summary["best_epoch"]]
@@ -348,6 +355,16 @@ def _train(
     metrics = {f"best_{name}": float(best[name]) for name in history.columns if "@" in name}
     metrics |= {"best_epoch": float(best["epoch"]), "seconds": float(summary["seconds"])}
     return Outcome(values, {"history": markdown_table(history[shown].round(4))}, metrics)
+
+
+def _workdir(context: dg.AssetExecutionContext, folders: Folders, fingerprint: str) -> Path:
+    """Where this training works. Keyed by fingerprint: asked for again after a crash, it resumes."""
+    return Path(folders.work) / context.asset_key.to_user_string() / fingerprint
+
+
+def _forget_checkpoint(context: dg.AssetExecutionContext, folders: Folders, artifact: Artifact) -> None:
+    """Remove the checkpoint, now that the artifact is stored; earlier, a full disk would cost the training."""
+    shutil.rmtree(_workdir(context, folders, artifact.fingerprint) / "checkpoint", ignore_errors=True)
 
 
 def _recall_is_enough(_spec: object, artifact: Artifact) -> tuple[bool, dict[str, float]]:

@@ -13,11 +13,11 @@ from assets.recommender import load_recommender
 from assets.stage import OWNER, Outcome, StageConfig, materialise, refuse_bad_input, upstream
 from rarec.evaluation import report as reports
 from rarec.evaluation.ranking import RankingResult
-from resources.artifacts import ArtifactStore
+from resources.artifacts import Artifact, ArtifactStore
 from resources.folders import Folders
 from resources.tracking import MlflowTracking, TrackedRun
 
-RANKING_VERSION = "1"
+RANKING_VERSION = "2"
 TOP_N = 50
 PRETRAINED, FINETUNED = "pre-trained", "fine-tuned"
 
@@ -39,7 +39,7 @@ def ranking_metrics(
 ) -> dg.MaterializeResult:
     """HR, NDCG and MRR of both stages by full ranking, masked and unmasked, with groups and significance.
 
-    The only asset that reads the test split.
+    The only asset that scores the test split.
     """
     spec = folders.spec(context.partition_key)
     inputs = upstream(context, store, "user_sequences", "raserec_pretrained", "memory_bank", "raserec_finetuned")
@@ -75,7 +75,7 @@ def ranking_metrics(
                 for p in spec.published
             ],
             links=[reports.Link(label="MLflow run", url=run.url)] if run.url.startswith("http") else [],
-            notes=["Validation pairs join the memory bank before the test split is scored, as in the paper."],
+            notes=_notes(inputs),
         )
         paths = reports.write_report(report, folder)
         run.log_file(paths.html)
@@ -116,6 +116,18 @@ def ranking_metrics(
         build=build,
     )
     return result
+
+
+def _notes(inputs: dict[str, Artifact]) -> list[str]:
+    seeds = [f"{name} {inputs[name].manifest.config['seed']}" for name in ("raserec_pretrained", "raserec_finetuned")]
+    bank = inputs["memory_bank"].metadata["values"]
+    cut = "only memories known at the query's time" if bank["time_cut"] else "memories of other users from any time"
+    return [
+        f"Seeds: {', '.join(seeds)}.",
+        f"Memory bank: {bank['index']} index, recall@20 {bank['recall_at_20']:.4f} against exact search; {cut}; of the "
+        "query's own user only earlier ones.",
+        "Validation pairs join the memory bank before the test split is scored, as in the paper.",
+    ]
 
 
 def _curve(model: str, history: Path) -> reports.TrainingCurve:

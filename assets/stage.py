@@ -97,7 +97,11 @@ def refuse_bad_input(asset: F) -> F:
 def upstream(
     context: dg.AssetExecutionContext | dg.AssetCheckExecutionContext, store: ArtifactStore, *names: str
 ) -> dict[str, Artifact]:
-    """The artifacts that these assets materialised last for the current partition."""
+    """The artifacts that these assets materialised last for the current partition.
+
+    Raises:
+        InputError: one is missing, or was made from another version of one of the others.
+    """
     found = {}
     for name in names:
         records = context.instance.fetch_materializations(
@@ -109,6 +113,13 @@ def upstream(
         assert materialization is not None
         identity = str(materialization.metadata["fingerprint"].value)
         found[name] = store.open(name, context.partition_key, identity)
+    for name, artifact in found.items():
+        for other, version in artifact.manifest.inputs.items():
+            if other in found and found[other].data_version != version:
+                raise InputError(
+                    f"the {name} of {context.partition_key} was made from another {other} than the present one; "
+                    f"materialise {name} again"
+                )
     return found
 
 

@@ -15,6 +15,8 @@ from rarec.config import Settings
 from rarec.errors import InputError
 from resources.home import RarecHome
 
+INTERRUPTED = "interrupted; the same command goes on from the last checkpoint"
+
 
 def prepare_dagster_home(home: RarecHome) -> None:
     """Make the embedded Dagster home, unless DAGSTER_HOME names another; `make ui` then shows the same runs."""
@@ -53,8 +55,8 @@ def main(
         except dg.DagsterInvalidConfigError as error:
             faults = "; ".join(fault.message.split(" Expected:")[0] for fault in error.errors)
             raise SystemExit(f"error: CONFIG: {faults}") from error
-        except KeyboardInterrupt:
-            raise SystemExit("interrupted; the same command goes on from the last checkpoint") from None
+        except (KeyboardInterrupt, dg.DagsterExecutionInterruptedError):
+            raise SystemExit(INTERRUPTED) from None
         if not result.success:
             raise SystemExit(_failures(result, home))
         _summarise(result, dataset, track, time.perf_counter() - started)
@@ -127,6 +129,8 @@ def _failures(result: Any, home: RarecHome) -> str:
         error = data.error
         while error.cause:
             error = error.cause
+        if error.cls_name in ("KeyboardInterrupt", "DagsterExecutionInterruptedError"):
+            return INTERRUPTED
         if data.user_failure_data:
             lines.append(f"{event.step_key}: {data.user_failure_data.description}")
         elif error.cls_name != "DagsterAssetCheckFailedError":

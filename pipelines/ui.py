@@ -26,7 +26,10 @@ def main() -> None:
     os.environ.setdefault("MLFLOW_UI_URL", mlflow_url)  # links of runs that are started on the page
     os.environ |= {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     commands = [
-        [*("dagster", "dev", "-w", "workspace.yaml", "--log-level", "warning"), *("-h", HOST, "-p", str(ports["DAGSTER_PORT"]))]
+        [
+            *("dagster", "dev", "-w", "workspace.yaml", "--log-level", "warning"),
+            *("-h", HOST, "-p", str(ports["DAGSTER_PORT"])),
+        ]
     ]
     external = home.tracking_uri.startswith(("http://", "https://"))
     if not external:
@@ -39,14 +42,15 @@ def main() -> None:
             ]
         )
     print(f"Dagster: http://{HOST}:{ports['DAGSTER_PORT']}   MLflow: {home.tracking_uri if external else mlflow_url}")
-    print("Ctrl-C ends both.", flush=True)
+    print("They open within half a minute; Ctrl-C ends both.", flush=True)
     run_together(commands)
 
 
 def run_together(commands: list[list[str]]) -> None:
     """Run Python modules (name and arguments) until one ends or this process is told to; then end all they started."""
     launch_id = uuid.uuid4().hex
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGINT, signal.SIGTERM):  # also where a shell started us in the background, deaf to Ctrl-C
+        signal.signal(number, signal.default_int_handler)
     environment = {**os.environ, LAUNCH_ID: launch_id}
     processes: list[subprocess.Popen[bytes]] = []
     try:

@@ -1,6 +1,7 @@
 """Official archives (zip, tar) unpacked into a cache folder: only the files asked for, nothing outside the folder."""
 
 import gzip
+import hashlib
 import os
 import shutil
 import tarfile
@@ -41,14 +42,17 @@ def find_archives(folder: Path) -> list[Path]:
 def unpack(archive: Path, wanted: set[str], cache: Path) -> Path:
     """Folder inside `cache` with those `wanted` file names that the archive holds, whatever their folder in it.
 
-    The folder is named after the archive's content and appears whole or not at all; a second call reuses it.
+    The folder is named after the archive's content and the names wanted, and appears whole or not at all; a second
+    call reuses it.
 
     Raises:
         InputError: damaged or cut short; a path leading outside, or a link; two files of one wanted name; or
             suspiciously large content.
     """
     check_file(archive)
-    target = cache / "unpacked" / f"{archive.name.split('.')[0]}-{sha256_of(archive)[:16]}"
+    # Another wish list of the same archive is another folder: a name added to it must not be missed.
+    names = hashlib.sha256("\0".join(sorted(wanted)).encode()).hexdigest()
+    target = cache / "unpacked" / f"{archive.name.split('.')[0]}-{sha256_of(archive)[:16]}-{names[:8]}"
     if target.is_dir():
         return target
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
 """RaSeRec at work: encoder, memory bank and retrieval-augmented module together."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
@@ -45,16 +45,19 @@ class Recommender:
         return self.encoder.item_embedding.detach()
 
     def represent(
-        self, sequences: UserSequences, prefixes: IntArray, known_users: bool = True
+        self, sequences: UserSequences, prefixes: IntArray, known_users: bool = True, at_present: bool = False
     ) -> tuple[Tensor, Tensor]:
         """Representations (Q, D) of prefixes before and after augmentation.
 
-        Without ``known_users`` the sequences are of people who are not in the data, so no memory is their own.
+        Without ``known_users`` the sequences are of people who are not in the data, so no memory is their own. With
+        ``at_present`` the question is asked now, not at the time of the prefix's last item: no memory is in its future.
         """
         vectors = self.encoder.encode(sequences, prefixes)
         queries = Queries.of(sequences, prefixes, vectors.cpu().numpy())
         if not known_users:
-            queries = Queries(queries.vectors, np.full_like(queries.users, NO_USER), queries.prefixes, queries.times)
+            queries = replace(queries, users=np.full_like(queries.users, NO_USER))
+        if at_present:
+            queries = replace(queries, times=np.full_like(queries.times, np.iinfo(np.int64).max))
         embeddings = self.item_embeddings
         found = find_neighbours(self.bank, queries, embeddings.cpu().numpy(), self.module.settings).to(vectors.device)
         return vectors, augment(self.module, vectors, found, Memories(self.bank, embeddings))
@@ -96,7 +99,7 @@ def recommend_histories(
     if len(asked) == 0:
         return result
     prefixes = offsets[1:][asked] - 1
-    _, vectors = recommender.represent(sequences, prefixes, known_users=False)
+    _, vectors = recommender.represent(sequences, prefixes, known_users=False, at_present=True)
     ranking = recommender.rank(vectors, sequences, prefixes, top_n)
     top_items = ranking.top_items_masked if exclude_seen else ranking.top_items
     top_scores = ranking.top_scores_masked if exclude_seen else ranking.top_scores

@@ -1,5 +1,6 @@
 """The DeepSpeed engine of a training worker, and the collectives that make a result independent of the world size."""
 
+import contextlib
 import ctypes
 import os
 from pathlib import Path
@@ -26,6 +27,12 @@ def keep_freed_memory() -> None:
     mallopt(_M_MMAP_THRESHOLD, 32 << 20)
     mallopt(_M_TRIM_THRESHOLD, 1 << 30)
     mallopt(_M_TOP_PAD, 64 << 20)
+
+
+def return_freed_memory() -> None:
+    """Give back what `keep_freed_memory` has piled up; batches of ever new shapes would fragment it without bound."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def worker_device() -> torch.device:

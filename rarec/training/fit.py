@@ -18,6 +18,7 @@ from rarec.training.engine import (
     initialise_engine,
     peak_memory_mib,
     rank,
+    return_freed_memory,
     worker_device,
     world_size,
 )
@@ -77,6 +78,7 @@ def fit(
         train_seconds = record["train_seconds"]
         clock = time.perf_counter()
         record |= from_rank_0(objective.validate() if rank() == 0 else {})
+        return_freed_memory()
         record["validation_seconds"] = time.perf_counter() - clock
         history.append(record)
         if _best_epoch(history) == epoch:
