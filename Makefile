@@ -33,11 +33,11 @@ ui: $(STAMP)  ## Dagster and MLflow pages on this machine, until Ctrl-C (DAGSTER
 	@$(BIN)/python -m pipelines.ui
 
 test: $(STAMP)  ## the tests that need neither real data nor minutes
-	@$(BIN)/python -m pytest
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-all: export RAREC_DATA := $(or $(RAREC_DATA),$(abspath $(wildcard ../shared/datasets)))
 test-all: $(STAMP)  ## all tests, with the real data sets under RAREC_DATA (default: ../shared/datasets)
-	@$(BIN)/python -m pytest -m ""
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m ""
 
 lint: $(STAMP)  ## ruff and mypy
 	@$(BIN)/ruff check .

@@ -89,11 +89,12 @@ class Plant:
         (event,) = [e for e in result.get_asset_materialization_events() if e.asset_key.to_user_string() == asset]
         return self.store.open(asset, event.partition, str(event.materialization.metadata["fingerprint"].value))
 
-    def put(self, asset: str, dataset: str, files: Path, values: dict) -> None:
+    def put(self, asset: str, dataset: str, files: Path, values: dict, inputs: dict[str, str] | None = None) -> None:
         """Make it look as if ``asset`` had been materialised for ``dataset`` with copies of these files."""
         config = {"copied": values}
-        identity = fingerprint(asset, "1", config, {})
-        with self.store.write(asset, dataset, identity, inputs={}, config=config, code_version="1") as draft:
+        inputs = inputs or {}
+        identity = fingerprint(asset, "1", config, inputs)
+        with self.store.write(asset, dataset, identity, inputs=inputs, config=config, code_version="1") as draft:
             shutil.copytree(files, draft.path, dirs_exist_ok=True, ignore=shutil.ignore_patterns("manifest.json"))
             draft.metadata.update(values=values, markdown={}, files={}, mlflow_run="")
         self.instance.report_runless_asset_event(

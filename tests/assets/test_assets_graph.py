@@ -342,6 +342,17 @@ def test_a_memory_bank_of_another_encoder_is_refused(plant, first):
     assert "materialise `memory_bank` again" in message
 
 
+def test_an_encoder_of_other_sequences_is_refused(plant, first):
+    sequences, encoder = (plant.artifact(first, name) for name in ("user_sequences", "raserec_pretrained"))
+    plant.put("user_sequences", "borrowed", sequences.path, {"time": "clock"})
+    plant.put("raserec_pretrained", "borrowed", encoder.path, {}, inputs={"user_sequences": "of another day"})
+    result = plant.run("borrowed", only=["memory_bank"])
+    assert failures(result) == {
+        "memory_bank": "the raserec_pretrained of borrowed was made from another user_sequences than the present one; "
+        "materialise raserec_pretrained again"
+    }
+
+
 def test_time_cut_without_clock_is_refused(plant, first):
     plant.put("user_sequences", "borrowed", plant.artifact(first, "user_sequences").path, {"time": "order"})
     plant.put("raserec_pretrained", "borrowed", plant.artifact(first, "raserec_pretrained").path, {})
