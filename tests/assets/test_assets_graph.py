@@ -13,9 +13,11 @@ import numpy as np
 import pandas as pd
 import pytest
 from assets_plant import MISCOUNTED, TINY, Plant, built, failed_checks, failures, metadata
+from safetensors import safe_open
 
 import assets.raw
 from resources.launcher import TrainingLauncher
+from resources.tracking import TrackedRun
 
 ALL = {
     "raw_interactions", "interactions", "item_catalog", "user_profiles", "user_sequences",
@@ -351,6 +353,23 @@ def test_an_encoder_of_other_sequences_is_refused(plant, first):
         "memory_bank": "the raserec_pretrained of borrowed was made from another user_sequences than the present one; "
         "materialise raserec_pretrained again"
     }
+
+
+def test_a_training_outlives_a_failure_behind_it(plant, first, monkeypatch):
+    def lost(*_, **__):
+        raise ConnectionError("MLflow went away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrackedRun, "log_pyfunc", lost)
+        assert not plant.run(only=["raserec_finetuned"], raserec_finetuned={"seed": 7}).success
+    (checkpoint,) = plant.home.work.glob("raserec_finetuned/*/checkpoint/state.safetensors")
+    with safe_open(checkpoint, framework="np") as file:
+        trained = json.loads(file.metadata()["history"])
+    result = plant.run(only=["raserec_finetuned"], raserec_finetuned={"seed": 7})
+    assert result.success
+    history = json.loads(plant.artifact(result, "raserec_finetuned").file("history.json").read_text())["history"]
+    assert history == trained  # to the second: nothing was trained again
+    assert not checkpoint.exists()
 
 
 def test_time_cut_without_clock_is_refused(plant, first):
