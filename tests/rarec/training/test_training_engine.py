@@ -10,6 +10,7 @@ from rarec.training.engine import (
     keep_freed_memory,
     peak_memory_mib,
     rank,
+    return_freed_memory,
     worker_device,
     world_size,
 )
