@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Mapping
+from importlib import metadata
 from pathlib import Path
 
 import dagster as dg
@@ -219,7 +220,9 @@ def raserec_finetuned(
             "model",
             Path(raserec_pyfunc.__file__),
             {"encoder": encoder.path, "bank": bank.path, "module": folder, "items": inputs["item_catalog"].path},
-            requirements=["torch", "faiss-cpu", "safetensors", "pandas", "pyarrow", "pydantic", "scipy"],
+            requirements=_pinned(
+                "torch", "faiss-cpu", "safetensors", "numpy", "pandas", "pyarrow", "pydantic", "scipy", "psutil"
+            ),
             code_paths=[str(Path(rarec.__file__).parent)],
             signature=raserec_pyfunc.signature(),
             model_config={"encoder_fingerprint": encoder.fingerprint},
@@ -365,6 +368,19 @@ def _workdir(context: dg.AssetExecutionContext, folders: Folders, fingerprint: s
 def _forget_checkpoint(context: dg.AssetExecutionContext, folders: Folders, artifact: Artifact) -> None:
     """Remove the checkpoint, now that the artifact is stored; earlier, a full disk would cost the training."""
     shutil.rmtree(_workdir(context, folders, artifact.fingerprint) / "checkpoint", ignore_errors=True)
+
+
+def _pinned(*names: str) -> list[str]:
+    """Pip requirements of the versions in use, without local tags such as +cpu; absent ones (faiss-gpu's) unpinned."""
+    found = {name: _version(name) for name in names}
+    return [f"{name}=={version.split('+')[0]}" if version else name for name, version in found.items()]
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def _recall_is_enough(_spec: object, artifact: Artifact) -> tuple[bool, dict[str, float]]:

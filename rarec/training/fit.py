@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -25,6 +26,7 @@ from rarec.training.engine import (
 
 Report = Callable[..., None]
 CHOICE = "NDCG@10"
+STATE = "state.safetensors"
 
 
 class Objective(Protocol):
@@ -159,18 +161,40 @@ def _save(
     for number, values in optimizer.state_dict()["state"].items():
         tensors |= {f"adam.{number}.{k}": v.detach().contiguous().clone() for k, v in values.items()}
     beside = folder / "state.safetensors.new"
-    save_file(tensors, beside, metadata={"history": json.dumps(history), "seconds": str(seconds)})
-    os.replace(beside, folder / "state.safetensors")
+    metadata = {"history": json.dumps(history), "seconds": str(seconds), "workers": _workers()}
+    try:
+        save_file(tensors, beside, metadata=metadata)
+        with beside.open("rb") as written:
+            os.fsync(written.fileno())
+        os.replace(beside, folder / STATE)
+    except (OSError, SafetensorError) as error:
+        raise InputError(
+            f"the checkpoint {folder / STATE} cannot be written: {error}; make room there, then run again: it goes on "
+            "from the checkpoint before"
+        ) from error
+
+
+def _workers() -> str:
+    """What the course of a training depends on besides its settings: dropout differs with ranks and kind of device."""
+    return f"{world_size()} on {worker_device().type}"
 
 
 def _restore(folder: Path, model: nn.Module, optimizer: Any) -> dict[str, Any]:
-    file = folder / "state.safetensors"
+    file = folder / STATE
+    nothing: dict[str, Any] = {"history": [], "best": {}, "seconds": 0.0}
     if not file.exists():
-        return {"history": [], "best": {}, "seconds": 0.0}
-    from safetensors import safe_open
-
-    with safe_open(file, framework="pt") as reader:
-        metadata = reader.metadata()
+        return nothing
+    try:
+        with safe_open(file, framework="pt") as reader:
+            metadata = reader.metadata()
+    except SafetensorError as error:
+        print(f"the checkpoint {file} is damaged ({error}); training starts from the beginning", flush=True)
+        return nothing
+    if metadata["workers"] != _workers():
+        raise InputError(
+            f"the checkpoint {file} is of a training with {metadata['workers']} and cannot go on with {_workers()}: "
+            "the result would be neither's. Use the same number of processes and device, or force = true to start afresh"
+        )
     tensors = load_file(file)
     groups: dict[str, dict[str, Tensor]] = {"model": {}, "best": {}}
     adam: dict[int, dict[str, Tensor]] = {}

@@ -184,9 +184,30 @@ def test_a_crash_while_saving_leaves_the_last_good_checkpoint(tmp_path, monkeypa
 
     with monkeypatch.context() as patch:
         patch.setattr(module, "save_file", full_disk)
-        with pytest.raises(OSError, match="No space left"):
+        with pytest.raises(
+            InputError, match=r"state\.safetensors cannot be written: .*No space left.*; make room there"
+        ):
             run(Scripted([0.1, 0.2, 0.3]), tmp_path, epochs=3)
     assert (tmp_path / "state.safetensors").read_bytes() == before
     resumed = Scripted([0.1, 0.2, 0.3])
     run(resumed, tmp_path, epochs=3)
     assert resumed.started == [1, 2]
+
+
+def test_a_damaged_checkpoint_is_told_and_training_starts_from_the_beginning(tmp_path, capsys):
+    run(Scripted([0.1, 0.2, 0.3]), tmp_path, epochs=1)
+    (tmp_path / "state.safetensors").write_bytes(b"no such format")
+    again = Scripted([0.1, 0.2, 0.3])
+    run(again, tmp_path, epochs=3)
+    assert again.started == [0, 1, 2]
+    assert "state.safetensors is damaged" in capsys.readouterr().out
+
+
+def test_a_checkpoint_of_other_workers_is_refused(tmp_path, monkeypatch):
+    from rarec.training import fit as module
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_workers", lambda: "2 on cpu")
+        run(Scripted([0.1, 0.2, 0.3]), tmp_path, epochs=1)
+    with pytest.raises(InputError, match=r"a training with 2 on cpu and cannot go on with 1 on cpu.*force = true"):
+        run(Scripted([0.1, 0.2, 0.3]), tmp_path, epochs=3)
