@@ -193,7 +193,7 @@ def _restore(folder: Path, model: nn.Module, optimizer: Any) -> dict[str, Any]:
     if metadata["workers"] != _workers():
         raise InputError(
             f"the checkpoint {file} is of a training with {metadata['workers']} and cannot go on with {_workers()}: "
-            "the result would be neither's. Use the same number of processes and device, or force = true to start afresh"
+            "the result would be neither's; use the same number of processes and device, or start afresh with force"
         )
     tensors = load_file(file)
     groups: dict[str, dict[str, Tensor]] = {"model": {}, "best": {}}

@@ -209,5 +209,5 @@ def test_a_checkpoint_of_other_workers_is_refused(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(module, "_workers", lambda: "2 on cpu")
         run(Scripted([0.1, 0.2, 0.3]), tmp_path, epochs=1)
-    with pytest.raises(InputError, match=r"a training with 2 on cpu and cannot go on with 1 on cpu.*force = true"):
+    with pytest.raises(InputError, match=r"a training with 2 on cpu and cannot go on with 1 on cpu.*afresh with force"):
         run(Scripted([0.1, 0.2, 0.3]), tmp_path, epochs=3)
