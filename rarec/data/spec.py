@@ -225,7 +225,8 @@ def _load(text: str, where: str, stem: str) -> DatasetSpec:
         faults = []
         for fault in error.errors(include_url=False):
             key = ".".join(str(part) for part in fault["loc"])
-            message = "unknown key" if fault["type"] == "extra_forbidden" else fault["msg"]
+            told = fault["msg"].removeprefix("Value error, ")
+            message = "unknown key" if fault["type"] == "extra_forbidden" else told
             faults.append(f"{key}: {message}" if key else message)
         raise InputError(f"{where}: {'; '.join(faults)}.") from error
     if spec.name != stem:
