@@ -274,10 +274,7 @@ def recommendations(
         latest = sequences.offsets[1:][active] - 1
         _, augmented = recommender.represent(sequences, latest, at_present=True)
         ranking = recommender.rank(augmented, sequences, latest, settings.top_n)
-        top_items = ranking.top_items_masked if settings.exclude_seen else ranking.top_items
-        top_scores = ranking.top_scores_masked if settings.exclude_seen else ranking.top_scores
-        assert top_items is not None
-        assert top_scores is not None
+        top_items, top_scores = ranking.lists(settings.exclude_seen)
         user, place = np.nonzero(top_items.numpy() >= 0)
         items = load_table(inputs["item_catalog"], "items")
         chosen = top_items.numpy()[user, place]

@@ -21,17 +21,10 @@ from rarec.raserec.finetune import FinetuneObjective
 from rarec.raserec.pretrain import PretrainObjective
 from rarec.training.engine import keep_freed_memory, peak_memory_mib
 from rarec.training.fit import CHOICE, Report, fit
+from rarec.training.progress import LONE_WORKER
 
 # What the launcher sets for a lone worker on the CPU.
-WORKER_ENVIRONMENT = {
-    "RANK": "0",
-    "LOCAL_RANK": "0",
-    "WORLD_SIZE": "1",
-    "LOCAL_WORLD_SIZE": "1",
-    "MASTER_ADDR": "127.0.0.1",
-    "MASTER_PORT": "0",
-    "DS_ACCELERATOR": "cpu",
-}
+WORKER_ENVIRONMENT = {**LONE_WORKER, "DS_ACCELERATOR": "cpu"}
 _RESET_PEAK = "5"  # what `clear_refs` takes to forget the largest resident size (proc(5))
 
 Stage = PretrainObjective | FinetuneObjective

@@ -18,7 +18,7 @@ import psutil
 from pydantic import Field
 
 from rarec.errors import InputError
-from rarec.training.progress import LAUNCHER_PID, Progress, duration
+from rarec.training.progress import LAUNCHER_PID, LONE_WORKER, Progress, duration
 
 POLL_S = 0.2
 OBSERVATION_INTERVAL_S = 15.0
@@ -296,9 +296,8 @@ def _worker_environment(device: Literal["cpu", "cuda"], nproc: int, threads: int
         environment["CUDA_VISIBLE_DEVICES"] = ""  # the worker then finds no GPU and takes gloo
     if sys.platform == "linux":  # one machine: the ranks meet on the loopback interface
         environment |= {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
-    if nproc == 1:  # what torchrun would set; port 0 lets the system choose a free one
-        environment |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
-        environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    if nproc == 1:
+        environment |= LONE_WORKER
     return environment
 
 

@@ -2,10 +2,8 @@
 
 import gzip
 import hashlib
-import os
 import shutil
 import tarfile
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -14,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from rarec.data.files import check_file, sha256_of
+from rarec.data.files import check_file, sha256_of, whole_folder
 from rarec.errors import InputError
 
 SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz")
@@ -55,21 +53,12 @@ def unpack(archive: Path, wanted: set[str], cache: Path) -> Path:
     target = cache / "unpacked" / f"{archive.name.split('.')[0]}-{sha256_of(archive)[:16]}-{names[:8]}"
     if target.is_dir():
         return target
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".unpacking-") as scratch:
-        folder = Path(scratch) / "files"
-        folder.mkdir()
+    with whole_folder(target) as folder:
         try:
             with _members(archive) as members:
                 _extract(archive, members, wanted, folder)
         except DAMAGED as error:
             raise InputError(f"{archive}: damaged or cut short ({error}); get a complete copy of it.") from error
-        try:
-            os.replace(folder, target)
-        except OSError:
-            # Another process was first; its content is the same, since the name says so.
-            if not target.is_dir():
-                raise
     return target
 
 

@@ -1,8 +1,6 @@
 """Finding a data set's files: in the user's folder, in an archive lying there, or in the publisher's archive."""
 
 import json
-import os
-import tempfile
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -11,6 +9,7 @@ import pooch
 
 from rarec.data.archives import find_archives, unpack
 from rarec.data.demo import GENERATOR_VERSION, DemoSettings, generate_demo
+from rarec.data.files import whole_folder
 from rarec.data.spec import DatasetSpec, SourceSpec
 from rarec.errors import InputError
 
@@ -78,17 +77,8 @@ def _generated(settings: DemoSettings, cache: Path) -> Path:
     target = cache / "generated" / f"demo-{digest}"
     if target.is_dir():
         return target
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".generating-") as scratch:
-        folder = Path(scratch) / "files"
-        folder.mkdir()
+    with whole_folder(target) as folder:
         generate_demo(settings, folder)
-        try:
-            os.replace(folder, target)
-        except OSError:
-            # Another process was first, with the same settings and so the same files.
-            if not target.is_dir():
-                raise
     return target
 
 

@@ -2,8 +2,11 @@
 
 import gzip
 import hashlib
+import os
+import tempfile
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from rarec.errors import InputError
@@ -42,3 +45,21 @@ def gzip_lines(path: Path) -> Iterator[bytes]:
             yield from stream
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise InputError(f"{path}: damaged or cut short ({error}); get a complete copy of it.") from error
+
+
+@contextmanager
+def whole_folder(target: Path) -> Iterator[Path]:
+    """A scratch folder that becomes `target` when the block ends without an exception; `target` is never half-made.
+
+    `target` must be named after its content: if another process was first, its folder stays.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".making-") as scratch:
+        folder = Path(scratch) / "files"
+        folder.mkdir()
+        yield folder
+        try:
+            os.replace(folder, target)
+        except OSError:
+            if not target.is_dir():
+                raise

@@ -43,6 +43,14 @@ class RankingResult:
     top_scores_masked: Tensor | None = None
     """(U, top_n): their scores; -inf where `top_items_masked` is -1."""
 
+    def lists(self, exclude_seen: bool) -> tuple[Tensor, Tensor]:
+        """(U, top_n) items and scores, without or with what the user has seen; made only where top_n > 0."""
+        items = self.top_items_masked if exclude_seen else self.top_items
+        scores = self.top_scores_masked if exclude_seen else self.top_scores
+        assert items is not None
+        assert scores is not None
+        return items, scores
+
 
 @torch.no_grad()
 def full_ranking(

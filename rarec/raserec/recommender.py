@@ -101,10 +101,7 @@ def recommend_histories(
     prefixes = offsets[1:][asked] - 1
     _, vectors = recommender.represent(sequences, prefixes, known_users=False, at_present=True)
     ranking = recommender.rank(vectors, sequences, prefixes, top_n)
-    top_items = ranking.top_items_masked if exclude_seen else ranking.top_items
-    top_scores = ranking.top_scores_masked if exclude_seen else ranking.top_scores
-    assert top_items is not None
-    assert top_scores is not None
+    top_items, top_scores = ranking.lists(exclude_seen)
     for row, history in enumerate(asked):
         real = top_items[row] >= 0
         result[history] = (top_items[row][real].numpy(), top_scores[row][real].numpy())

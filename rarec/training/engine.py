@@ -11,6 +11,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 
+from rarec.training.progress import LONE_WORKER
+
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
 
 
@@ -50,9 +52,7 @@ def initialise_engine(model: nn.Module, learning_rate: float, device: torch.devi
     """
     if device.type == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    # Outside the launcher: one process, on a port that the system chooses.
-    alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
-    for name, value in alone.items():
+    for name, value in LONE_WORKER.items():  # outside the launcher there is nobody else to set it
         os.environ.setdefault(name, value)
     import deepspeed  # imported here: it takes seconds, and only training workers need it
 

@@ -1,6 +1,7 @@
 """The epoch loop of both RaSeRec stages: train, validate by full ranking, keep the best weights, stop early, resume."""
 
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -123,7 +124,7 @@ def _train_epoch(
             sums[name] = sums.get(name, torch.zeros((), device=value.device)) + value
         if step % 20 == 0 or step == steps:
             mean = float(sums["loss"]) * world_size() / seen
-            if not torch.isfinite(torch.tensor(mean)):
+            if not math.isfinite(mean):
                 raise InputError(
                     f"{stage}: the loss is {mean} at epoch {epoch + 1}, step {step} of {steps}; lower learning_rate. "
                     "The checkpoint of the last whole epoch is kept."

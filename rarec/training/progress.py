@@ -24,6 +24,15 @@ import psutil
 from rarec.errors import InputError
 
 LAUNCHER_PID = "RAREC_LAUNCHER_PID"  # set by the launcher: a worker ends when this process is gone
+# What torchrun would set for a single process; port 0 lets the system choose a free one.
+LONE_WORKER = {
+    "RANK": "0",
+    "LOCAL_RANK": "0",
+    "WORLD_SIZE": "1",
+    "LOCAL_WORLD_SIZE": "1",
+    "MASTER_ADDR": "127.0.0.1",
+    "MASTER_PORT": "0",
+}
 INPUT_ERROR_EXIT = 2
 PARENT_CHECK_S = 1.0
 

@@ -11,20 +11,13 @@ from torch import nn
 
 from rarec.data.sequences import UserSequences
 from rarec.raserec.settings import FinetuneSettings, PretrainSettings
+from rarec.training.progress import LONE_WORKER
 
 SMALL = {"dim": 8, "inner_dim": 12, "layers": 2, "heads": 2, "max_length": 7}
 NO_DROPOUT = {"hidden_dropout": 0.0, "attention_dropout": 0.0}
 
 # What the launcher sets for a lone CPU worker.
-SINGLE_PROCESS = {
-    "RANK": "0",
-    "LOCAL_RANK": "0",
-    "WORLD_SIZE": "1",
-    "LOCAL_WORLD_SIZE": "1",
-    "MASTER_ADDR": "127.0.0.1",
-    "MASTER_PORT": "0",
-    "DS_ACCELERATOR": "cpu",
-}
+SINGLE_PROCESS = {**LONE_WORKER, "DS_ACCELERATOR": "cpu"}
 
 # A chain of 60 items is learnt within a second with these.
 QUICK = PretrainSettings(
