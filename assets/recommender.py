@@ -39,7 +39,7 @@ from resources.folders import Folders
 from resources.launcher import TrainingLauncher
 from resources.tracking import MlflowTracking, TrackedRun
 
-PRETRAIN_VERSION = "1"
+PRETRAIN_VERSION = "2"
 MEMORY_VERSION = "2"
 FINETUNE_VERSION = "1"
 RECOMMEND_VERSION = "2"

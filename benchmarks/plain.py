@@ -64,8 +64,7 @@ class PlainEncoder(nn.Module):
         for number in range(len(self.layers)):
             at = f"layers.{number}.attention"
             for part in ("weight", "bias"):
-                query, both = weights.pop(f"{at}.q.{part}"), weights.pop(f"{at}.kv.{part}")
-                weights[f"{at}.in_proj_{part}"] = torch.cat([query, both])
+                weights[f"{at}.in_proj_{part}"] = weights.pop(f"{at}.qkv.{part}")
                 weights[f"{at}.out_proj.{part}"] = weights.pop(f"{at}.out.{part}")
         self.load_state_dict(weights)
 

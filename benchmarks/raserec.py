@@ -358,7 +358,7 @@ def _bank(sequences: UserSequences, encoder: SequenceEncoder, settings: MemorySe
 def _tokens(objective: PretrainObjective, steps: int) -> tuple[int, int]:
     """Tokens that the first steps of an epoch encode (padding and partners included), and their prefixes."""
     objective.start_epoch(0)
-    counts = [(len(batch[0].items), samples) for batch, samples in itertools.islice(objective.batches(), steps)]
+    counts = [(batch[0].items.numel(), samples) for batch, samples in itertools.islice(objective.batches(), steps)]
     tokens, samples = zip(*counts, strict=True)
     return sum(tokens), sum(samples)
 

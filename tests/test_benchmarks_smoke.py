@@ -25,7 +25,6 @@ from rarec.data.sequences import Windows, single_windows
 from rarec.evaluation.ranking import full_ranking
 from rarec.raserec.encoders import build_encoder
 from rarec.raserec.finetune import FinetuneObjective
-from rarec.raserec.packing import pack
 from rarec.raserec.pretrain import PretrainLoss, PretrainObjective
 from rarec.raserec.settings import FinetuneSettings, MemorySettings, PretrainSettings
 from rarec.retrieval.memory import MemoryBank
@@ -100,7 +99,7 @@ def test_plain_pretraining_is_our_loss_and_gradient(sequences, encoder):
     order = np.argsort(prefixes)
     own = encoder.windows(sequences, prefixes[order])
     partners = single_windows(sequences, plain.partners[rows][order], STAGE1.max_length, 1)
-    batch = pack(sequences, Windows.join(own, partners))
+    batch = encoder.pack(sequences, Windows.join(own, partners))
     targets = torch.from_numpy(sequences.next_items(prefixes[order]))
     total, _ = PretrainLoss(encoder, STAGE1.contrastive_weight, STAGE1.temperature)((batch, targets))
     (total / len(rows)).backward()

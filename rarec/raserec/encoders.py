@@ -1,23 +1,24 @@
 """Sequence encoders: windows of item sequences in, one user representation a prefix out.
 
-Every encoder is an ``nn.Module`` that maps `PackedWindows` to an (M, D) tensor and carries its item embeddings. The
+Every encoder is an ``nn.Module`` that maps what its own `pack` made to (M, D) and carries its item embeddings. The
 flag ``shares_prefixes`` tells whether one pass over a window yields all its prefixes (causal encoders) or only the
 last.
 """
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.rnn import PackedSequence
 
 from rarec.data.sequences import IntArray, UserSequences, Windows, ranges, shared_windows, single_windows
 from rarec.errors import InputError
-from rarec.raserec.attention import attention_blocks, packed_attention
-from rarec.raserec.packing import PackedWindows, pack
+from rarec.raserec.packing import PackedRows, PackedSteps, pack_rows, pack_steps
 from rarec.raserec.settings import EncoderSettings
 from rarec.training.dropout import Dropout, DropoutBits
 
@@ -41,9 +42,9 @@ class SequenceEncoder(nn.Module):
         plan = shared_windows if self.shares_prefixes else single_windows
         return plan(sequences, prefixes, self.settings.max_length, self.settings.context_stride)
 
-    def pack(self, sequences: UserSequences, windows: Windows) -> PackedWindows:
+    def pack(self, sequences: UserSequences, windows: Windows) -> Any:
         """Lay windows out as this encoder reads them."""
-        return pack(sequences, windows)
+        raise NotImplementedError
 
     @torch.no_grad()
     def encode(self, sequences: UserSequences, prefixes: IntArray, batch_tokens: int = 16384) -> Tensor:
@@ -65,68 +66,81 @@ class SequenceEncoder(nn.Module):
 
 
 class _Attention(nn.Module):
-    """Multi-head self-attention over packed windows."""
+    """Multi-head self-attention within the windows of packed rows."""
 
-    def __init__(self, settings: EncoderSettings, bits: DropoutBits, causal: bool):
+    def __init__(self, settings: EncoderSettings, bits: DropoutBits):
         super().__init__()
         self.heads = settings.heads
-        self.causal = causal
-        self.q = nn.Linear(settings.dim, settings.dim)
-        self.kv = nn.Linear(settings.dim, 2 * settings.dim)
+        self.qkv = nn.Linear(settings.dim, 3 * settings.dim)
         self.out = nn.Linear(settings.dim, settings.dim)
         self.dropout = Dropout(settings.attention_dropout, bits)
 
-    def forward(self, x: Tensor, queries: Tensor, batch: PackedWindows, final: bool) -> Tensor:
-        """``x`` (T, D) keys and values; ``queries`` (T, D), or (Q, D) if ``final``."""
-        blocks = attention_blocks(batch, final, self.causal, self.dropout, self.heads)
-        return self.out(packed_attention(self.q(queries), self.kv(x), blocks, self.heads))
+    def forward(self, x: Tensor, hidden: Tensor, wanted: Tensor | None) -> Tensor:
+        """x (R, l, D) and hidden (R·H, l, l), -inf where a token may not look, to (T, D); or (M, D) if ``wanted``."""
+        rows, length, dim = x.shape
+        width = dim // self.heads
+        qkv = self.qkv(x).view(rows, length, 3, self.heads, width).permute(2, 0, 3, 1, 4)
+        q, k, v = qkv.reshape(3, rows * self.heads, length, width)
+        weights = torch.baddbmm(hidden, q, k.transpose(1, 2), alpha=width**-0.5).softmax(-1)
+        mixed = torch.bmm(self.dropout(weights), v).view(rows, self.heads, length, width)
+        mixed = mixed.transpose(1, 2).reshape(rows * length, dim)
+        return self.out(mixed if wanted is None else mixed.index_select(0, wanted))
 
 
 class _TransformerLayer(nn.Module):
-    """Post-norm transformer layer; the final one computes wanted rows only."""
+    """Post-norm transformer layer; the final one ends with the wanted tokens only."""
 
-    def __init__(self, settings: EncoderSettings, bits: DropoutBits, causal: bool):
+    def __init__(self, settings: EncoderSettings, bits: DropoutBits):
         super().__init__()
-        self.attention = _Attention(settings, bits, causal)
+        self.attention = _Attention(settings, bits)
         self.attention_norm = nn.LayerNorm(settings.dim, eps=NORM_EPS)
         self.up = nn.Linear(settings.dim, settings.inner_dim)
         self.down = nn.Linear(settings.inner_dim, settings.dim)
         self.norm = nn.LayerNorm(settings.dim, eps=NORM_EPS)
         self.dropout = Dropout(settings.hidden_dropout, bits)
 
-    def forward(self, x: Tensor, batch: PackedWindows, final: bool) -> Tensor:
-        """(T, D) to (T, D), or to (Q, D) if ``final``."""
-        own = x[batch.query_rows] if final else x
-        own = self.attention_norm(own + self.dropout(self.attention(x, own, batch, final)))
+    def forward(self, x: Tensor, hidden: Tensor, wanted: Tensor | None) -> Tensor:
+        """(R, l, D) to (T, D), or to (M, D) if ``wanted``."""
+        own = x.flatten(0, 1)
+        own = own if wanted is None else own.index_select(0, wanted)
+        own = self.attention_norm(own + self.dropout(self.attention(x, hidden, wanted)))
         return self.norm(own + self.dropout(self.down(F.gelu(self.up(own)))))
 
 
 class _Transformer(SequenceEncoder):
     """Item and position embeddings, layer norm, dropout, transformer layers."""
 
-    def __init__(self, n_items: int, settings: EncoderSettings, bits: DropoutBits, positions: int, causal: bool):
+    def __init__(self, n_items: int, settings: EncoderSettings, bits: DropoutBits, positions: int):
         super().__init__(n_items, settings, bits)
         self.position_embedding = nn.Parameter(torch.empty(positions, settings.dim).normal_(std=INITIAL_STD))
         self.norm = nn.LayerNorm(settings.dim, eps=NORM_EPS)
         self.dropout = Dropout(settings.hidden_dropout, bits)
-        self.layers = nn.ModuleList(_TransformerLayer(settings, bits, causal) for _ in range(settings.layers))
+        self.layers = nn.ModuleList(_TransformerLayer(settings, bits) for _ in range(settings.layers))
         self.apply(_initialise)
 
-    def _run(self, batch: PackedWindows, embeddings: Tensor) -> Tensor:
+    def _run(self, batch: PackedRows, embeddings: Tensor) -> Tensor:
         x = F.embedding(batch.items, embeddings) + F.embedding(batch.positions, self.position_embedding)
         x = self.dropout(self.norm(x))
-        for number, layer in enumerate(self.layers, start=1):
-            x = layer(x, batch, final=number == len(self.layers))
-        return x[batch.outputs]
+        place = torch.arange(x.shape[1], device=x.device)
+        unseen = (place < batch.first[:, :, None]) | (place > batch.last[:, :, None])
+        hidden = x.new_zeros(unseen.shape).masked_fill_(unseen, float("-inf"))
+        hidden = hidden.repeat_interleave(self.settings.heads, 0)
+        for layer in self.layers[:-1]:
+            x = layer(x, hidden, None).view_as(x)
+        return self.layers[-1](x, hidden, batch.outputs)
 
 
 class SASRec(_Transformer):
     """Causal transformer encoder (RaSeRec, section 3.2.1; after Kang and McAuley 2018)."""
 
     def __init__(self, n_items: int, settings: EncoderSettings, bits: DropoutBits):
-        super().__init__(n_items, settings, bits, positions=settings.max_length, causal=True)
+        super().__init__(n_items, settings, bits, positions=settings.max_length)
 
-    def forward(self, batch: PackedWindows) -> Tensor:
+    def pack(self, sequences: UserSequences, windows: Windows) -> PackedRows:
+        """Windows in rows; a token sees its window up to itself."""
+        return pack_rows(sequences, windows)
+
+    def forward(self, batch: PackedRows) -> Tensor:
         """(M, D) representations of the wanted prefixes."""
         return self._run(batch, self.item_embedding)
 
@@ -141,14 +155,14 @@ class BERT4Rec(_Transformer):
     shares_prefixes = False
 
     def __init__(self, n_items: int, settings: EncoderSettings, bits: DropoutBits):
-        super().__init__(n_items, settings, bits, positions=settings.max_length + 1, causal=False)
+        super().__init__(n_items, settings, bits, positions=settings.max_length + 1)
         self.mask_embedding = nn.Parameter(torch.empty(1, settings.dim).normal_(std=INITIAL_STD))
 
-    def pack(self, sequences: UserSequences, windows: Windows) -> PackedWindows:
-        """Windows with the mask token, item number I, behind each."""
-        return pack(sequences, windows, closing_item=len(self.item_embedding))
+    def pack(self, sequences: UserSequences, windows: Windows) -> PackedRows:
+        """Windows in rows, the mask token, item number I, behind each; a token sees its whole window."""
+        return pack_rows(sequences, windows, causal=False, closing_item=len(self.item_embedding))
 
-    def forward(self, batch: PackedWindows) -> Tensor:
+    def forward(self, batch: PackedRows) -> Tensor:
         """(M, D) representations of the wanted prefixes."""
         return self._run(batch, torch.cat([self.item_embedding, self.mask_embedding]))
 
@@ -165,17 +179,17 @@ class GRU4Rec(SequenceEncoder):
             if "weight" in name:
                 nn.init.xavier_uniform_(weight)
 
-    def forward(self, batch: PackedWindows) -> Tensor:
+    def pack(self, sequences: UserSequences, windows: Windows) -> PackedSteps:
+        """Windows step by step."""
+        return pack_steps(sequences, windows)
+
+    def forward(self, batch: PackedSteps) -> Tensor:
         """(M, D) representations of the wanted prefixes."""
+        if len(batch.items) == 0:  # a rank without windows
+            return self.project(self.item_embedding.new_empty(0, self.settings.inner_dim))
         x = self.dropout(F.embedding(batch.items, self.item_embedding))
-        sizes = [(bucket.full + bucket.lone, bucket.length) for bucket in batch.buckets]
-        parts = x.split([n * length for n, length in sizes])
-        states = [
-            self.gru(part.view(n, length, -1))[0].reshape(n * length, -1)
-            for part, (n, length) in zip(parts, sizes, strict=True)
-        ]
-        no_state = x.new_empty(0, self.settings.inner_dim)  # for a rank without windows
-        return self.project(torch.cat([no_state, *states])[batch.query_rows[batch.outputs]])
+        states = self.gru(PackedSequence(x, batch.windows))[0].data
+        return self.project(states.index_select(0, batch.outputs))
 
 
 def _initialise(module: nn.Module) -> None:

@@ -1,9 +1,13 @@
-"""Windows of many lengths packed into one token axis, so that no layer works on padding.
+"""Windows of many lengths laid out as one batch, so that hardly any work is done on padding.
 
-Shape letters used in this package: T tokens of a packed batch, Q rows its final layer computes, M wanted
-representations, D width, H heads, I items, n windows of a bucket, l their padded length.
+Transformers read `PackedRows`: windows side by side in rows of one length, each token seeing its own window only. The
+recurrent encoder reads `PackedSteps`: all windows' first items, then all second items, and so on.
+
+Shape letters used in this package: R rows of l places, T = R·l tokens, M wanted representations, D width, H heads,
+I items, W windows.
 """
 
+import bisect
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,99 +16,126 @@ from torch import Tensor
 
 from rarec.data.sequences import IntArray, UserSequences, Windows, ranges
 
-# Windows are padded to the next of these lengths: few distinct lengths (one attention call each) for little padding.
-_LADDER = np.array([1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 25, 32, 40])
-_STEP = 10
+_SHORTEST_ROW = 32  # shorter rows would make many small products
 
 
 @dataclass(frozen=True)
-class Bucket:
-    """Neighbouring windows of one padded length: ``full`` ones, then ``lone`` ones of which one position is wanted."""
-
-    length: int
-    full: int
-    lone: int
-
-
-@dataclass(frozen=True)
-class PackedWindows:
-    """A batch for a sequence encoder.
+class PackedRows:
+    """A batch for a transformer.
 
     Attributes:
-        items: (T,) item indices; padding tokens hold item 0. They stand behind the real tokens of their window, so
-            under causal attention no real token sees them.
-        positions: (T,) place of each token in its window.
-        lengths: (n,) real length of every window, in the order of the token axis.
-        buckets: windows grouped by padded length, in the order of the token axis.
-        query_rows: (Q,) tokens that the final layer computes: all tokens of full windows, one of each lone window.
-        outputs: (M,) row of `query_rows` that holds each wanted representation, in the order of `Windows.prefixes`.
+        items: (R, l) item indices; padding holds item 0.
+        positions: (R, l) place of each token in its window.
+        first, last: (R, l) the places of its row that a token may see; padding sees itself only.
+        outputs: (M,) token (row · l + place) of each wanted representation, in the order of `Windows.prefixes`.
     """
 
     items: Tensor
     positions: Tensor
-    lengths: Tensor
-    buckets: tuple[Bucket, ...]
-    query_rows: Tensor
+    first: Tensor
+    last: Tensor
     outputs: Tensor
 
-    def to(self, device: torch.device) -> "PackedWindows":
+    def to(self, device: torch.device) -> "PackedRows":
         """The same batch on ``device``."""
-        return PackedWindows(
+        return PackedRows(
             self.items.to(device),
             self.positions.to(device),
-            self.lengths.to(device),
-            self.buckets,
-            self.query_rows.to(device),
+            self.first.to(device),
+            self.last.to(device),
             self.outputs.to(device),
         )
 
 
-def padded_lengths(lengths: IntArray) -> IntArray:
-    """Length to which each window is padded."""
-    rung = np.searchsorted(_LADDER, lengths)
-    return np.where(rung < len(_LADDER), _LADDER[np.minimum(rung, len(_LADDER) - 1)], -(-lengths // _STEP) * _STEP)
+@dataclass(frozen=True)
+class PackedSteps:
+    """A batch for a recurrent encoder.
+
+    Attributes:
+        items: (T,) the windows' items, longest window first, step by step: no padding.
+        windows: (l,) CPU int64, how many windows are at least so long.
+        outputs: (M,) token of each wanted representation, in the order of `Windows.prefixes`.
+    """
+
+    items: Tensor
+    windows: Tensor
+    outputs: Tensor
+
+    def to(self, device: torch.device) -> "PackedSteps":
+        """The same batch on ``device``; the counts stay, since PyTorch wants them on the CPU."""
+        return PackedSteps(self.items.to(device), self.windows, self.outputs.to(device))
 
 
-def pack(sequences: UserSequences, windows: Windows, closing_item: int | None = None) -> PackedWindows:
-    """Lay ``windows`` out on one token axis, sorted by padded length.
+def pack_rows(
+    sequences: UserSequences, windows: Windows, causal: bool = True, closing_item: int | None = None
+) -> PackedRows:
+    """Lay ``windows`` side by side in rows; under ``causal`` a token sees no later one of its window.
 
     With ``closing_item``, windows must yield one prefix each; a token of that item is put behind every window, and its
     representation is the prefix's (the mask token of BERT4Rec).
     """
+    closing = int(closing_item is not None)
+    lengths = windows.length + closing
+    width = max(int(lengths.max(initial=0)), _SHORTEST_ROW)
+    row, place, rows = fill_rows(lengths, width)
+
+    token = row * width + place  # of each window's first item
+    at = ranges(token, lengths)
+    start, end = np.repeat(place, lengths), np.repeat(place + lengths - 1, lengths)
+    own = np.tile(np.arange(width), rows)
+    items, positions, first, last = np.zeros_like(own), np.zeros_like(own), own.copy(), own.copy()
+    positions[at] = own[at] - start
+    first[at] = start
+    if not causal:
+        last[at] = end
+    items[ranges(token, windows.length)] = sequences.items[ranges(windows.start, windows.length)]
     if closing_item is not None:
-        windows = Windows(windows.start, windows.length + 1, windows.outputs)
-    lone = (windows.outputs == 1) & (windows.length > 1)
-    order = np.lexsort((lone, padded_lengths(windows.length)))
-    back = np.empty_like(order)
-    back[order] = np.arange(len(order))
-    start, length, outputs, lone = windows.start[order], windows.length[order], windows.outputs[order], lone[order]
-    padded = padded_lengths(length)
+        items[token + lengths - 1] = closing_item
+    outputs = ranges(token + lengths - windows.outputs, windows.outputs)
+    parts = (part.reshape(rows, width) for part in (items, positions, first, last))
+    return PackedRows(*map(torch.from_numpy, parts), torch.from_numpy(outputs))
 
-    place = ranges(np.zeros_like(padded), padded)
-    real = place < np.repeat(length, padded)
-    closing = place == np.repeat(length, padded) - 1 if closing_item is not None else np.zeros_like(real)
-    source = np.where(real & ~closing, np.repeat(start, padded) + place, 0)
-    items = np.where(real, sequences.items[source], 0)
-    items[closing] = closing_item or 0
 
-    # Rows of the final layer: where each window's begin, which tokens they are, and which of them are wanted.
-    rows = np.where(lone, 1, padded)
-    first_row = np.cumsum(rows) - rows
-    first_token = np.cumsum(padded) - padded
-    query_rows = ranges(np.where(lone, first_token + length - 1, first_token), rows)
-    first_output = np.where(lone, first_row, first_row + length - outputs)
+def fill_rows(lengths: IntArray, width: int) -> tuple[IntArray, IntArray, int]:
+    """Row and first place of pieces of these ``lengths``, and the number of rows of ``width`` that they fill.
 
-    sizes, first = np.unique(padded, return_index=True)
-    counts = np.diff(np.append(first, len(padded)))
-    lone_counts = np.add.reduceat(lone, first, dtype=np.int64) if len(first) else first
-    return PackedWindows(
-        items=torch.from_numpy(items),
-        positions=torch.from_numpy(np.where(real, place, 0)),
-        lengths=torch.from_numpy(length),
-        buckets=tuple(
-            Bucket(int(size), int(count - few), int(few))
-            for size, count, few in zip(sizes, counts, lone_counts, strict=True)
-        ),
-        query_rows=torch.from_numpy(query_rows),
-        outputs=torch.from_numpy(ranges(first_output[back], windows.outputs)),
-    )
+    Each row takes the longest piece that still fits, again and again, which leaves a few per cent of the places empty.
+    """
+    sizes, counts = (part.tolist() for part in np.unique(lengths, return_counts=True))
+    groups = []  # (size, pieces, row, first place) of equal pieces side by side
+    rows = 0
+    while sizes:
+        free = width
+        while at := bisect.bisect_right(sizes, free):
+            size = sizes[at - 1]
+            pieces = min(counts[at - 1], free // size)
+            groups.append((size, pieces, rows, width - free))
+            free -= pieces * size
+            counts[at - 1] -= pieces
+            if not counts[at - 1]:
+                del sizes[at - 1], counts[at - 1]
+        rows += 1
+    size, pieces, row, place = np.array(groups, dtype=np.int64).reshape(-1, 4).T
+    by_size = np.argsort(size, kind="stable")
+    size, pieces, row, place = size[by_size], pieces[by_size], row[by_size], place[by_size]
+    order = np.argsort(lengths, kind="stable")
+    row_of, place_of = np.empty_like(lengths), np.empty_like(lengths)
+    row_of[order] = np.repeat(row, pieces)
+    place_of[order] = np.repeat(place, pieces) + ranges(np.zeros_like(pieces), pieces) * np.repeat(size, pieces)
+    return row_of, place_of, rows
+
+
+def pack_steps(sequences: UserSequences, windows: Windows) -> PackedSteps:
+    """Lay ``windows`` out step by step, longest first."""
+    order = np.argsort(-windows.length, kind="stable")
+    length = windows.length[order]
+    longest = int(length.max(initial=0))
+    alive = np.searchsorted(-length, -np.arange(longest), side="left")  # windows longer than each step
+    before = np.cumsum(alive) - alive
+    step = np.repeat(np.arange(longest), alive)
+    items = sequences.items[windows.start[order][ranges(np.zeros_like(alive), alive)] + step]
+    rank = np.empty_like(order)
+    rank[order] = np.arange(len(order))
+    wanted = ranges(windows.length - windows.outputs, windows.outputs)
+    outputs = before[wanted] + np.repeat(rank, windows.outputs)
+    return PackedSteps(torch.from_numpy(items), torch.from_numpy(alive), torch.from_numpy(outputs))

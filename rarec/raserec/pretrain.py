@@ -22,7 +22,6 @@ from rarec.errors import InputError
 from rarec.evaluation.ranking import full_ranking, ranking_table
 from rarec.raserec.encoders import SequenceEncoder, build_encoder, save_encoder
 from rarec.raserec.losses import full_softmax_loss, info_nce_loss
-from rarec.raserec.packing import PackedWindows
 from rarec.raserec.settings import PretrainSettings
 from rarec.training.dropout import DropoutBits
 from rarec.training.engine import gather_rows, keep_freed_memory, rank, worker_device, world_size
@@ -60,11 +59,11 @@ class PretrainLoss(nn.Module):
         self.contrastive_weight = contrastive_weight
         self.temperature = temperature
 
-    def forward(self, batch: tuple[PackedWindows, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, batch: tuple[Any, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """Summed loss of the batch's B targets.
 
         Args:
-            batch: windows that yield B prefixes and then, with contrast, their B partners; and the (B,) next items.
+            batch: packed windows that yield B prefixes and then, with contrast, their B partners; the (B,) next items.
         """
         windows, targets = batch
         h = self.encoder(windows)
@@ -113,7 +112,7 @@ class PretrainObjective:
         self.encoder.bits.seed(self.settings.seed, epoch, rank())
         return len(self._steps)
 
-    def batches(self) -> Iterator[tuple[tuple[PackedWindows, Tensor], int]]:
+    def batches(self) -> Iterator[tuple[tuple[Any, Tensor], int]]:
         """This rank's windows of every step: window w goes to rank w modulo the world size."""
         for step in self._steps:
             samples = int(self.windows.outputs[step].sum())

@@ -33,7 +33,7 @@ def _plain_transformer(encoder, history: list[int]) -> Tensor:
     hidden = (place >= length).expand(room, room) if bidirectional else place > place[:, None]
     for layer in encoder.layers:
         attention = layer.attention
-        q, (k, v) = attention.q(x), attention.kv(x).split(dim, 1)
+        q, k, v = attention.qkv(x).split(dim, 1)
         mixed = []
         for head in range(heads):
             columns = slice(head * dim // heads, (head + 1) * dim // heads)

@@ -6,7 +6,7 @@ from raserec_toys import NO_DROPOUT, SMALL, random_sequences, unchanged
 
 from rarec.data.sequences import Windows, single_windows
 from rarec.errors import InputError
-from rarec.raserec.encoders import BERT4Rec, GRU4Rec, SASRec, build_encoder, load_encoder, save_encoder
+from rarec.raserec.encoders import BERT4Rec, GRU4Rec, SASRec, _Attention, build_encoder, load_encoder, save_encoder
 from rarec.raserec.pretrain import PretrainLoss
 from rarec.raserec.settings import EncoderSettings
 from rarec.training.dropout import DropoutBits
@@ -22,7 +22,7 @@ def sequences():
 
 
 def new_encoder(kind, double=True, **changes):
-    torch.manual_seed(5)
+    torch.manual_seed(1)
     encoder = build_encoder(ITEMS, EncoderSettings(encoder=kind, **{**SMALL, **changes}), DropoutBits(3))
     for name, parameter in encoder.named_parameters():  # fresh biases and norms would hide mistakes
         torch.nn.init.normal_(parameter, mean=1.0 if name.endswith("norm.weight") else 0.0, std=0.4)
@@ -185,3 +185,22 @@ def test_saved_encoder_comes_back(sequences, kind, tmp_path):
         InputError, match=r"knows 11 items, the catalogue has 12; materialise `raserec_pretrained` again"
     ):
         load_encoder(tmp_path, 12)
+
+
+def test_dropout_falls_on_the_attention_weights():
+    """One row of 3 tokens, equal weights; for the last token the mask drops the second key of head 2."""
+    settings = EncoderSettings(dim=4, inner_dim=4, heads=2, attention_dropout=0.5)
+    attention = _Attention(settings, DropoutBits())
+    with torch.no_grad():
+        attention.qkv.weight.zero_()[8:] = torch.eye(4)  # queries and keys are zero, values are the tokens
+        attention.out.weight.copy_(torch.eye(4))
+        attention.qkv.bias.zero_()
+        attention.out.bias.zero_()
+    mask = torch.full((2, 3, 3), 2.0)
+    mask[1, 2, 1] = 0
+    attention.dropout.mask = lambda shape, device: mask
+    x = torch.arange(12.0).view(1, 3, 4)
+    hidden = torch.zeros(2, 3, 3).masked_fill_(torch.ones(3, 3).triu(1).bool(), float("-inf"))
+    out = attention(x, hidden, torch.tensor([2, 0]))
+    # The last token: twice the mean of all, but in head 2 two thirds of the first and last; the first: twice itself.
+    torch.testing.assert_close(out, torch.tensor([[8.0, 10.0, 8.0, 28 / 3], [0.0, 2.0, 4.0, 6.0]]))
