@@ -92,8 +92,8 @@ def pack_rows(
     if closing_item is not None:
         items[token + lengths - 1] = closing_item
     outputs = ranges(token + lengths - windows.outputs, windows.outputs)
-    parts = (part.reshape(rows, width) for part in (items, positions, first, last))
-    return PackedRows(*map(torch.from_numpy, parts), torch.from_numpy(outputs))
+    items, positions, first, last = (part.reshape(rows, width) for part in (items, positions, first, last))
+    return PackedRows(*map(torch.from_numpy, (items, positions, first, last, outputs)))
 
 
 def fill_rows(lengths: IntArray, width: int) -> tuple[IntArray, IntArray, int]:
