@@ -34,14 +34,15 @@ from rarec.raserec.recommender import Recommender
 from rarec.raserec.settings import FinetuneSettings, MemorySettings, PretrainSettings
 from rarec.retrieval.memory import MemoryBank, Queries
 from rarec.training.engine import worker_device
+from rarec.training.fit import HISTORY, SUMMARY
 from resources.artifacts import Artifact, ArtifactStore
 from resources.folders import Folders
 from resources.launcher import TrainingLauncher
 from resources.tracking import MlflowTracking, TrackedRun
 
 PRETRAIN_VERSION = "2"
-MEMORY_VERSION = "2"
-FINETUNE_VERSION = "1"
+MEMORY_VERSION = "3"
+FINETUNE_VERSION = "2"
 RECOMMEND_VERSION = "2"
 RECALL_AT = 20
 RECALL_SAMPLE = 2000
@@ -332,14 +333,15 @@ def _train(
     workdir = _workdir(context, folders, run.fingerprint)
     if force:
         shutil.rmtree(workdir, ignore_errors=True)
+    checkpoint = workdir / "checkpoint"
     launcher.launch(
         context,
         module,
-        {**job, "output": str(folder), "checkpoint": str(workdir / "checkpoint")},
+        {**job, "output": str(folder), "checkpoint": str(checkpoint)},
         workdir,
         training_progress(run),
     )
-    summary = json.loads((folder / "history.json").read_text())
+    summary = json.loads((checkpoint / SUMMARY).read_text())
     history = pd.DataFrame(summary["history"])
     best = history.iloc[summary["best_epoch"]]
     values = {
@@ -351,7 +353,7 @@ def _train(
         **{f"validation {name}": float(best[name]) for name in ("HR@10", "NDCG@10")},
     }
     shown = ["epoch", "loss", "HR@10", "NDCG@10", "masked_HR@10", "masked_NDCG@10", "train_seconds"]
-    run.log_table(history, "history.json")
+    run.log_table(history, HISTORY)
     metrics = {f"best_{name}": float(best[name]) for name in history.columns if "@" in name}
     metrics |= {"best_epoch": float(best["epoch"]), "seconds": float(summary["seconds"])}
     return Outcome(values, {"history": markdown_table(history[shown].round(4))}, metrics)

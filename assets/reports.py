@@ -13,6 +13,7 @@ from assets.recommender import load_recommender
 from assets.stage import OWNER, Outcome, StageConfig, materialise, refuse_bad_input, upstream
 from rarec.evaluation import report as reports
 from rarec.evaluation.ranking import RankingResult
+from rarec.training.fit import HISTORY
 from resources.artifacts import Artifact, ArtifactStore
 from resources.folders import Folders
 from resources.tracking import MlflowTracking, TrackedRun
@@ -67,8 +68,8 @@ def ranking_metrics(
             training_lengths=(sequences.train_ends - sequences.offsets[:-1])[users],
             comparison=(PRETRAINED, FINETUNED),
             curves=[
-                _curve(PRETRAINED, inputs["raserec_pretrained"].file("history.json")),
-                _curve(FINETUNED, inputs["raserec_finetuned"].file("history.json")),
+                _curve(PRETRAINED, inputs["raserec_pretrained"].file(HISTORY)),
+                _curve(FINETUNED, inputs["raserec_finetuned"].file(HISTORY)),
             ],
             published=[
                 reports.Published(source=p.source, split="test", protocol=p.protocol, metrics=p.metrics)

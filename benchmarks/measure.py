@@ -20,7 +20,7 @@ from torch import nn
 from rarec.raserec.finetune import FinetuneObjective
 from rarec.raserec.pretrain import PretrainObjective
 from rarec.training.engine import keep_freed_memory, peak_memory_mib
-from rarec.training.fit import CHOICE, Report, fit
+from rarec.training.fit import CHOICE, FitSettings, Report, fit
 from rarec.training.progress import LONE_WORKER
 
 # What the launcher sets for a lone worker on the CPU.
@@ -132,10 +132,9 @@ def train(
     with tempfile.TemporaryDirectory() as folder:
         summary = fit(
             excerpt,
+            FitSettings(learning_rate=learning_rate, epochs=epochs, patience=epochs),
             stage="benchmark",
-            learning_rate=learning_rate,
-            epochs=epochs,
-            patience=epochs,
+            output=Path(folder),
             checkpoint=Path(folder),
             report=report,
         )

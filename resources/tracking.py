@@ -20,11 +20,9 @@ import requests
 from pydantic import Field
 
 from rarec.errors import InputError
-from rarec.training.progress import Progress
 
 if TYPE_CHECKING:  # mlflow takes seconds to import, so it is imported when a run starts
     import pandas as pd
-    from matplotlib.figure import Figure
     from mlflow import MlflowClient
     from mlflow.entities import Metric
 
@@ -178,14 +176,6 @@ class TrackedRun:
         if time.monotonic() >= self._retry_at:
             self._deliver()
 
-    def log_progress(self, progress: Progress) -> None:
-        """Log loss and metrics of a progress report; pass this method to `TrainingLauncher.launch`."""
-        values = dict(progress.metrics)
-        if progress.loss is not None:
-            values["loss"] = progress.loss
-        if values:
-            self.log_metrics(values, step=progress.step or progress.epoch or 0)
-
     def log_input(self, name: str, source: str, data_version: str, rows: int | None = None) -> None:
         """Record a data set or upstream artifact that this run read, `source` being its path or URL."""
         from mlflow.entities import Dataset, DatasetInput, InputTag
@@ -202,14 +192,6 @@ class TrackedRun:
     def log_table(self, table: "pd.DataFrame", file: str) -> None:
         """Log a table, which MLflow shows and compares between runs; `file` ends in .json."""
         self._client.log_table(self.run_id, table, file)
-
-    def log_text(self, text: str, file: str) -> None:
-        """Log a text artifact such as an HTML page or JSON."""
-        self._client.log_text(self.run_id, text, file)
-
-    def log_figure(self, figure: "Figure", file: str) -> None:
-        """Log a matplotlib figure as an image."""
-        self._client.log_figure(self.run_id, figure, file)
 
     def log_file(self, path: Path, folder: str | None = None) -> None:
         """Log a file as it is."""

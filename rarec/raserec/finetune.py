@@ -4,7 +4,6 @@ The encoder and the item embeddings are frozen and run without dropout, so every
 memory is a constant of this stage: they are computed once, and an epoch only trains the retrieval-augmented module.
 """
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -174,18 +173,9 @@ def finetune(
 ) -> dict[str, Any]:
     """Train the module on a frozen encoder; write ``module.safetensors``, ``module.json``, ``history.json``."""
     objective = FinetuneObjective(sequences, encoder, bank, settings, worker_device(), report)
-    summary = fit(
-        objective,
-        stage="fine-tuning",
-        learning_rate=settings.learning_rate,
-        epochs=settings.epochs,
-        patience=settings.patience,
-        checkpoint=checkpoint,
-        report=report,
-    )
+    summary = fit(objective, settings, stage="fine-tuning", output=output, checkpoint=checkpoint, report=report)
     if rank() == 0:
         save_module(objective.model.module, objective.items.shape[1], bank.encoder, output)
-        (output / "history.json").write_text(json.dumps(summary, indent=1))
     return summary
 
 

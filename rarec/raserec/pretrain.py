@@ -8,7 +8,6 @@ distribution, and independent of the second view, so the expected gradient of a 
 share its dropout masks).
 """
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -154,18 +153,9 @@ def pretrain(
 ) -> dict[str, Any]:
     """Train the encoder; write ``encoder.safetensors``, ``encoder.json`` and ``history.json`` into ``output``."""
     objective = PretrainObjective(sequences, settings, worker_device())
-    summary = fit(
-        objective,
-        stage="pre-training",
-        learning_rate=settings.learning_rate,
-        epochs=settings.epochs,
-        patience=settings.patience,
-        checkpoint=checkpoint,
-        report=report,
-    )
+    summary = fit(objective, settings, stage="pre-training", output=output, checkpoint=checkpoint, report=report)
     if rank() == 0:
         save_encoder(objective.encoder, output)
-        (output / "history.json").write_text(json.dumps(summary, indent=1))
     return summary
 
 

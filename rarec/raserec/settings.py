@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from rarec.config import Settings
+from rarec.training.fit import FitSettings
 
 
 class EncoderSettings(Settings):
@@ -36,16 +37,11 @@ class EncoderSettings(Settings):
         return self
 
 
-class PretrainSettings(EncoderSettings):
+class PretrainSettings(EncoderSettings, FitSettings):
     """Stage 1: collaborative-based pre-training (RaSeRec, section 3.2)."""
 
     batch_size: int = Field(
         default=256, ge=2, description="Prefixes a step over all processes (whole windows, so about this many)."
-    )
-    learning_rate: float = Field(default=1e-3, gt=0, description="Adam's learning rate.")
-    epochs: int = Field(default=100, ge=1, description="Most epochs.")
-    patience: int = Field(
-        default=10, ge=1, description="Stop after this many epochs without a better validation NDCG@10."
     )
     contrastive_weight: float = Field(default=0.1, ge=0, description="Weight of the InfoNCE loss; 0 leaves it out.")
     temperature: float = Field(default=1.0, gt=0, description="InfoNCE temperature.")
@@ -81,7 +77,7 @@ class MemorySettings(Settings):
         return self
 
 
-class FinetuneSettings(Settings):
+class FinetuneSettings(FitSettings):
     """Stage 2: retrieval-augmented fine-tuning (RaSeRec, section 3.4)."""
 
     memories: int = Field(default=20, ge=1, description="K, memories retrieved for each query and channel.")
@@ -98,11 +94,6 @@ class FinetuneSettings(Settings):
     inner_dim: int = Field(default=256, ge=4, description="Width of the module's feed-forward layer.")
     dropout: float = Field(default=0.5, ge=0, lt=1, description="Dropout inside the module.")
     batch_size: int = Field(default=1024, ge=1, description="Prefixes a step over all processes.")
-    learning_rate: float = Field(default=1e-3, gt=0, description="Adam's learning rate.")
-    epochs: int = Field(default=100, ge=1, description="Most epochs.")
-    patience: int = Field(
-        default=10, ge=1, description="Stop after this many epochs without a better validation NDCG@10."
-    )
     seed: int = Field(default=42, ge=0, description="Seed of weights, data order and dropout.")
 
     @model_validator(mode="after")

@@ -28,6 +28,7 @@ NO_USER = -1  # a query by somebody who is not in the data
 _CHUNK = 16_384
 _CANDIDATES = 1_000_000
 _ARRAYS = ("representations", "users", "prefixes", "targets", "known_at")
+_GPU_MOST = 2048  # neighbours of one query that Faiss can find on a GPU
 _MANY_QUERIES = 256  # from here on `exact_search` beats the flat index by more than its preparation costs
 
 
@@ -81,6 +82,7 @@ class MemoryBank:
     settings: MemorySettings
     index: Any
     _gpu_index: Any = None
+    _by_item: tuple[Any, ...] | None = None
 
     @classmethod
     def build(
@@ -110,6 +112,7 @@ class MemoryBank:
 
     def append(self, sequences: UserSequences, prefixes: IntArray, representations: FloatArray) -> None:
         """Add memories behind the present ones; nothing is rebuilt."""
+        self._by_item = None
         self.index.add(normalised(representations))
         self.representations = np.concatenate([self.representations, representations])
         self.users = np.concatenate([self.users, sequences.user_of[prefixes]])
@@ -176,11 +179,9 @@ class MemoryBank:
         share an item are ordered by the similarity of their representations to the query.
         """
         self._require(k)
-        by_item = np.argsort(self.targets, kind="stable")
-        items, first, counts = np.unique(self.targets[by_item], return_index=True, return_counts=True)
+        by_item, items, first, counts, directions = self._sorted_by_item()
         search = faiss.IndexFlatIP(item_embeddings.shape[1])
         search.add(normalised(item_embeddings[items]))
-        directions = normalised(self.representations)
         vectors = normalised(queries.vectors)
         found = np.full((len(queries), k), -1, dtype=np.int64)
         pending, depth = np.arange(len(queries)), k + 16
@@ -227,7 +228,8 @@ class MemoryBank:
         for name in _ARRAYS:
             np.save(folder / f"{name}.npy", getattr(self, name))
         faiss.write_index(self.index, str(folder / "index.faiss"))
-        record = {"encoder": self.encoder, "memories": len(self), "settings": self.settings.model_dump()}
+        settings = self.settings.model_dump(exclude={"minimum_recall"})  # of the check, not of the bank
+        record = {"encoder": self.encoder, "memories": len(self), "settings": settings}
         (folder / "bank.json").write_text(json.dumps(record, indent=1))
 
     @classmethod
@@ -237,6 +239,16 @@ class MemoryBank:
         arrays = {name: np.load(folder / f"{name}.npy") for name in _ARRAYS}
         index = faiss.read_index(str(folder / "index.faiss"))
         return cls(**arrays, encoder=record["encoder"], settings=MemorySettings(**record["settings"]), index=index)
+
+    def _sorted_by_item(self) -> tuple[IntArray, IntArray, IntArray, IntArray, FloatArray]:
+        """Memory ids in order of their next items; those items, the place of each one's first memory there, and how
+        many it has; and the normalised representations. Kept until memories are added, as online queries come singly.
+        """
+        if self._by_item is None:
+            order = np.argsort(self.targets, kind="stable")
+            groups = np.unique(self.targets[order], return_index=True, return_counts=True)
+            self._by_item = (order, *groups, normalised(self.representations))
+        return self._by_item
 
     def _require(self, k: int) -> None:
         if k > len(self):
@@ -261,16 +273,17 @@ class MemoryBank:
         """Ids of the ``count`` memories that the index finds for each query, allowed or not."""
         if self.settings.index == "flat" and len(queries) >= _MANY_QUERIES:
             return exact_search(queries, self._directions(), count)
-        ids: IntArray = self._device_index().search(queries, count)[1]
+        ids: IntArray = self._device_index(count).search(queries, count)[1]
         return ids
 
-    def _device_index(self) -> Any:
-        """The index, as a copy on the GPUs where Faiss was built for them and can hold it there (flat and inverted
-        lists).
+    def _device_index(self, count: int) -> Any:
+        """The index, as a copy on the GPUs where Faiss was built for them and can do it there: flat and inverted lists,
+        up to `_GPU_MOST` neighbours.
 
         The many queries of a flat index go through `exact_search`, which takes a GPU by itself.
         """
-        if self.settings.index == "hnsw" or getattr(faiss, "get_num_gpus", lambda: 0)() == 0:
+        no_gpu = getattr(faiss, "get_num_gpus", lambda: 0)() == 0
+        if no_gpu or self.settings.index == "hnsw" or count > _GPU_MOST:
             return self.index
         if self._gpu_index is None or self._gpu_index.ntotal != len(self):
             self._gpu_index = faiss.index_cpu_to_all_gpus(self.index)

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from pydantic import Field
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from rarec.config import Settings
 from rarec.errors import InputError
 from rarec.training.engine import (
     all_sum,
@@ -28,6 +30,18 @@ from rarec.training.engine import (
 Report = Callable[..., None]
 CHOICE = "NDCG@10"
 STATE = "state.safetensors"
+HISTORY = "history.json"
+SUMMARY = "summary.json"
+
+
+class FitSettings(Settings):
+    """What every training has."""
+
+    learning_rate: float = Field(default=1e-3, gt=0, description="Adam's learning rate.")
+    epochs: int = Field(default=100, ge=1, description="Most epochs.")
+    patience: int = Field(
+        default=10, ge=1, description="Stop after this many epochs without a better validation NDCG@10."
+    )
 
 
 class Objective(Protocol):
@@ -48,34 +62,29 @@ class Objective(Protocol):
 
 
 def fit(
-    objective: Objective,
-    *,
-    stage: str,
-    learning_rate: float,
-    epochs: int,
-    patience: int,
-    checkpoint: Path,
-    report: Report,
+    objective: Objective, settings: FitSettings, *, stage: str, output: Path, checkpoint: Path, report: Report
 ) -> dict[str, Any]:
     """Train until ``patience`` epochs bring no better validation `CHOICE`; leave the best weights in the model.
 
     After each epoch the state is written to ``checkpoint`` (a folder); a call that finds one goes on from there and
-    ends with the same weights as an undisturbed run.
+    ends with the same weights as an undisturbed run. At the end ``output`` gets `HISTORY`: the figures of every epoch,
+    which repeat; and ``checkpoint`` gets `SUMMARY`: all that is returned, times included, which do not.
 
     Returns:
-        ``history`` (one record an epoch), ``best_epoch``, ``seconds``, ``peak_memory_mib``.
+        ``history`` (one record an epoch), ``best_epoch``, ``seconds``, ``peak_memory_mib``, ``world_size``.
 
     Raises:
         InputError: the loss is not finite; names epoch and step.
     """
     device = worker_device()
-    engine = initialise_engine(objective.model, learning_rate, device)
+    epochs = settings.epochs
+    engine = initialise_engine(objective.model, settings.learning_rate, device)
     state = _restore(checkpoint, objective.model, engine.optimizer)
     history: list[dict[str, float]] = state["history"]
     best = state["best"]
     started = time.perf_counter() - state["seconds"]
     for epoch in range(len(history), epochs):
-        if _stale(history, patience):
+        if _stale(history, settings.patience):
             break
         record = _train_epoch(objective, engine, stage, epoch, epochs, report)
         train_seconds = record["train_seconds"]
@@ -98,13 +107,19 @@ def fit(
             **{k: v for k, v in record.items() if k != "epoch"},
         )
     objective.model.load_state_dict(best)
-    return {
+    summary = {
         "history": history,
         "best_epoch": _best_epoch(history),
         "seconds": time.perf_counter() - started,
         "peak_memory_mib": peak_memory_mib(),
         "world_size": world_size(),
     }
+    if rank() == 0:
+        repeating = [{k: v for k, v in record.items() if not k.endswith("seconds")} for record in history]
+        lasting = {"history": repeating, "best_epoch": summary["best_epoch"]}
+        (output / HISTORY).write_text(json.dumps(lasting, indent=1))
+        (checkpoint / SUMMARY).write_text(json.dumps(summary, indent=1))
+    return summary
 
 
 def _train_epoch(

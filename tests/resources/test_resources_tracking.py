@@ -15,7 +15,6 @@ import pytest
 from mlflow import MlflowClient
 
 from rarec.errors import InputError
-from rarec.training.progress import Progress
 from resources import tracking as tracking_module
 from resources.tracking import MlflowTracking, metric_name
 
@@ -82,8 +81,10 @@ def materialize(tracking, use, params=None):
     return recorded, result
 
 
-def test_run_links_dagster_and_mlflow_both_ways(tracking, folder):
-    recorded, result = materialize(tracking, lambda run: run.log_text("<p>hello</p>", "report.html"))
+def test_run_links_dagster_and_mlflow_both_ways(tracking, folder, tmp_path):
+    page = tmp_path / "report.html"
+    page.write_text("<p>hello</p>")
+    recorded, result = materialize(tracking, lambda run: run.log_file(page))
     assert recorded.info.status == "FINISHED"
     tags = recorded.data.tags
     assert tags["dagster.run_id"] == result.run_id
@@ -128,19 +129,17 @@ def test_params_are_flattened_and_cut(tracking):
     assert logged["note"].endswith("x ...")
 
 
-def test_metrics_by_step_and_from_progress(tracking):
+def test_metrics_by_step(tracking):
     def use(run):
         run.log_metrics({"ndcg@10": 0.25, "hr@10": float("nan")}, step=3)
-        run.log_progress(Progress("pretrain", epoch=1, step=7, loss=0.5, metrics={"samples_per_s": 10.0}))
-        run.log_progress(Progress("pretrain", epoch=2, loss=0.25))
-        run.log_progress(Progress("evaluate"))
+        run.log_metrics({"loss": 0.5}, step=7)
+        run.log_metrics({"loss": 0.25}, step=2)
 
     recorded, _ = materialize(tracking, use)
     history = MlflowClient(tracking.tracking_uri).get_metric_history
     assert [(m.step, m.value) for m in history(recorded.info.run_id, "ndcg_at_10")] == [(3, 0.25)]
     assert sorted((m.step, m.value) for m in history(recorded.info.run_id, "loss")) == [(2, 0.25), (7, 0.5)]
     assert np.isnan(recorded.data.metrics["hr_at_10"])
-    assert recorded.data.metrics["samples_per_s"] == 10.0
 
 
 def test_metric_names():
@@ -184,23 +183,15 @@ def test_metrics_that_never_arrive_are_counted_and_the_asset_succeeds(tracking):
     assert any("could not be marked FINISHED" in line for line in result.log_lines)
 
 
-def test_inputs_tables_figures_and_files(tracking, tmp_path):
-    import matplotlib as mpl
-
-    mpl.use("agg")
-    import matplotlib.pyplot as plt
-
+def test_inputs_tables_and_files(tracking, tmp_path):
     (tmp_path / "metrics.json").write_text("{}")
-    figure, _ = plt.subplots()
 
     def use(run):
         run.log_input("interactions", "/store/interactions/demo/abc", "d" * 32, rows=100)
         run.log_table(pd.DataFrame({"k": [5, 10], "hr": [0.1, 0.2]}), "metrics_table.json")
-        run.log_figure(figure, "plots/curve.png")
         run.log_file(tmp_path / "metrics.json", "reports")
 
     recorded, result = materialize(tracking, use)
-    plt.close(figure)
     assert result.success
     (dataset,) = (entry.dataset for entry in recorded.inputs.dataset_inputs)
     assert (dataset.name, dataset.digest) == ("interactions", "d" * 32)
@@ -208,7 +199,7 @@ def test_inputs_tables_figures_and_files(tracking, tmp_path):
     assert json.loads(dataset.profile) == {"num_rows": 100}
     client = MlflowClient(tracking.tracking_uri)
     run_id = recorded.info.run_id
-    assert {f.path for f in client.list_artifacts(run_id)} == {"metrics_table.json", "plots", "reports"}
+    assert {f.path for f in client.list_artifacts(run_id)} == {"metrics_table.json", "reports"}
     table = json.loads(Path(client.download_artifacts(run_id, "metrics_table.json", str(tmp_path))).read_text())
     assert table == {"columns": ["k", "hr"], "data": [[5, 0.1], [10, 0.2]]}
 

@@ -67,7 +67,8 @@ def read_delimited(
         block_size: bytes parsed at a time.
 
     Raises:
-        InputError: no rows, a required column missing, or more unreadable rows than allowed.
+        InputError: no rows, a required column missing, UTF-8 where the layout says latin-1, or more unreadable rows
+            than allowed.
     """
     total = count_lines(path)
     with path.open("rb") as stream:
@@ -80,6 +81,8 @@ def read_delimited(
         names = _our_names(path, published, rename, required, layout)
         columns = [make_column(name) for name in names]
         for block in _blocks(stream, block_size):
+            if layout.encoding == "latin-1":
+                _refuse_utf8(path, block)
             strings, lines, failures = _parse(block, list(published), layout)
             text = _line_texts(block, layout)
             for number, reason in failures:
@@ -149,6 +152,21 @@ def _blocks(stream: BinaryIO, size: int) -> Iterator[bytes]:
             held.append(chunk[cut:])
     if held:
         yield b"".join(held)
+
+
+def _refuse_utf8(path: Path, block: bytes) -> None:
+    """Any bytes are valid latin-1; ones that happen to be valid UTF-8 as well were meant as UTF-8."""
+    if block.isascii():
+        return
+    try:
+        block.decode("utf-8")
+    except UnicodeDecodeError:
+        return
+    raise InputError(
+        f"{path.name}: the text is UTF-8, but this format is read as latin-1, which would garble every accented letter. "
+        f"Use the file as published, convert it (iconv -f UTF-8 -t LATIN1 {path.name}), or, for a recbole source, set "
+        "its `encoding` to utf-8."
+    )
 
 
 def _count(block: bytes) -> int:

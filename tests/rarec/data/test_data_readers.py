@@ -263,6 +263,16 @@ def test_wrong_encoding(specs, samples, tmp_path):
         read_raw(specs["ml-latest-small"], folder)
 
 
+@pytest.mark.parametrize(("name", "file"), [("ml-1m", "movies.dat"), ("bookcrossing", "BX-Books.csv")])
+def test_utf8_where_the_format_is_latin_1(specs, samples, tmp_path, name, file):
+    text = (samples / name / file).read_bytes().decode("latin-1")
+    assert not text.isascii()
+    folder = copy(samples / name, tmp_path / "bad")
+    (folder / file).write_text(text, encoding="utf-8")
+    with pytest.raises(InputError, match=rf"{file}: the text is UTF-8, but this format is read as latin-1.*iconv"):
+        read_raw(specs[name], folder)
+
+
 def test_utf16_file(specs, samples, tmp_path):
     ratings = (samples / "ml-latest-small" / "ratings.csv").read_text().encode("utf-16")
     folder = copy(samples / "ml-latest-small", tmp_path / "bad", ratings__csv=ratings)
@@ -298,6 +308,13 @@ def test_missing_file(specs, samples, tmp_path):
 def test_duplicate_id_in_the_catalogue(specs, samples, tmp_path):
     folder = copy(samples / "ml-1m", tmp_path / "bad", movies__dat=b"3::A (1990)::Drama\n3::B (1990)::Drama\n")
     with pytest.raises(InputError, match=r"movies\.dat: item_id 3 stands in more than one row \(1 rows repeat an id\)"):
+        read_raw(specs["ml-1m"], folder)
+
+
+def test_duplicate_id_among_the_users(specs, samples, tmp_path):
+    users = (samples / "ml-1m" / "users.dat").read_bytes()
+    folder = copy(samples / "ml-1m", tmp_path / "bad", users__dat=users + users.splitlines(keepends=True)[1])
+    with pytest.raises(InputError, match=r"users\.dat: user_id 2 stands in more than one row \(1 rows repeat an id\)"):
         read_raw(specs["ml-1m"], folder)
 
 

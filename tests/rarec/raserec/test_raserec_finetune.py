@@ -16,7 +16,7 @@ from rarec.raserec.pretrain import PretrainObjective, validation_metrics
 from rarec.raserec.settings import MemorySettings
 from rarec.retrieval.memory import MemoryBank, Queries
 from rarec.training.dropout import DropoutBits
-from rarec.training.fit import fit
+from rarec.training.fit import SUMMARY, FitSettings, fit
 from rarec.training.progress import ProgressReporter
 
 CPU = torch.device("cpu")
@@ -177,7 +177,8 @@ def half_trained(tmp_path_factory):
         sequences = chain_sequences()
         objective = PretrainObjective(sequences, QUICK.model_copy(update={"epochs": 3}), CPU)
         folder = tmp_path_factory.mktemp("stage1")
-        summary = fit(objective, stage="s", learning_rate=1e-2, epochs=3, patience=3, checkpoint=folder, report=silent)
+        fast = FitSettings(learning_rate=1e-2, epochs=3, patience=3)
+        summary = fit(objective, fast, stage="s", output=folder, checkpoint=folder, report=silent)
     encoder = objective.encoder.eval()
     return sequences, encoder, bank_of(sequences, encoder), summary["history"][summary["best_epoch"]]["NDCG@10"]
 
@@ -193,11 +194,10 @@ def test_finetuning_keeps_the_encoder_and_gains(half_trained, tmp_path, beta):
     ):
         summary = finetune(sequences, encoder, bank, settings, tmp_path, tmp_path / "checkpoint", reporter.report)
     history = summary["history"]
-    print("ZZ", beta, before, [r["NDCG@10"] for r in history])
     best = history[summary["best_epoch"]]
     assert before - 0.02 < best["NDCG@10"] <= 1
     assert history[-1]["loss"] < history[0]["loss"]
-    assert json.loads((tmp_path / "history.json").read_text()) == summary
+    assert json.loads((tmp_path / "checkpoint" / SUMMARY).read_text()) == summary
     module = load_module(tmp_path, "enc")
     valid = sequences.prefixes("valid")
     queries = Queries.of(sequences, valid, encoder.encode(sequences, valid).numpy())

@@ -12,6 +12,7 @@ from rarec.raserec import pretrain as pretrain_module
 from rarec.raserec.encoders import load_encoder
 from rarec.raserec.pretrain import PretrainObjective, SameNextItem, pretrain, validation_metrics
 from rarec.raserec.settings import PretrainSettings
+from rarec.training.fit import SUMMARY
 from rarec.training.progress import ProgressReporter
 
 CPU = torch.device("cpu")
@@ -165,7 +166,7 @@ def test_chains_are_learnt(tmp_path, kind, epochs, bound):
     assert bound < best["NDCG@10"] <= 1
     assert best["recommendation_loss"] < 0.7 * first["recommendation_loss"]
     assert best["loss"] == pytest.approx(best["recommendation_loss"] + 0.1 * best["contrastive_loss"], rel=1e-4)
-    assert json.loads((tmp_path / "history.json").read_text()) == summary
+    assert json.loads((tmp_path / "checkpoint" / SUMMARY).read_text()) == summary
     encoder = load_encoder(tmp_path, sequences.n_items)
     metrics = validation_metrics(sequences, lambda p: encoder.encode(sequences, p), encoder)
     assert metrics["NDCG@10"] == pytest.approx(best["NDCG@10"])  # the best weights were written

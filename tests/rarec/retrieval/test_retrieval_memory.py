@@ -298,3 +298,46 @@ def test_normalised_is_a_copy_of_length_one():
     np.testing.assert_allclose(unit_rows, [[0.6, 0.8], [0, 0]], rtol=1e-6)
     single = np.array([[0.0, 1.0]], np.float32)
     assert not np.shares_memory(normalised(single), single)
+
+
+@pytest.mark.parametrize(
+    ("settings", "gpu_up_to"),
+    [({}, 2048), ({"index": "ivf", "ivf_lists": 4, "ivf_probes": 2}, 2048), ({"index": "hnsw"}, 0)],
+)
+def test_a_gpu_takes_the_searches_that_it_can(sequences, monkeypatch, settings, gpu_up_to):
+    """Faiss on a GPU finds at most 2,048 neighbours a query, and has no graph index."""
+    bank = new_bank(sequences, MemorySettings(**settings))
+    copies = []
+
+    def to_gpu(index):
+        copies.append(memory_module.faiss.clone_index(index))
+        return copies[-1]
+
+    monkeypatch.setattr(memory_module.faiss, "get_num_gpus", lambda: 1, raising=False)
+    monkeypatch.setattr(memory_module.faiss, "index_cpu_to_all_gpus", to_gpu, raising=False)
+    for count in (20, 2048, 2049):
+        assert (bank._device_index(count) is bank.index) == (count > gpu_up_to)
+    assert len(copies) == (gpu_up_to > 0)  # copied once
+
+
+def test_new_memories_suit_queries_that_were_asked_before(sequences):
+    """What `suitable_items` keeps between calls is forgotten when memories are added."""
+    train, valid = sequences.prefixes("train"), sequences.prefixes("valid")
+    bank = new_bank(sequences)
+    queries = all_queries(sequences)
+    embeddings = np.random.default_rng(1).standard_normal((ITEMS, DIM)).astype(np.float32)
+    first = bank.suitable_items(queries, embeddings, 5)
+    assert np.array_equal(bank.suitable_items(queries, embeddings, 5), first)
+    copy = bank.copy()
+    copy.append(sequences, valid, vectors(len(valid), seed=2))
+    fresh = MemoryBank.build(
+        sequences,
+        np.concatenate([train, valid]),
+        np.concatenate([vectors(len(train)), vectors(len(valid), seed=2)]),
+        "enc",
+        MemorySettings(),
+    )
+    after = copy.suitable_items(queries, embeddings, 5)
+    assert np.array_equal(after, fresh.suitable_items(queries, embeddings, 5))
+    assert not np.array_equal(after, first)
+    assert np.array_equal(bank.suitable_items(queries, embeddings, 5), first)

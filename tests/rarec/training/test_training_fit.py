@@ -1,3 +1,4 @@
+import json
 import math
 
 import pytest
@@ -5,7 +6,7 @@ import torch
 from torch import nn
 
 from rarec.errors import InputError
-from rarec.training.fit import CHOICE, fit
+from rarec.training.fit import CHOICE, HISTORY, SUMMARY, FitSettings, fit
 
 pytestmark = pytest.mark.usefixtures("single_process")
 
@@ -60,8 +61,8 @@ class Scripted:
 def run(objective, folder, epochs=10, patience=2, learning_rate=0.05):
     reports = []
     summary = fit(
-        objective, stage="test stage", learning_rate=learning_rate, epochs=epochs, patience=patience,
-        checkpoint=folder, report=lambda **values: reports.append(values),
+        objective, FitSettings(learning_rate=learning_rate, epochs=epochs, patience=patience),
+        stage="test stage", output=folder, checkpoint=folder, report=lambda **values: reports.append(values),
     )  # fmt: skip
     return summary, reports
 
@@ -139,6 +140,19 @@ def without_clock(summary):
         summary["best_epoch"],
         [{k: v for k, v in r.items() if not k.endswith("_seconds")} for r in summary["history"]],
     )
+
+
+def test_what_lasts_repeats_and_what_does_not_stays_with_the_checkpoint(tmp_path):
+    written = []
+    for name in "ab":
+        summary, _ = run(Scripted([0.1, 0.3]), tmp_path / name, epochs=2)
+        assert json.loads((tmp_path / name / SUMMARY).read_text()) == summary
+        written.append((tmp_path / name / HISTORY).read_text())
+    assert written[0] == written[1]
+    lasting = json.loads(written[0])
+    assert lasting["best_epoch"] == 1
+    assert [record[CHOICE] for record in lasting["history"]] == [0.1, 0.3]
+    assert not [name for name in lasting["history"][0] if "seconds" in name]
 
 
 def test_more_epochs_continue_a_finished_training(tmp_path):
