@@ -15,6 +15,7 @@ from rarec.data.download import locate_source
 from rarec.data.files import sha256_of
 from rarec.data.raw import RawTables, read_raw
 from rarec.data.schemas import INTERACTIONS, ITEMS, USERS
+from rarec.data.spec import DatasetSpec
 from rarec.data.tables import Tables, build_tables
 from resources.artifacts import Artifact, ArtifactStore
 from resources.folders import Folders
@@ -71,7 +72,7 @@ def raw_interactions(
         store,
         tracking,
         code_version=CODE_VERSION,
-        settings={"spec": spec.model_dump(mode="json", exclude={"overrides", "published"})},
+        settings=_identity(spec),
         inputs={name: sha256_of(path) for name, path in paths.items()},
         force=config.force,
         build=build,
@@ -136,7 +137,7 @@ def clean_tables(
             store,
             tracking,
             code_version=CODE_VERSION,
-            settings={"spec": spec.model_dump(mode="json", exclude={"overrides", "published"})},
+            settings=_identity(spec),
             inputs={"raw_interactions": raw},
             force=config.force,
             build=build,
@@ -144,6 +145,11 @@ def clean_tables(
         )
         results.append(result)
     return results[0], results[1], results[2]
+
+
+def _identity(spec: DatasetSpec) -> dict[str, Any]:
+    """What of a data set's declaration decides its tables."""
+    return {"spec": spec.model_dump(mode="json", exclude={"overrides", "published"})}
 
 
 def load_raw(artifact: Artifact) -> RawTables:

@@ -1,6 +1,5 @@
 """The benchmarks run at tiny size, and their plain sides compute what ours do: without that, no ratio would count."""
 
-import gc
 import json
 import math
 import os
@@ -11,7 +10,6 @@ import faiss
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # benchmarks are not installed
 
@@ -39,14 +37,6 @@ STAGE1 = PretrainSettings(
     dim=16, inner_dim=24, hidden_dropout=0, attention_dropout=0, max_length=9, contrastive_weight=0.3, temperature=0.7
 )
 STAGE2 = FinetuneSettings(memories=5, alpha=0.4, beta=1, inner_dim=24, dropout=0)
-
-
-@pytest.fixture(scope="session")
-def _process_group():
-    yield
-    if dist.is_initialized():
-        gc.collect()
-        dist.destroy_process_group()
 
 
 @pytest.fixture

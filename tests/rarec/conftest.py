@@ -1,22 +1,12 @@
-import gc
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 
 sys.path.insert(0, str(Path(__file__).parent))
 
 from raserec_toys import SINGLE_PROCESS
-
-
-@pytest.fixture(scope="session")
-def _process_group():
-    yield
-    if dist.is_initialized():
-        gc.collect()
-        dist.destroy_process_group()
 
 
 @pytest.fixture

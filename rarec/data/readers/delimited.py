@@ -163,7 +163,7 @@ def _refuse_utf8(path: Path, block: bytes) -> None:
     except UnicodeDecodeError:
         return
     raise InputError(
-        f"{path.name}: the text is UTF-8, but this format is read as latin-1, which would garble every accented letter. "
+        f"{path.name}: the text is UTF-8, but this format is read as latin-1, which would garble its accented letters. "
         f"Use the file as published, convert it (iconv -f UTF-8 -t LATIN1 {path.name}), or, for a recbole source, set "
         "its `encoding` to utf-8."
     )
