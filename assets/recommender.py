@@ -1,8 +1,11 @@
 """Group `recommender`: the RaSeRec track from pre-training to recommendations."""
 
+import fcntl
+import hashlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 
@@ -237,7 +240,12 @@ def raserec_finetuned(
         tracking,
         code_version=FINETUNE_VERSION,
         settings=settings.model_dump(mode="json"),
-        inputs={**inputs, "encoder": encoder.fingerprint},
+        # Of the catalogue only the ids go into the model: a corrected title is no reason to train again.
+        inputs={
+            **{name: artifact for name, artifact in inputs.items() if name != "item_catalog"},
+            "item_ids": _ids_version(inputs["item_catalog"]),
+            "encoder": encoder.fingerprint,
+        },
         force=config.force,
         build=build,
     )
@@ -331,17 +339,23 @@ def _train(
 ) -> Outcome:
     """Run a training worker that writes into ``folder``, and tell how it went; ``force`` starts from the beginning."""
     workdir = _workdir(context, folders, run.fingerprint)
-    if force:
-        shutil.rmtree(workdir, ignore_errors=True)
     checkpoint = workdir / "checkpoint"
-    launcher.launch(
-        context,
-        module,
-        {**job, "output": str(folder), "checkpoint": str(checkpoint)},
-        workdir,
-        training_progress(run),
-    )
-    summary = json.loads((checkpoint / SUMMARY).read_text())
+    with _alone_in(workdir) as alone:
+        if not alone:
+            raise InputError(
+                f"another run is training this very model in {workdir}; wait for it, then run again: what it has "
+                "trained is used"
+            )
+        if force:
+            shutil.rmtree(checkpoint, ignore_errors=True)
+        launcher.launch(
+            context,
+            module,
+            {**job, "output": str(folder), "checkpoint": str(checkpoint)},
+            workdir,
+            training_progress(run),
+        )
+        summary = json.loads((checkpoint / SUMMARY).read_text())
     history = pd.DataFrame(summary["history"])
     best = history.iloc[summary["best_epoch"]]
     values = {
@@ -366,7 +380,30 @@ def _workdir(context: dg.AssetExecutionContext, folders: Folders, fingerprint: s
 
 def _forget_checkpoint(context: dg.AssetExecutionContext, folders: Folders, artifact: Artifact) -> None:
     """Remove the checkpoint, now that the artifact is stored; earlier, a full disk would cost the training."""
-    shutil.rmtree(_workdir(context, folders, artifact.fingerprint) / "checkpoint", ignore_errors=True)
+    workdir = _workdir(context, folders, artifact.fingerprint)
+    if workdir.exists():
+        with _alone_in(workdir) as alone:
+            if alone:
+                shutil.rmtree(workdir / "checkpoint", ignore_errors=True)
+
+
+@contextmanager
+def _alone_in(workdir: Path) -> Iterator[bool]:
+    """Whether no other run works in this folder; while the block lasts none will."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    with (workdir / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True  # closing the file gives the lock back
+
+
+def _ids_version(catalog: Artifact) -> str:
+    """Hash of the item ids in their order."""
+    ids = load_table(catalog, "items")["item_id"]
+    return hashlib.sha256("\n".join(map(str, ids.tolist())).encode()).hexdigest()[:32]
 
 
 def _pinned(*names: str) -> list[str]:

@@ -18,7 +18,7 @@ from resources.artifacts import Artifact, ArtifactStore
 from resources.folders import Folders
 from resources.tracking import MlflowTracking, TrackedRun
 
-RANKING_VERSION = "2"
+RANKING_VERSION = "3"
 TOP_N = 50
 PRETRAINED, FINETUNED = "pre-trained", "fine-tuned"
 
@@ -62,7 +62,7 @@ def ranking_metrics(
             outcomes,
             dataset=spec.title,
             data_version=inputs["user_sequences"].data_version,
-            seed=int(inputs["raserec_finetuned"].manifest.config["seed"]),
+            seeds=_seeds(inputs),
             split_rule="Leave one out: a user's last item is the test target, the one before it the validation target.",
             training_counts=sequences.train_counts(),
             training_lengths=(sequences.train_ends - sequences.offsets[:-1])[users],
@@ -110,7 +110,7 @@ def ranking_metrics(
             "title": spec.title,
             "published": [p.model_dump() for p in spec.published],
             "top_n": TOP_N,
-            "seed": inputs["raserec_finetuned"].manifest.config["seed"],
+            "seeds": _seeds(inputs),
         },
         inputs={**inputs, "encoder": inputs["raserec_pretrained"].fingerprint},
         force=config.force,
@@ -119,12 +119,15 @@ def ranking_metrics(
     return result
 
 
+def _seeds(inputs: dict[str, Artifact]) -> dict[str, int]:
+    stages = {PRETRAINED: "raserec_pretrained", FINETUNED: "raserec_finetuned"}
+    return {model: int(inputs[stage].manifest.config["seed"]) for model, stage in stages.items()}
+
+
 def _notes(inputs: dict[str, Artifact]) -> list[str]:
-    seeds = [f"{name} {inputs[name].manifest.config['seed']}" for name in ("raserec_pretrained", "raserec_finetuned")]
     bank = inputs["memory_bank"].metadata["values"]
     cut = "only memories known at the query's time" if bank["time_cut"] else "memories of other users from any time"
     return [
-        f"Seeds: {', '.join(seeds)}.",
         f"Memory bank: {bank['index']} index, recall@20 {bank['recall_at_20']:.4f} against exact search; {cut}; of the "
         "query's own user only earlier ones.",
         "Validation pairs join the memory bank before the test split is scored, as in the paper.",

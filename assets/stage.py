@@ -67,8 +67,11 @@ def resolve(settings: type[S], config: StageConfig, spec: DatasetSpec, stage: st
     return make_settings(settings, {**spec.overrides.get(stage, {}), **given}, f"settings of {stage} for {spec.name}")
 
 
-def make_settings(settings: type[S], values: Mapping[str, Any], where: str) -> S:
-    """The settings with these values; InputError naming ``where`` and each value that is refused, and why."""
+def make_settings(settings: type[S], values: Mapping[str, Any], where: str, also: tuple[str, ...] = ()) -> S:
+    """The settings with these values; InputError naming ``where`` and each value that is refused, and why.
+
+    ``also`` names what else may be set in the same place, for the message.
+    """
     try:
         return settings(**values)
     except ValidationError as error:
@@ -76,7 +79,7 @@ def make_settings(settings: type[S], values: Mapping[str, Any], where: str) -> S
         for fault in error.errors(include_url=False):
             message = fault["msg"].removeprefix("Value error, ")
             if fault["type"] == "extra_forbidden":
-                message = f"no such setting; known: {', '.join(settings.model_fields) or 'none'}"
+                message = f"no such setting; known: {', '.join((*settings.model_fields, *also)) or 'none'}"
             faults.append(": ".join((*map(str, fault["loc"]), message)))
         raise InputError(f"{where}: {'; '.join(faults)}") from error
 
@@ -97,11 +100,18 @@ def refuse_bad_input(asset: F) -> F:
 def upstream(
     context: dg.AssetExecutionContext | dg.AssetCheckExecutionContext, store: ArtifactStore, *names: str
 ) -> dict[str, Artifact]:
-    """The artifacts that these assets materialised last for the current partition.
+    """The artifacts that these assets materialised for the current partition: in this run, else last.
 
     Raises:
         InputError: one is missing, or was made from another version of one of the others.
     """
+    own = {}
+    # Another run may materialise the same asset with other settings meanwhile; its result is none of ours.
+    for record in context.instance.get_records_for_run(
+        context.run.run_id, of_type=dg.DagsterEventType.ASSET_MATERIALIZATION
+    ).records:
+        if record.asset_key and record.partition_key == context.partition_key:
+            own[record.asset_key.to_user_string()] = record
     found = {}
     for name in names:
         records = context.instance.fetch_materializations(
@@ -109,7 +119,7 @@ def upstream(
         ).records
         if not records:
             raise InputError(f"{name} has not been materialised for {context.partition_key}; materialise it first")
-        materialization = records[0].asset_materialization
+        materialization = own.get(name, records[0]).asset_materialization
         assert materialization is not None
         identity = str(materialization.metadata["fingerprint"].value)
         found[name] = store.open(name, context.partition_key, identity)

@@ -21,7 +21,7 @@ def main(
     encoder: Annotated[Path, typer.Option(help="Artifact of raserec_pretrained.")],
     bank: Annotated[Path, typer.Option(help="Artifact of memory_bank.")],
     threads: Annotated[int, typer.Option(min=0, help="Threads; 0 means one a core.")] = 0,
-    output: Annotated[Path | None, typer.Option(help="Append the table to this Markdown file.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Write command, machine and table to this Markdown file.")] = None,
 ) -> None:
     """Train stage 2 once for each set of changes; print best epoch and validation figures of each."""
     threads = threads or os.cpu_count() or 1
@@ -37,8 +37,16 @@ def main(
     become_worker(threads)
     runs = [FinetuneSettings(**json.loads(change)) for change in changes]  # all refused or none begun
     data, memory = UserSequences.load(sequences), MemoryBank.load(bank)
-    lines = ["| settings | epochs (best) | HR@10 | NDCG@10 | masked HR@10 | masked NDCG@10 | s |", "|---" * 7 + "|"]
-    print("\n".join(lines), flush=True)
+    memory.require_encoder(encoder.resolve().name)  # an artifact's folder is called by its fingerprint
+    options = {"sequences": sequences, "encoder": encoder, "bank": bank, "threads": threads}
+    flags = [text for name, value in options.items() for text in (f"--{name}", str(value))]
+    facts = ", ".join(f"{name} {value}" for name, value in machine(threads).items())
+    page = [
+        f"    {shlex.join(['python', '-m', 'benchmarks.sweep', *changes, *flags])}",
+        f"Measured {datetime.now(UTC):%Y-%m-%d} on: {facts}.",
+        "| settings | epochs (best) | HR@10 | NDCG@10 | masked HR@10 | masked NDCG@10 | s |\n" + "|---" * 7 + "|",
+    ]
+    print(page[-1], flush=True)
     for change, settings in zip(changes, runs, strict=True):
         with tempfile.TemporaryDirectory() as folder:
             frozen = load_encoder(encoder, data.n_items)
@@ -46,14 +54,11 @@ def main(
         best = summary["history"][summary["best_epoch"]]
         figures = (best[name] for name in ("HR@10", "NDCG@10", "masked_HR@10", "masked_NDCG@10"))
         cells = [change, f"{len(summary['history'])} ({summary['best_epoch'] + 1})", *(f"{f:.5f}" for f in figures)]
-        lines.append(f"| {' | '.join(cells)} | {summary['seconds']:.0f} |")
-        print(lines[-1], flush=True)
-    if output:
-        facts = ", ".join(f"{name} {value}" for name, value in machine(threads).items())
-        command = shlex.join(["python", "-m", "benchmarks.sweep", *changes])
-        measured = f"{datetime.now(UTC):%Y-%m-%d}, encoder {memory.encoder}, on: {facts}."
-        with output.open("a") as page:
-            page.write("\n".join(["", f"    {command}", "", measured, "", *lines, ""]))
+        row = f"| {' | '.join(cells)} | {summary['seconds']:.0f} |"
+        page[-1] += "\n" + row
+        print(row, flush=True)
+        if output:  # after every run, so that an interrupt costs one
+            output.write_text("\n\n".join(page) + "\n")
 
 
 if __name__ == "__main__":

@@ -81,7 +81,10 @@ def _prepare(dataset: str, track: str, config: str, home: RarecHome) -> tuple[An
             raise InputError(f"CONFIG: {track} has no asset {asset!r}; it has {', '.join(sorted(known))}")
         settings = {name: value for name, value in values.items() if name != "force"}
         make_settings(
-            STAGE_SETTINGS.get(asset, Settings), {**spec.overrides.get(asset, {}), **settings}, f"CONFIG: {asset}"
+            STAGE_SETTINGS.get(asset, Settings),
+            {**spec.overrides.get(asset, {}), **settings},
+            f"CONFIG: {asset}",
+            also=("force",),
         )
         # One step may make several assets; it has one configuration.
         step = defs.resolve_assets_def(asset).op.name

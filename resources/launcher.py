@@ -122,8 +122,8 @@ class TrainingLauncher(dg.ConfigurableResource):
             )
         if gpus and self.nproc > gpus:
             raise InputError(
-                f"The launcher's nproc is {self.nproc} but this machine has {gpus} GPU(s); set nproc to 0 (all of "
-                f"them) or at most {gpus}, or device to 'cpu'."
+                f"The launcher's nproc (RAREC_NPROC) is {self.nproc} but this machine has {gpus} GPU(s); set it to 0 "
+                f"(all of them) or at most {gpus}, or the launcher's device to 'cpu'."
             )
         return ("cuda" if gpus else "cpu"), self.nproc or max(gpus, 1)
 

@@ -84,7 +84,7 @@ class MlflowTracking(dg.ConfigurableResource):
         }
         run_id = client.create_run(experiment_id, tags=tags).info.run_id
         url = f"{self.ui_url.rstrip('/')}/#/experiments/{experiment_id}/runs/{run_id}"
-        tracked = TrackedRun(client, experiment_id, run_id, url, fingerprint, context.log)
+        tracked = TrackedRun(client, run_id, url, fingerprint, context.log)
         status = "KILLED"
         try:
             tracked.log_params(params)
@@ -144,13 +144,11 @@ class TrackedRun:
     def __init__(
         self,
         client: "MlflowClient",
-        experiment_id: str,
         run_id: str,
         url: str,
         fingerprint: str,
         log: dg.DagsterLogManager,
     ) -> None:
-        self._experiment_id = experiment_id
         self.run_id = run_id
         self.url = url
         self.fingerprint = fingerprint
@@ -176,7 +174,7 @@ class TrackedRun:
         if time.monotonic() >= self._retry_at:
             self._deliver()
 
-    def log_input(self, name: str, source: str, data_version: str, rows: int | None = None) -> None:
+    def log_input(self, name: str, source: str, data_version: str) -> None:
         """Record a data set or upstream artifact that this run read, `source` being its path or URL."""
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
@@ -185,7 +183,6 @@ class TrackedRun:
             digest=data_version[:36],  # MLflow's limit
             source_type="artifact store",
             source=json.dumps({"uri": source}),
-            profile=None if rows is None else json.dumps({"num_rows": rows}),
         )
         self._client.log_inputs(self.run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "input")])])
 

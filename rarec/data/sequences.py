@@ -68,7 +68,6 @@ class UserSequences:
         user order; the prefix is all the user did before the target.
         """
         if split == "train":
-            is_prefix = np.zeros(len(self.items), dtype=bool)
             starts, ends = self.offsets[:-1], self.train_ends
             users = np.flatnonzero(ends - starts > 1)
             # +1 at the first prefix, -1 behind the last: the running sum marks every training prefix.

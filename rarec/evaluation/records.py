@@ -109,7 +109,7 @@ class RankingReport(Record):
 
     dataset: Text
     data_version: Text
-    seed: int
+    seeds: dict[Text, int] = Field(description="Seed of each model's training.")
     split_rule: Text = Field(description="How training, validation and test were cut apart, in words.")
     n_users: int
     n_items: int
@@ -122,6 +122,13 @@ class RankingReport(Record):
     published: tuple[Published, ...] = ()
     links: tuple[Link, ...] = ()
     notes: tuple[Text, ...] = Field(default=(), description="Remarks of the caller, a sentence or two each.")
+
+    @property
+    def seed_text(self) -> str:
+        """Words for captions: one number where all models share it."""
+        if len(set(self.seeds.values())) == 1:
+            return f"seed {next(iter(self.seeds.values()))}"
+        return "seeds " + ", ".join(f"{seed} ({model})" for model, seed in self.seeds.items())
 
     @property
     def splits(self) -> list[Split]:

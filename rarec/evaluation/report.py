@@ -1,6 +1,6 @@
 """The ranking report: built from ranks and lists, written as JSON, as one self-contained HTML page, and as plots."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -78,7 +78,7 @@ def build_report(
     *,
     dataset: str,
     data_version: str,
-    seed: int,
+    seeds: Mapping[str, int],
     split_rule: str,
     training_counts: npt.ArrayLike,
     training_lengths: npt.ArrayLike,
@@ -94,7 +94,7 @@ def build_report(
         outcomes: one per model and split; models are shown in the order of their first appearance.
         dataset: name of the data set.
         data_version: version of the data that the models were evaluated on.
-        seed: of the training; it also seeds the bootstrap.
+        seeds: of each model's training; their sum seeds the bootstrap.
         split_rule: how training, validation and test were cut apart, in words.
         training_counts: (I,) training interactions of each item.
         training_lengths: (U,) training interactions of each user.
@@ -148,14 +148,14 @@ def build_report(
     return RankingReport(
         dataset=dataset,
         data_version=data_version,
-        seed=seed,
+        seeds=dict(seeds),
         split_rule=split_rule,
         n_users=len(lengths),
         n_items=len(counts),
         models=tuple(dict.fromkeys(outcome.model for outcome in outcomes)),
         scores=tuple(scores),
         groups=tuple(groups),
-        comparisons=_compare(ranks, *comparison, seed=seed) if comparison else (),
+        comparisons=_compare(ranks, *comparison, seed=sum(seeds.values())) if comparison else (),
         recommended=tuple(recommended),
         curves=tuple(curves),
         published=tuple(published),

@@ -52,7 +52,7 @@ def report_plots(report: RankingReport) -> list[Plot]:
             for name, section, title, description, figure in maker(report):
                 svg = _svg(figure, name)
                 # The page has the title in the caption; the file has to carry its own.
-                figure.suptitle(f"{title}\n{report.dataset}, seed {report.seed}, data version {report.data_version}")
+                figure.suptitle(f"{title}\n{report.dataset}, {report.seed_text}, data version {report.data_version}")
                 plots.append(Plot(name, section, title, description, _png(figure), svg))
     return plots
 

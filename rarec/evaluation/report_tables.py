@@ -44,7 +44,7 @@ def p_value(value: float) -> str:
 
 def provenance(report: RankingReport, split: Split, protocol: Protocol) -> str:
     """The words that every table carries: data set, split, protocol, seed, data version."""
-    return f"{report.dataset}, {split} split, {protocol}, seed {report.seed}, data version {report.data_version}"
+    return f"{report.dataset}, {split} split, {protocol}, {report.seed_text}, data version {report.data_version}"
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ class Recommender:
     encoder: SequenceEncoder
     bank: MemoryBank
     module: RetrievalAugmentedModule
+    _memories: Memories | None = None  # made once, as online queries come singly
 
     @classmethod
     def load(cls, encoder: Path, bank: Path, module: Path, fingerprint: str, n_items: int | None = None) -> Self:
@@ -60,10 +61,13 @@ class Recommender:
             queries = replace(queries, times=np.full_like(queries.times, np.iinfo(np.int64).max))
         embeddings = self.item_embeddings
         found = find_neighbours(self.bank, queries, embeddings.cpu().numpy(), self.module.settings).to(vectors.device)
-        return vectors, augment(self.module, vectors, found, Memories(self.bank, embeddings))
+        if self._memories is None:
+            self._memories = Memories(self.bank, embeddings)
+        return vectors, augment(self.module, vectors, found, self._memories)
 
     def remember(self, sequences: UserSequences, prefixes: IntArray) -> None:
         """Append these prefixes and their next items to this object's memory."""
+        self._memories = None
         self.bank = self.bank.copy()
         self.bank.append(sequences, prefixes, self.encoder.encode(sequences, prefixes).cpu().numpy())
 

@@ -1,6 +1,7 @@
 """The whole RaSeRec graph on a tiny data set, with real training workers, MLflow and artifact store."""
 
 import errno
+import fcntl
 import json
 import os
 import subprocess
@@ -16,6 +17,8 @@ from assets_plant import MISCOUNTED, TINY, Plant, built, failed_checks, failures
 from safetensors import safe_open
 
 import assets.raw
+from assets.recommender import _ids_version
+from rarec.retrieval.memory import MemoryBank
 from resources.launcher import TrainingLauncher
 from resources.tracking import TrackedRun
 
@@ -367,8 +370,12 @@ def test_a_training_outlives_a_failure_behind_it(plant, first, monkeypatch):
         trained = json.loads(file.metadata()["history"])
     result = plant.run(only=["raserec_finetuned"], raserec_finetuned={"seed": 7})
     assert result.success
-    history = json.loads(plant.artifact(result, "raserec_finetuned").file("history.json").read_text())["history"]
-    assert history == trained  # to the second: nothing was trained again
+    artifact = plant.artifact(result, "raserec_finetuned")
+    history = json.loads(artifact.file("history.json").read_text())["history"]
+    assert history == [{k: v for k, v in record.items() if "seconds" not in k} for record in trained]
+    spent = sum(record["train_seconds"] + record["validation_seconds"] for record in trained)
+    assert artifact.metadata["values"]["seconds"] >= round(spent, 1)  # the first attempt's time: nothing was repeated
+    assert [record["epoch"] for record in trained] == [1, 2]
     assert not checkpoint.exists()
 
 
@@ -414,3 +421,60 @@ def test_a_table_against_its_schema_stops_what_follows(plant, monkeypatch):
 def test_nothing_is_left_behind(plant, first):
     assert not list((plant.home.work).rglob("checkpoint/*"))
     assert np.all([not path.name.startswith(".") for path in Path(plant.home.artifacts, ".staging").iterdir()])
+
+
+def test_a_run_goes_on_with_its_own_artifacts(plant, first, monkeypatch):
+    """Another run that materialises the same asset with other settings meanwhile changes nothing here."""
+    build = MemoryBank.build
+
+    def overtaken(*arguments):
+        with monkeypatch.context() as patch:
+            patch.setattr(MemoryBank, "build", build)
+            other = plant.run(only=["raserec_pretrained"], raserec_pretrained={"seed": 8, "epochs": 1})
+            assert built(other) == {"raserec_pretrained"}
+        return build(*arguments)
+
+    monkeypatch.setattr(MemoryBank, "build", overtaken)
+    steps = ["raserec_pretrained", "memory_bank", "raserec_finetuned"]
+    result = plant.run(only=steps, raserec_pretrained={"seed": 9, "epochs": 1}, raserec_finetuned={"epochs": 1})
+    assert failures(result) == {}
+    assert built(result) == set(steps)
+    encoder = plant.artifact(result, "raserec_pretrained")
+    assert encoder.manifest.config["seed"] == 9
+    assert plant.artifact(result, "raserec_finetuned").manifest.inputs["encoder"] == encoder.fingerprint
+
+
+def test_two_runs_never_train_the_same_model_at_once(plant, first):
+    settings = {"seed": 11, "epochs": 1}
+    plant.run(only=["raserec_pretrained"], raserec_pretrained=settings)
+    (workdir,) = {
+        path.parent for path in plant.home.work.glob("raserec_pretrained/*/job.json")
+        if json.loads(path.read_text())["settings"]["seed"] == 11
+    }  # fmt: skip
+    again = {**settings, "force": True}
+    with (workdir / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        result = plant.run(only=["raserec_pretrained"], raserec_pretrained=again)
+        (message,) = failures(result).values()
+        assert message.startswith(f"another run is training this very model in {workdir}; wait for it")
+    assert built(plant.run(only=["raserec_pretrained"], raserec_pretrained=again)) == {"raserec_pretrained"}
+
+
+def test_a_corrected_title_trains_nothing_again(plant, first):
+    """Stage 2's identity holds the catalogue's ids only."""
+    inputs = plant.artifact(first, "raserec_finetuned").manifest.inputs
+    assert "item_catalog" not in inputs
+    catalog = plant.artifact(first, "item_catalog")
+    assert inputs["item_ids"] == _ids_version(catalog)
+    items = pd.read_parquet(catalog.file("items.parquet"))
+    corrected = items.assign(title=items["title"] + "!")
+
+    class Corrected:
+        def file(self, name):
+            path = plant.home.root / name
+            corrected.to_parquet(path)
+            return path
+
+    assert _ids_version(Corrected()) == inputs["item_ids"]
+    corrected = corrected.assign(item_id=items["item_id"] + 1)
+    assert _ids_version(Corrected()) != inputs["item_ids"]

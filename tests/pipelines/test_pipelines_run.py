@@ -54,11 +54,11 @@ def test_dagster_home_is_made_once_and_not_for_one_who_has_it(tmp_path, monkeypa
         ),
         (
             {"config": '{"raserec_finetuned": {"dim": 2}}'},
-            "error: CONFIG: raserec_finetuned: dim: no such setting; known: memories, alpha,",
+            "error: CONFIG: raserec_finetuned: dim: no such setting; known: learning_rate, epochs, patience, memories,",
         ),
         (
             {"config": '{"user_sequences": {"k": 2}}'},
-            "error: CONFIG: user_sequences: k: no such setting; known: none",
+            "error: CONFIG: user_sequences: k: no such setting; known: force",
         ),
         # On demo `max_length` is 16: the data set's own defaults count.
         (

@@ -80,9 +80,10 @@ def read_delimited(
             total -= 1
         names = _our_names(path, published, rename, required, layout)
         columns = [make_column(name) for name in names]
+        utf8 = _Utf8Suspicion() if layout.encoding == "latin-1" else None
         for block in _blocks(stream, block_size):
-            if layout.encoding == "latin-1":
-                _refuse_utf8(path, block)
+            if utf8:
+                utf8.look(block)
             strings, lines, failures = _parse(block, list(published), layout)
             text = _line_texts(block, layout)
             for number, reason in failures:
@@ -100,6 +101,12 @@ def read_delimited(
             line += _count(block)
             # Checked against the whole file at once, so that a wholly unreadable one is not hoarded line by line.
             quarantine.check(path.name, total)
+    if utf8 and utf8.confirmed:
+        raise InputError(
+            f"{path.name}: the text is UTF-8, but this format is read as latin-1, which would garble its accented "
+            f"letters. Use the file as published, convert it (iconv -f UTF-8 -t LATIN1 {path.name}), or, for a recbole "
+            "source, set its `encoding` to utf-8."
+        )
     table = pd.DataFrame({name: column.finish() for name, column in zip(names, columns, strict=True)})
     quarantine.check(path.name, len(table) + quarantine.count(path.name))
     if not len(table):
@@ -154,19 +161,29 @@ def _blocks(stream: BinaryIO, size: int) -> Iterator[bytes]:
         yield b"".join(held)
 
 
-def _refuse_utf8(path: Path, block: bytes) -> None:
-    """Any bytes are valid latin-1; ones that happen to be valid UTF-8 as well were meant as UTF-8."""
-    if block.isascii():
-        return
-    try:
-        block.decode("utf-8")
-    except UnicodeDecodeError:
-        return
-    raise InputError(
-        f"{path.name}: the text is UTF-8, but this format is read as latin-1, which would garble its accented letters. "
-        f"Use the file as published, convert it (iconv -f UTF-8 -t LATIN1 {path.name}), or, for a recbole source, set "
-        "its `encoding` to utf-8."
-    )
+class _Utf8Suspicion:
+    """Whether a file read as latin-1 was meant as UTF-8.
+
+    Any bytes are valid latin-1. Ones that are valid UTF-8 as well, throughout the file, are no coincidence; a single
+    such pair may be.
+    """
+
+    def __init__(self) -> None:
+        self._accents = 0
+        self._valid = True
+
+    def look(self, block: bytes) -> None:
+        """Take a block of whole lines into account."""
+        if self._valid and not block.isascii():
+            try:
+                self._accents += sum(not character.isascii() for character in block.decode("utf-8"))
+            except UnicodeDecodeError:
+                self._valid = False
+
+    @property
+    def confirmed(self) -> bool:
+        """Whether all that was looked at is UTF-8 and holds two characters beyond ASCII at least."""
+        return self._valid and self._accents >= 2
 
 
 def _count(block: bytes) -> int:

@@ -263,14 +263,18 @@ def test_wrong_encoding(specs, samples, tmp_path):
         read_raw(specs["ml-latest-small"], folder)
 
 
-@pytest.mark.parametrize(("name", "file"), [("ml-1m", "movies.dat"), ("bookcrossing", "BX-Books.csv")])
-def test_utf8_where_the_format_is_latin_1(specs, samples, tmp_path, name, file):
-    text = (samples / name / file).read_bytes().decode("latin-1")
-    assert not text.isascii()
-    folder = copy(samples / name, tmp_path / "bad")
-    (folder / file).write_text(text, encoding="utf-8")
-    with pytest.raises(InputError, match=rf"{file}: the text is UTF-8, but this format is read as latin-1.*iconv"):
-        read_raw(specs[name], folder)
+def test_utf8_where_the_format_is_latin_1(specs, samples, tmp_path):
+    movies = (samples / "ml-1m" / "movies.dat").read_bytes().decode("latin-1").encode("utf-8")
+    folder = copy(samples / "ml-1m", tmp_path / "bad", movies__dat=movies)
+    with pytest.raises(InputError, match=r"movies\.dat: the text is UTF-8, but this format is read as latin-1.*iconv"):
+        read_raw(specs["ml-1m"], folder)
+
+
+def test_one_garbled_character_is_no_sign_of_utf8(specs, samples, tmp_path):
+    """Ô½ in latin-1 happens to be a character of UTF-8."""
+    movies = "1::Ô½ (1990)::Drama\n3::A (1990)::Drama\n".encode("latin-1")
+    folder = copy(samples / "ml-1m", tmp_path / "bad", movies__dat=movies)
+    assert read_raw(specs["ml-1m"], folder).items.title.tolist() == ["Ô½ (1990)", "A (1990)"]
 
 
 def test_utf16_file(specs, samples, tmp_path):

@@ -49,7 +49,7 @@ def make_report(outcomes=None, **changes):
     arguments = {
         "dataset": "toy",
         "data_version": "v1",
-        "seed": 42,
+        "seeds": {"pre-trained": 42, "fine-tuned": 42},
         "split_rule": "leave one out",
         "training_counts": np.arange(N_ITEMS),
         "training_lengths": np.full(N_USERS, 3),  # one length only: the groups medium and high are empty

@@ -138,7 +138,7 @@ def test_a_rank_without_windows_still_takes_part(sequences, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_dropout_is_seeded_and_reaches_every_layer(sequences, kind):
+def test_dropout_is_seeded_and_of_both_kinds(sequences, kind):
     prefixes = sequences.prefixes("train")
 
     def representations(seed, **dropout):

@@ -185,7 +185,7 @@ def half_trained(tmp_path_factory):
 
 @pytest.mark.usefixtures("single_process", "_process_group")
 @pytest.mark.parametrize("beta", [1.0, 0.5, 0.0])
-def test_finetuning_keeps_the_encoder_and_gains(half_trained, tmp_path, beta):
+def test_finetuning_keeps_the_encoder_and_learns(half_trained, tmp_path, beta):
     sequences, encoder, bank, before = half_trained
     settings = QUICK_FINETUNE.model_copy(update={"beta": beta, "epochs": 8, "patience": 8})
     with (
