@@ -53,11 +53,10 @@ class SequenceEncoder(nn.Module):
         windows = self.windows(sequences, prefixes)
         result = self.item_embedding.new_empty(len(prefixes), self.settings.dim)
         first_output = windows.outputs.cumsum() - windows.outputs
-        by_length = windows.length.argsort(kind="stable")  # little padding and few buckets a batch
-        batch_of = windows.length[by_length].cumsum() // batch_tokens
+        batch_of = windows.length.cumsum() // batch_tokens
         was_training = self.training
         self.eval()
-        for part in np.split(by_length, np.flatnonzero(np.diff(batch_of)) + 1):
+        for part in np.split(np.arange(len(windows)), np.flatnonzero(np.diff(batch_of)) + 1):
             chosen = windows.take(part)
             rows = torch.from_numpy(ranges(first_output[part], chosen.outputs))
             result[rows.to(device)] = self(self.pack(sequences, chosen).to(device))
