@@ -249,5 +249,5 @@ def test_settings_the_machine_cannot_fulfil(monkeypatch):
     assert TrainingLauncher()._resolve() == ("cuda", 4)
     assert TrainingLauncher(nproc=2)._resolve() == ("cuda", 2)
     assert TrainingLauncher(device="cpu")._resolve() == ("cpu", 1)
-    with pytest.raises(InputError, match=r"nproc is 8 but this machine has 4 GPU\(s\)"):
+    with pytest.raises(InputError, match=r"nproc \(RAREC_NPROC\) is 8 but this machine has 4 GPU\(s\)"):
         TrainingLauncher(nproc=8)._resolve()
