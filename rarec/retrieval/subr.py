@@ -1,0 +1,143 @@
+"""Semantic user behaviour retrieval (ReLLa, section 3.2): the behaviours of a user that are most similar to the target.
+
+For a sample whose target stands at position ``p``, the candidates are the same user's positions before ``p``. The K
+whose item vectors have the greatest inner product with the target's are kept, among equal ones the latest, in
+chronological order. What is stored of a kept behaviour is how many positions before the target it stands.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import faiss
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from rarec.data.sequences import IntArray
+
+FloatArray = npt.NDArray[np.float32]
+Distances = npt.NDArray[np.integer[Any]]
+
+# Scores held at once; a user with a long history is handled some targets at a time.
+_BLOCK_ELEMENTS = 1_000_000
+_SURPLUS = 16  # items that the Faiss path fetches beyond K, to see whether the K-th is tied
+
+
+def retrieve_behaviours(
+    vectors: FloatArray, items: IntArray, offsets: IntArray, position: IntArray, k: int, out: Distances | None = None
+) -> Distances:
+    """(N, k) distances of the kept behaviours from their target, greatest (oldest) first.
+
+    A history of fewer than k is kept whole, behind zeros. The cost is one block product a user: memory is bounded by the
+    block, whatever N is.
+
+    Args:
+        vectors: (I, D) L2-normalised item vectors.
+        items: (M,) item of each interaction, sorted by (user, time).
+        offsets: (U + 1,) where each user's interactions begin.
+        position: (N,) targets, in any order.
+        k: behaviours kept.
+        out: (N, k) integers to fill, for example a memory-mapped file; made here if None.
+    """
+    out = np.zeros((len(position), k), dtype=distance_type(offsets)) if out is None else out
+    distinct = same_vector(vectors)
+    table = torch.from_numpy(vectors)
+    order = np.argsort(position, kind="stable")
+    for rows, start, end in _user_blocks(position[order], offsets):
+        samples = order[rows]
+        lengths = position[samples] - start
+        # Equal items get their similarity from the same product, or rounding would decide ties in place of recency.
+        seen, column = np.unique(distinct[items[start:end]], return_inverse=True)
+        similar = table[torch.from_numpy(items[position[samples]])] @ table[torch.from_numpy(seen)].T
+        kept = most_similar(similar[:, torch.from_numpy(column)], torch.from_numpy(lengths), k)
+        _write(out, samples, kept.numpy(), lengths)
+    return out
+
+
+def recent_behaviours(offsets: IntArray, position: IntArray, k: int) -> Distances:
+    """(N, k) distances of the k latest behaviours before each target, in the form of `retrieve_behaviours`."""
+    start = offsets[np.searchsorted(offsets, position, side="right") - 1]
+    distance = np.arange(k, 0, -1)
+    return np.where(distance <= (position - start)[:, None], distance, 0).astype(distance_type(offsets))
+
+
+def distance_type(offsets: IntArray) -> type[np.integer[Any]]:
+    """The narrowest type that holds the distances inside every user's history."""
+    longest = int(np.diff(offsets).max(initial=0))
+    return np.uint16 if longest <= np.iinfo(np.uint16).max else np.int32
+
+
+def same_vector(vectors: FloatArray) -> IntArray:
+    """(I,) the first item with the same vector as each item."""
+    raw = np.ascontiguousarray(vectors).view(np.dtype((np.void, vectors.shape[1] * vectors.itemsize)))[:, 0]
+    _, first, group = np.unique(raw, return_index=True, return_inverse=True)
+    return first[group]
+
+
+def most_similar(similar: Tensor, lengths: Tensor, k: int) -> Tensor:
+    """(n, h) bool: the k greatest of the first ``lengths`` (n,) columns of ``similar`` (n, h); the last of equal ones."""
+    known = torch.arange(similar.shape[1]) < lengths[:, None]
+    if similar.shape[1] <= k:
+        return known
+    similar = similar.masked_fill(~known, -torch.inf)
+    threshold = similar.topk(k, 1, sorted=False).values.amin(1, keepdim=True)
+    kept = (similar >= threshold) & known
+    surplus = kept.sum(1) - k
+    crowded = torch.nonzero(surplus > 0)[:, 0]
+    if len(crowded):
+        tied = kept[crowded] & (similar[crowded] == threshold[crowded])
+        kept[crowded] &= ~(tied & (tied.cumsum(1) <= surplus[crowded, None]))
+    return kept
+
+
+def retrieve_behaviours_by_index(
+    index: Any, vectors: FloatArray, items: IntArray, offsets: IntArray, position: IntArray, k: int
+) -> Distances:
+    """`retrieve_behaviours` by a Faiss index over the item vectors, whose ids are the items.
+
+    The search of each target is confined to the items of its history by an id selector. Slower than block products
+    while histories are much shorter than the catalogue, but it needs no scores of the whole history.
+    """
+    out = np.zeros((len(position), k), dtype=distance_type(offsets))
+    starts = offsets[np.searchsorted(offsets, position, side="right") - 1]
+    for sample, (target, start) in enumerate(zip(position.tolist(), starts.tolist(), strict=True)):
+        history = items[start:target]
+        allowed = faiss.SearchParameters(sel=faiss.IDSelectorBatch(np.unique(history)))
+        fetch = k + _SURPLUS
+        while True:
+            scores, found = index.search(vectors[None, items[target]], min(fetch, len(vectors)), params=allowed)
+            real = found[0] >= 0
+            # Items that tie with the K-th may lie behind the last one fetched.
+            if not real.all() or fetch >= len(vectors) or scores[0, k - 1] > scores[0, -1]:
+                break
+            fetch *= 4
+        score = np.full(len(vectors), -np.inf, dtype=np.float32)
+        score[found[0, real]] = scores[0, real]
+        kept = most_similar(torch.from_numpy(score[history])[None], torch.tensor([len(history)]), k)
+        reached = kept.numpy() & np.isfinite(score[history])
+        _write(out, np.array([sample]), reached, np.array([target - start]))
+    return out
+
+
+def _user_blocks(position: IntArray, offsets: IntArray) -> Iterator[tuple[slice, int, int]]:
+    """Blocks of ascending targets of one user: (rows, first position of the user, last target of the block)."""
+    bounds = np.searchsorted(position, offsets)
+    for user in np.flatnonzero(np.diff(bounds)).tolist():
+        first, last = int(bounds[user]), int(bounds[user + 1])
+        start = int(offsets[user])
+        while first < last:
+            # As many rows as fit beside the history of the last of them; the longest row alone in the worst case.
+            step = max(1, _BLOCK_ELEMENTS // max(1, int(position[last - 1]) - start))
+            end = min(first + step, last)
+            yield slice(first, end), start, int(position[end - 1])
+            first = end
+
+
+def _write(out: Distances, samples: IntArray, kept: npt.NDArray[np.bool_], lengths: IntArray) -> None:
+    """Put the distances of the kept columns at the end of each sample's row."""
+    row, column = np.nonzero(kept)
+    count = kept.sum(1)
+    place = np.arange(len(row)) - np.repeat(count.cumsum() - count, count)
+    place += np.repeat(out.shape[1] - count, count)
+    out[samples[row], place] = lengths[row] - column

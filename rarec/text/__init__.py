@@ -1,0 +1,1 @@
+"""Words for items, users and histories: descriptions, prompt templates, token tables."""

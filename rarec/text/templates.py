@@ -1,0 +1,164 @@
+"""What a data set's domain sounds like: one template for all prompts, so that histories are all they differ in.
+
+A prompt has a profile (left out where nothing is known), a heading, one line a behaviour, and a question about the
+target. Every line is made of columns of the clean tables; a missing value leaves its piece out.
+"""
+
+from collections.abc import Sequence
+
+import pandas as pd
+from pydantic import Field, model_validator
+
+from rarec.config import Settings
+from rarec.errors import InputError
+
+ITEM_COLUMNS = ("title", "genres", "category", "author", "publisher", "year", "item_id")
+USER_COLUMNS = ("gender", "age_group", "age", "occupation", "location", "zip_code")
+
+
+class Piece(Settings):
+    """Words around one column's value; nothing where the value is missing."""
+
+    column: str = Field(description="Column of the item or user table.")
+    text: str = Field(default="{}", description="The words, with {} where the value stands.")
+    unless: str | None = Field(default=None, description="Left out where this column has a value.")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Piece":
+        if self.text.count("{}") != 1:
+            raise ValueError(f"`text` must hold {{}} once, for the value of {self.column!r}; it is {self.text!r}")
+        return self
+
+
+class Template(Settings):
+    """How prompts of one domain are worded."""
+
+    profile: tuple[Piece, ...] = Field(description="Pieces of the profile line, joined by commas.")
+    profile_line: str = Field(description="The profile line, with {} for the pieces.")
+    heading: str = Field(description="The line above the history.")
+    behaviour: str = Field(description="One behaviour, with {item} and {rating}.")
+    question: str = Field(description="The question, with {item}; the answer follows at once.")
+    item: tuple[Piece, ...] = Field(description="How an item is called in prompts: pieces, joined without a space.")
+    description: tuple[Piece, ...] = Field(description="What an item's vector is made of: pieces, likewise.")
+    yes: str = Field(default="Yes", description="Answer of a user who likes the item.")
+    no: str = Field(default="No", description="Answer of one who does not.")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Template":
+        for name, needed in (("profile_line", "{}"), ("question", "{item}"), ("behaviour", "{item}")):
+            if getattr(self, name).count(needed) != 1:
+                raise ValueError(f"`{name}` must hold {needed} once; it is {getattr(self, name)!r}")
+        for name, known in (("profile", USER_COLUMNS), ("item", ITEM_COLUMNS), ("description", ITEM_COLUMNS)):
+            unknown = [piece.column for piece in getattr(self, name) if piece.column not in known]
+            if unknown:
+                raise ValueError(f"`{name}` names the column {unknown[0]!r}; there are {', '.join(known)}")
+        for name in ("item", "description"):
+            if not getattr(self, name):
+                raise ValueError(f"`{name}` needs a piece at least")
+        return self
+
+
+def _piece(column: str, text: str = "{}") -> Piece:
+    return Piece(column=column, text=text)
+
+
+_PERSON = (
+    _piece("gender", "gender {}"),
+    _piece("age_group", "age {}"),
+    Piece(column="age", text="{} years old", unless="age_group"),  # ml-1m's ages are codes of the groups
+    _piece("occupation"),
+    _piece("location", "from {}"),
+)
+_TITLE_YEAR = (_piece("title"), _piece("year", " ({})"))
+
+TEMPLATES: dict[str, Template] = {
+    "movies": Template(
+        profile=_PERSON,
+        profile_line="A viewer: {}.\n",
+        heading="Films they have rated, from the oldest to the latest:\n",
+        behaviour="{item}: {rating}\n",
+        question="Will they like this film?\n{item}\nAnswer:",
+        item=(*_TITLE_YEAR, _piece("genres", ", {}")),
+        description=(*_TITLE_YEAR, _piece("genres", ", {}")),
+    ),
+    "books": Template(
+        profile=_PERSON,
+        profile_line="A reader: {}.\n",
+        heading="Books they have rated, from the first to the last:\n",
+        behaviour="{item}: {rating}\n",
+        question="Will they like this book?\n{item}\nAnswer:",
+        item=(_piece("title"), _piece("author", " by {}")),
+        description=(
+            _piece("title"),
+            _piece("item_id", ", ISBN {}"),
+            _piece("author", ", by {}"),
+            _piece("year", ", {}"),
+            _piece("publisher", ", {}"),
+        ),
+    ),
+    "products": Template(
+        profile=_PERSON,
+        profile_line="A customer: {}.\n",
+        heading="Products they have rated, from the oldest to the latest:\n",
+        behaviour="{item}: {rating}\n",
+        question="Will they like this product?\n{item}\nAnswer:",
+        item=(_piece("title"),),
+        description=(_piece("title"), _piece("category", ", {}")),
+    ),
+}
+
+
+def find_template(domain: str, own: Template | None = None) -> Template:
+    """The data set's own template, else its domain's; InputError if there is none."""
+    if own is not None:
+        return own
+    if domain not in TEMPLATES:
+        raise InputError(
+            f"there is no prompt template for the domain {domain!r} (there are {', '.join(TEMPLATES)}); give the data "
+            "set's file a [template]"
+        )
+    return TEMPLATES[domain]
+
+
+def item_texts(items: pd.DataFrame, pieces: Sequence[Piece]) -> list[str]:
+    """One text an item.
+
+    Raises:
+        InputError: an item has none of the columns that the pieces name.
+    """
+    texts = _join(items, pieces, "")
+    empty = [row for row, text in enumerate(texts) if not text.strip()]
+    if empty:
+        names = ", ".join(piece.column for piece in pieces)
+        raise InputError(
+            f"{len(empty)} items have no text (first: item_id {items['item_id'].iloc[empty[0]]}): {names} are all "
+            "missing; complete the item file or let the template use another column"
+        )
+    return texts
+
+
+def profile_texts(users: pd.DataFrame, template: Template) -> list[str]:
+    """One profile line a user; empty where nothing is known of them."""
+    return [template.profile_line.format(text) if text else "" for text in _join(users, template.profile, ", ")]
+
+
+def rating_text(rating: float) -> str:
+    """A rating as people write it: 4, 3.5."""
+    return f"{rating:g}"
+
+
+def _join(table: pd.DataFrame, pieces: Sequence[Piece], between: str) -> list[str]:
+    columns = []
+    for piece in pieces:
+        before, behind = piece.text.split("{}")
+        values = table[piece.column]
+        known = values.notna()
+        if piece.unless is not None:
+            known &= table[piece.unless].isna()
+        columns.append(
+            [
+                f"{before}{str(value).replace('|', ', ')}{behind}" if is_known else ""
+                for value, is_known in zip(values.tolist(), known.tolist(), strict=True)
+            ]
+        )
+    return [between.join(filter(None, row)) for row in zip(*columns, strict=True)] if columns else [""] * len(table)
