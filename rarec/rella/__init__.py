@@ -1,0 +1,1 @@
+"""The ReLLa track: language models, semantic item vectors, adapter tuning, yes/no scoring."""

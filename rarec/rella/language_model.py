@@ -1,0 +1,222 @@
+"""Language models from where they are: a hub, a folder, or made here from the data.
+
+A model folder holds what `transformers` writes (config.json, weights as safetensors, tokenizer files), so every later
+stage loads one in the same way, whatever it came from.
+"""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from rarec.config import Settings
+from rarec.errors import InputError
+
+Quantisation = Literal["none", "8bit", "nf4"]
+HUB = re.compile(r"^hub:(?P<name>[\w.-]+(?:/[\w.-]+)?)@(?P<revision>[\w./-]+)$")
+
+
+class LanguageModelSettings(Settings):
+    """Which language model reads the prompts, and how large a one is made here."""
+
+    source: str = Field(
+        default="scratch",
+        description="`hub:<name>@<revision>`, `path:<folder>`, or `scratch`: a small Llama trained here on the catalogue "
+        "and the training split's histories.",
+    )
+    max_tokens: int = Field(
+        default=2048, ge=32, description="Longest prompt; a model that reads less sets its own limit."
+    )
+    vocabulary: int = Field(default=4096, ge=300, description="scratch: tokens of its byte-level BPE tokenizer.")
+    dim: int = Field(default=128, ge=8, description="scratch: width.")
+    layers: int = Field(default=4, ge=1, description="scratch: layers.")
+    heads: int = Field(default=4, ge=1, description="scratch: attention heads; must divide dim.")
+    behaviours: int = Field(default=30, ge=1, description="scratch: behaviours in one piece of history it reads.")
+    epochs: int = Field(default=10, ge=1, description="scratch: passes over the histories.")
+    batch_tokens: int = Field(default=8192, ge=64, description="scratch: tokens a training step.")
+    learning_rate: float = Field(default=2e-3, gt=0, description="scratch: AdamW's highest learning rate.")
+    seed: int = Field(default=42, ge=0, description="scratch: seed of weights and order.")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "LanguageModelSettings":
+        if self.source != "scratch" and not self.source.startswith("path:") and not HUB.match(self.source):
+            raise ValueError(
+                f"source = {self.source!r} is none of scratch, path:<folder> and hub:<name>@<revision> (a hub model "
+                "needs its revision, so that the same one is read next week)"
+            )
+        if self.dim % (2 * self.heads):
+            raise ValueError(f"dim = {self.dim} is not an even multiple of heads = {self.heads}")
+        return self
+
+
+def fetch(source: str, cache: Path | None = None) -> tuple[Path, str]:
+    """The folder of a model from a hub or a path, and what pins it: the commit, or the folder itself.
+
+    Raises:
+        InputError: there is no such model, or it cannot be reached; says how to provide it.
+    """
+    if source.startswith("path:"):
+        folder = Path(source.removeprefix("path:")).expanduser()
+        if not (folder / "config.json").is_file():
+            raise InputError(
+                f"{source}: {folder} holds no language model (config.json is missing); put a folder there as "
+                "`save_pretrained` of transformers writes it"
+            )
+        return folder, str(folder.resolve())
+    match = HUB.match(source)
+    assert match is not None
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+    try:
+        folder = Path(
+            snapshot_download(
+                match["name"], revision=match["revision"], cache_dir=cache, allow_patterns=patterns, etag_timeout=10
+            )
+        )
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        raise InputError(
+            f"{source} cannot be had: {' '.join(str(error).split())[:300]}. Check name and revision; where this machine "
+            "has no way to the hub, copy the model's folder here and set source = path:<folder>"
+        ) from error
+    return folder, folder.name  # a snapshot's folder is called by its commit
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The folder's tokenizer, padding on the left, so that the last place of every row is its prompt's last token.
+
+    Raises:
+        InputError: there is none, or one that does not tell where in the text its tokens stand.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{folder}: the tokenizer cannot be read: {' '.join(str(error).split())[:300]}") from error
+    if not tokenizer.is_fast:
+        raise InputError(f"{folder}: the tokenizer is a slow one; save the model with a tokenizer.json")
+    tokenizer.padding_side = "left"
+    return tokenizer
+
+
+def load_model(folder: Path, device: torch.device, quantisation: Quantisation = "none") -> Any:
+    """The folder's causal language model in evaluation mode; bfloat16 on a GPU, float32 on a CPU.
+
+    Raises:
+        InputError: weights are missing or damaged; or a quantised form is asked of a machine without bitsandbytes or GPU.
+    """
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    options: dict[str, Any] = {"dtype": torch.bfloat16 if device.type == "cuda" else torch.float32}
+    if quantisation != "none":
+        _require_bitsandbytes(device, quantisation)
+        options["quantization_config"] = (
+            BitsAndBytesConfig(load_in_8bit=True)
+            if quantisation == "8bit"
+            else BitsAndBytesConfig(
+                load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16
+            )
+        )
+        options["device_map"] = {"": device}
+    try:
+        model = AutoModelForCausalLM.from_pretrained(folder, **options)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{folder}: the language model cannot be read: {' '.join(str(error).split())[:300]}") from error
+    return (model if quantisation != "none" else model.to(device)).eval()
+
+
+def _require_bitsandbytes(device: torch.device, quantisation: str) -> None:
+    from importlib.util import find_spec
+
+    if device.type != "cuda" or find_spec("bitsandbytes") is None:
+        raise InputError(
+            f"quantisation = {quantisation} needs a GPU and the package bitsandbytes; set quantisation = none here"
+        )
+
+
+@dataclass(frozen=True)
+class Answers:
+    """The two tokens whose logits are compared."""
+
+    yes: int
+    no: int
+
+    @property
+    def tokens(self) -> list[int]:
+        """No, then yes: the label is the index."""
+        return [self.no, self.yes]
+
+
+def find_answers(tokenizer: Any, yes: str, no: str) -> Answers:
+    """The first tokens of both answers as they stand behind a prompt: with a space before them, else without.
+
+    Raises:
+        InputError: in neither form are both a single token.
+    """
+    for blank in (" ", ""):
+        pair = [tokenizer(blank + word, add_special_tokens=False)["input_ids"] for word in (yes, no)]
+        if all(len(tokens) == 1 for tokens in pair) and pair[0] != pair[1]:
+            return Answers(pair[0][0], pair[1][0])
+        # Sentencepiece: a blank that begins a text is a token of its own, or part of the word's.
+    raise InputError(
+        f"the tokenizer has no single token for {yes!r} and {no!r}, with or without a space before it; set `yes` and "
+        "`no` of the template to words that it has"
+    )
+
+
+def context_length(model_config: Any, max_tokens: int) -> int:
+    """Longest prompt that both the setting and the model allow."""
+    for name in ("max_position_embeddings", "n_positions"):
+        most = getattr(model_config, name, None)
+        if most:
+            return min(max_tokens, int(most))
+    return max_tokens
+
+
+@dataclass(frozen=True)
+class PaddedBatch:
+    """Prompts as a rectangle, padded on the left.
+
+    Attributes:
+        tokens: (B, l) int64.
+        mask: (B, l) 1 for real tokens.
+    """
+
+    tokens: Tensor
+    mask: Tensor
+
+    @property
+    def positions(self) -> Tensor:
+        """(B, l) place of each token in its prompt; 0 for padding."""
+        return (self.mask.cumsum(1) - 1).clamp_min(0)
+
+
+def pad_left(tokens: np.ndarray, lengths: np.ndarray, rows: np.ndarray, device: torch.device) -> PaddedBatch:
+    """The prompts numbered ``rows`` of those that lie end to end in ``tokens``."""
+    starts = np.cumsum(lengths) - lengths
+    width = int(lengths[rows].max(initial=0))
+    place = np.arange(width) - (width - lengths[rows])[:, None]
+    real = place >= 0
+    ids = np.where(real, tokens[np.where(real, starts[rows][:, None] + place, 0)], 0)
+    mask = torch.from_numpy(real.astype(np.int64))
+    return PaddedBatch(torch.from_numpy(ids.astype(np.int64)).to(device), mask.to(device))
+
+
+def last_logits(model: nn.Module, batch: PaddedBatch) -> Tensor:
+    """(B, V) logits behind each prompt; those of other places are not computed."""
+    output = model(
+        input_ids=batch.tokens,
+        attention_mask=batch.mask,
+        position_ids=batch.positions,
+        use_cache=False,
+        logits_to_keep=1,
+    )
+    logits: Tensor = output.logits
+    return logits[:, -1]
