@@ -34,7 +34,9 @@ class CtrSettings(Settings):
     @model_validator(mode="after")
     def _consistent(self) -> "CtrSettings":
         if self.train_share + self.valid_share >= 1:
-            raise ValueError(f"train_share + valid_share = {self.train_share + self.valid_share:g} leaves no test split")
+            raise ValueError(
+                f"train_share + valid_share = {self.train_share + self.valid_share:g} leaves no test split"
+            )
         return self
 
 

@@ -26,8 +26,8 @@ class LanguageModelSettings(Settings):
 
     source: str = Field(
         default="scratch",
-        description="`hub:<name>@<revision>`, `path:<folder>`, or `scratch`: a small Llama trained here on the catalogue "
-        "and the training split's histories.",
+        description="`hub:<name>@<revision>`, `path:<folder>`, or `scratch`: a small Llama trained here on the "
+        "catalogue and the training split's histories.",
     )
     max_tokens: int = Field(
         default=2048, ge=32, description="Longest prompt; a model that reads less sets its own limit."
@@ -82,8 +82,8 @@ def fetch(source: str, cache: Path | None = None) -> tuple[Path, str]:
         )
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         raise InputError(
-            f"{source} cannot be had: {' '.join(str(error).split())[:300]}. Check name and revision; where this machine "
-            "has no way to the hub, copy the model's folder here and set source = path:<folder>"
+            f"{source} cannot be had: {_one_line(error)}. Check name and revision; where this machine has no way to "
+            "the hub, copy the model's folder here and set source = path:<folder>"
         ) from error
     return folder, folder.name  # a snapshot's folder is called by its commit
 
@@ -99,7 +99,7 @@ def load_tokenizer(folder: Path) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError) as error:
-        raise InputError(f"{folder}: the tokenizer cannot be read: {' '.join(str(error).split())[:300]}") from error
+        raise InputError(f"{folder}: the tokenizer cannot be read: {_one_line(error)}") from error
     if not tokenizer.is_fast:
         raise InputError(f"{folder}: the tokenizer is a slow one; save the model with a tokenizer.json")
     tokenizer.padding_side = "left"
@@ -110,7 +110,8 @@ def load_model(folder: Path, device: torch.device, quantisation: Quantisation = 
     """The folder's causal language model in evaluation mode; bfloat16 on a GPU, float32 on a CPU.
 
     Raises:
-        InputError: weights are missing or damaged; or a quantised form is asked of a machine without bitsandbytes or GPU.
+        InputError: weights are missing or damaged, or a quantised form is asked of a machine without bitsandbytes or
+            a GPU.
     """
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
@@ -120,16 +121,20 @@ def load_model(folder: Path, device: torch.device, quantisation: Quantisation = 
         options["quantization_config"] = (
             BitsAndBytesConfig(load_in_8bit=True)
             if quantisation == "8bit"
-            else BitsAndBytesConfig(
-                load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16
-            )
+            else BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)
         )
         options["device_map"] = {"": device}
     try:
         model = AutoModelForCausalLM.from_pretrained(folder, **options)
     except (OSError, ValueError) as error:
-        raise InputError(f"{folder}: the language model cannot be read: {' '.join(str(error).split())[:300]}") from error
-    return (model if quantisation != "none" else model.to(device)).eval()
+        raise InputError(f"{folder}: the language model cannot be read: {_one_line(error)}") from error
+    if quantisation == "none":
+        torch.nn.Module.to(model, device)
+    return model.eval()
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
 
 
 def _require_bitsandbytes(device: torch.device, quantisation: str) -> None:
@@ -162,9 +167,9 @@ def find_answers(tokenizer: Any, yes: str, no: str) -> Answers:
     """
     for blank in (" ", ""):
         pair = [tokenizer(blank + word, add_special_tokens=False)["input_ids"] for word in (yes, no)]
-        if all(len(tokens) == 1 for tokens in pair) and pair[0] != pair[1]:
+        known = all(len(tokens) == 1 and tokens[0] != tokenizer.unk_token_id for tokens in pair)
+        if known and pair[0] != pair[1]:
             return Answers(pair[0][0], pair[1][0])
-        # Sentencepiece: a blank that begins a text is a token of its own, or part of the word's.
     raise InputError(
         f"the tokenizer has no single token for {yes!r} and {no!r}, with or without a space before it; set `yes` and "
         "`no` of the template to words that it has"

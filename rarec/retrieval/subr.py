@@ -29,8 +29,8 @@ def retrieve_behaviours(
 ) -> Distances:
     """(N, k) distances of the kept behaviours from their target, greatest (oldest) first.
 
-    A history of fewer than k is kept whole, behind zeros. The cost is one block product a user: memory is bounded by the
-    block, whatever N is.
+    A history of fewer than k is kept whole, behind zeros. The cost is one block product a user: memory is bounded by
+    the block, whatever N is.
 
     Args:
         vectors: (I, D) L2-normalised item vectors.
@@ -76,7 +76,7 @@ def same_vector(vectors: FloatArray) -> IntArray:
 
 
 def most_similar(similar: Tensor, lengths: Tensor, k: int) -> Tensor:
-    """(n, h) bool: the k greatest of the first ``lengths`` (n,) columns of ``similar`` (n, h); the last of equal ones."""
+    """(n, h) bool: the k greatest of the first ``lengths`` (n,) columns of ``similar`` (n, h), the last of equals."""
     known = torch.arange(similar.shape[1]) < lengths[:, None]
     if similar.shape[1] <= k:
         return known
@@ -99,11 +99,12 @@ def retrieve_behaviours_by_index(
     The search of each target is confined to the items of its history by an id selector. Slower than block products
     while histories are much shorter than the catalogue, but it needs no scores of the whole history.
     """
+    parameters: Any = faiss.SearchParameters  # whose keywords its types do not know
     out = np.zeros((len(position), k), dtype=distance_type(offsets))
     starts = offsets[np.searchsorted(offsets, position, side="right") - 1]
     for sample, (target, start) in enumerate(zip(position.tolist(), starts.tolist(), strict=True)):
         history = items[start:target]
-        allowed = faiss.SearchParameters(sel=faiss.IDSelectorBatch(np.unique(history)))
+        allowed = parameters(sel=faiss.IDSelectorBatch(np.unique(history)))
         fetch = k + _SURPLUS
         while True:
             scores, found = index.search(vectors[None, items[target]], min(fetch, len(vectors)), params=allowed)

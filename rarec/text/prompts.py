@@ -1,8 +1,8 @@
 """Prompts as sequences of parts: a profile, a heading, one line a behaviour, a question.
 
 A part is written once, however many prompts it stands in: a line for each (item, rating) that occurs, a question for
-each item, a profile for each user. A prompt is a list of part numbers, and is put together only when it is read, as text
-or as tokens.
+each item, a profile for each user. A prompt is a list of part numbers, and is put together only when it is read, as
+text or as tokens.
 """
 
 from collections.abc import Sequence

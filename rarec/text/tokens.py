@@ -103,9 +103,8 @@ class PromptTokens:
         history = lengths[:, 2:-1]
         fixed = lengths.sum(1) - history.sum(1)
         if len(parts) and fixed.max() > room:
-            row = int(fixed.argmax())
             raise InputError(
-                f"a prompt of {int(fixed[row])} tokens without any behaviour cannot fit into {self.limit}; shorten the "
+                f"a prompt of {int(fixed.max())} tokens without any behaviour cannot fit into {self.limit}; shorten the "
                 "template or the items' texts, or use a language model that reads more"
             )
         # What is left when the behaviours before this one are gone must fit.
@@ -120,8 +119,8 @@ class PromptTokens:
         start = total.cumsum() - total
         tokens = np.empty(int(total.sum()), dtype=np.int32)
         tokens[ranges(start + len(self.before), body)] = self.table.tokens[ranges(self.table.offsets[chosen], sizes)]
-        for fixed_tokens, at in ((self.before, start), (self.after, start + total - len(self.after))):
-            tokens[at[:, None] + np.arange(len(fixed_tokens))] = fixed_tokens
+        for frame, place in ((self.before, start), (self.after, start + total - len(self.after))):
+            tokens[place[:, None] + np.arange(len(frame))] = frame
         return TokenisedPrompts(tokens, total, dropped)
 
 

@@ -22,7 +22,7 @@ def plain_loop(vectors, items, offsets, position, k):
     """Positions kept, by the rule in words: most similar first, of equal ones the latest; told in time order."""
     kept = []
     for p in position:
-        start = offsets[[i for i, o in enumerate(offsets[:-1]) if o <= p < offsets[i + 1]][0]]
+        start = max(o for o in offsets if o <= p)
         similarity = {
             q: float(np.dot(vectors[items[q]].astype(np.float64), vectors[items[p]].astype(np.float64)))
             for q in range(start, p)

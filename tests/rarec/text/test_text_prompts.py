@@ -81,7 +81,9 @@ def test_a_prompt_by_hand(parts):
 def test_a_short_history_and_a_profile_of_one_value(parts):
     (row,) = numbers(parts, np.array([6]), 3)
     text = parts.text(row)
-    assert text.startswith("A viewer: 40 years old.\nFilms they have rated, from the oldest to the latest:\nitem 9: 2\nWill")
+    assert text.startswith(
+        "A viewer: 40 years old.\nFilms they have rated, from the oldest to the latest:\nitem 9: 2\nWill"
+    )
 
 
 def test_nothing_known_of_a_user_leaves_the_profile_out():

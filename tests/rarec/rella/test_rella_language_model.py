@@ -1,0 +1,123 @@
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import (
+    AutoModelForCausalLM,
+    GPT2Config,
+    LlamaConfig,
+    MistralConfig,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+)
+
+from rarec.errors import InputError
+from rarec.rella.language_model import (
+    LanguageModelSettings,
+    context_length,
+    fetch,
+    find_answers,
+    last_logits,
+    load_model,
+    load_tokenizer,
+    pad_left,
+)
+
+CPU = torch.device("cpu")
+VOCABULARY = 40
+SMALL = {"vocab_size": VOCABULARY, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2,
+         "num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 64}  # fmt: skip
+CONFIGS = {
+    "llama": LlamaConfig(**SMALL),
+    "mistral": MistralConfig(**SMALL, head_dim=8),
+    "qwen": Qwen2Config(**SMALL),
+    "gpt2": GPT2Config(vocab_size=VOCABULARY, n_embd=16, n_layer=2, n_head=2, n_positions=64),
+}
+
+
+def words(*known):
+    vocabulary = {word: number for number, word in enumerate(["?", *known])}
+    raw = Tokenizer(models.WordLevel(vocabulary, unk_token="?"))
+    raw.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_next")
+    return PreTrainedTokenizerFast(tokenizer_object=raw, unk_token="?")
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_padding_and_kept_logits_change_nothing(kind, tmp_path):
+    """Against each prompt alone, unpadded, with the logits of every place."""
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(CONFIGS[kind]).save_pretrained(tmp_path)
+    model = load_model(tmp_path, CPU)
+    assert not model.training
+    lengths = np.array([5, 12, 1, 9])
+    tokens = np.random.default_rng(0).integers(1, VOCABULARY, lengths.sum()).astype(np.int32)
+    rows = np.array([1, 3, 0, 2])
+    batch = pad_left(tokens, lengths, rows, CPU)
+    assert batch.tokens.shape == (4, 12)
+    with torch.no_grad():
+        got = last_logits(model, batch)
+        ends = lengths.cumsum()
+        for place, row in enumerate(rows):
+            alone = torch.from_numpy(tokens[ends[row] - lengths[row] : ends[row]].astype(np.int64))[None]
+            torch.testing.assert_close(got[place], model(alone).logits[0, -1], rtol=1e-4, atol=1e-5)
+    assert got.shape == (4, VOCABULARY)
+    assert got.std(0).min() > 0  # the prompts do differ
+
+
+def test_pad_left_by_hand():
+    batch = pad_left(np.array([7, 8, 9, 4], dtype=np.int32), np.array([3, 1]), np.array([1, 0]), CPU)
+    assert batch.tokens.tolist() == [[0, 0, 4], [7, 8, 9]]
+    assert batch.mask.tolist() == [[0, 0, 1], [1, 1, 1]]
+    assert batch.positions.tolist() == [[0, 0, 0], [0, 1, 2]]
+
+
+def test_answers_are_found_with_and_without_a_space():
+    assert find_answers(words(" Yes", "Yes", " No", "No"), "Yes", "No").tokens == [3, 1]
+    assert find_answers(words("Yes", "No"), "Yes", "No").tokens == [2, 1]
+    with pytest.raises(InputError, match=r"no single token for 'Yes' and 'No'.*set `yes` and `no` of the template"):
+        find_answers(words("Yes"), "Yes", "No")
+
+
+def test_a_missing_model_says_how_to_provide_it(tmp_path, monkeypatch):
+    with pytest.raises(InputError, match=r"path:.*holds no language model \(config\.json is missing\)"):
+        fetch(f"path:{tmp_path}")
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(InputError, match=r"hub:nobody/nothing@abc cannot be had.*set source = path:<folder>"):
+        fetch("hub:nobody/nothing@abc", cache=tmp_path)
+
+
+def test_damaged_folders_are_named(tmp_path):
+    AutoModelForCausalLM.from_config(CONFIGS["llama"]).save_pretrained(tmp_path)
+    assert fetch(f"path:{tmp_path}") == (tmp_path, str(tmp_path))
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(InputError, match=r"the language model cannot be read: .*model\.safetensors"):
+        load_model(tmp_path, CPU)
+    with pytest.raises(InputError, match="the tokenizer cannot be read"):
+        load_tokenizer(tmp_path)
+
+
+def test_a_tokenizer_comes_back_padding_on_the_left(tmp_path):
+    words("a", "b").save_pretrained(tmp_path)
+    assert load_tokenizer(tmp_path).padding_side == "left"
+
+
+def test_quantised_weights_need_a_gpu(tmp_path):
+    with pytest.raises(InputError, match="quantisation = nf4 needs a GPU and the package bitsandbytes"):
+        load_model(tmp_path, CPU, "nf4")
+
+
+def test_context_is_the_smaller_of_setting_and_model():
+    assert context_length(CONFIGS["llama"], 2048) == 64
+    assert context_length(CONFIGS["gpt2"], 32) == 32
+    assert context_length(object(), 100) == 100
+
+
+def test_settings_refuse_contradictions():
+    for source in ("scratch", "path:/models/x", "hub:a/b@main", "hub:gpt2@v1.0"):
+        assert LanguageModelSettings(source=source).source == source
+    with pytest.raises(ValidationError, match="a hub model needs its revision"):
+        LanguageModelSettings(source="hub:a/b")
+    with pytest.raises(ValidationError, match="dim = 36 is not an even multiple of heads = 4"):
+        LanguageModelSettings(dim=36)
