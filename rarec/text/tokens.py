@@ -104,8 +104,8 @@ class PromptTokens:
         fixed = lengths.sum(1) - history.sum(1)
         if len(parts) and fixed.max() > room:
             raise InputError(
-                f"a prompt of {int(fixed.max())} tokens without any behaviour cannot fit into {self.limit}; shorten the "
-                "template or the items' texts, or use a language model that reads more"
+                f"a prompt of {int(fixed.max())} tokens without any behaviour cannot fit into {self.limit}; shorten "
+                "the template or the items' texts, or use a language model that reads more"
             )
         # What is left when the behaviours before this one are gone must fit.
         kept = fixed[:, None] + history[:, ::-1].cumsum(1)[:, ::-1] <= room
