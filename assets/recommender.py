@@ -45,7 +45,7 @@ from resources.tracking import MlflowTracking, TrackedRun
 
 PRETRAIN_VERSION = "2"
 MEMORY_VERSION = "3"
-FINETUNE_VERSION = "2"
+FINETUNE_VERSION = "3"
 RECOMMEND_VERSION = "2"
 RECALL_AT = 20
 RECALL_SAMPLE = 2000

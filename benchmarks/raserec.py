@@ -135,10 +135,11 @@ def _stage2(sequences: UserSequences, effort: Effort) -> Column:
 
 
 def memory(setup: Setup) -> Figures:
-    """Memory bank and the exact neighbour lists (K = 20) of all training prefixes: ours against Faiss' IndexFlatIP.
+    """Memory bank and the exact neighbour lists (K = 20) of all training prefixes: complete lists under the leakage
+    rule against a single call of Faiss' IndexFlatIP, which ours searches too.
 
-    Faiss answers a sample of the queries in one call, extrapolated to all; it fetches the same K + 16 candidates. Both
-    obey the leakage rule. A freshly initialised encoder.
+    The plain side answers a sample of the queries, extrapolated to all; it fetches the same K + 16 candidates and obeys
+    the rule, but leaves lists short. A freshly initialised encoder.
     """
     return {name: _memory(sequences, setup.effort) for name, sequences in setup.workloads.items()}
 

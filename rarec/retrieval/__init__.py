@@ -1,1 +1,1 @@
-"""Item and memory retrieval: the collaborative memory bank and exact search."""
+"""Item and memory retrieval: the collaborative memory bank and semantic behaviour retrieval."""

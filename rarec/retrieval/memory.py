@@ -19,7 +19,6 @@ import numpy.typing as npt
 from rarec.data.sequences import IntArray, UserSequences, ranges
 from rarec.errors import InputError
 from rarec.raserec.settings import MemorySettings
-from rarec.retrieval.exact import exact_search
 
 FloatArray = npt.NDArray[np.float32]
 NO_USER = -1  # a query by somebody who is not in the data
@@ -29,7 +28,6 @@ _CHUNK = 16_384
 _CANDIDATES = 1_000_000
 _ARRAYS = ("representations", "users", "prefixes", "targets", "known_at")
 _GPU_MOST = 2048  # neighbours of one query that Faiss can find on a GPU
-_MANY_QUERIES = 256  # from here on `exact_search` beats the flat index by more than its preparation costs
 
 
 @dataclass(frozen=True)
@@ -271,16 +269,12 @@ class MemoryBank:
 
     def _search(self, queries: FloatArray, count: int) -> IntArray:
         """Ids of the ``count`` memories that the index finds for each query, allowed or not."""
-        if self.settings.index == "flat" and len(queries) >= _MANY_QUERIES:
-            return exact_search(queries, self._directions(), count)
         ids: IntArray = self._device_index(count).search(queries, count)[1]
         return ids
 
     def _device_index(self, count: int) -> Any:
         """The index, as a copy on the GPUs where Faiss was built for them and can do it there: flat and inverted lists,
         up to `_GPU_MOST` neighbours.
-
-        The many queries of a flat index go through `exact_search`, which takes a GPU by itself.
         """
         no_gpu = getattr(faiss, "get_num_gpus", lambda: 0)() == 0
         if no_gpu or self.settings.index == "hnsw" or count > _GPU_MOST:
@@ -288,10 +282,6 @@ class MemoryBank:
         if self._gpu_index is None or self._gpu_index.ntotal != len(self):
             self._gpu_index = faiss.index_cpu_to_all_gpus(self.index)
         return self._gpu_index
-
-    def _directions(self) -> FloatArray:
-        """(N, D) the normalised representations, read back from the flat index."""
-        return faiss.rev_swig_ptr(self.index.get_xb(), len(self) * self.index.d).reshape(len(self), -1)
 
 
 def normalised(vectors: FloatArray) -> FloatArray:
@@ -312,7 +302,7 @@ def first_allowed(ids: IntArray, allowed: npt.NDArray[np.bool_], k: int) -> tupl
 
 def _named_search(queries: FloatArray, count: int, vectors: FloatArray, names: IntArray) -> IntArray:
     """Exact search in ``vectors`` whose ids are ``names``."""
-    rows = exact_search(queries, vectors, count)
+    rows = faiss.knn(queries, vectors, count, metric=faiss.METRIC_INNER_PRODUCT)[1]
     return np.where(rows >= 0, names[rows], -1)
 
 

@@ -66,9 +66,7 @@ def assert_best(found, ranking_keys, allowed, k):
 
 @pytest.mark.parametrize("time_cut", [False, True])
 @pytest.mark.parametrize("k", [1, 7, 60])
-@pytest.mark.parametrize("many", [1, 10_000], ids=["own search", "faiss"])
-def test_similar_users_equal_brute_force(sequences, monkeypatch, k, time_cut, many):
-    monkeypatch.setattr(memory_module, "_MANY_QUERIES", many)
+def test_similar_users_equal_brute_force(sequences, monkeypatch, k, time_cut):
     monkeypatch.setattr(memory_module, "_CHUNK", 37)
     bank = new_bank(sequences, MemorySettings(time_cut=time_cut))
     queries = all_queries(sequences)
