@@ -144,7 +144,12 @@ def _frame(tokenizer: Any) -> tuple[TokenArray, TokenArray]:
         before, after = text.split(mark)
         encode = [tokenizer(part, add_special_tokens=False)["input_ids"] if part else [] for part in (before, after)]
         return np.array(encode[0], dtype=np.int32), np.array(encode[1], dtype=np.int32)
+    return first_tokens(tokenizer), np.zeros(0, dtype=np.int32)
+
+
+def first_tokens(tokenizer: Any) -> TokenArray:
+    """What the tokenizer puts before every text: its first token, or nothing."""
     with_special = tokenizer("a")["input_ids"]
     plain = tokenizer("a", add_special_tokens=False)["input_ids"]
     first = with_special[: len(with_special) - len(plain)] if with_special[-len(plain) :] == plain else []
-    return np.array(first, dtype=np.int32), np.zeros(0, dtype=np.int32)
+    return np.array(first, dtype=np.int32)

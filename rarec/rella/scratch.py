@@ -1,0 +1,199 @@
+"""A small language model made from the data themselves, for where no pre-trained weights can be had.
+
+It reads the catalogue and the training split's histories, so it knows titles and what people who rated them thought; it
+is no general language model, and its card says so. Nothing of validation or test is read: a behaviour is training text
+only if it happened before the first validation sample.
+"""
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from rarec.data.ctr import CtrSamples
+from rarec.data.sequences import IntArray, ranges
+from rarec.rella.language_model import LanguageModelSettings, PaddedBatch
+from rarec.text.prompts import NO_PART, PromptParts
+from rarec.text.tokens import PromptTokens, by_length
+
+BOS, EOS = "<s>", "</s>"
+CARD = "card.json"
+
+
+def train_tokenizer(texts: list[str], vocabulary: int) -> Any:
+    """A byte-level BPE tokenizer (any text can be written in it) of at most ``vocabulary`` tokens."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    raw = Tokenizer(models.BPE())
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        special_tokens=[BOS, EOS],
+        show_progress=False,
+    )
+    raw.train_from_iterator(texts, trainer)
+    raw.post_processor = processors.TemplateProcessing(single=f"{BOS} $A", special_tokens=[(BOS, 0)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=raw, bos_token=BOS, eos_token=EOS, pad_token=EOS, padding_side="left"
+    )
+
+
+def training_positions(samples: CtrSamples, timestamp: IntArray, has_clock: bool) -> IntArray:
+    """Interactions that the model may read: those before the first validation sample.
+
+    Without a clock: everything of the users whose only sample is a training sample.
+    """
+    if has_clock:
+        first = timestamp[samples.position[samples.rows("valid")]].min()
+        return np.flatnonzero(timestamp < first)
+    users = samples.user[samples.rows("train")]
+    lengths = np.diff(samples.offsets)[users]
+    return np.sort(ranges(samples.offsets[users], lengths))
+
+
+@dataclass(frozen=True)
+class HistoryPieces:
+    """Cuts of training histories into pieces of at most ``behaviours``, at another place in every epoch."""
+
+    parts: PromptParts
+    offsets: IntArray
+    allowed: IntArray
+    behaviours: int
+
+    def of_epoch(self, generator: np.random.Generator) -> IntArray:
+        """(D, behaviours + 3) part numbers of the epoch's documents: profile, heading, lines, no question."""
+        user = np.searchsorted(self.offsets, self.allowed, side="right") - 1
+        first = np.searchsorted(user, user)  # place in `allowed` of the user's first
+        place = np.arange(len(user)) - first + generator.integers(0, self.behaviours, len(self.offsets))[user]
+        piece = place // self.behaviours
+        opens = np.flatnonzero((np.diff(user, prepend=-1) != 0) | (np.diff(piece, prepend=-1) != 0))
+        size = np.diff(np.append(opens, len(user)))
+        rows = np.full((len(opens), self.behaviours + 3), NO_PART)
+        rows[:, 0] = self.parts.profiles + user[opens]
+        rows[:, 1] = self.parts.lines - 1
+        at = ranges(np.full_like(size, 2) + self.behaviours - size, size)
+        rows[np.repeat(np.arange(len(opens)), size), at] = self.parts.lines + self.parts.line_of[self.allowed]
+        return rows
+
+
+def train_scratch(
+    parts: PromptParts,
+    descriptions: list[str],
+    offsets: IntArray,
+    allowed: IntArray,
+    settings: LanguageModelSettings,
+    folder: Path,
+    report: Callable[..., None],
+) -> dict[str, Any]:
+    """Make tokenizer and model, and write them into ``folder`` with a card.
+
+    Args:
+        parts: the prompts' parts; of lines only those in ``allowed`` are read.
+        descriptions: (I,) the catalogue.
+        offsets, allowed: users' interactions, and those that may be read, ascending.
+
+    Returns:
+        What the card says.
+    """
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(settings.seed)
+    readable = np.unique(parts.line_of[allowed]) + parts.lines
+    texts = [*parts.texts[: parts.lines], *(parts.texts[line] for line in readable), *descriptions]
+    tokenizer = train_tokenizer(texts, settings.vocabulary)
+    tokens = PromptTokens.of(parts, tokenizer, settings.max_tokens)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=settings.dim,
+            intermediate_size=3 * settings.dim,
+            num_hidden_layers=settings.layers,
+            num_attention_heads=settings.heads,
+            max_position_embeddings=settings.max_tokens,
+            tie_word_embeddings=True,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+    pieces = HistoryPieces(parts, offsets, allowed, settings.behaviours)
+    started = time.perf_counter()
+    losses = _train(model, tokens, pieces, settings, report)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    card = {
+        "what": "a small Llama trained by RaRec on one data set; not a general language model",
+        "read": f"{len(descriptions)} item descriptions (tokenizer only) and {len(allowed)} training behaviours",
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "loss_by_epoch": losses,
+        "settings": settings.model_dump(),
+    }
+    (folder / CARD).write_text(json.dumps(card, indent=1))
+    return {**card, "seconds": time.perf_counter() - started}
+
+
+def _train(
+    model: Any,
+    tokens: PromptTokens,
+    pieces: HistoryPieces,
+    settings: LanguageModelSettings,
+    report: Callable[..., None],
+) -> list[float]:
+    """AdamW with a short warm-up and a cosine to zero; the loss of every token but the first."""
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=settings.learning_rate, betas=(0.9, 0.95), weight_decay=0.1, fused=True
+    )
+    generator = np.random.default_rng(settings.seed)
+    losses = []
+    step = 0
+    model.train()
+    for epoch in range(settings.epochs):
+        batches = list(_batches(tokens, pieces.of_epoch(generator), settings.batch_tokens, generator))
+        total = len(batches) * settings.epochs
+        loss_sum = 0.0
+        counted = 0
+        for number, batch in enumerate(batches, start=1):
+            warm = min(1.0, (step + 1) / (0.02 * total + 1))
+            for group in optimizer.param_groups:
+                group["lr"] = settings.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * min(step / total, 1)))
+            logits = model(input_ids=batch.tokens, attention_mask=batch.mask, use_cache=False).logits
+            wanted = batch.mask[:, 1:].bool() & batch.mask[:, :-1].bool()
+            loss = F.cross_entropy(logits[:, :-1][wanted], batch.tokens[:, 1:][wanted])
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            count = int(wanted.sum())
+            loss_sum, counted, step = loss_sum + float(loss.detach()) * count, counted + count, step + 1
+            report(
+                stage="scratch language model", epoch=epoch + 1, epochs=settings.epochs, step=number,
+                steps=len(batches), loss=loss_sum / counted,
+            )  # fmt: skip
+        losses.append(loss_sum / counted)
+    model.eval()
+    return losses
+
+
+def _batches(
+    tokens: PromptTokens, rows: IntArray, batch_tokens: int, generator: np.random.Generator
+) -> Iterator[PaddedBatch]:
+    """Documents of similar length together, in random order, padded on the right."""
+    documents = tokens.prompts(rows)
+    starts = documents.lengths.cumsum() - documents.lengths
+    groups = list(by_length(documents.lengths, batch_tokens))
+    for number in generator.permutation(len(groups)):
+        chosen = groups[number]
+        place = np.arange(int(documents.lengths[chosen].max()))
+        real = place < documents.lengths[chosen][:, None]
+        ids = np.where(real, documents.tokens[np.where(real, starts[chosen][:, None] + place, 0)], 0)
+        yield PaddedBatch(torch.from_numpy(ids.astype(np.int64)), torch.from_numpy(real.astype(np.int64)))

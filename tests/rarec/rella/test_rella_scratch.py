@@ -1,0 +1,118 @@
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from rella_toys import CPU
+
+from rarec.data.ctr import CtrSamples, CtrSettings, build_ctr_samples
+from rarec.rella.language_model import LanguageModelSettings, load_model, load_tokenizer
+from rarec.rella.scratch import CARD, HistoryPieces, train_scratch, train_tokenizer, training_positions
+from rarec.text.prompts import NO_PART, build_parts
+from rarec.text.templates import TEMPLATES
+
+USERS, ITEMS = 12, 8
+LENGTHS = np.array([9, 7, 12, 6, 0, 8, 30, 7, 9, 6, 11, 8])
+OFFSETS = np.concatenate([[0], LENGTHS.cumsum()])
+
+
+@pytest.fixture(scope="module")
+def data():
+    rng = np.random.default_rng(0)
+    items = pd.DataFrame(
+        {
+            "item_id": np.arange(ITEMS), "title": [f"Film {'abcdefgh'[i]}" for i in range(ITEMS)],
+            "genres": None, "category": None, "author": None, "publisher": None,
+            "year": pd.array([None] * ITEMS, dtype="Int64"),
+        }
+    )  # fmt: skip
+    users = pd.DataFrame({name: [None] * USERS for name in ("gender", "age_group", "age", "occupation", "location")})
+    item = rng.integers(0, ITEMS, LENGTHS.sum())
+    rating = np.where(item < ITEMS // 2, 5.0, 1.0)  # the first four films are liked, the others are not
+    times = np.concatenate([np.sort(rng.integers(0, 1000, n)) for n in LENGTHS])
+    parts = build_parts(TEMPLATES["movies"], items, users, item, rating)
+    user = np.repeat(np.arange(USERS), LENGTHS)
+    samples = build_ctr_samples(user, times, rng.random(len(user)) < 0.5, USERS, "clock", CtrSettings())
+    return parts, item, rating, times, samples
+
+
+def test_nothing_at_or_after_the_first_validation_sample_is_read(data):
+    *_, times, samples = data
+    allowed = training_positions(samples, times, has_clock=True)
+    first = times[samples.position[samples.rows("valid")]].min()
+    assert np.array_equal(allowed, np.flatnonzero(times < first))
+    held_out = np.concatenate([samples.position[samples.rows(split)] for split in ("valid", "test")])
+    assert not set(allowed.tolist()) & set(held_out.tolist())
+    assert 0 < len(allowed) < len(times)
+
+
+def test_without_a_clock_only_training_users_are_read():
+    samples = CtrSamples(np.array([0, 3, 5, 9]), np.array([8, 2, 4]), np.ones(3, bool), np.array([0, 1, 2, 3]))
+    assert training_positions(samples, np.zeros(9), has_clock=False).tolist() == [5, 6, 7, 8]
+
+
+def test_pieces_hold_every_allowed_behaviour_once_in_order(data):
+    parts, *_ = data
+    allowed = np.flatnonzero(np.arange(LENGTHS.sum()) % 5 != 4)
+    pieces = HistoryPieces(parts, OFFSETS, allowed, behaviours=4)
+    generator = np.random.default_rng(1)
+    cuts = []
+    for _ in range(2):
+        rows = pieces.of_epoch(generator)
+        assert (rows[:, 1] == parts.lines - 1).all()
+        assert (rows[:, -1] == NO_PART).all()
+        assert ((rows[:, 2:-1] != NO_PART).sum(1) >= 1).all()
+        read = {user: [] for user in range(USERS)}
+        for row in rows:
+            lines = row[2:-1]
+            assert (np.diff((lines != NO_PART).astype(int)) >= 0).all()  # filled from the end
+            read[row[0] - parts.profiles] += lines[lines != NO_PART].tolist()
+        for user in range(USERS):
+            own = allowed[(allowed >= OFFSETS[user]) & (allowed < OFFSETS[user + 1])]
+            assert read[user] == (parts.lines + parts.line_of[own]).tolist()
+        cuts.append(rows.shape[0])
+        last = rows
+    assert not np.array_equal(last, HistoryPieces(parts, OFFSETS, allowed, 4).of_epoch(np.random.default_rng(1)))
+
+
+def test_the_tokenizer_writes_any_text():
+    tokenizer = train_tokenizer(["Heat (1995): 4\n", "Heat (1995): 5\n"], 300)
+    text = "Séance 映画: 3\n"
+    ids = tokenizer(text)["input_ids"]
+    assert tokenizer.decode(ids, skip_special_tokens=True) == text
+    assert ids[0] == tokenizer.bos_token_id
+
+
+def test_a_scratch_model_learns_what_is_liked_and_comes_back(data, tmp_path):
+    parts, item, _, times, samples = data
+    allowed = np.arange(len(times))
+    settings = LanguageModelSettings(
+        vocabulary=320, dim=32, layers=2, heads=2, behaviours=6, epochs=80, batch_tokens=512, max_tokens=512,
+        learning_rate=5e-3,
+    )  # fmt: skip
+    reports = []
+    card = train_scratch(
+        parts, ["Film a"], OFFSETS, allowed, settings, tmp_path, lambda **values: reports.append(values)
+    )
+    assert card["loss_by_epoch"][-1] < 0.3 * card["loss_by_epoch"][0]
+    assert json.loads((tmp_path / CARD).read_text())["what"].endswith("not a general language model")
+    assert reports[-1]["epoch"] == reports[-1]["epochs"] == 80
+    tokenizer, model = load_tokenizer(tmp_path), load_model(tmp_path, CPU)
+    five, one = (tokenizer(rating, add_special_tokens=False)["input_ids"][0] for rating in (" 5", " 1"))
+    for film, liked in (("b", True), ("g", False)):
+        ids = tokenizer(TEMPLATES["movies"].heading + f"Film {film}:", return_tensors="pt")["input_ids"]
+        with torch.no_grad():
+            logits = model(ids).logits[0, -1]
+        assert (logits[five] > logits[one]) == liked
+
+
+def test_the_seed_decides(data, tmp_path):
+    parts, _, _, times, _ = data
+    small = {"vocabulary": 300, "dim": 16, "layers": 1, "heads": 2, "epochs": 1, "batch_tokens": 1024}
+    losses = []
+    for seed in (1, 1, 2):
+        settings = LanguageModelSettings(**small, seed=seed)
+        card = train_scratch(parts, ["a"], OFFSETS, np.arange(len(times)), settings, tmp_path, lambda **_: None)
+        losses.append(card["loss_by_epoch"])
+    assert losses[0] == losses[1] != losses[2]
