@@ -25,6 +25,7 @@ from rarec.text.tokens import PromptTokens, by_length
 
 BOS, EOS = "<s>", "</s>"
 CARD = "card.json"
+INITIAL_SCALE = 0.5
 
 
 def train_tokenizer(texts: list[str], vocabulary: int) -> Any:
@@ -120,6 +121,8 @@ def train_scratch(
             num_hidden_layers=settings.layers,
             num_attention_heads=settings.heads,
             max_position_embeddings=settings.max_tokens,
+            # Llama's 0.02 is meant for a width of thousands; a narrow model would hardly leave its uniform attention.
+            initializer_range=INITIAL_SCALE * settings.dim**-0.5,
             tie_word_embeddings=True,
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id,

@@ -88,7 +88,7 @@ def test_a_scratch_model_learns_what_is_liked_and_comes_back(data, tmp_path):
     parts, _, _, times, _ = data
     allowed = np.arange(len(times))
     settings = LanguageModelSettings(
-        vocabulary=400, dim=32, layers=2, heads=2, behaviours=6, epochs=60, batch_tokens=128, max_tokens=512,
+        vocabulary=400, dim=32, layers=2, heads=2, behaviours=6, epochs=25, batch_tokens=128, max_tokens=512,
         learning_rate=5e-3,
     )  # fmt: skip
     reports = []
@@ -97,7 +97,7 @@ def test_a_scratch_model_learns_what_is_liked_and_comes_back(data, tmp_path):
     )
     assert card["loss_by_epoch"][-1] < 0.3 * card["loss_by_epoch"][0]
     assert json.loads((tmp_path / CARD).read_text())["what"].endswith("not a general language model")
-    assert reports[-1]["epoch"] == reports[-1]["epochs"] == 60
+    assert reports[-1]["epoch"] == reports[-1]["epochs"] == 25
     tokenizer, model = load_tokenizer(tmp_path), load_model(tmp_path, CPU)
     five, one = (tokenizer(rating, add_special_tokens=False)["input_ids"][0] for rating in (" 5", " 1"))
     for film, liked in (("b", True), ("g", False)):
