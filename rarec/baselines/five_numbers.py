@@ -1,0 +1,54 @@
+"""The yardstick of the click-through task: a logistic regression on five numbers known before the event."""
+
+import numpy as np
+import numpy.typing as npt
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from rarec.data.ctr import CtrSamples
+from rarec.data.sequences import IntArray
+
+SMOOTHING = 10.0  # likes and dislikes at the overall share that every user and item begins with
+NAMES = ("history length", "history mean rating", "history share of likes", "item count", "item share of likes")
+
+
+def five_numbers(
+    samples: CtrSamples, item_index: IntArray, rating: npt.ArrayLike, liked: npt.ArrayLike
+) -> npt.NDArray[np.float64]:
+    """(N, 5) `NAMES` of every sample; counts as logarithms.
+
+    The item's two numbers are of the training split; for a training sample itself they leave it out.
+
+    Args:
+        item_index, rating, liked: (M,) of each interaction, sorted by (user, time).
+    """
+    likes, ratings = np.asarray(liked, dtype=np.float64), np.asarray(rating, dtype=np.float64)
+    train = samples.rows("train")
+    overall = float(samples.label[train].mean())
+    before = samples.position - samples.history_start
+    mean_rating = _sums_before(ratings, samples) / before
+    share = (_sums_before(likes, samples) + SMOOTHING * overall) / (before + SMOOTHING)
+
+    items = item_index[samples.position]
+    n_items = int(item_index.max()) + 1
+    own = np.zeros(len(samples))
+    own[train] = 1
+    count = np.bincount(items[train], minlength=n_items)[items] - own
+    liked_count = np.bincount(items[train], samples.label[train], minlength=n_items)[items] - own * samples.label
+    item_share = (liked_count + SMOOTHING * overall) / (count + SMOOTHING)
+    return np.column_stack([np.log1p(before), mean_rating, share, np.log1p(count), item_share])
+
+
+def fit_and_predict(features: npt.NDArray[np.float64], samples: CtrSamples) -> npt.NDArray[np.float64]:
+    """(N,) probabilities of a logistic regression fitted on the training split."""
+    train = samples.rows("train")
+    model = make_pipeline(StandardScaler(), LogisticRegression(C=1.0, max_iter=1000))
+    model.fit(features[train], samples.label[train])
+    return model.predict_proba(features)[:, 1]
+
+
+def _sums_before(values: npt.NDArray[np.float64], samples: CtrSamples) -> npt.NDArray[np.float64]:
+    """Sum of ``values`` over each sample's history."""
+    running = np.concatenate([[0.0], values.cumsum()])
+    return running[samples.position] - running[samples.history_start]
