@@ -20,7 +20,7 @@ from torch import nn
 from rarec.raserec.finetune import FinetuneObjective
 from rarec.raserec.pretrain import PretrainObjective
 from rarec.training.engine import keep_freed_memory, peak_memory_mib
-from rarec.training.fit import CHOICE, FitSettings, Report, fit
+from rarec.training.fit import FitSettings, Report, fit
 from rarec.training.progress import LONE_WORKER
 
 # What the launcher sets for a lone worker on the CPU.
@@ -88,6 +88,7 @@ class Excerpt:
 
     def __init__(self, objective: Stage, steps: int | None, turn: Callable[[], None] = lambda: None):
         self.model: nn.Module = objective.model
+        self.choice = objective.choice
         self.objective = objective
         self.steps = steps
         self.turn = turn
@@ -108,7 +109,7 @@ class Excerpt:
     def validate(self) -> dict[str, float]:
         """No validation: the other side's turn."""
         self.turn()
-        return {CHOICE: 0.0}
+        return {self.choice: 0.0}
 
 
 def silent(**_: Any) -> None:

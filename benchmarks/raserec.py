@@ -316,7 +316,7 @@ def _overhead(sequences: UserSequences, effort: Effort) -> Column:
         bare.model.train()
         bare.start_epoch(len(plain))
         seen = 0
-        for batch, samples in itertools.islice(bare.batches(), effort.our_steps):
+        for (batch,), samples in itertools.islice(bare.batches(), effort.our_steps):
             optimizer.zero_grad()
             loss, _ = bare.model(batch)
             (loss / samples).backward()
@@ -359,7 +359,7 @@ def _bank(sequences: UserSequences, encoder: SequenceEncoder, settings: MemorySe
 def _tokens(objective: PretrainObjective, steps: int) -> tuple[int, int]:
     """Tokens that the first steps of an epoch encode (padding and partners included), and their prefixes."""
     objective.start_epoch(0)
-    counts = [(batch[0].items.numel(), samples) for batch, samples in itertools.islice(objective.batches(), steps)]
+    counts = [(b[0].items.numel(), samples) for (b,), samples in itertools.islice(objective.batches(), steps)]
     tokens, samples = zip(*counts, strict=True)
     return sum(tokens), sum(samples)
 

@@ -27,7 +27,6 @@ from rarec.raserec.pretrain import PretrainLoss, PretrainObjective
 from rarec.raserec.settings import FinetuneSettings, MemorySettings, PretrainSettings
 from rarec.retrieval.memory import MemoryBank
 from rarec.training.dropout import DropoutBits
-from rarec.training.fit import CHOICE
 
 CPU = torch.device("cpu")
 TINY = Effort(
@@ -178,7 +177,7 @@ def test_an_excerpt_ends_after_its_steps_and_gives_the_other_side_its_turn(seque
     assert len(batches) == 2
     assert excerpt.samples == [sum(samples for _, samples in batches)]
     assert turns == []
-    assert excerpt.validate() == {CHOICE: 0.0}
+    assert excerpt.validate() == {"NDCG@10": 0.0}
     assert turns == [1]
 
 

@@ -86,6 +86,8 @@ class FinetuneLoss(nn.Module):
 class FinetuneObjective:
     """Constants, batches and validation of stage 2."""
 
+    choice = "NDCG@10"
+
     def __init__(
         self,
         sequences: UserSequences,
@@ -131,11 +133,11 @@ class FinetuneObjective:
         self.bits.seed(self.settings.seed, epoch, rank())
         return len(self._steps)
 
-    def batches(self) -> Iterator[tuple[tuple[Tensor, Neighbours, Tensor], int]]:
+    def batches(self) -> Iterator[tuple[list[tuple[Tensor, Neighbours, Tensor]], int]]:
         """This rank's part of every step."""
         for step in self._steps:
             rows = torch.from_numpy(step[rank() :: world_size()]).to(self.device)
-            yield (self.queries[rows], self.neighbours[rows], self.targets[rows]), len(step)
+            yield [(self.queries[rows], self.neighbours[rows], self.targets[rows])], len(step)
 
     def validate(self) -> dict[str, float]:
         """Full-ranking metrics on the validation targets."""

@@ -81,6 +81,8 @@ class PretrainLoss(nn.Module):
 class PretrainObjective:
     """Data order, batches and validation of stage 1."""
 
+    choice = "NDCG@10"
+
     def __init__(self, sequences: UserSequences, settings: PretrainSettings, device: torch.device):
         self.prefixes = sequences.prefixes("train")
         if len(self.prefixes) == 0 or len(sequences.evaluated_users()) == 0:
@@ -111,7 +113,7 @@ class PretrainObjective:
         self.encoder.bits.seed(self.settings.seed, epoch, rank())
         return len(self._steps)
 
-    def batches(self) -> Iterator[tuple[tuple[Any, Tensor], int]]:
+    def batches(self) -> Iterator[tuple[list[tuple[Any, Tensor]], int]]:
         """This rank's windows of every step: window w goes to rank w modulo the world size."""
         for step in self._steps:
             samples = int(self.windows.outputs[step].sum())
@@ -126,7 +128,7 @@ class PretrainObjective:
                     self.settings.context_stride,
                 )
                 windows = Windows.join(windows, partners)
-            yield (self.encoder.pack(self.sequences, windows).to(self.device), targets), samples
+            yield [(self.encoder.pack(self.sequences, windows).to(self.device), targets)], samples
 
     def validate(self) -> dict[str, float]:
         """Full-ranking metrics on the validation targets, unmasked (the paper's protocol) and masked."""

@@ -4,9 +4,9 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from pydantic import Field
@@ -28,7 +28,6 @@ from rarec.training.engine import (
 )
 
 Report = Callable[..., None]
-CHOICE = "NDCG@10"
 STATE = "state.safetensors"
 HISTORY = "history.json"
 SUMMARY = "summary.json"
@@ -40,31 +39,41 @@ class FitSettings(Settings):
     learning_rate: float = Field(default=1e-3, gt=0, description="Adam's learning rate.")
     epochs: int = Field(default=100, ge=1, description="Most epochs.")
     patience: int = Field(
-        default=10, ge=1, description="Stop after this many epochs without a better validation NDCG@10."
+        default=10, ge=1, description="Stop after this many epochs without a better validation figure."
+    )
+    schedule: Literal["constant", "linear"] = Field(
+        default="constant", description="Whether the learning rate stays, or falls to zero over the epochs allowed."
     )
 
 
 class Objective(Protocol):
     """What a stage gives the loop."""
 
+    choice: str
+    """The validation metric by which weights are chosen: the greater, the better."""
+
     @property
     def model(self) -> nn.Module:
-        """Maps one batch to ``(summed loss of this rank's share, {name: summed value})``; holds what is trained."""
+        """Maps one batch to ``(summed loss of this rank's share, {name: summed value})``; its parameters that require
+        gradients are trained, saved and restored, everything else stays as it is.
+        """
 
     def start_epoch(self, epoch: int) -> int:
         """Fix the epoch's data order and random bits from (seed, epoch); return the number of steps."""
 
-    def batches(self) -> Iterator[tuple[Any, int]]:
-        """This rank's share of every step's batch, and the number of samples in the step over all ranks."""
+    def batches(self) -> Iterator[tuple[Sequence[Any], int]]:
+        """This rank's share of every step, in one piece or several whose gradients are added up (as many on every
+        rank), and the number of samples in the step over all ranks.
+        """
 
     def validate(self) -> dict[str, float]:
-        """Validation metrics of the current weights; must hold `CHOICE`."""
+        """Validation metrics of the current weights; must hold ``choice``."""
 
 
 def fit(
     objective: Objective, settings: FitSettings, *, stage: str, output: Path, checkpoint: Path, report: Report
 ) -> dict[str, Any]:
-    """Train until ``patience`` epochs bring no better validation `CHOICE`; leave the best weights in the model.
+    """Train until ``patience`` epochs bring no better validation ``choice``; leave the best weights in the model.
 
     After each epoch the state is written to ``checkpoint`` (a folder); a call that finds one goes on from there and
     ends with the same weights as an undisturbed run. At the end ``output`` gets `HISTORY`: the figures of every epoch,
@@ -78,23 +87,24 @@ def fit(
     """
     device = worker_device()
     epochs = settings.epochs
+    choice = objective.choice
     engine = initialise_engine(objective.model, settings.learning_rate, device)
     state = _restore(checkpoint, objective.model, engine.optimizer)
     history: list[dict[str, float]] = state["history"]
     best = state["best"]
     started = time.perf_counter() - state["seconds"]
     for epoch in range(len(history), epochs):
-        if _stale(history, settings.patience):
+        if history and len(history) - 1 - best_epoch(history, choice) >= settings.patience:
             break
-        record = _train_epoch(objective, engine, stage, epoch, epochs, report)
+        record = _train_epoch(objective, engine, settings, stage, epoch, report)
         train_seconds = record["train_seconds"]
         clock = time.perf_counter()
         record |= from_rank_0(objective.validate() if rank() == 0 else {})
         return_freed_memory()
         record["validation_seconds"] = time.perf_counter() - clock
         history.append(record)
-        if _best_epoch(history) == epoch:
-            best = {name: value.detach().clone() for name, value in objective.model.state_dict().items()}
+        if best_epoch(history, choice) == epoch:
+            best = {name: value.detach().clone() for name, value in _trained(objective.model).items()}
         if rank() == 0:
             _save(checkpoint, objective.model, engine.optimizer, best, history, time.perf_counter() - started)
         left = epochs - epoch - 1
@@ -106,10 +116,10 @@ def fit(
             force=True,
             **{k: v for k, v in record.items() if k != "epoch"},
         )
-    objective.model.load_state_dict(best)
+    _load(objective.model, best)
     summary = {
         "history": history,
-        "best_epoch": _best_epoch(history),
+        "best_epoch": best_epoch(history, choice),
         "seconds": time.perf_counter() - started,
         "peak_memory_mib": peak_memory_mib(),
         "world_size": world_size(),
@@ -123,20 +133,26 @@ def fit(
 
 
 def _train_epoch(
-    objective: Objective, engine: Any, stage: str, epoch: int, epochs: int, report: Report
+    objective: Objective, engine: Any, settings: FitSettings, stage: str, epoch: int, report: Report
 ) -> dict[str, float]:
     clock = time.perf_counter()
+    epochs = settings.epochs
     objective.model.train()
     steps = objective.start_epoch(epoch)
     sums: dict[str, Tensor] = {}
     seen = 0
-    for step, (batch, samples) in enumerate(objective.batches(), start=1):
-        loss, parts = engine(batch)
-        engine.backward(loss * (world_size() / samples))
-        engine.step()
+    for step, (pieces, samples) in enumerate(objective.batches(), start=1):
+        if settings.schedule == "linear":
+            for group in engine.optimizer.param_groups:
+                group["lr"] = settings.learning_rate * (1 - (epoch + (step - 1) / steps) / epochs)
+        for number, piece in enumerate(pieces, start=1):
+            engine.set_gradient_accumulation_boundary(number == len(pieces))
+            loss, parts = engine(piece)
+            engine.backward(loss * (world_size() / samples))
+            engine.step()
+            for name, value in {"loss": loss.detach(), **parts}.items():
+                sums[name] = sums.get(name, torch.zeros((), device=value.device)) + value
         seen += samples
-        for name, value in {"loss": loss.detach(), **parts}.items():
-            sums[name] = sums.get(name, torch.zeros((), device=value.device)) + value
         if step % 20 == 0 or step == steps:
             mean = float(sums["loss"]) * world_size() / seen
             if not math.isfinite(mean):
@@ -153,13 +169,23 @@ def _train_epoch(
     return {"epoch": epoch + 1, **record, "train_seconds": time.perf_counter() - clock}
 
 
-def _best_epoch(history: list[dict[str, float]]) -> int:
-    """Index of the first epoch with the highest validation metric."""
-    return max(range(len(history)), key=lambda e: (history[e][CHOICE], -e))
+def best_epoch(history: list[dict[str, float]], choice: str) -> int:
+    """Index of the first epoch with the highest ``choice``."""
+    return max(range(len(history)), key=lambda e: (history[e][choice], -e))
 
 
-def _stale(history: list[dict[str, float]], patience: int) -> bool:
-    return bool(history) and len(history) - 1 - _best_epoch(history) >= patience
+def _trained(model: nn.Module) -> dict[str, Tensor]:
+    """The parameters that require gradients: what a frozen model below an adapter weighs is not copied."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+@torch.no_grad()
+def _load(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    parameters = _trained(model)
+    if parameters.keys() != weights.keys():
+        raise ValueError(f"weights of {sorted(weights.keys() ^ parameters.keys())} are missing or too many")
+    for name, parameter in parameters.items():
+        parameter.copy_(weights[name])
 
 
 def _save(
@@ -172,7 +198,7 @@ def _save(
 ) -> None:
     """Write the state beside its place and rename it, so that a crash leaves the last good one."""
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {f"model.{k}": v.detach().contiguous() for k, v in model.state_dict().items()}
+    tensors = {f"model.{k}": v.detach().contiguous() for k, v in _trained(model).items()}
     tensors |= {f"best.{k}": v.contiguous().clone() for k, v in best.items()}
     for number, values in optimizer.state_dict()["state"].items():
         tensors |= {f"adam.{number}.{k}": v.detach().contiguous().clone() for k, v in values.items()}
@@ -221,7 +247,7 @@ def _restore(folder: Path, model: nn.Module, optimizer: Any) -> dict[str, Any]:
             adam.setdefault(int(number), {})[key] = value
         else:
             groups[group][rest] = value
-    model.load_state_dict(groups["model"])
+    _load(model, groups["model"])
     layout = optimizer.state_dict()
     optimizer.load_state_dict({"state": adam, "param_groups": layout["param_groups"]})
     return {

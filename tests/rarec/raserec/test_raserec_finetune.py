@@ -89,7 +89,7 @@ def test_an_epoch_holds_every_prefix_once_with_its_own_constants(untrained, rank
             batches = list(objective.batches())
             assert len(batches) == steps == -(-len(prefixes) // 16)
             samples_of_step.append([samples for _, samples in batches])
-            for (queries, neighbours, targets), _ in batches:
+            for ((queries, neighbours, targets),), _ in batches:
                 for query, users, items, target in zip(
                     queries, neighbours.users, neighbours.items, targets, strict=True
                 ):
@@ -110,7 +110,7 @@ def test_loss_is_the_cross_entropy_of_the_augmented_queries(untrained):
     _sequences, encoder, bank = untrained
     objective = new_objective(untrained, dropout=0.0)
     objective.start_epoch(0)
-    batch, samples = next(objective.batches())
+    (batch,), samples = next(objective.batches())
     with unchanged(batch, encoder, bank.representations):
         loss, parts = objective.model(batch)
         loss.backward()

@@ -84,7 +84,7 @@ def test_an_epoch_holds_every_training_prefix_once_with_its_target(sequences, ki
             batches = list(objective.batches())
             assert len(batches) == len(windows_of_steps) == steps
             seen = []
-            for ((packed, targets), samples), windows in zip(batches, windows_of_steps, strict=True):
+            for (((packed, targets),), samples), windows in zip(batches, windows_of_steps, strict=True):
                 prefixes = windows.prefixes()
                 own, partners = prefixes[:samples], prefixes[samples:]
                 assert len(packed.outputs) == len(prefixes)

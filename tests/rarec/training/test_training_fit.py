@@ -3,15 +3,19 @@ import math
 
 import pytest
 import torch
+from safetensors import safe_open
 from torch import nn
 
 from rarec.errors import InputError
-from rarec.training.fit import CHOICE, HISTORY, SUMMARY, FitSettings, fit
+from rarec.training.fit import HISTORY, SUMMARY, FitSettings, fit
 
 pytestmark = pytest.mark.usefixtures("single_process")
 
 X = torch.randn(12, 3, generator=torch.Generator().manual_seed(0))
 Y = X @ torch.tensor([1.0, -2.0, 0.5]) + 0.3
+
+
+CHOICE = "figure"
 
 
 class Interrupted(Exception):
@@ -33,7 +37,10 @@ class Regression(nn.Module):
 class Scripted:
     """Trains a regression on uneven batches; the validation figures are given beforehand."""
 
-    def __init__(self, figures, interrupt_at=None):
+    choice = CHOICE
+
+    def __init__(self, figures, interrupt_at=None, piece=12):
+        self.piece = piece
         self.model = Regression()
         self.figures = list(figures)
         self.interrupt_at = interrupt_at
@@ -51,17 +58,17 @@ class Scripted:
     def batches(self):
         order = torch.randperm(12, generator=torch.Generator().manual_seed(self.epoch))
         for rows in order.split([2, 6, 4]):
-            yield rows, len(rows)
+            yield rows.split(self.piece), len(rows)
 
     def validate(self):
         self.seen.append(self.model.layer.weight.detach().clone())
         return {CHOICE: self.figures[self.epoch], "HR@10": 2 * self.figures[self.epoch]}
 
 
-def run(objective, folder, epochs=10, patience=2, learning_rate=0.05):
+def run(objective, folder, epochs=10, patience=2, learning_rate=0.05, schedule="constant"):
     reports = []
     summary = fit(
-        objective, FitSettings(learning_rate=learning_rate, epochs=epochs, patience=patience),
+        objective, FitSettings(learning_rate=learning_rate, epochs=epochs, patience=patience, schedule=schedule),
         stage="test stage", output=folder, checkpoint=folder, report=lambda **values: reports.append(values),
     )  # fmt: skip
     return summary, reports
@@ -93,15 +100,18 @@ def test_early_stopping_and_best_weights(tmp_path, figures, patience, epochs, ru
     assert all(r["stage"] == "test stage" and r["eta_s"] >= 0 for r in reports)
 
 
-def test_steps_equal_plain_adam_on_the_mean_of_each_batch(tmp_path):
+@pytest.mark.parametrize("schedule", ["constant", "linear"])
+def test_steps_equal_plain_adam_on_the_mean_of_each_batch(tmp_path, schedule):
     objective = Scripted([0.1, 0.2, 0.3])
-    summary, _ = run(objective, tmp_path, epochs=3)
+    summary, _ = run(objective, tmp_path, epochs=3, schedule=schedule)
     plain = Regression()
     optimizer = torch.optim.Adam(plain.parameters(), lr=0.05)
     for epoch in range(3):
         loss_sum = error_sum = 0.0
         order = torch.randperm(12, generator=torch.Generator().manual_seed(epoch))
-        for rows in order.split([2, 6, 4]):
+        for step, rows in enumerate(order.split([2, 6, 4])):
+            if schedule == "linear":  # nine steps from the whole rate down
+                optimizer.param_groups[0]["lr"] = 0.05 * (9 - 3 * epoch - step) / 9
             optimizer.zero_grad()
             loss, parts = plain(rows)
             (loss / len(rows)).backward()
@@ -112,6 +122,38 @@ def test_steps_equal_plain_adam_on_the_mean_of_each_batch(tmp_path):
     for one, other in zip(objective.model.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
     assert summary["history"][2]["loss"] < summary["history"][0]["loss"]
+
+
+@pytest.mark.parametrize("piece", [1, 2, 5])
+def test_steps_in_pieces_trace_the_same_loss(tmp_path, piece):
+    """One piece of six samples or six of one: the loss is divided by the samples of the step, not of the piece."""
+    whole, _ = run(Scripted([0.1, 0.2, 0.3]), tmp_path / "whole", epochs=3)
+    objective = Scripted([0.1, 0.2, 0.3], piece=piece)
+    summary, _ = run(objective, tmp_path / "pieces", epochs=3)
+    for one, other in zip(summary["history"], whole["history"], strict=True):
+        for name in ("loss", "absolute_error"):
+            assert one[name] == pytest.approx(other[name], rel=1e-5)
+
+
+def test_only_what_is_trained_is_kept(tmp_path):
+    """A frozen part, as the model below an adapter, is in no checkpoint and stays as it is."""
+
+    def frozen():
+        objective = Scripted([0.1, 0.3, 0.2])
+        objective.model.layer.weight.requires_grad_(False)
+        return objective
+
+    objective = frozen()
+    before = objective.model.layer.weight.clone()
+    run(objective, tmp_path, epochs=2)
+    assert torch.equal(objective.model.layer.weight, before)
+    with safe_open(tmp_path / "state.safetensors", framework="pt") as file:
+        assert {name for name in file.keys() if "layer" in name} == {"model.layer.bias", "best.layer.bias"}  # noqa: SIM118
+    resumed = frozen()
+    run(resumed, tmp_path, epochs=3)
+    assert resumed.started == [2]
+    with pytest.raises(ValueError, match=r"weights of \['layer\.weight'\] are missing"):
+        run(Scripted([0.1, 0.3, 0.2]), tmp_path, epochs=3)
 
 
 @pytest.mark.parametrize("interrupt_at", [1, 2, 3, 4])
