@@ -20,7 +20,8 @@ from rarec.raserec.augment import Channel, CrossAttention
 from rarec.raserec.encoders import SASRec, SequenceEncoder
 from rarec.raserec.pretrain import SameNextItem
 from rarec.raserec.settings import EncoderSettings, FinetuneSettings, PretrainSettings
-from rarec.retrieval.memory import FloatArray, MemoryBank, Queries, first_allowed, normalised
+from rarec.retrieval.index import FloatArray, normalised
+from rarec.retrieval.memory import MemoryBank, Queries, first_allowed
 
 NORM_EPS = 1e-12
 SURPLUS = 16  # memories fetched beyond K, to replace those of the query's own future

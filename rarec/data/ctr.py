@@ -140,3 +140,9 @@ def _require_both_classes(samples: CtrSamples, settings: CtrSettings) -> None:
                 f"all {len(labels)} targets of the {split} split are {only}, so nothing can be told apart; change the "
                 "data set's label_threshold, or the split's shares"
             )
+
+
+def draw(samples: CtrSamples, split: Split, most: int, seed: int) -> IntArray:
+    """Ascending samples of a split: all, or ``most`` drawn with the seed; with one seed, few are a part of many."""
+    rows = samples.rows(split)
+    return np.sort(np.random.default_rng(seed).permutation(np.arange(rows.start, rows.stop))[:most])

@@ -4,6 +4,8 @@ A model folder holds what `transformers` writes (config.json, weights as safeten
 stage loads one in the same way, whatever it came from.
 """
 
+import hashlib
+import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +17,12 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from rarec.config import Settings
+from rarec.data.files import sha256_of
 from rarec.errors import InputError
 
 Quantisation = Literal["none", "8bit", "nf4"]
+REFERENCE = "reference.json"
+SCRATCH = "scratch"
 HUB = re.compile(r"^hub:(?P<name>[\w.-]+(?:/[\w.-]+)?)@(?P<revision>[\w./-]+)$")
 
 
@@ -25,12 +30,15 @@ class LanguageModelSettings(Settings):
     """Which language model reads the prompts, and how large a one is made here."""
 
     source: str = Field(
-        default="scratch",
+        default=SCRATCH,
         description="`hub:<name>@<revision>`, `path:<folder>`, or `scratch`: a small Llama trained here on the "
         "catalogue and the training split's histories.",
     )
     max_tokens: int = Field(
         default=2048, ge=32, description="Longest prompt; a model that reads less sets its own limit."
+    )
+    quantisation: Quantisation = Field(
+        default="none", description="Form in which the weights are held: none, 8bit, nf4 (the latter on a GPU only)."
     )
     vocabulary: int = Field(default=4096, ge=300, description="scratch: tokens of its byte-level BPE tokenizer.")
     dim: int = Field(default=128, ge=8, description="scratch: width.")
@@ -40,11 +48,12 @@ class LanguageModelSettings(Settings):
     epochs: int = Field(default=10, ge=1, description="scratch: passes over the histories.")
     batch_tokens: int = Field(default=8192, ge=64, description="scratch: tokens a training step.")
     learning_rate: float = Field(default=2e-3, gt=0, description="scratch: AdamW's highest learning rate.")
+    dropout: float = Field(default=0.0, ge=0, lt=1, description="scratch: dropout of attention weights.")
     seed: int = Field(default=42, ge=0, description="scratch: seed of weights and order.")
 
     @model_validator(mode="after")
     def _consistent(self) -> "LanguageModelSettings":
-        if self.source != "scratch" and not self.source.startswith("path:") and not HUB.match(self.source):
+        if self.source != SCRATCH and not self.source.startswith("path:") and not HUB.match(self.source):
             raise ValueError(
                 f"source = {self.source!r} is none of scratch, path:<folder> and hub:<name>@<revision> (a hub model "
                 "needs its revision, so that the same one is read next week)"
@@ -54,8 +63,61 @@ class LanguageModelSettings(Settings):
         return self
 
 
+@dataclass(frozen=True)
+class ModelReference:
+    """Which language model a data set's prompts go to, and where its files are.
+
+    Attributes:
+        source: as in the settings.
+        revision: what pins the source: a hub's commit, or the hash of a folder's files.
+        folder: where its files are now.
+        quantisation, max_tokens: as in the settings.
+    """
+
+    source: str
+    revision: str
+    folder: Path
+    quantisation: Quantisation
+    max_tokens: int
+
+    def save(self, artifact: Path) -> None:
+        """Write the reference into ``artifact``, which holds a scratch model's files itself."""
+        record = {"source": self.source, "revision": self.revision}
+        record |= {"quantisation": self.quantisation, "max_tokens": self.max_tokens}
+        (artifact / REFERENCE).write_text(json.dumps(record, indent=1))
+
+    @classmethod
+    def open(cls, artifact: Path, cache: Path | None = None) -> "ModelReference":
+        """Read what `save` wrote, fetching the model again where this machine has not got it.
+
+        Raises:
+            InputError: it cannot be had.
+        """
+        record = json.loads((artifact / REFERENCE).read_text())
+        folder = artifact
+        if match := HUB.match(record["source"]):
+            folder = fetch(f"hub:{match['name']}@{record['revision']}", cache)[0]
+        elif record["source"] != SCRATCH:
+            folder = fetch(record["source"], cache)[0]
+        return cls(**record, folder=folder)
+
+    def tokenizer(self) -> Any:
+        """The model's tokenizer; see `load_tokenizer`."""
+        return load_tokenizer(self.folder)
+
+    def model(self, device: torch.device) -> Any:
+        """The model; see `load_model`."""
+        return load_model(self.folder, device, self.quantisation)
+
+    def context_length(self) -> int:
+        """Longest prompt that both the setting and the model allow."""
+        from transformers import AutoConfig
+
+        return context_length(AutoConfig.from_pretrained(self.folder), self.max_tokens)
+
+
 def fetch(source: str, cache: Path | None = None) -> tuple[Path, str]:
-    """The folder of a model from a hub or a path, and what pins it: the commit, or the folder itself.
+    """The folder of a model from a hub or a path, and what pins it: the commit, or the hash of the folder's files.
 
     Raises:
         InputError: there is no such model, or it cannot be reached; says how to provide it.
@@ -67,7 +129,7 @@ def fetch(source: str, cache: Path | None = None) -> tuple[Path, str]:
                 f"{source}: {folder} holds no language model (config.json is missing); put a folder there as "
                 "`save_pretrained` of transformers writes it"
             )
-        return folder, str(folder.resolve())
+        return folder, _hash_of(folder)
     match = HUB.match(source)
     assert match is not None
     from huggingface_hub import snapshot_download
@@ -86,6 +148,11 @@ def fetch(source: str, cache: Path | None = None) -> tuple[Path, str]:
             "the hub, copy the model's folder here and set source = path:<folder>"
         ) from error
     return folder, folder.name  # a snapshot's folder is called by its commit
+
+
+def _hash_of(folder: Path) -> str:
+    files = {file.name: sha256_of(file) for file in sorted(folder.iterdir()) if file.is_file()}
+    return hashlib.sha256(json.dumps(files).encode()).hexdigest()[:32]
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -187,7 +254,7 @@ def context_length(model_config: Any, max_tokens: int) -> int:
 
 @dataclass(frozen=True)
 class PaddedBatch:
-    """Prompts as a rectangle, padded on the left.
+    """Prompts as a rectangle, padded on the left or the right.
 
     Attributes:
         tokens: (B, l) int64.
@@ -203,12 +270,14 @@ class PaddedBatch:
         return (self.mask.cumsum(1) - 1).clamp_min(0)
 
 
-def pad_left(tokens: np.ndarray, lengths: np.ndarray, rows: np.ndarray, device: torch.device) -> PaddedBatch:
-    """The prompts numbered ``rows`` of those that lie end to end in ``tokens``."""
+def pad(
+    tokens: np.ndarray, lengths: np.ndarray, rows: np.ndarray, device: torch.device, left: bool = True
+) -> PaddedBatch:
+    """The prompts numbered ``rows`` of those that lie end to end in ``tokens``, padded on the left or the right."""
     starts = np.cumsum(lengths) - lengths
     width = int(lengths[rows].max(initial=0))
-    place = np.arange(width) - (width - lengths[rows])[:, None]
-    real = place >= 0
+    place = np.arange(width) - (width - lengths[rows])[:, None] if left else np.arange(width)[None]
+    real = (place >= 0) & (place < lengths[rows][:, None])
     ids = np.where(real, tokens[np.where(real, starts[rows][:, None] + place, 0)], 0)
     mask = torch.from_numpy(real.astype(np.int64))
     return PaddedBatch(torch.from_numpy(ids.astype(np.int64)).to(device), mask.to(device))

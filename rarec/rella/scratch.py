@@ -7,43 +7,61 @@ only if it happened before the first validation sample.
 
 import json
 import math
+import os
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from torch.nn import functional as F
 
 from rarec.data.ctr import CtrSamples
 from rarec.data.sequences import IntArray, ranges
-from rarec.rella.language_model import LanguageModelSettings, PaddedBatch
-from rarec.text.prompts import NO_PART, PromptParts
+from rarec.rella.language_model import SCRATCH, LanguageModelSettings, ModelReference, PaddedBatch, pad
+from rarec.rella.samples import load_items
+from rarec.text.prompts import NO_PART, Catalogue, PromptParts
 from rarec.text.tokens import PromptTokens, by_length
+from rarec.training.engine import keep_freed_memory
+from rarec.training.progress import ProgressReporter, worker_main
 
 BOS, EOS = "<s>", "</s>"
 CARD = "card.json"
 INITIAL_SCALE = 0.5
 
 
-def train_tokenizer(texts: list[str], vocabulary: int) -> Any:
-    """A byte-level BPE tokenizer (any text can be written in it) of at most ``vocabulary`` tokens."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+def train_tokenizer(texts: list[str], vocabulary: int, names: Sequence[str] = (), answers: Sequence[str] = ()) -> Any:
+    """A byte-level BPE tokenizer (any text can be written in it) of at most ``vocabulary`` tokens.
+
+    ``names`` become tokens of their own, as long as they leave half of the vocabulary to learn from ``texts``, and so
+    do ``answers`` behind a space. A text is cut at colons and line ends only, so that words that always go together are
+    one token.
+    """
+    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
+    whole = [*(f" {answer}" for answer in answers), *names][: vocabulary // 2]
     raw = Tokenizer(models.BPE())
-    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(":", "isolated"),
+            pre_tokenizers.Split(Regex("\n"), "merged_with_previous"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
     raw.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary,
+        vocab_size=max(vocabulary - len(whole), 258),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         special_tokens=[BOS, EOS],
         show_progress=False,
     )
     raw.train_from_iterator(texts, trainer)
     raw.post_processor = processors.TemplateProcessing(single=f"{BOS} $A", special_tokens=[(BOS, 0)])
+    raw.add_tokens([AddedToken(name, normalized=False) for name in whole])
     return PreTrainedTokenizerFast(
         tokenizer_object=raw, bos_token=BOS, eos_token=EOS, pad_token=EOS, padding_side="left"
     )
@@ -89,9 +107,11 @@ class HistoryPieces:
 
 def train_scratch(
     parts: PromptParts,
-    descriptions: list[str],
+    catalogue: Catalogue,
+    items: IntArray,
     offsets: IntArray,
     allowed: IntArray,
+    answers: tuple[str, str],
     settings: LanguageModelSettings,
     folder: Path,
     report: Callable[..., None],
@@ -100,19 +120,26 @@ def train_scratch(
 
     Args:
         parts: the prompts' parts; of lines only those in ``allowed`` are read.
-        descriptions: (I,) the catalogue.
+        items: (M,) item of each interaction.
         offsets, allowed: users' interactions, and those that may be read, ascending.
+        answers: the words for yes and no.
 
     Returns:
-        What the card says.
+        What the card says, and the seconds it took.
     """
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(settings.seed)
     readable = np.unique(parts.line_of[allowed]) + parts.lines
-    texts = [*parts.texts[: parts.lines], *(parts.texts[line] for line in readable), *descriptions]
-    tokenizer = train_tokenizer(texts, settings.vocabulary)
-    tokens = PromptTokens.of(parts, tokenizer, settings.max_tokens)
+    texts = [*parts.texts[: parts.lines], *(parts.texts[line] for line in readable), *catalogue.descriptions]
+    count = np.bincount(items[allowed], minlength=len(catalogue.names))
+    names = [catalogue.names[item] for item in np.argsort(-count, kind="stable").tolist() if count[item]]
+    tokenizer = train_tokenizer(texts, settings.vocabulary, list(dict.fromkeys(names)), answers)
+    # Descriptions are documents too: one part each, where a prompt has its question.
+    known = replace(parts, texts=[*parts.texts, *(f"{text}\n" for text in catalogue.descriptions)])
+    tokens = PromptTokens.of(known, tokenizer, settings.max_tokens)
+    described = np.full((len(catalogue.descriptions), settings.behaviours + 3), NO_PART)
+    described[:, -1] = len(parts.texts) + np.arange(len(described))
     model = LlamaForCausalLM(
         LlamaConfig(
             vocab_size=len(tokenizer),
@@ -121,6 +148,7 @@ def train_scratch(
             num_hidden_layers=settings.layers,
             num_attention_heads=settings.heads,
             max_position_embeddings=settings.max_tokens,
+            attention_dropout=settings.dropout,
             # Llama's 0.02 is meant for a width of thousands; a narrow model would hardly leave its uniform attention.
             initializer_range=INITIAL_SCALE * settings.dim**-0.5,
             tie_word_embeddings=True,
@@ -131,12 +159,12 @@ def train_scratch(
     )
     pieces = HistoryPieces(parts, offsets, allowed, settings.behaviours)
     started = time.perf_counter()
-    losses = _train(model, tokens, pieces, settings, report)
+    losses = _train(model, tokens, pieces, described, settings, report)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     card = {
         "what": "a small Llama trained by RaRec on one data set; not a general language model",
-        "read": f"{len(descriptions)} item descriptions (tokenizer only) and {len(allowed)} training behaviours",
+        "read": f"{len(catalogue.descriptions)} item descriptions and {len(allowed)} training behaviours",
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "loss_by_epoch": losses,
         "settings": settings.model_dump(),
@@ -149,6 +177,7 @@ def _train(
     model: Any,
     tokens: PromptTokens,
     pieces: HistoryPieces,
+    described: IntArray,
     settings: LanguageModelSettings,
     report: Callable[..., None],
 ) -> list[float]:
@@ -161,7 +190,8 @@ def _train(
     step = 0
     model.train()
     for epoch in range(settings.epochs):
-        batches = list(_batches(tokens, pieces.of_epoch(generator), settings.batch_tokens, generator))
+        documents = np.concatenate([pieces.of_epoch(generator), described])
+        batches = list(_batches(tokens, documents, settings.batch_tokens, generator))
         total = len(batches) * settings.epochs
         loss_sum = 0.0
         counted = 0
@@ -192,11 +222,38 @@ def _batches(
 ) -> Iterator[PaddedBatch]:
     """Documents of similar length together, in random order, padded on the right."""
     documents = tokens.prompts(rows)
-    starts = documents.lengths.cumsum() - documents.lengths
     groups = list(by_length(documents.lengths, batch_tokens))
     for number in generator.permutation(len(groups)):
-        chosen = groups[number]
-        place = np.arange(int(documents.lengths[chosen].max()))
-        real = place < documents.lengths[chosen][:, None]
-        ids = np.where(real, documents.tokens[np.where(real, starts[chosen][:, None] + place, 0)], 0)
-        yield PaddedBatch(torch.from_numpy(ids.astype(np.int64)), torch.from_numpy(real.astype(np.int64)))
+        yield pad(documents.tokens, documents.lengths, groups[number], torch.device("cpu"), left=False)
+
+
+def work(job: dict[str, Any], reporter: ProgressReporter) -> None:
+    """Worker entry: ``job`` holds ``settings``, ``has_clock``, the two answers ``yes`` and ``no``, the artifact folders
+    `interactions`, `ctr_samples` and `textual_samples`, and the folder ``output``.
+
+    A model this small trains in one process; the others have nothing to do.
+    """
+    if int(os.environ.get("RANK", "0")):
+        return
+    keep_freed_memory()
+    settings = LanguageModelSettings(**job["settings"])
+    samples = CtrSamples.load(Path(job["ctr_samples"]))
+    interactions = Path(job["interactions"])
+    timestamp = pd.read_parquet(interactions / "interactions.parquet", columns=["timestamp"])["timestamp"].to_numpy()
+    text, output = Path(job["textual_samples"]), Path(job["output"])
+    train_scratch(
+        PromptParts.load(text),
+        Catalogue.load(text),
+        load_items(interactions),
+        samples.offsets,
+        training_positions(samples, timestamp, job["has_clock"]),
+        (job["yes"], job["no"]),
+        settings,
+        output,
+        reporter.report,
+    )
+    ModelReference(SCRATCH, "", output, settings.quantisation, settings.max_tokens).save(output)
+
+
+if __name__ == "__main__":
+    worker_main(work)

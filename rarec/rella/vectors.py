@@ -8,8 +8,8 @@ import torch
 from sklearn.decomposition import PCA
 
 from rarec.errors import InputError
-from rarec.rella.language_model import PaddedBatch
-from rarec.text.tokens import TokenTable, by_length, first_tokens, tokenise
+from rarec.rella.language_model import PaddedBatch, pad
+from rarec.text.tokens import by_length, first_tokens, tokenise
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -30,29 +30,15 @@ def describe(
     result = np.zeros((len(texts), width), dtype=np.float32)
     lengths = table.lengths
     for rows in by_length(lengths + len(before), batch_tokens):
-        batch, own = _rectangle(table, before, rows, device)
+        own = pad(table.tokens, lengths, rows, device, left=False)
+        special = torch.from_numpy(before.astype(np.int64)).to(device).expand(len(rows), -1)
+        batch = PaddedBatch(torch.cat([special, own.tokens], 1), torch.cat([torch.ones_like(special), own.mask], 1))
         states = model.base_model(
             input_ids=batch.tokens, attention_mask=batch.mask, position_ids=batch.positions, use_cache=False
-        ).last_hidden_state.float()
-        mean = (states * own[:, :, None]).sum(1) / own.sum(1, keepdim=True)
-        result[rows] = mean.cpu().numpy()
+        ).last_hidden_state[:, len(before) :]
+        counted = own.mask[:, :, None]
+        result[rows] = ((states.float() * counted).sum(1) / counted.sum(1)).cpu().numpy()
     return result
-
-
-def _rectangle(
-    table: TokenTable, before: npt.NDArray[np.int32], rows: npt.NDArray[np.int64], device: torch.device
-) -> tuple[PaddedBatch, torch.Tensor]:
-    """Texts padded on the right, behind the special tokens; and 1.0 for the tokens that are the text's own."""
-    lengths = table.lengths[rows]
-    place = np.arange(int(lengths.max()))
-    real = place < lengths[:, None]
-    own = np.where(real, table.tokens[np.where(real, table.offsets[rows][:, None] + place, 0)], 0)
-    special = np.broadcast_to(before, (len(rows), len(before)))
-    tokens = torch.from_numpy(np.concatenate([special, own], 1).astype(np.int64)).to(device)
-    counted = torch.from_numpy(np.concatenate([np.zeros_like(special), real], 1)).to(device)
-    mask = counted.clone()
-    mask[:, : len(before)] = 1
-    return PaddedBatch(tokens, mask.long()), counted.float()
 
 
 def reduce(states: FloatArray, most: int = 512) -> FloatArray:

@@ -19,15 +19,14 @@ import numpy.typing as npt
 from rarec.data.sequences import IntArray, UserSequences, ranges
 from rarec.errors import InputError
 from rarec.raserec.settings import MemorySettings
+from rarec.retrieval.index import FloatArray, can_use_gpu, new_index, normalised
 
-FloatArray = npt.NDArray[np.float32]
 NO_USER = -1  # a query by somebody who is not in the data
 
 # Bounds on what is held at once: queries of one search, candidate memories of one ordering.
 _CHUNK = 16_384
 _CANDIDATES = 1_000_000
 _ARRAYS = ("representations", "users", "prefixes", "targets", "known_at")
-_GPU_MOST = 2048  # neighbours of one query that Faiss can find on a GPU
 
 
 @dataclass(frozen=True)
@@ -98,7 +97,7 @@ class MemoryBank:
         """
         if len(prefixes) == 0:
             raise InputError("the memory bank would be empty: no user has two training interactions")
-        index = _new_index(normalised(representations), settings)
+        index = new_index(normalised(representations), settings, "memories of the bank")
         empty = np.zeros(0, dtype=np.int64)
         nothing = np.zeros((0, representations.shape[1]), dtype=np.float32)
         bank = cls(nothing, empty, empty, empty, empty, encoder, settings, index)
@@ -273,21 +272,12 @@ class MemoryBank:
         return ids
 
     def _device_index(self, count: int) -> Any:
-        """The index, as a copy on the GPUs where Faiss was built for them and can do it there: flat and inverted lists,
-        up to `_GPU_MOST` neighbours.
-        """
-        no_gpu = getattr(faiss, "get_num_gpus", lambda: 0)() == 0
-        if no_gpu or self.settings.index == "hnsw" or count > _GPU_MOST:
+        """The index, as a copy on the GPUs where Faiss was built for them and can do it there."""
+        if not can_use_gpu(self.settings, count):
             return self.index
         if self._gpu_index is None or self._gpu_index.ntotal != len(self):
             self._gpu_index = faiss.index_cpu_to_all_gpus(self.index)
         return self._gpu_index
-
-
-def normalised(vectors: FloatArray) -> FloatArray:
-    """An L2-normalised float32 copy (Faiss would normalise in place, in memory that a tensor may share)."""
-    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return np.ascontiguousarray(vectors / np.maximum(norms, 1e-12), dtype=np.float32)
 
 
 def first_allowed(ids: IntArray, allowed: npt.NDArray[np.bool_], k: int) -> tuple[IntArray, IntArray]:
@@ -304,22 +294,3 @@ def _named_search(queries: FloatArray, count: int, vectors: FloatArray, names: I
     """Exact search in ``vectors`` whose ids are ``names``."""
     rows = faiss.knn(queries, vectors, count, metric=faiss.METRIC_INNER_PRODUCT)[1]
     return np.where(rows >= 0, names[rows], -1)
-
-
-def _new_index(directions: FloatArray, settings: MemorySettings) -> Any:
-    """An empty (but trained) index of the wanted kind."""
-    dim = directions.shape[1]
-    if settings.index == "flat":
-        return faiss.IndexFlatIP(dim)
-    index: Any
-    if settings.index == "hnsw":
-        index = faiss.IndexHNSWFlat(dim, settings.hnsw_links, faiss.METRIC_INNER_PRODUCT)
-        index.hnsw.efSearch = settings.hnsw_search
-        return index
-    if settings.ivf_lists > len(directions):
-        raise InputError(f"ivf_lists = {settings.ivf_lists} exceeds the bank's {len(directions)} memories; lower it")
-    index = faiss.IndexIVFFlat(faiss.IndexFlatIP(dim), dim, settings.ivf_lists, faiss.METRIC_INNER_PRODUCT)
-    index.cp.seed = settings.seed
-    index.nprobe = settings.ivf_probes
-    index.train(directions)
-    return index

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from rarec.data.sequences import IntArray
+from rarec.retrieval.index import FloatArray
 
-FloatArray = npt.NDArray[np.float32]
 Distances = npt.NDArray[np.integer[Any]]
 
 # Scores held at once; a user with a long history is handled some targets at a time.

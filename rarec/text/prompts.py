@@ -17,6 +17,25 @@ from rarec.retrieval.subr import Distances
 from rarec.text.templates import Template, item_texts, profile_texts, rating_text
 
 NO_PART = -1
+_CATALOGUE = "catalogue.parquet"
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """(I,) what items are called in prompts, and their descriptions."""
+
+    names: list[str]
+    descriptions: list[str]
+
+    def save(self, folder: Path) -> None:
+        """Write a table into ``folder``."""
+        pd.DataFrame({"name": self.names, "description": self.descriptions}).to_parquet(folder / _CATALOGUE)
+
+    @classmethod
+    def load(cls, folder: Path) -> "Catalogue":
+        """Read what `save` wrote."""
+        table = pd.read_parquet(folder / _CATALOGUE)
+        return cls(table["name"].tolist(), table["description"].tolist())
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """What a data set's domain sounds like: one template for all prompts, so that histories are all they differ in.
 
-A prompt has a profile (left out where nothing is known), a heading, one line a behaviour, and a question about the
-target. Every line is made of columns of the clean tables; a missing value leaves its piece out.
+A prompt has a profile (left out where nothing is known), a heading, one line a behaviour, and a question that ends as a
+behaviour's line begins, so that a model finds the answer where it has learned to find a rating. Every line is made of
+columns of the clean tables; a missing value leaves its piece out.
 """
 
 from collections.abc import Sequence
@@ -77,21 +78,21 @@ TEMPLATES: dict[str, Template] = {
         profile_line="A viewer: {}.\n",
         heading="Films they have rated, from the oldest to the latest:\n",
         behaviour="{item}: {rating}\n",
-        question="Will they like this film?\n{item}\nAnswer:",
-        item=(*_TITLE_YEAR, _piece("genres", ", {}")),
-        description=(*_TITLE_YEAR, _piece("genres", ", {}")),
+        question="Will they like the next film? Yes or No.\n{item}:",
+        item=_TITLE_YEAR,
+        description=(*_TITLE_YEAR, _piece("genres", ": {}")),
     ),
     "books": Template(
         profile=_PERSON,
         profile_line="A reader: {}.\n",
         heading="Books they have rated, from the first to the last:\n",
         behaviour="{item}: {rating}\n",
-        question="Will they like this book?\n{item}\nAnswer:",
+        question="Will they like the next book? Yes or No.\n{item}:",
         item=(_piece("title"), _piece("author", " by {}")),
         description=(
             _piece("title"),
-            _piece("item_id", ", ISBN {}"),
-            _piece("author", ", by {}"),
+            _piece("author", " by {}"),
+            _piece("item_id", ": ISBN {}"),
             _piece("year", ", {}"),
             _piece("publisher", ", {}"),
         ),
@@ -101,9 +102,9 @@ TEMPLATES: dict[str, Template] = {
         profile_line="A customer: {}.\n",
         heading="Products they have rated, from the oldest to the latest:\n",
         behaviour="{item}: {rating}\n",
-        question="Will they like this product?\n{item}\nAnswer:",
+        question="Will they like the next product? Yes or No.\n{item}:",
         item=(_piece("title"),),
-        description=(_piece("title"), _piece("category", ", {}")),
+        description=(_piece("title"), _piece("category", ": {}")),
     ),
 }
 

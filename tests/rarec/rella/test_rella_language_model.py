@@ -21,7 +21,7 @@ from rarec.rella.language_model import (
     last_logits,
     load_model,
     load_tokenizer,
-    pad_left,
+    pad,
 )
 
 CPU = torch.device("cpu")
@@ -53,7 +53,7 @@ def test_padding_and_kept_logits_change_nothing(kind, tmp_path):
     lengths = np.array([5, 12, 1, 9])
     tokens = np.random.default_rng(0).integers(1, VOCABULARY, lengths.sum()).astype(np.int32)
     rows = np.array([1, 3, 0, 2])
-    batch = pad_left(tokens, lengths, rows, CPU)
+    batch = pad(tokens, lengths, rows, CPU)
     assert batch.tokens.shape == (4, 12)
     with torch.no_grad():
         got = last_logits(model, batch)
@@ -65,8 +65,8 @@ def test_padding_and_kept_logits_change_nothing(kind, tmp_path):
     assert got.std(0).min() > 0  # the prompts do differ
 
 
-def test_pad_left_by_hand():
-    batch = pad_left(np.array([7, 8, 9, 4], dtype=np.int32), np.array([3, 1]), np.array([1, 0]), CPU)
+def test_padding_by_hand():
+    batch = pad(np.array([7, 8, 9, 4], dtype=np.int32), np.array([3, 1]), np.array([1, 0]), CPU)
     assert batch.tokens.tolist() == [[0, 0, 4], [7, 8, 9]]
     assert batch.mask.tolist() == [[0, 0, 1], [1, 1, 1]]
     assert batch.positions.tolist() == [[0, 0, 0], [0, 1, 2]]

@@ -7,14 +7,16 @@ import torch
 from rella_toys import CPU
 
 from rarec.data.ctr import CtrSamples, CtrSettings, build_ctr_samples
-from rarec.rella.language_model import LanguageModelSettings, load_model, load_tokenizer
-from rarec.rella.scratch import CARD, HistoryPieces, train_scratch, train_tokenizer, training_positions
+from rarec.rella.language_model import LanguageModelSettings, find_answers, load_model, load_tokenizer
+from rarec.rella.scratch import CARD, Catalogue, HistoryPieces, train_scratch, train_tokenizer, training_positions
 from rarec.text.prompts import NO_PART, build_parts
 from rarec.text.templates import TEMPLATES
 
 USERS, ITEMS = 12, 8
 LENGTHS = np.array([9, 7, 12, 6, 0, 8, 30, 7, 9, 6, 11, 8])
 OFFSETS = np.concatenate([[0], LENGTHS.cumsum()])
+NAMES = [f"Film {letter}" for letter in "abcdefgh"]
+CATALOGUE = Catalogue(NAMES, [f"{name}: drama" for name in NAMES])
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +24,7 @@ def data():
     rng = np.random.default_rng(0)
     items = pd.DataFrame(
         {
-            "item_id": np.arange(ITEMS), "title": [f"Film {'abcdefgh'[i]}" for i in range(ITEMS)],
+            "item_id": np.arange(ITEMS), "title": NAMES,
             "genres": None, "category": None, "author": None, "publisher": None,
             "year": pd.array([None] * ITEMS, dtype="Int64"),
         }
@@ -84,8 +86,16 @@ def test_the_tokenizer_writes_any_text():
     assert ids[0] == tokenizer.bos_token_id
 
 
+def test_names_and_answers_are_tokens_of_their_own():
+    tokenizer = train_tokenizer(["Heat (1995): 4\n", "Up: 5\n"] * 3, 300, ["Heat (1995)", "Up"], ["Yes", "No"])
+    text = "Heat (1995): 4\nUp:"
+    assert tokenizer.convert_ids_to_tokens(tokenizer(text)["input_ids"])[1:3] == ["Heat (1995)", ":"]
+    assert len(tokenizer(text + " Yes", add_special_tokens=False)["input_ids"]) == 6
+    assert find_answers(tokenizer, "Yes", "No").tokens == tokenizer.convert_tokens_to_ids([" No", " Yes"])
+
+
 def test_a_scratch_model_learns_what_is_liked_and_comes_back(data, tmp_path):
-    parts, _, _, times, _ = data
+    parts, item, _, times, _ = data
     allowed = np.arange(len(times))
     settings = LanguageModelSettings(
         vocabulary=400, dim=32, layers=2, heads=2, behaviours=6, epochs=25, batch_tokens=128, max_tokens=512,
@@ -93,13 +103,14 @@ def test_a_scratch_model_learns_what_is_liked_and_comes_back(data, tmp_path):
     )  # fmt: skip
     reports = []
     card = train_scratch(
-        parts, ["Film a"], OFFSETS, allowed, settings, tmp_path, lambda **values: reports.append(values)
-    )
+        parts, CATALOGUE, item, OFFSETS, allowed, ("Yes", "No"), settings, tmp_path,
+        lambda **values: reports.append(values),
+    )  # fmt: skip
     assert card["loss_by_epoch"][-1] < 0.3 * card["loss_by_epoch"][0]
     assert json.loads((tmp_path / CARD).read_text())["what"].endswith("not a general language model")
     assert reports[-1]["epoch"] == reports[-1]["epochs"] == 25
     tokenizer, model = load_tokenizer(tmp_path), load_model(tmp_path, CPU)
-    five, one = (tokenizer(rating, add_special_tokens=False)["input_ids"][0] for rating in (" 5", " 1"))
+    five, one = (tokenizer(rating, add_special_tokens=False)["input_ids"][0] for rating in (" 5\n", " 1\n"))
     for film, liked in (("b", True), ("g", False)):
         ids = tokenizer(TEMPLATES["movies"].heading + f"Film {film}:", return_tensors="pt")["input_ids"]
         with torch.no_grad():
@@ -108,11 +119,13 @@ def test_a_scratch_model_learns_what_is_liked_and_comes_back(data, tmp_path):
 
 
 def test_the_seed_decides(data, tmp_path):
-    parts, _, _, times, _ = data
+    parts, item, _, times, _ = data
     small = {"vocabulary": 300, "dim": 16, "layers": 1, "heads": 2, "epochs": 1, "batch_tokens": 1024}
     losses = []
     for seed in (1, 1, 2):
         settings = LanguageModelSettings(**small, seed=seed)
-        card = train_scratch(parts, ["a"], OFFSETS, np.arange(len(times)), settings, tmp_path, lambda **_: None)
+        card = train_scratch(
+            parts, CATALOGUE, item, OFFSETS, np.arange(len(times)), ("Yes", "No"), settings, tmp_path, lambda **_: None
+        )
         losses.append(card["loss_by_epoch"])
     assert losses[0] == losses[1] != losses[2]

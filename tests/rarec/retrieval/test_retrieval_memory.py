@@ -6,7 +6,8 @@ from rarec.data.sequences import ranges
 from rarec.errors import InputError
 from rarec.raserec.settings import MemorySettings
 from rarec.retrieval import memory as memory_module
-from rarec.retrieval.memory import NO_USER, MemoryBank, Queries, first_allowed, normalised
+from rarec.retrieval.index import normalised
+from rarec.retrieval.memory import NO_USER, MemoryBank, Queries, first_allowed
 
 DIM, ITEMS = 5, 14
 
@@ -222,7 +223,7 @@ def test_more_memories_than_the_bank_holds_are_refused(sequences):
 def test_impossible_banks_are_refused(sequences):
     with pytest.raises(InputError, match="the memory bank would be empty"):
         new_bank(sequences, prefixes=np.zeros(0, dtype=np.int64))
-    with pytest.raises(InputError, match=r"ivf_lists = 128 exceeds the bank's 60 memories; lower it"):
+    with pytest.raises(InputError, match=r"ivf_lists = 128 exceeds the 60 memories of the bank; lower it"):
         new_bank(sequences, MemorySettings(index="ivf"), prefixes=sequences.prefixes("train")[:60])
 
 

@@ -69,12 +69,11 @@ def test_a_prompt_by_hand(parts):
     assert parts.text(row) == (
         "A viewer: gender F, age 25-34, writer.\n"
         "Films they have rated, from the oldest to the latest:\n"
-        "Café {Lumière} (2003), Drama: 3.5\n"
+        "Café {Lumière} (2003): 3.5\n"
         "item 9: 1\n"
-        "Café {Lumière} (2003), Drama: 3.5\n"
-        "Will they like this film?\n"
-        "Heat (1995), Action, Crime\n"
-        "Answer:"
+        "Café {Lumière} (2003): 3.5\n"
+        "Will they like the next film? Yes or No.\n"
+        "Heat (1995):"
     )
 
 
@@ -96,7 +95,7 @@ def test_nothing_known_of_a_user_leaves_the_profile_out():
 
 def test_descriptions_of_books_name_isbn_and_author():
     texts = item_texts(ITEMS, TEMPLATES["books"].description)
-    assert texts[1] == "Café {Lumière}, ISBN 8, by A. B., 2003"
+    assert texts[1] == "Café {Lumière} by A. B.: ISBN 8, 2003"
 
 
 def test_an_item_without_text_is_named():

@@ -1,0 +1,165 @@
+"""Predictions of validation and test samples: before tuning and by every adapter, recent and retrieved histories."""
+
+import json
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from pydantic import Field
+
+from rarec.config import Settings
+from rarec.data.ctr import Split, draw
+from rarec.rella.language_model import Answers, ModelReference, find_answers
+from rarec.rella.samples import PromptSource
+from rarec.rella.scoring import score
+from rarec.rella.shots import Mode
+from rarec.rella.tuning import load_adapter
+from rarec.text.tokens import PromptTokens
+from rarec.training.engine import keep_freed_memory, worker_device
+from rarec.training.progress import ProgressReporter, worker_main
+
+History = Literal["recent", "retrieved"]
+HISTORIES: tuple[History, ...] = ("recent", "retrieved")
+ZERO_SHOT = "zero-shot"
+SCORED: tuple[Split, ...] = ("valid", "test")
+
+
+class PredictionSettings(Settings):
+    """How much is predicted, and in what portions."""
+
+    valid_samples: int = Field(default=10_000, ge=2, description="Most validation samples, drawn with the seed.")
+    test_samples: int = Field(default=100_000, ge=2, description="Most test samples, drawn with the seed.")
+    batch_tokens: int = Field(default=16_384, ge=64, description="Most tokens of a padded batch of prompts.")
+    seed: int = Field(default=42, ge=0, description="Seed of the draws.")
+
+    def most(self, split: Split) -> int:
+        """Most samples of a split."""
+        return self.valid_samples if split == "valid" else self.test_samples
+
+
+@dataclass(frozen=True)
+class Variant:
+    """An adapter and how its training prompts were made."""
+
+    mode: Mode
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Its folder."""
+        return f"{self.mode}-{self.seed}"
+
+    def label(self, history: History) -> str:
+        """What predictions with it are called."""
+        return f"tuned on {self.mode}, {history} (seed {self.seed})"
+
+    def histories(self) -> tuple[History, ...]:
+        """Prompts that it is asked: retrieved ones as in the paper; and recent ones, if it was tuned on such."""
+        return ("retrieved",) if self.mode == "retrieved" else HISTORIES
+
+
+def untuned(history: History) -> str:
+    """What predictions of the language model without adapter are called."""
+    return f"{ZERO_SHOT}, {history}"
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """A language model with what its prompts need."""
+
+    source: PromptSource
+    prompts: PromptTokens
+    answers: Answers
+    device: torch.device
+    batch_tokens: int
+
+    def predict(
+        self, model: Any, samples: np.ndarray, history: History, report: Callable[..., None]
+    ) -> tuple[np.ndarray, int]:
+        """(n,) probabilities of yes, and how many behaviours were left out for the token limit."""
+        rows = self.source.rows(samples, history == "retrieved")
+        probability, dropped = score(model, self.prompts, rows, self.answers, self.device, self.batch_tokens, report)
+        return probability, int(dropped.sum())
+
+
+def predict_all(
+    predictor: Predictor,
+    model: Any,
+    adapters: Sequence[tuple[Variant, Path]],
+    base: str,
+    samples: dict[Split, np.ndarray],
+    report: Callable[..., None],
+) -> tuple[dict[Split, dict[str, np.ndarray]], dict[str, float]]:
+    """Probabilities by split and model, and figures on how it went: prompts, seconds, behaviours dropped.
+
+    ``model`` is the language model without adapter; ``base`` its identity.
+    """
+    predictions: dict[Split, dict[str, np.ndarray]] = {split: {} for split in samples}
+    dropped = prompts = 0
+    started = time.perf_counter()
+
+    def run(label: str, model: Any, history: History) -> None:
+        nonlocal dropped, prompts
+        for split, rows in samples.items():
+            probability, left_out = predictor.predict(
+                model,
+                rows,
+                history,
+                partial(report, stage=f"{label}, {split}"),
+            )
+            predictions[split][label] = probability
+            dropped, prompts = dropped + left_out, prompts + len(rows)
+
+    for history in HISTORIES:
+        run(untuned(history), model, history)
+    for variant, folder in adapters:
+        adapted = load_adapter(model, folder, base)
+        for history in variant.histories():
+            run(variant.label(history), adapted, history)
+        model = adapted.unload()
+    seconds = time.perf_counter() - started
+    return predictions, {"prompts": prompts, "seconds": seconds, "behaviours_dropped": dropped}
+
+
+def work(job: dict[str, Any], reporter: ProgressReporter) -> None:
+    """Worker entry: ``job`` holds ``settings``, the two answers ``yes`` and ``no``, the artifact folders that
+    `PromptSource` and `ModelReference` read, the language model's identity ``base``, the hub's ``cache``, ``adapters``
+    (mode, seed, folder), and the folder ``output``, which gets this rank's share as ``<split>-<rank>.parquet``.
+    """
+    keep_freed_memory()
+    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    settings = PredictionSettings(**job["settings"])
+    source = PromptSource.load(job)
+    reference = ModelReference.open(Path(job["base_language_model"]), Path(job["cache"]))
+    tokenizer = reference.tokenizer()
+    predictor = Predictor(
+        source,
+        PromptTokens.of(source.parts, tokenizer, reference.context_length()),
+        find_answers(tokenizer, job["yes"], job["no"]),
+        worker_device(),
+        settings.batch_tokens,
+    )
+    samples = {split: draw(source.samples, split, settings.most(split), settings.seed)[rank::world] for split in SCORED}
+    predictions, facts = predict_all(
+        predictor,
+        reference.model(worker_device()),
+        [(Variant(adapter["mode"], adapter["seed"]), Path(adapter["folder"])) for adapter in job["adapters"]],
+        job["base"],
+        samples,
+        reporter.report,
+    )
+    output = Path(job["output"])
+    for split, columns in predictions.items():
+        pd.DataFrame({"sample": samples[split], **columns}).to_parquet(output / f"{split}-{rank}.parquet", index=False)
+    (output / f"facts-{rank}.json").write_text(json.dumps(facts))
+
+
+if __name__ == "__main__":
+    worker_main(work)

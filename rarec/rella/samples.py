@@ -1,0 +1,68 @@
+"""Prompts of samples: which parts stand in the prompt of a sample with its recent or its retrieved history."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from rarec.data.ctr import CtrSamples
+from rarec.data.sequences import IntArray
+from rarec.retrieval.subr import Distances
+from rarec.text.prompts import PromptParts
+
+RECENT, RETRIEVED = "recent.npy", "retrieved.npy"
+
+
+@dataclass(frozen=True)
+class PromptSource:
+    """All samples of a data set and the two histories of each.
+
+    Attributes:
+        samples: targets, labels and splits.
+        items: (M,) item of each interaction, sorted by (user, time).
+        parts: what prompts are made of.
+        recent, retrieved: (N, K) distances of the behaviours kept from the target, 0 for none.
+    """
+
+    samples: CtrSamples
+    items: IntArray
+    parts: PromptParts
+    recent: Distances
+    retrieved: Distances
+
+    @classmethod
+    def load(cls, folders: Mapping[str, str]) -> "PromptSource":
+        """From the artifact folders of `interactions`, `ctr_samples`, `textual_samples` and
+        `retrieval_enhanced_samples`; the histories stay on disk until they are asked for.
+        """
+        text = Path(folders["textual_samples"])
+        return cls(
+            CtrSamples.load(Path(folders["ctr_samples"])),
+            load_items(Path(folders["interactions"])),
+            PromptParts.load(text),
+            np.load(text / RECENT, mmap_mode="r"),
+            np.load(Path(folders["retrieval_enhanced_samples"]) / RETRIEVED, mmap_mode="r"),
+        )
+
+    def rows(self, samples: IntArray, retrieved: bool | npt.NDArray[np.bool_]) -> IntArray:
+        """(B, K + 3) part numbers of the prompts of B samples, each with its retrieved history or its recent one."""
+        position = self.samples.position[samples]
+        chosen = np.broadcast_to(retrieved, samples.shape)
+        distances = np.empty((len(samples), self.recent.shape[1]), dtype=self.recent.dtype)
+        distances[chosen] = self.retrieved[samples[chosen]]
+        distances[~chosen] = self.recent[samples[~chosen]]
+        return self.parts.of(self.user(samples), self.items[position], position, distances)
+
+    def user(self, samples: IntArray) -> IntArray:
+        """(B,) user of each sample."""
+        return np.searchsorted(self.samples.offsets, self.samples.position[samples], side="right") - 1
+
+
+def load_items(interactions: Path) -> IntArray:
+    """(M,) item of each interaction of the clean table."""
+    return pd.read_parquet(interactions / "interactions.parquet", columns=["item_index"])["item_index"].to_numpy(
+        np.int64
+    )

@@ -1,0 +1,65 @@
+"""Yes or no: the probability that a language model's answer begins with yes (ReLLa, section 3.1).
+
+Only the logits behind each prompt are computed, and batches hold prompts of similar length, so that no time goes into
+padding or into words that nobody asks for.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from rarec.data.sequences import IntArray
+from rarec.errors import InputError
+from rarec.rella.language_model import Answers, last_logits, pad
+from rarec.text.tokens import PromptTokens, by_length
+
+Report = Callable[..., None]
+_CHUNK = 8192  # prompts put together at once, so that the first batch is scored at once
+
+
+@torch.no_grad()
+def score(
+    model: Any,
+    prompts: PromptTokens,
+    parts: IntArray,
+    answers: Answers,
+    device: torch.device,
+    batch_tokens: int = 16384,
+    report: Report = lambda **_: None,
+) -> tuple[npt.NDArray[np.float64], IntArray]:
+    """(N,) probability of yes against no, and (N,) behaviours dropped for the token limit.
+
+    Args:
+        parts: (N, K + 3) prompts, as `PromptParts.of` gives them.
+        batch_tokens: most tokens of a padded batch.
+    """
+    was_training = model.training
+    model.eval()
+    probability = np.zeros(len(parts))
+    dropped = np.zeros(len(parts), dtype=np.int64)
+    two = torch.tensor(answers.tokens, device=device)
+    for start in range(0, len(parts), _CHUNK):
+        part = slice(start, min(start + _CHUNK, len(parts)))
+        made = prompts.prompts(parts[part])
+        dropped[part] = made.dropped
+        for rows in by_length(made.lengths, batch_tokens):
+            batch = pad(made.tokens, made.lengths, rows, device)
+            try:
+                logits = last_logits(model, batch)
+            except torch.OutOfMemoryError as error:
+                raise out_of_memory(len(rows), int(made.lengths[rows].max()), "batch_tokens") from error
+            probability[start + rows] = logits[:, two].double().softmax(1)[:, 1].cpu().numpy()
+        report(step=part.stop, steps=len(parts))
+    model.train(was_training)
+    return probability, dropped
+
+
+def out_of_memory(prompts: int, longest: int, setting: str) -> InputError:
+    """What to tell when the device's memory does not hold a batch."""
+    return InputError(
+        f"out of memory with {prompts} prompts of up to {longest} tokens at once; lower {setting}, or the behaviours "
+        "in a prompt"
+    )

@@ -1,0 +1,77 @@
+"""Retrieval-enhanced instruction tuning (ReLLa, section 3.3): which samples train the adapter, and how mixed."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import Field, model_validator
+
+from rarec.config import Settings
+from rarec.data.ctr import CtrSamples, draw
+from rarec.data.sequences import IntArray
+
+Mode = Literal["recent", "retrieved", "mixed"]
+
+
+class ShotSettings(Settings):
+    """Which samples train the adapters, and with which histories."""
+
+    shots: int = Field(default=8192, ge=1, description="Samples of the training split, or all if there are fewer.")
+    modes: tuple[Mode, ...] = Field(
+        default=("mixed",),
+        description="Histories of the training prompts: recent, retrieved, or mixed (each sample with both). One adapter "
+        "is tuned for each mode and seed; the first one is the model, the others are for comparison.",
+    )
+    seeds: tuple[int, ...] = Field(default=(42,), description="Seeds of the draw and of the tuning.")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "ShotSettings":
+        for name in ("modes", "seeds"):
+            values = getattr(self, name)
+            if not values or len(set(values)) < len(values):
+                raise ValueError(f"{name} = {list(values)} must name one or more, none of them twice")
+        return self
+
+    def variants(self) -> list[tuple[Mode, int]]:
+        """Every pair of mode and seed, the first seed's first."""
+        return [(mode, seed) for seed in self.seeds for mode in self.modes]
+
+
+@dataclass(frozen=True)
+class Shots:
+    """Prompts that train.
+
+    Attributes:
+        sample: (P,) sample of each prompt.
+        retrieved: (P,) whether its history is retrieved, not recent.
+    """
+
+    sample: IntArray
+    retrieved: npt.NDArray[np.bool_]
+
+    def __len__(self) -> int:
+        return len(self.sample)
+
+    def save(self, folder: Path) -> None:
+        """Write the arrays as .npy files into ``folder``, which is made."""
+        folder.mkdir(parents=True)
+        np.save(folder / "sample.npy", self.sample)
+        np.save(folder / "retrieved.npy", self.retrieved)
+
+    @classmethod
+    def load(cls, folder: Path) -> "Shots":
+        """Read what `save` wrote."""
+        return cls(np.load(folder / "sample.npy"), np.load(folder / "retrieved.npy"))
+
+
+def draw_shots(samples: CtrSamples, shots: int, mode: Mode, seed: int) -> Shots:
+    """``shots`` samples of the training split, or all if there are fewer; with one seed, few are a part of many.
+
+    ``mixed`` gives each sample twice, once with either history (1:1, so twice as many prompts).
+    """
+    chosen = draw(samples, "train", shots, seed)
+    if mode == "mixed":
+        return Shots(np.concatenate([chosen, chosen]), np.arange(2 * len(chosen)) >= len(chosen))
+    return Shots(chosen, np.full(len(chosen), mode == "retrieved"))

@@ -1,0 +1,244 @@
+"""Tuning of a LoRA adapter on yes/no answers (ReLLa, section 3.3; LoRA: arXiv 2106.09685).
+
+The loss is the cross-entropy of the answer's first token over the whole vocabulary, divided by the answers of the step.
+The language model below the adapter is frozen.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from rarec.data.ctr import draw
+from rarec.data.sequences import IntArray
+from rarec.errors import InputError
+from rarec.evaluation.ctr import METRICS, ctr_metrics
+from rarec.rella.language_model import Answers, ModelReference, PaddedBatch, find_answers, last_logits, pad
+from rarec.rella.samples import PromptSource
+from rarec.rella.scoring import out_of_memory, score
+from rarec.rella.shots import Shots
+from rarec.text.tokens import PromptTokens, by_length
+from rarec.training.engine import keep_freed_memory, rank, worker_device, world_size
+from rarec.training.fit import FitSettings, Report, fit
+from rarec.training.progress import ProgressReporter, worker_main
+
+TUNING = "tuning.json"
+
+
+class TuningSettings(FitSettings):
+    """LoRA and how it is tuned; the defaults are the paper's (section 4.1.4) unless a field says otherwise."""
+
+    learning_rate: float = Field(default=1e-3, gt=0, description="Adam's highest learning rate.")
+    epochs: int = Field(default=5, ge=1, description="Most epochs.")
+    patience: int = Field(default=2, ge=1, description="Stop after this many epochs without a better validation AUC.")
+    schedule: Literal["constant", "linear"] = Field(
+        default="linear", description="Whether the learning rate stays, or falls to zero over the epochs allowed."
+    )
+    batch_size: int = Field(default=256, ge=1, description="Prompts a step over all processes.")
+    piece_tokens: int = Field(
+        default=8192, ge=64, description="Tokens of the padded pieces into which a step is cut, so that it fits memory."
+    )
+    rank: int = Field(default=8, ge=1, description="LoRA's r.")
+    alpha: int = Field(default=16, ge=1, description="LoRA's alpha; updates are scaled by alpha / r.")
+    dropout: float = Field(default=0.05, ge=0, lt=1, description="Dropout before the adapter's matrices.")
+    targets: tuple[str, ...] = Field(
+        default=("q_proj", "v_proj"), description="Names of the linear layers that get an adapter."
+    )
+    validation_prompts: int = Field(
+        default=2000, ge=2, description="Validation samples scored after each epoch, drawn with the seed."
+    )
+    gradient_checkpointing: bool = Field(
+        default=False, description="Compute activations twice instead of keeping them: less memory, more time."
+    )
+
+
+def add_adapter(model: Any, settings: TuningSettings, seed: int) -> Any:
+    """The model with a fresh LoRA adapter on the layers that ``targets`` names, everything else frozen.
+
+    Raises:
+        InputError: no linear layer has one of these names; names those that there are.
+    """
+    from peft import LoraConfig, TaskType, get_peft_model, prepare_model_for_kbit_training
+
+    kinds = {"Linear", "Conv1D", "Linear8bitLt", "Linear4bit"}
+    names = {name.rsplit(".", 1)[-1] for name, module in model.named_modules() if type(module).__name__ in kinds}
+    missing = [target for target in settings.targets if target not in names]
+    if missing:
+        raise InputError(
+            f"targets: the language model has no linear layer called {', '.join(missing)}; it has "
+            f"{', '.join(sorted(names))}"
+        )
+    if getattr(model, "is_quantized", False):
+        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=settings.gradient_checkpointing)
+    elif settings.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.enable_input_require_grads()
+    torch.manual_seed(seed)
+    configuration = LoraConfig(
+        task_type=TaskType.CAUSAL_LM,
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        lora_dropout=settings.dropout,
+        target_modules=list(settings.targets),
+    )
+    return get_peft_model(model, configuration)
+
+
+class AnswerLoss(nn.Module):
+    """The model and the cross-entropy of the answers' first tokens."""
+
+    def __init__(self, model: Any):
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: "Piece") -> tuple[Tensor, dict[str, Tensor]]:
+        """Summed loss of a piece."""
+        try:
+            logits = last_logits(self.model, batch.prompts)
+        except torch.OutOfMemoryError as error:
+            rows, longest = batch.prompts.tokens.shape
+            raise out_of_memory(rows, longest, "piece_tokens") from error
+        loss = F.cross_entropy(logits.float(), batch.answers, reduction="none")
+        return (loss * batch.weights).sum(), {}
+
+
+@dataclass(frozen=True)
+class Piece:
+    """B prompts, their answers' tokens (B,), and how much each counts (B,)."""
+
+    prompts: PaddedBatch
+    answers: Tensor
+    weights: Tensor
+
+
+class TuningObjective:
+    """Order, pieces and validation of adapter tuning."""
+
+    choice = "AUC"
+
+    def __init__(
+        self,
+        model: Any,
+        source: PromptSource,
+        prompts: PromptTokens,
+        shots: Shots,
+        answers: Answers,
+        settings: TuningSettings,
+        seed: int,
+        device: torch.device,
+    ):
+        self.model = AnswerLoss(model)
+        self.prompts = prompts
+        self.settings = settings
+        self.seed = seed
+        self.answers = answers
+        self.device = device
+        self.parts = source.rows(shots.sample, shots.retrieved)
+        self.label = source.samples.label[shots.sample]
+        self.lengths = prompts.prompts(self.parts).lengths
+        validation = draw(source.samples, "valid", settings.validation_prompts, seed)
+        self.validation_label = source.samples.label[validation]
+        # Chosen as it will be used: with retrieved histories, unless none were trained.
+        self.validation_parts = source.rows(validation, bool(shots.retrieved.any()))
+        self._steps: list[IntArray] = []
+
+    def start_epoch(self, epoch: int) -> int:
+        """Shuffle the prompts into steps."""
+        order = np.random.default_rng([self.seed, epoch]).permutation(len(self.parts))
+        self._steps = np.split(order, range(self.settings.batch_size, len(order), self.settings.batch_size))
+        torch.manual_seed(hash((self.seed, epoch, rank())) % 2**31)
+        return len(self._steps)
+
+    def batches(self) -> Iterator[tuple[Sequence[Piece], int]]:
+        """This rank's prompts of every step, cut into pieces of similar length, as many on every rank."""
+        for step in self._steps:
+            cuts = [list(by_length(self.lengths[own], self.settings.piece_tokens)) for own in self._shares(step)]
+            own = self._shares(step)[rank()]
+            pieces = [self._piece(own[rows]) for rows in cuts[rank()]]
+            # A rank with fewer pieces, or without any prompt, goes along with one that counts for nothing.
+            idle = self._piece(step[:1], weight=0.0)
+            yield pieces + [idle] * (max(map(len, cuts)) - len(pieces)), len(step)
+
+    def _shares(self, step: IntArray) -> list[IntArray]:
+        return [step[number :: world_size()] for number in range(world_size())]
+
+    def _piece(self, rows: IntArray, weight: float = 1.0) -> Piece:
+        made = self.prompts.prompts(self.parts[rows])
+        answers = np.array(self.answers.tokens)[self.label[rows].astype(np.int64)]
+        return Piece(
+            pad(made.tokens, made.lengths, np.arange(len(rows)), self.device),
+            torch.from_numpy(answers).to(self.device),
+            torch.full((len(rows),), weight, device=self.device),
+        )
+
+    def validate(self) -> dict[str, float]:
+        """Figures of `METRICS` on the drawn validation samples."""
+        probability, _ = score(self.model.model, self.prompts, self.validation_parts, self.answers, self.device)
+        figures = ctr_metrics(probability, self.validation_label)
+        return dict(zip(METRICS, figures.tolist(), strict=True))
+
+
+def tune(objective: TuningObjective, base: str, output: Path, checkpoint: Path, report: Report) -> dict[str, Any]:
+    """Tune, and write the adapter in PEFT's own format into ``output``; ``base`` is the language model's identity."""
+    summary = fit(
+        objective, objective.settings, stage="adapter tuning", output=output, checkpoint=checkpoint, report=report
+    )
+    if rank() == 0:
+        adapted = objective.model.model
+        adapted.peft_config["default"].base_model_name_or_path = base  # not where its files are on this machine
+        adapted.save_pretrained(output, save_embedding_layers=False)
+        record = {"base": base, "seed": objective.seed, "settings": objective.settings.model_dump(mode="json")}
+        (output / TUNING).write_text(json.dumps(record, indent=1))
+    return summary
+
+
+def load_adapter(model: Any, folder: Path, base: str) -> Any:
+    """The language model with the adapter that `tune` wrote.
+
+    Raises:
+        InputError: the adapter was tuned on another language model.
+    """
+    from peft import PeftModel
+
+    record = json.loads((folder / TUNING).read_text())
+    if record["base"] != base:
+        raise InputError(
+            f"the adapter in {folder} was tuned on language model {record['base']} and cannot serve {base}; "
+            "materialise `lora_checkpoint` again"
+        )
+    return PeftModel.from_pretrained(model, folder).eval()
+
+
+def work(job: dict[str, Any], reporter: ProgressReporter) -> None:
+    """Worker entry: ``job`` holds ``settings``, ``seed``, ``mode`` and the two answers ``yes`` and ``no``; the
+    artifact folders that `PromptSource` and `ModelReference` read, that of ``shots``, the language model's identity
+    ``base``, the hub's ``cache``; and the folders ``output`` and ``checkpoint``.
+    """
+    keep_freed_memory()
+    settings = TuningSettings(**job["settings"])
+    seed: int = job["seed"]
+    source = PromptSource.load(job)
+    reference = ModelReference.open(Path(job["base_language_model"]), Path(job["cache"]))
+    tokenizer = reference.tokenizer()
+    objective = TuningObjective(
+        add_adapter(reference.model(worker_device()), settings, seed),
+        source,
+        PromptTokens.of(source.parts, tokenizer, reference.context_length()),
+        Shots.load(Path(job["shots"])),
+        find_answers(tokenizer, job["yes"], job["no"]),
+        settings,
+        seed,
+        worker_device(),
+    )
+    tune(objective, job["base"], Path(job["output"]), Path(job["checkpoint"]), reporter.report)
+
+
+if __name__ == "__main__":
+    worker_main(work)

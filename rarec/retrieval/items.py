@@ -1,0 +1,61 @@
+"""The item index: which items are alike, by their semantic vectors, in Faiss (ReLLa, section 3.2).
+
+Its ids are the numbers under which the catalogue lists the items (`item_index`); they are given to Faiss explicitly, so
+that nothing depends on the order in which vectors were added.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import faiss
+import numpy as np
+
+from rarec.data.sequences import IntArray
+from rarec.retrieval.index import FloatArray, IndexSettings, new_index
+
+_INDEX, _SETTINGS = "index.faiss", "index.json"
+
+
+@dataclass(frozen=True)
+class ItemIndex:
+    """A Faiss index over L2-normalised item vectors whose ids are item indices."""
+
+    index: Any
+    settings: IndexSettings
+
+    @classmethod
+    def build(cls, vectors: FloatArray, items: IntArray, settings: IndexSettings) -> Self:
+        """An index of (I, D) L2-normalised vectors and their item indices (I,).
+
+        Raises:
+            InputError: more inverted lists than items.
+        """
+        index = faiss.IndexIDMap2(new_index(vectors, settings, "items"))
+        index.add_with_ids(vectors, np.asarray(items, dtype=np.int64))
+        return cls(index, settings)
+
+    def similar(self, vectors: FloatArray, k: int) -> tuple[IntArray, FloatArray]:
+        """(Q, k) items most similar to each query vector, and their cosines; -1 and -inf where the index finds none."""
+        scores, items = self.index.search(np.ascontiguousarray(vectors), min(k, self.index.ntotal))
+        return items, np.where(items >= 0, scores, -np.inf).astype(np.float32)
+
+    def recall(self, vectors: FloatArray, queries: FloatArray, k: int) -> float:
+        """Share of the exact k most similar of ``vectors`` that the index finds; ties of similarity tolerated."""
+        k = min(k, len(vectors))
+        exact = faiss.knn(queries, vectors, k, metric=faiss.METRIC_INNER_PRODUCT)[0]
+        _, scores = self.similar(queries, k)
+        return float((scores >= exact[:, -1:] - 1e-6).mean())
+
+    def save(self, folder: Path) -> None:
+        """The index in Faiss's format, settings as JSON."""
+        faiss.write_index(self.index, str(folder / _INDEX))
+        settings = self.settings.model_dump(exclude={"minimum_recall"})  # of the check, not of the index
+        (folder / _SETTINGS).write_text(json.dumps(settings, indent=1))
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """Read what `save` wrote."""
+        settings = IndexSettings(**json.loads((folder / _SETTINGS).read_text()))
+        return cls(faiss.read_index(str(folder / _INDEX)), settings)
