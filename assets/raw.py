@@ -149,7 +149,7 @@ def clean_tables(
 
 def _identity(spec: DatasetSpec) -> dict[str, Any]:
     """What of a data set's declaration decides its tables."""
-    return {"spec": spec.model_dump(mode="json", exclude={"overrides", "published"})}
+    return {"spec": spec.model_dump(mode="json", exclude={"overrides", "published", "template"})}
 
 
 def load_raw(artifact: Artifact) -> RawTables:

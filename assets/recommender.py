@@ -1,12 +1,6 @@
 """Group `recommender`: the RaSeRec track from pre-training to recommendations."""
 
-import fcntl
 import hashlib
-import json
-import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from importlib import metadata
 from pathlib import Path
 
 import dagster as dg
@@ -26,9 +20,9 @@ from assets.stage import (
     refuse_bad_input,
     resolve,
     takes,
-    training_progress,
     upstream,
 )
+from assets.training import forget_checkpoint, pinned, train, training_outcome
 from rarec.config import Settings
 from rarec.data.sequences import UserSequences
 from rarec.errors import InputError
@@ -37,7 +31,6 @@ from rarec.raserec.recommender import Recommender
 from rarec.raserec.settings import FinetuneSettings, MemorySettings, PretrainSettings
 from rarec.retrieval.memory import MemoryBank, Queries
 from rarec.training.engine import worker_device
-from rarec.training.fit import HISTORY, SUMMARY
 from resources.artifacts import Artifact, ArtifactStore
 from resources.folders import Folders
 from resources.launcher import TrainingLauncher
@@ -49,6 +42,8 @@ FINETUNE_VERSION = "3"
 RECOMMEND_VERSION = "2"
 RECALL_AT = 20
 RECALL_SAMPLE = 2000
+VALIDATION_FIGURES = ("HR@10", "NDCG@10")
+VALIDATION_SHOWN = ("HR@10", "NDCG@10", "masked_HR@10", "masked_NDCG@10")
 
 
 class RecommendSettings(Settings):
@@ -112,7 +107,10 @@ def raserec_pretrained(
             "settings": settings.model_dump(),
             "sequences": str(inputs["user_sequences"].path),
         }
-        return _train(context, launcher, folders, run, "rarec.raserec.pretrain", job, folder, config.force)
+        summary = train(
+            context, launcher, folders, run, run.fingerprint, "rarec.raserec.pretrain", job, folder, config.force
+        )
+        return training_outcome(run, summary, VALIDATION_FIGURES, VALIDATION_SHOWN)
 
     result, artifact = materialise(
         context,
@@ -124,7 +122,7 @@ def raserec_pretrained(
         force=config.force,
         build=build,
     )
-    _forget_checkpoint(context, folders, artifact)
+    forget_checkpoint(context, folders, artifact)
     return result
 
 
@@ -217,14 +215,17 @@ def raserec_finetuned(
             "encoder_fingerprint": encoder.fingerprint,
             "bank": str(bank.path),
         }
-        outcome = _train(context, launcher, folders, run, "rarec.raserec.finetune", job, folder, config.force)
+        summary = train(
+            context, launcher, folders, run, run.fingerprint, "rarec.raserec.finetune", job, folder, config.force
+        )
+        outcome = training_outcome(run, summary, VALIDATION_FIGURES, VALIDATION_SHOWN)
         from resources import raserec_pyfunc  # it imports mlflow, which takes seconds
 
         model = run.log_pyfunc(
             "model",
             Path(raserec_pyfunc.__file__),
             {"encoder": encoder.path, "bank": bank.path, "module": folder, "items": inputs["item_catalog"].path},
-            requirements=_pinned(
+            requirements=pinned(
                 "torch", "faiss-cpu", "safetensors", "numpy", "pandas", "pyarrow", "pydantic", "scipy", "psutil"
             ),
             code_paths=[str(Path(rarec.__file__).parent)],
@@ -249,7 +250,7 @@ def raserec_finetuned(
         force=config.force,
         build=build,
     )
-    _forget_checkpoint(context, folders, artifact)
+    forget_checkpoint(context, folders, artifact)
     return result
 
 
@@ -327,96 +328,10 @@ def load_recommender(inputs: dict[str, Artifact]) -> tuple[UserSequences, Recomm
     return sequences, recommender
 
 
-def _train(
-    context: dg.AssetExecutionContext,
-    launcher: TrainingLauncher,
-    folders: Folders,
-    run: TrackedRun,
-    module: str,
-    job: Mapping[str, object],
-    folder: Path,
-    force: bool,
-) -> Outcome:
-    """Run a training worker that writes into ``folder``, and tell how it went; ``force`` starts from the beginning."""
-    workdir = _workdir(context, folders, run.fingerprint)
-    checkpoint = workdir / "checkpoint"
-    with _alone_in(workdir) as alone:
-        if not alone:
-            raise InputError(
-                f"another run is training this very model in {workdir}; wait for it, then run again: what it has "
-                "trained is used"
-            )
-        if force:
-            shutil.rmtree(checkpoint, ignore_errors=True)
-        launcher.launch(
-            context,
-            module,
-            {**job, "output": str(folder), "checkpoint": str(checkpoint)},
-            workdir,
-            training_progress(run),
-        )
-        summary = json.loads((checkpoint / SUMMARY).read_text())
-    history = pd.DataFrame(summary["history"])
-    best = history.iloc[summary["best_epoch"]]
-    values = {
-        "epochs": len(history),
-        "best_epoch": int(best["epoch"]),
-        "seconds": round(summary["seconds"], 1),
-        "peak_memory_mib": round(summary["peak_memory_mib"]),
-        "world_size": summary["world_size"],
-        **{f"validation {name}": float(best[name]) for name in ("HR@10", "NDCG@10")},
-    }
-    shown = ["epoch", "loss", "HR@10", "NDCG@10", "masked_HR@10", "masked_NDCG@10", "train_seconds"]
-    run.log_table(history, HISTORY)
-    metrics = {f"best_{name}": float(best[name]) for name in history.columns if "@" in name}
-    metrics |= {"best_epoch": float(best["epoch"]), "seconds": float(summary["seconds"])}
-    return Outcome(values, {"history": markdown_table(history[shown].round(4))}, metrics)
-
-
-def _workdir(context: dg.AssetExecutionContext, folders: Folders, fingerprint: str) -> Path:
-    """Where this training works. Keyed by fingerprint: asked for again after a crash, it resumes."""
-    return Path(folders.work) / context.asset_key.to_user_string() / fingerprint
-
-
-def _forget_checkpoint(context: dg.AssetExecutionContext, folders: Folders, artifact: Artifact) -> None:
-    """Remove the checkpoint, now that the artifact is stored; earlier, a full disk would cost the training."""
-    workdir = _workdir(context, folders, artifact.fingerprint)
-    if workdir.exists():
-        with _alone_in(workdir) as alone:
-            if alone:
-                shutil.rmtree(workdir / "checkpoint", ignore_errors=True)
-
-
-@contextmanager
-def _alone_in(workdir: Path) -> Iterator[bool]:
-    """Whether no other run works in this folder; while the block lasts none will."""
-    workdir.mkdir(parents=True, exist_ok=True)
-    with (workdir / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-        else:
-            yield True  # closing the file gives the lock back
-
-
 def _ids_version(catalog: Artifact) -> str:
     """Hash of the item ids in their order."""
     ids = load_table(catalog, "items")["item_id"]
     return hashlib.sha256("\n".join(map(str, ids.tolist())).encode()).hexdigest()[:32]
-
-
-def _pinned(*names: str) -> list[str]:
-    """Pip requirements of the versions in use, without local tags such as +cpu; absent ones (faiss-gpu's) unpinned."""
-    found = {name: _version(name) for name in names}
-    return [f"{name}=={version.split('+')[0]}" if version else name for name, version in found.items()]
-
-
-def _version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def _recall_is_enough(_spec: object, artifact: Artifact) -> tuple[bool, dict[str, float]]:

@@ -32,7 +32,7 @@ C = TypeVar("C", bound="StageConfig")
 F = TypeVar("F", bound=Callable[..., Any])
 
 OWNER = "team:data-engineering"
-TERMINAL_METRICS = ("samples_per_s", "HR@10", "NDCG@10", "masked_NDCG@10")
+TERMINAL_METRICS = ("samples_per_s", "HR@10", "NDCG@10", "masked_NDCG@10", "AUC", "LogLoss")
 TERMINAL_INTERVAL_S = 5.0
 progress_log = logging.getLogger("rarec.progress")  # `make run` shows it in the terminal
 
@@ -252,7 +252,9 @@ def _result(artifact: Artifact, reused: bool, asset: str) -> dg.MaterializeResul
 
 
 def _dagster_type(annotation: Any) -> Any:
-    """Dagster's configuration knows no optional Literal: its values are checked when the settings are made."""
+    """Dagster's configuration knows no optional Literal and no tuple: values are checked when the settings are made."""
+    if typing.get_origin(annotation) is tuple:
+        return list[_dagster_type(typing.get_args(annotation)[0])]  # type: ignore[misc]
     if typing.get_origin(annotation) is Literal:
         return type(typing.get_args(annotation)[0])
     return annotation
@@ -260,6 +262,9 @@ def _dagster_type(annotation: Any) -> Any:
 
 def _describe(info: Any) -> str:
     text = f"{info.description or ''} Default: {info.default!r} unless the data set sets its own."
-    if typing.get_origin(info.annotation) is Literal:
-        text += f" One of: {', '.join(map(repr, typing.get_args(info.annotation)))}."
+    annotation = info.annotation
+    if typing.get_origin(annotation) is tuple:
+        annotation = typing.get_args(annotation)[0]
+    if typing.get_origin(annotation) is Literal:
+        text += f" One of: {', '.join(map(repr, typing.get_args(annotation)))}."
     return text.strip()

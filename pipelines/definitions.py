@@ -5,7 +5,7 @@ from typing import Any
 
 import dagster as dg
 
-from assets import raw, recommender, reports, sequences
+from assets import instruction, language, raw, recommender, reports, semantic, sequences, text
 from assets.stage import make_settings
 from pipelines.jobs import track_jobs
 from pipelines.partitions import dataset_partitions
@@ -17,8 +17,15 @@ from resources.home import RarecHome
 from resources.launcher import TrainingLauncher
 from resources.tracking import MlflowTracking
 
-ASSET_MODULES = (raw, sequences, recommender, reports)
-CHECKS = [*raw.CHECKS, *sequences.CHECKS, *recommender.CHECKS]
+ASSET_MODULES = (raw, sequences, recommender, text, semantic, instruction, language, reports)
+CHECKS = [*raw.CHECKS, *sequences.CHECKS, *recommender.CHECKS, *semantic.CHECKS]
+STAGE_SETTINGS = {
+    **recommender.STAGE_SETTINGS,
+    **text.STAGE_SETTINGS,
+    **semantic.STAGE_SETTINGS,
+    **instruction.STAGE_SETTINGS,
+    **language.STAGE_SETTINGS,
+}
 
 
 def default_resources(home: RarecHome) -> dict[str, Any]:
@@ -59,9 +66,9 @@ def build_defs(home: RarecHome | None = None, resource_overrides: Mapping[str, A
 def check_overrides(spec: DatasetSpec) -> None:
     """Refuse defaults for stages that have no settings, and values that the stage's settings refuse."""
     for stage, values in spec.overrides.items():
-        settings = recommender.STAGE_SETTINGS.get(stage)
+        settings = STAGE_SETTINGS.get(stage)
         if settings is None:
-            known = ", ".join(recommender.STAGE_SETTINGS)
+            known = ", ".join(STAGE_SETTINGS)
             raise InputError(f"{spec.name}.toml: [overrides.{stage}]: no such stage; stages with settings: {known}")
         make_settings(settings, values, f"{spec.name}.toml: [overrides.{stage}]")
 

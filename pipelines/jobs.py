@@ -4,7 +4,12 @@ from typing import Any
 
 import dagster as dg
 
-TRACK_GROUPS = {"raserec": ("raw", "sequences", "recommender", "reports")}
+TRACKS = {
+    "raserec": dg.AssetSelection.groups("raw", "sequences", "recommender")
+    | dg.AssetSelection.assets("ranking_metrics"),
+    "rella": dg.AssetSelection.groups("raw", "text", "semantic", "index", "instruction", "language")
+    | dg.AssetSelection.assets("ctr_metrics"),
+}
 
 
 def track_jobs(partitions: dg.StaticPartitionsDefinition) -> list[Any]:
@@ -12,11 +17,11 @@ def track_jobs(partitions: dg.StaticPartitionsDefinition) -> list[Any]:
     jobs = [
         dg.define_asset_job(
             track,
-            selection=dg.AssetSelection.groups(*groups),
+            selection=selection,
             partitions_def=partitions,
             description=f"The whole {track} track of one data set.",
         )
-        for track, groups in TRACK_GROUPS.items()
+        for track, selection in TRACKS.items()
     ]
     everything = dg.define_asset_job(
         "everything",

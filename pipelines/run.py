@@ -31,7 +31,7 @@ def prepare_dagster_home(home: RarecHome) -> None:
 
 def main(
     dataset: Annotated[str, typer.Option(help="Data set, one of the partitions.")] = "demo",
-    track: Annotated[str, typer.Option(help="Job: raserec or everything.")] = "everything",
+    track: Annotated[str, typer.Option(help="Job: raserec, rella or everything.")] = "everything",
     config: Annotated[str, typer.Option(help="Run configuration, JSON: {asset: {setting: value}}.")] = "{}",
 ) -> None:
     """Materialise one data set and print its metric tables, the report's path and how to open the UIs."""
@@ -64,9 +64,8 @@ def main(
 
 def _prepare(dataset: str, track: str, config: str, home: RarecHome) -> tuple[Any, dict[str, Any]]:
     """The job and its run configuration; what can be refused is refused here, before anything is built."""
-    from assets.recommender import STAGE_SETTINGS
     from assets.stage import make_settings
-    from pipelines.definitions import defs  # seconds to import, and DAGSTER_HOME is set now
+    from pipelines.definitions import STAGE_SETTINGS, defs  # seconds to import, and DAGSTER_HOME is set now
     from rarec.data.spec import find_spec
     from resources.folders import known_specs
 

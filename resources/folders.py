@@ -16,6 +16,11 @@ class Folders(dg.ConfigurableResource):
     cache: str = Field(description="Unpacked, downloaded and generated files; may be deleted at any time.")
     work: str = Field(description="Working folders of trainings: job, log and checkpoint.")
 
+    @property
+    def hub_cache(self) -> Path:
+        """Language models fetched from a hub."""
+        return Path(self.cache) / "hub"
+
     def spec(self, name: str) -> DatasetSpec:
         """The declaration of the data set called ``name``."""
         return find_spec(name, known_specs(Path(self.datasets)))

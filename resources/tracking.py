@@ -84,17 +84,8 @@ class MlflowTracking(dg.ConfigurableResource):
         }
         run_id = client.create_run(experiment_id, tags=tags).info.run_id
         url = f"{self.ui_url.rstrip('/')}/#/experiments/{experiment_id}/runs/{run_id}"
-        tracked = TrackedRun(client, run_id, url, fingerprint, context.log)
-        status = "KILLED"
-        try:
-            tracked.log_params(params)
+        with _recorded(TrackedRun(client, run_id, url, fingerprint, context.log), params) as tracked:
             yield tracked
-            status = "FINISHED"
-        except Exception:
-            status = "FAILED"
-            raise
-        finally:
-            tracked.close(status)
 
     @property
     def _has_server(self) -> bool:
@@ -156,6 +147,18 @@ class TrackedRun:
         self._log = log
         self._waiting: list[Metric] = []
         self._retry_at = -float("inf")
+
+    @contextmanager
+    def nested(self, name: str, params: Mapping[str, Any]) -> Iterator["TrackedRun"]:
+        """A run inside this one, which MLflow shows below it; it ends as this one would."""
+        parent = self._client.get_run(self.run_id)
+        tags = {key: value for key, value in parent.data.tags.items() if key.startswith(("dagster.", "rarec."))}
+        tags |= {"mlflow.parentRunId": self.run_id, "mlflow.runName": f"{parent.info.run_name} {name}"}
+        experiment = parent.info.experiment_id
+        run_id = self._client.create_run(experiment, tags=tags).info.run_id
+        url = self.url.replace(self.run_id, run_id)
+        with _recorded(TrackedRun(self._client, run_id, url, self.fingerprint, self._log), params) as tracked:
+            yield tracked
 
     def log_params(self, params: Mapping[str, Any]) -> None:
         """Log nested settings as `outer.inner`; values beyond MLflow's limit are cut."""
@@ -241,6 +244,21 @@ class TrackedRun:
         except Exception as error:
             self._retry_at = time.monotonic() + RETRY_INTERVAL_S
             self._log.warning(f"MLflow takes no metrics now, {len(self._waiting)} values wait: {error}")
+
+
+@contextmanager
+def _recorded(tracked: TrackedRun, params: Mapping[str, Any]) -> Iterator[TrackedRun]:
+    """Log the parameters, and end the run as FINISHED, FAILED or KILLED."""
+    status = "KILLED"
+    try:
+        tracked.log_params(params)
+        yield tracked
+        status = "FINISHED"
+    except Exception:
+        status = "FAILED"
+        raise
+    finally:
+        tracked.close(status)
 
 
 def metric_name(name: str) -> str:

@@ -16,6 +16,7 @@ from pydantic import Field, ValidationError, model_validator
 from rarec.config import Settings
 from rarec.data.demo import DemoSettings
 from rarec.errors import InputError
+from rarec.text.templates import Template
 
 Format = Literal[
     "recbole",
@@ -104,6 +105,9 @@ class ExpectedCounts(Settings):
     interactions: int | None = Field(default=None, description="Number of interactions.")
 
 
+Override = bool | int | float | str | list[int] | list[str]
+
+
 class PublishedFigures(Settings):
     """Test figures of others under the ranking protocol, shown beside our own."""
 
@@ -168,7 +172,8 @@ class DatasetSpec(Settings):
         default=ExpectedCounts(), description="Published counts after cleaning and k-core."
     )
     published: tuple[PublishedFigures, ...] = Field(default=(), description="Test figures of others, for the report.")
-    overrides: dict[str, dict[str, bool | int | float | str]] = Field(
+    template: Template | None = Field(default=None, description="Wording of prompts; by default the domain's.")
+    overrides: dict[str, dict[str, Override]] = Field(
         default={}, description="Defaults of stage settings on this data set: stage name -> setting -> value."
     )
 

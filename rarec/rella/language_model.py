@@ -82,7 +82,7 @@ class ModelReference:
 
     def save(self, artifact: Path) -> None:
         """Write the reference into ``artifact``, which holds a scratch model's files itself."""
-        record = {"source": self.source, "revision": self.revision}
+        record: dict[str, Any] = {"source": self.source, "revision": self.revision}
         record |= {"quantisation": self.quantisation, "max_tokens": self.max_tokens}
         (artifact / REFERENCE).write_text(json.dumps(record, indent=1))
 

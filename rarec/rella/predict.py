@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import pandas as pd
@@ -55,6 +55,12 @@ class Variant:
     def name(self) -> str:
         """Its folder."""
         return f"{self.mode}-{self.seed}"
+
+    @classmethod
+    def named(cls, name: str) -> "Variant":
+        """The variant whose `name` this is."""
+        mode, _, seed = name.partition("-")
+        return cls(cast(Mode, mode), int(seed))
 
     def label(self, history: History) -> str:
         """What predictions with it are called."""
@@ -131,7 +137,7 @@ def predict_all(
 def work(job: dict[str, Any], reporter: ProgressReporter) -> None:
     """Worker entry: ``job`` holds ``settings``, the two answers ``yes`` and ``no``, the artifact folders that
     `PromptSource` and `ModelReference` read, the language model's identity ``base``, the hub's ``cache``, ``adapters``
-    (mode, seed, folder), and the folder ``output``, which gets this rank's share as ``<split>-<rank>.parquet``.
+    (name, folder), and the folder ``output``, which gets this rank's share as ``<split>-<rank>.parquet``.
     """
     keep_freed_memory()
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
@@ -150,7 +156,7 @@ def work(job: dict[str, Any], reporter: ProgressReporter) -> None:
     predictions, facts = predict_all(
         predictor,
         reference.model(worker_device()),
-        [(Variant(adapter["mode"], adapter["seed"]), Path(adapter["folder"])) for adapter in job["adapters"]],
+        [(Variant.named(adapter["name"]), Path(adapter["folder"])) for adapter in job["adapters"]],
         job["base"],
         samples,
         reporter.report,

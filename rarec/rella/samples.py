@@ -63,6 +63,5 @@ class PromptSource:
 
 def load_items(interactions: Path) -> IntArray:
     """(M,) item of each interaction of the clean table."""
-    return pd.read_parquet(interactions / "interactions.parquet", columns=["item_index"])["item_index"].to_numpy(
-        np.int64
-    )
+    table = pd.read_parquet(interactions / "interactions.parquet", columns=["item_index"])
+    return table["item_index"].to_numpy(np.int64)

@@ -33,6 +33,12 @@ CARD = "card.json"
 INITIAL_SCALE = 0.5
 
 
+def load_card(folder: Path) -> dict[str, Any]:
+    """What a scratch model's folder says of itself."""
+    card: dict[str, Any] = json.loads((folder / CARD).read_text())
+    return card
+
+
 def train_tokenizer(texts: list[str], vocabulary: int, names: Sequence[str] = (), answers: Sequence[str] = ()) -> Any:
     """A byte-level BPE tokenizer (any text can be written in it) of at most ``vocabulary`` tokens.
 

@@ -21,8 +21,8 @@ class ShotSettings(Settings):
     shots: int = Field(default=8192, ge=1, description="Samples of the training split, or all if there are fewer.")
     modes: tuple[Mode, ...] = Field(
         default=("mixed",),
-        description="Histories of the training prompts: recent, retrieved, or mixed (each sample with both). One adapter "
-        "is tuned for each mode and seed; the first one is the model, the others are for comparison.",
+        description="Histories of the training prompts: recent, retrieved, or mixed (each sample with both). One "
+        "adapter is tuned for each mode and seed; the first one is the model, the others are for comparison.",
     )
     seeds: tuple[int, ...] = Field(default=(42,), description="Seeds of the draw and of the tuning.")
 

@@ -1,17 +1,67 @@
 """Semantic item vectors (ReLLa, section 3.2): what a language model makes of an item's description."""
 
+import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from pydantic import Field, model_validator
 from sklearn.decomposition import PCA
 
+from rarec.config import Settings
 from rarec.errors import InputError
-from rarec.rella.language_model import PaddedBatch, pad
+from rarec.rella.language_model import ModelReference, PaddedBatch, pad
 from rarec.text.tokens import by_length, first_tokens, tokenise
 
 FloatArray = npt.NDArray[np.float32]
+SENTENCE = "sentence-transformers:"
+
+
+class VectorSettings(Settings):
+    """What makes the vectors, and how long they are."""
+
+    encoder: str = Field(
+        default="language-model",
+        description="`language-model`, or `sentence-transformers:<name or folder>` for an encoder of that package.",
+    )
+    dimensions: int = Field(default=512, ge=1, description="Most principal components (the paper's 512).")
+    batch_tokens: int = Field(default=8192, ge=64, description="Most tokens of a padded batch of descriptions.")
+
+    @model_validator(mode="after")
+    def _known(self) -> "VectorSettings":
+        if self.encoder != "language-model" and not re.match(f"{SENTENCE}.+", self.encoder):
+            raise ValueError(f"encoder = {self.encoder!r} is neither language-model nor {SENTENCE}<name or folder>")
+        return self
+
+
+def encode(
+    reference: ModelReference, texts: list[str], device: torch.device, settings: VectorSettings, cache: Path
+) -> FloatArray:
+    """(I, D) vectors of the texts by the encoder that the settings name."""
+    if settings.encoder.startswith(SENTENCE):
+        return describe_by_sentence_encoder(settings.encoder.removeprefix(SENTENCE), texts, device, cache)
+    return describe(reference.model(device), reference.tokenizer(), texts, device, settings.batch_tokens)
+
+
+def describe_by_sentence_encoder(name: str, texts: list[str], device: torch.device, cache: Path) -> FloatArray:
+    """(I, D) embeddings of a model of the package sentence-transformers.
+
+    Raises:
+        InputError: the package or the model is missing.
+    """
+    try:
+        from sentence_transformers import SentenceTransformer
+    except ImportError as error:
+        raise InputError(
+            f"encoder = {SENTENCE}{name} needs the package sentence-transformers: pip install sentence-transformers"
+        ) from error
+    try:
+        model = SentenceTransformer(name, device=str(device), cache_folder=str(cache))
+    except (OSError, ValueError) as error:
+        raise InputError(f"encoder = {SENTENCE}{name} cannot be had: {' '.join(str(error).split())[:300]}") from error
+    return np.asarray(model.encode(texts, show_progress_bar=False), dtype=np.float32)
 
 
 @torch.no_grad()
@@ -41,8 +91,8 @@ def describe(
     return result
 
 
-def reduce(states: FloatArray, most: int = 512) -> FloatArray:
-    """(I, d) L2-normalised principal components, d the smallest of ``most``, the rank, and the width.
+def reduce(states: FloatArray, most: int = 512) -> tuple[FloatArray, float]:
+    """(I, d) L2-normalised principal components, d the smaller of ``most`` and the rank; and the variance they explain.
 
     Raises:
         InputError: the states are not finite, or all the same, so that nothing could be told apart.
@@ -53,6 +103,22 @@ def reduce(states: FloatArray, most: int = 512) -> FloatArray:
     rank = int(np.linalg.matrix_rank(states - states.mean(0)))
     if rank == 0:
         raise InputError("the language model gives all items the same vector; use another model or other descriptions")
-    parts = PCA(min(most, rank), svd_solver="full").fit_transform(states.astype(np.float64))
+    pca = PCA(min(most, rank), svd_solver="full")
+    parts = pca.fit_transform(states.astype(np.float64))
     norms = np.linalg.norm(parts, axis=1, keepdims=True)
-    return np.ascontiguousarray(parts / np.maximum(norms, 1e-12), dtype=np.float32)
+    vectors = np.ascontiguousarray(parts / np.maximum(norms, 1e-12), dtype=np.float32)
+    return vectors, float(pca.explained_variance_ratio_.sum())
+
+
+def check_vectors(vectors: FloatArray) -> tuple[bool, dict[str, int]]:
+    """Whether (I, d) vectors can tell items apart, and how many are not finite, zero, or like the first one."""
+    finite = np.isfinite(vectors).all(1)
+    zero = finite & (np.abs(vectors).sum(1) == 0)
+    same = bool(len(vectors) > 1 and (vectors == vectors[0]).all())
+    details = {
+        "items": len(vectors),
+        "not_finite": int((~finite).sum()),
+        "zero": int(zero.sum()),
+        "all_the_same": int(same),
+    }
+    return bool(finite.all() and not zero.any() and not same), details

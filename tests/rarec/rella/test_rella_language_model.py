@@ -15,6 +15,7 @@ from transformers import (
 from rarec.errors import InputError
 from rarec.rella.language_model import (
     LanguageModelSettings,
+    ModelReference,
     context_length,
     fetch,
     find_answers,
@@ -88,10 +89,24 @@ def test_a_missing_model_says_how_to_provide_it(tmp_path, monkeypatch):
         fetch("hub:nobody/nothing@abc", cache=tmp_path)
 
 
+def test_a_reference_finds_the_model_again(tmp_path):
+    model, artifact = tmp_path / "model", tmp_path / "artifact"
+    artifact.mkdir()
+    AutoModelForCausalLM.from_config(CONFIGS["llama"]).save_pretrained(model)
+    source = f"path:{model}"
+    ModelReference(source, "1", model, "none", 32).save(artifact)
+    back = ModelReference.open(artifact)
+    assert (back.folder, back.context_length()) == (model, 32)
+    ModelReference("scratch", "", artifact, "none", 99).save(artifact)
+    assert ModelReference.open(artifact).folder == artifact
+
+
 def test_damaged_folders_are_named(tmp_path):
     AutoModelForCausalLM.from_config(CONFIGS["llama"]).save_pretrained(tmp_path)
-    assert fetch(f"path:{tmp_path}") == (tmp_path, str(tmp_path))
+    folder, before = fetch(f"path:{tmp_path}")
+    assert folder == tmp_path
     (tmp_path / "model.safetensors").unlink()
+    assert fetch(f"path:{tmp_path}")[1] != before  # other files are another model
     with pytest.raises(InputError, match=r"the language model cannot be read: .*model\.safetensors"):
         load_model(tmp_path, CPU)
     with pytest.raises(InputError, match="the tokenizer cannot be read"):

@@ -1,0 +1,239 @@
+"""Group `language`: LoRA adapters of the language model, and the probabilities that come of them."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pandas as pd
+
+import rarec
+from assets.stage import (
+    OWNER,
+    Outcome,
+    StageConfig,
+    materialise,
+    refuse_bad_input,
+    resolve,
+    takes,
+    upstream,
+)
+from assets.training import forget_checkpoint, pinned, run_worker, train, training_outcome
+from rarec.config import Settings
+from rarec.data.ctr import CtrSamples
+from rarec.rella.predict import SCORED, PredictionSettings, Variant
+from rarec.rella.shots import ShotSettings
+from rarec.rella.tuning import TuningSettings
+from rarec.text.templates import Template, find_template
+from resources.artifacts import Artifact, ArtifactStore
+from resources.folders import Folders
+from resources.launcher import TrainingLauncher
+from resources.tracking import MlflowTracking, TrackedRun
+
+LORA_VERSION = "1"
+PREDICTION_VERSION = "1"
+SOURCES = ("interactions", "ctr_samples", "textual_samples", "base_language_model", "retrieval_enhanced_samples")
+VALIDATION_FIGURES = ("AUC", "LogLoss", "ACC")
+
+
+@takes(TuningSettings)
+class LoraConfig(StageConfig):
+    """Run configuration of `lora_checkpoint`."""
+
+
+@takes(PredictionSettings)
+class PredictionConfig(StageConfig):
+    """Run configuration of `ctr_predictions`."""
+
+
+STAGE_SETTINGS: dict[str, type[Settings]] = {
+    "lora_checkpoint": TuningSettings,
+    "ctr_predictions": PredictionSettings,
+}
+
+
+@dg.asset(
+    deps=[*SOURCES, "semantic_item_vectors", "item_catalog", "user_profiles", "mixed_reit_samples"],
+    group_name="language",
+    kinds={"pytorch", "huggingface", "deepspeed"},
+    owners=[OWNER],
+    code_version=LORA_VERSION,
+    pool="training",
+)
+@refuse_bad_input
+def lora_checkpoint(
+    context: dg.AssetExecutionContext,
+    config: LoraConfig,
+    store: ArtifactStore,
+    tracking: MlflowTracking,
+    folders: Folders,
+    launcher: TrainingLauncher,
+) -> dg.MaterializeResult:
+    """LoRA adapters tuned on the mixed samples; the first one is logged to MLflow as a model that gives probabilities."""
+    spec = folders.spec(context.partition_key)
+    settings = resolve(TuningSettings, config, spec, "lora_checkpoint")
+    template = find_template(spec.domain, spec.template)
+    inputs = upstream(
+        context, store, *SOURCES, "semantic_item_vectors", "item_catalog", "user_profiles", "mixed_reit_samples"
+    )
+    variants = _variants(inputs["mixed_reit_samples"])
+
+    def build(folder: Path, run: TrackedRun) -> Outcome:
+        outcome = Outcome()
+        for variant in variants:
+            output = folder / variant.name
+            output.mkdir()
+            job = {
+                **_job(inputs, folders, template),
+                "settings": settings.model_dump(),
+                "seed": variant.seed,
+                "shots": str(inputs["mixed_reit_samples"].path / variant.name),
+            }
+            with run.nested(
+                variant.name, {"mode": variant.mode, "seed": variant.seed, **settings.model_dump()}
+            ) as nested:
+                summary = train(
+                    context, launcher, folders, nested, run.fingerprint, "rarec.rella.tuning", job, output,
+                    config.force, variant.name,
+                )  # fmt: skip
+                one = training_outcome(nested, summary, VALIDATION_FIGURES, VALIDATION_FIGURES)
+                nested.log_metrics(one.metrics)
+            if variant == variants[0]:
+                outcome = one
+            outcome.values[f"validation AUC {variant.name}"] = one.values["validation AUC"]
+        outcome.values["mlflow_model"] = _log_model(run, inputs, folder / variants[0].name, folders, template)
+        return outcome
+
+    result, artifact = materialise(
+        context,
+        store,
+        tracking,
+        code_version=LORA_VERSION,
+        settings={**settings.model_dump(mode="json"), "answers": [template.yes, template.no]},
+        # An adapter fits one language model: that one's identity, not only its content, is part of the adapter's.
+        inputs={**inputs, "base": inputs["base_language_model"].fingerprint},
+        force=config.force,
+        build=build,
+    )
+    forget_checkpoint(context, folders, artifact)
+    return result
+
+
+@dg.asset(
+    deps=[*SOURCES, "lora_checkpoint"],
+    group_name="language",
+    kinds={"pytorch", "parquet"},
+    owners=[OWNER],
+    code_version=PREDICTION_VERSION,
+    pool="training",
+)
+@refuse_bad_input
+def ctr_predictions(
+    context: dg.AssetExecutionContext,
+    config: PredictionConfig,
+    store: ArtifactStore,
+    tracking: MlflowTracking,
+    folders: Folders,
+    launcher: TrainingLauncher,
+) -> dg.MaterializeResult:
+    """P(yes) of validation and test samples: zero-shot and by every adapter, with recent and retrieved histories."""
+    spec = folders.spec(context.partition_key)
+    settings = resolve(PredictionSettings, config, spec, "ctr_predictions")
+    template = find_template(spec.domain, spec.template)
+    inputs = upstream(context, store, *SOURCES, "lora_checkpoint")
+    lora = inputs["lora_checkpoint"]
+    variants = [Variant.named(folder.name) for folder in sorted(lora.path.iterdir()) if folder.is_dir()]
+
+    def build(folder: Path, run: TrackedRun) -> Outcome:
+        job = {
+            **_job(inputs, folders, template),
+            "settings": settings.model_dump(),
+            "adapters": [{"name": variant.name, "folder": str(lora.path / variant.name)} for variant in variants],
+            "output": str(folder),
+        }
+        run_worker(context, launcher, folders, run, "rarec.rella.predict", job)
+        samples = CtrSamples.load(inputs["ctr_samples"].path)
+        values: dict[str, Any] = {}
+        for split in SCORED:
+            shares = sorted(folder.glob(f"{split}-*.parquet"))
+            table = pd.concat([pd.read_parquet(share) for share in shares]).sort_values("sample", ignore_index=True)
+            table.insert(1, "label", samples.label[table["sample"].to_numpy()])
+            table.to_parquet(folder / f"{split}.parquet", index=False)
+            for share in shares:
+                share.unlink()
+            values[f"{split} samples"] = len(table)
+        facts = [json.loads(file.read_text()) for file in sorted(folder.glob("facts-*.json"))]
+        for file in folder.glob("facts-*.json"):
+            file.unlink()
+        prompts, dropped = (sum(fact[name] for fact in facts) for name in ("prompts", "behaviours_dropped"))
+        values |= {
+            "prompts": prompts,
+            "behaviours_dropped": dropped,
+            "prompts_per_s": round(prompts / max(fact["seconds"] for fact in facts), 1),
+            "models": len(table.columns) - 2,
+        }
+        return Outcome(values, metrics=dict(values))
+
+    result, _ = materialise(
+        context,
+        store,
+        tracking,
+        code_version=PREDICTION_VERSION,
+        settings={**settings.model_dump(mode="json"), "answers": [template.yes, template.no]},
+        inputs={**inputs, "base": inputs["base_language_model"].fingerprint},
+        force=config.force,
+        build=build,
+    )
+    return result
+
+
+def _variants(shots: Artifact) -> list[Variant]:
+    settings = ShotSettings(**shots.manifest.config)
+    return [Variant(mode, seed) for mode, seed in settings.variants()]
+
+
+def _job(inputs: Mapping[str, Artifact], folders: Folders, template: Template) -> dict[str, Any]:
+    """What both workers read."""
+    return {
+        **{name: str(inputs[name].path) for name in SOURCES},
+        "base": inputs["base_language_model"].fingerprint,
+        "cache": str(folders.hub_cache),
+        "yes": template.yes,
+        "no": template.no,
+    }
+
+
+def _log_model(
+    run: TrackedRun, inputs: Mapping[str, Artifact], adapter: Path, folders: Folders, template: Template
+) -> str:
+    """Log adapter and language model as an MLflow model; returns its URI."""
+    from resources import rella_pyfunc  # it imports mlflow, which takes seconds
+
+    names = ("base_language_model", "item_catalog", "user_profiles", "textual_samples", "semantic_item_vectors")
+    return run.log_pyfunc(
+        "model",
+        Path(rella_pyfunc.__file__),
+        {"adapter": adapter, **{name: inputs[name].path for name in names}},
+        requirements=pinned(
+            "torch",
+            "transformers",
+            "peft",
+            "faiss-cpu",
+            "safetensors",
+            "numpy",
+            "pandas",
+            "pyarrow",
+            "pydantic",
+            "scikit-learn",
+            "psutil",
+        ),
+        code_paths=[str(Path(rarec.__file__).parent)],
+        signature=rella_pyfunc.signature(),
+        model_config={
+            "base": inputs["base_language_model"].fingerprint,
+            "template": json.dumps(template.model_dump(mode="json")),
+            "behaviours": inputs["textual_samples"].manifest.config["behaviours"],
+            "cache": str(folders.hub_cache),
+        },
+    )

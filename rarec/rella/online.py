@@ -1,0 +1,112 @@
+"""The tuned model for single questions: who, what they have rated, and an item that they may like."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import torch
+
+from rarec.data.sequences import IntArray
+from rarec.errors import InputError
+from rarec.rella.language_model import ModelReference, find_answers
+from rarec.rella.scoring import score
+from rarec.rella.tuning import load_adapter
+from rarec.retrieval.index import FloatArray
+from rarec.retrieval.subr import retrieve_behaviours
+from rarec.text.prompts import build_parts
+from rarec.text.templates import Template
+from rarec.text.tokens import PromptTokens
+
+BATCH_TOKENS = 16_384
+
+
+@dataclass(frozen=True)
+class OnlineModel:
+    """A language model with its adapter, and all that its prompts are made of.
+
+    Attributes:
+        model, tokenizer: of transformers, the adapter on.
+        items, users: the clean tables.
+        vectors: (I, D) semantic item vectors.
+        template: wording.
+        behaviours: K of the retrieved histories.
+        limit: tokens of the longest prompt.
+    """
+
+    model: Any
+    tokenizer: Any
+    items: pd.DataFrame
+    users: pd.DataFrame
+    vectors: FloatArray
+    template: Template
+    behaviours: int
+    limit: int
+
+    @classmethod
+    def load(
+        cls, folders: Mapping[str, Path], base: str, template: Template, behaviours: int, cache: Path
+    ) -> "OnlineModel":
+        """From the artifact folders of `base_language_model`, `item_catalog`, `user_profiles`, `semantic_item_vectors`
+        and that of the ``adapter``.
+
+        Raises:
+            InputError: the adapter was tuned on another language model than ``base``.
+        """
+        reference = ModelReference.open(folders["base_language_model"], cache)
+        return cls(
+            load_adapter(reference.model(torch.device("cpu")), folders["adapter"], base),
+            reference.tokenizer(),
+            pd.read_parquet(folders["item_catalog"] / "items.parquet"),
+            pd.read_parquet(folders["user_profiles"] / "users.parquet"),
+            np.load(folders["semantic_item_vectors"] / "vectors.npy"),
+            template,
+            behaviours,
+            reference.context_length(),
+        )
+
+    def predict(
+        self,
+        users: Sequence[object],
+        histories: Sequence[Sequence[object]],
+        ratings: Sequence[Sequence[float]],
+        targets: Sequence[object],
+    ) -> npt.NDArray[np.float64]:
+        """(B,) probabilities that users like their targets.
+
+        Raises:
+            InputError: an unknown target, or another number of ratings than of behaviours.
+        """
+        wanted = self._rows(self.items["item_id"], targets)
+        if (wanted < 0).any():
+            raise InputError(f"the target {targets[int(np.argmin(wanted))]!r} is not in the catalogue")
+        items: list[int] = []
+        given: list[float] = []
+        ends = []
+        for row, (history, own) in enumerate(zip(histories, ratings, strict=True)):
+            if len(history) != len(own):
+                raise InputError(f"row {row} has {len(history)} items in its history, but {len(own)} ratings")
+            places = self._rows(self.items["item_id"], history)
+            items += [*places[places >= 0].tolist(), int(wanted[row])]
+            given += [*(float(r) for place, r in zip(places, own, strict=True) if place >= 0), float("nan")]
+            ends.append(len(items) - 1)
+        position = np.array(ends, dtype=np.int64)
+        offsets = np.concatenate([[0], position + 1])
+        # Parts are made of the items in question only: a catalogue may hold many more.
+        used, item_index = np.unique(np.array(items, dtype=np.int64), return_inverse=True)
+        people = self.users.reindex(self._rows(self.users["user_id"], users)).reset_index(drop=True)
+        parts = build_parts(self.template, self.items.iloc[used], people, item_index, given)
+        distances = retrieve_behaviours(self.vectors[used], item_index, offsets, position, self.behaviours)
+        rows = parts.of(np.arange(len(position)), item_index[position], position, distances)
+        tokens = PromptTokens.of(parts, self.tokenizer, self.limit)
+        answers = find_answers(self.tokenizer, self.template.yes, self.template.no)
+        return score(self.model, tokens, rows, answers, torch.device("cpu"), BATCH_TOKENS)[0]
+
+    @staticmethod
+    def _rows(known: pd.Series, wanted: Sequence[object]) -> IntArray:
+        """Row of each id, compared as text; -1 for an unknown one."""
+        index = pd.Index(known.astype(str))
+        return index.get_indexer(pd.Index([str(one) for one in wanted], dtype=index.dtype)).astype(np.int64)
