@@ -21,6 +21,7 @@ from resources.tracking import MlflowTracking, TrackedRun
 
 RETRIEVAL_VERSION = "1"
 SHOTS_VERSION = "1"
+SHARED_SAMPLES = 20_000
 
 
 class RetrievalSettings(Settings):
@@ -87,11 +88,7 @@ def retrieval_enhanced_samples(
         retrieved = np.load(folder / RETRIEVED, mmap_mode="r")
         longer = np.flatnonzero(samples.position - samples.history_start > k)
         # Of the samples that leave a choice: how many of the recent behaviours are among the retrieved.
-        shown = (
-            longer[np.linspace(0, len(longer) - 1, min(len(longer), 20_000)).astype(np.int64)]
-            if len(longer)
-            else longer
-        )
+        shown = longer[:: max(1, len(longer) // SHARED_SAMPLES)]
         both = [len(np.intersect1d(recent[sample], retrieved[sample])) / k for sample in shown.tolist()]
         values: dict[str, float | int | str] = {
             "behaviours": k,

@@ -70,7 +70,7 @@ def lora_checkpoint(
     folders: Folders,
     launcher: TrainingLauncher,
 ) -> dg.MaterializeResult:
-    """LoRA adapters tuned on the mixed samples; the first one is logged to MLflow as a model that gives probabilities."""
+    """LoRA adapters tuned on the mixed samples; the first one goes to MLflow as a model that gives probabilities."""
     spec = folders.spec(context.partition_key)
     settings = resolve(TuningSettings, config, spec, "lora_checkpoint")
     template = find_template(spec.domain, spec.template)

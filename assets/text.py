@@ -137,7 +137,7 @@ def textual_samples(
     def build(folder: Path, run: TrackedRun) -> Outcome:
         items = load_table(inputs["item_catalog"], "items")
         item_index = load_items(inputs["interactions"].path)
-        rating = load_table(inputs["interactions"], "interactions")["rating"].to_numpy()
+        rating = load_table(inputs["interactions"], "interactions")["rating"].tolist()
         samples = CtrSamples.load(inputs["ctr_samples"].path)
         parts = build_parts(template, items, load_table(inputs["user_profiles"], "users"), item_index, rating)
         parts.save(folder)
@@ -160,9 +160,7 @@ def textual_samples(
             "lines": parts.questions - parts.lines,
             "dagster/row_count": len(samples),
         }
-        words = pd.DataFrame(
-            {"part": list(template.model_dump()), "wording": list(map(str, template.model_dump().values()))}
-        )
+        words = pd.DataFrame([(name, str(value)) for name, value in template], columns=["part", "wording"])
         return Outcome(values, {"preview": preview, "template": markdown_table(words)}, dict(values))
 
     result, _ = materialise(

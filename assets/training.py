@@ -1,4 +1,4 @@
-"""What assets that train share: one worker at a time in a folder of its own, keyed by fingerprint, so that it resumes."""
+"""What assets that train share: one worker at a time in its own folder, keyed by fingerprint, so that it resumes."""
 
 import fcntl
 import json

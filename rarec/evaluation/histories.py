@@ -1,4 +1,4 @@
-"""What stands in the histories that prompts show: how varied it is, and how close to the target (ReLLa, section 4.6)."""
+"""What stands in the histories of prompts: how varied it is, and how close to the target (ReLLa, section 4.6)."""
 
 from typing import Any
 
