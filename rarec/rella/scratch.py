@@ -31,6 +31,7 @@ from rarec.training.progress import ProgressReporter, worker_main
 BOS, EOS = "<s>", "</s>"
 CARD = "card.json"
 INITIAL_SCALE = 0.5
+LEARNED = 512  # tokens at least that are learned from texts, the 256 bytes among them
 
 
 def load_card(folder: Path) -> dict[str, Any]:
@@ -42,14 +43,14 @@ def load_card(folder: Path) -> dict[str, Any]:
 def train_tokenizer(texts: list[str], vocabulary: int, names: Sequence[str] = (), answers: Sequence[str] = ()) -> Any:
     """A byte-level BPE tokenizer (any text can be written in it) of at most ``vocabulary`` tokens.
 
-    ``names`` become tokens of their own, as long as they leave half of the vocabulary to learn from ``texts``, and so
-    do ``answers`` behind a space. A text is cut at colons and line ends only, so that words that always go together are
+    ``answers`` behind a space and ``names`` become tokens of their own, as long as `LEARNED` tokens are left to learn
+    from ``texts``. A text is cut at colons and line ends only, so that words that always go together are
     one token.
     """
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
-    whole = [*(f" {answer}" for answer in answers), *names][: vocabulary // 2]
+    whole = [*(f" {answer}" for answer in answers), *names][: max(vocabulary - LEARNED, len(answers))]
     raw = Tokenizer(models.BPE())
     raw.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -137,7 +138,9 @@ def train_scratch(
 
     torch.manual_seed(settings.seed)
     readable = np.unique(parts.line_of[allowed]) + parts.lines
-    texts = [*parts.texts[: parts.lines], *(parts.texts[line] for line in readable), *catalogue.descriptions]
+    # Every prompt has the heading and the question's words, so these shall be few tokens.
+    always = [parts.texts[parts.lines - 1]] * len(catalogue.names) + parts.texts[parts.questions :]
+    texts = [*parts.texts[: parts.lines - 1], *always, *(parts.texts[line] for line in readable), *catalogue.descriptions]
     count = np.bincount(items[allowed], minlength=len(catalogue.names))
     names = [catalogue.names[item] for item in np.argsort(-count, kind="stable").tolist() if count[item]]
     tokenizer = train_tokenizer(texts, settings.vocabulary, list(dict.fromkeys(names)), answers)
@@ -205,9 +208,10 @@ def _train(
             warm = min(1.0, (step + 1) / (0.02 * total + 1))
             for group in optimizer.param_groups:
                 group["lr"] = settings.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * min(step / total, 1)))
-            logits = model(input_ids=batch.tokens, attention_mask=batch.mask, use_cache=False).logits
-            wanted = batch.mask[:, 1:].bool() & batch.mask[:, :-1].bool()
-            loss = F.cross_entropy(logits[:, :-1][wanted], batch.tokens[:, 1:][wanted])
+            states = model.model(input_ids=batch.tokens, attention_mask=batch.mask, use_cache=False).last_hidden_state
+            wanted = batch.mask[:, 1:].bool()
+            # Logits are most of a small model's work: none for padding.
+            loss = F.cross_entropy(model.lm_head(states[:, :-1][wanted]), batch.tokens[:, 1:][wanted])
             optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -40,6 +40,32 @@ alpha = 0.6
 heads = 1
 inner_dim = 8
 epochs = 2
+
+[overrides.textual_samples]
+behaviours = 8
+
+[overrides.base_language_model]
+vocabulary = 400
+dim = 16
+layers = 1
+heads = 2
+behaviours = 8
+epochs = 2
+batch_tokens = 1024
+max_tokens = 512
+
+[overrides.mixed_reit_samples]
+shots = 64
+modes = ["mixed", "recent"]
+
+[overrides.lora_checkpoint]
+rank = 2
+epochs = 2
+batch_size = 32
+validation_prompts = 100
+
+[overrides.ctr_metrics]
+resamples = 100
 """
 MISCOUNTED = TINY + "\n[expected]\nusers = 61\nitems = 100\n"
 OWN_FILES = """
@@ -72,11 +98,11 @@ class Plant:
         folders = Folders(data="", datasets=str(self.home.datasets), cache="", work="")
         return folders.spec(name)
 
-    def run(self, dataset="tiny", only=(), resources=None, **config) -> dg.ExecuteInProcessResult:
-        """Run every asset, or ``only`` some; ``config`` is asset -> settings."""
+    def run(self, dataset="tiny", only=(), resources=None, track="raserec", **config) -> dg.ExecuteInProcessResult:
+        """Run every asset of a track, or ``only`` some; ``config`` is asset -> settings."""
         defs = self.defs if resources is None else build_defs(self.home, resources)
         ops = {STEPS.get(asset, asset): {"config": values} for asset, values in config.items()}
-        return defs.resolve_job_def("everything").execute_in_process(
+        return defs.resolve_job_def(track).execute_in_process(
             instance=self.instance,
             partition_key=dataset,
             asset_selection=[dg.AssetKey(name) for name in only] or None,

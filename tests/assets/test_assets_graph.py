@@ -257,7 +257,7 @@ def test_second_run_from_the_command_line_reuses_everything_and_prints_the_figur
         "DAGSTER_HOME": str(tmp_path),
     }
     process = subprocess.run(
-        [sys.executable, "-m", "pipelines.run", "--dataset", "tiny"],
+        [sys.executable, "-m", "pipelines.run", "--dataset", "tiny", "--track", "raserec"],
         cwd=Path(__file__).parents[2], env=environment, capture_output=True, text=True, timeout=200, check=False,
     )  # fmt: skip
     assert process.returncode == 0, process.stderr

@@ -2,7 +2,7 @@ import dagster as dg
 import pytest
 
 from pipelines.definitions import build_defs
-from pipelines.jobs import TRACK_GROUPS
+from pipelines.jobs import TRACKS
 from rarec.errors import InputError
 from resources.home import RarecHome
 from resources.tracking import MlflowTracking
@@ -58,7 +58,7 @@ def test_jobs_cover_their_groups(tmp_path):
     graph = defs.resolve_asset_graph()
     everything = defs.resolve_job_def("everything").asset_layer.executable_asset_keys
     assert set(everything) == set(graph.materializable_asset_keys)
-    for track, groups in TRACK_GROUPS.items():
+    for track, groups in TRACKS.items():
         keys = set(defs.resolve_job_def(track).asset_layer.executable_asset_keys)
         assert keys == {key for key in everything if graph.get(key).group_name in groups}
         assert {graph.get(key).group_name for key in keys} == set(groups)

@@ -42,7 +42,7 @@ def test_dagster_home_is_made_once_and_not_for_one_who_has_it(tmp_path, monkeypa
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"track": "rasrec"}, "error: unknown TRACK 'rasrec'; known: everything, raserec"),
+        ({"track": "rasrec"}, "error: unknown TRACK 'rasrec'; known: everything, raserec, rella"),
         ({"dataset": "ml-100"}, "error: Unknown data set 'ml-100'; known: amazon-beauty,"),
         ({"config": "{alpha: 1}"}, "error: CONFIG is not JSON: Expecting property name"),
         ({"config": "[]"}, "error: CONFIG must have the form {asset: {setting: value}}, not []"),

@@ -1,0 +1,267 @@
+"""Group `reports`: figures of the ReLLa track, and both tracks side by side."""
+
+import json
+from pathlib import Path
+
+import dagster as dg
+import numpy as np
+import pandas as pd
+import pydantic
+
+from assets.raw import load_counts, load_table
+from assets.reports import image, links_to
+from assets.semantic import VECTORS
+from assets.stage import OWNER, Outcome, StageConfig, materialise, refuse_bad_input, resolve, takes, upstream
+from rarec.baselines.five_numbers import fit_and_predict, five_numbers
+from rarec.config import Settings
+from rarec.data.ctr import CtrSamples
+from rarec.data.spec import DatasetSpec
+from rarec.evaluation import ctr_report as reports
+from rarec.evaluation.histories import distinct_genres, genre_matrix, mean_similarity, random_behaviours
+from rarec.evaluation.records import Split
+from rarec.rella.predict import SCORED, Variant, untuned
+from rarec.rella.samples import RECENT, RETRIEVED, load_items
+from rarec.retrieval.subr import recent_behaviours, retrieve_behaviours
+from rarec.text.prompts import PromptParts
+from rarec.training.fit import HISTORY
+from resources.artifacts import Artifact, ArtifactStore
+from resources.folders import Folders
+from resources.tracking import MlflowTracking, TrackedRun
+
+CTR_VERSION = "1"
+INPUTS = (
+    "interactions", "item_catalog", "ctr_samples", "textual_samples", "semantic_item_vectors",
+    "retrieval_enhanced_samples", "lora_checkpoint", "ctr_predictions",
+)  # fmt: skip
+YARDSTICK = "logistic regression on five numbers"
+SPLIT_NAMES: dict[str, Split] = {"valid": "validation", "test": "test"}
+STUDIED = 5000  # test samples whose histories are looked at
+SIZES = (5, 10, 15, 20, 25, 30)
+
+
+class CtrReportSettings(Settings):
+    """How sure the figures are."""
+
+    resamples: int = pydantic.Field(default=1000, ge=100, description="Draws of users behind each 95 % interval.")
+
+
+@takes(CtrReportSettings)
+class CtrReportConfig(StageConfig):
+    """Run configuration of `ctr_metrics`."""
+
+
+STAGE_SETTINGS: dict[str, type[Settings]] = {"ctr_metrics": CtrReportSettings}
+
+
+@dg.asset(
+    deps=list(INPUTS),
+    group_name="reports",
+    kinds={"json", "html"},
+    owners=[OWNER],
+    code_version=CTR_VERSION,
+)
+@refuse_bad_input
+def ctr_metrics(
+    context: dg.AssetExecutionContext,
+    config: CtrReportConfig,
+    store: ArtifactStore,
+    tracking: MlflowTracking,
+    folders: Folders,
+) -> dg.MaterializeResult:
+    """AUC, LogLoss, ACC and calibration, zero-shot and tuned, recent and retrieved, against five plain numbers."""
+    spec = folders.spec(context.partition_key)
+    settings = resolve(CtrReportSettings, config, spec, "ctr_metrics")
+    inputs = upstream(context, store, *INPUTS)
+
+    def build(folder: Path, run: TrackedRun) -> Outcome:
+        report = _report(spec, inputs, settings, links_to(run))
+        paths = reports.write_ctr_report(report, folder)
+        for file in (paths.html, paths.json):
+            run.log_file(file)
+        for plot in paths.plots.values():
+            run.log_file(plot, "plots")
+        metrics = {
+            f"{scores.split}/{scores.model}/{name}": estimate.value
+            for scores in report.scores
+            for name, estimate in scores.metrics.items()
+        }
+        values = {
+            f"test {scores.model} AUC": round(scores.metrics["AUC"].value, 4)
+            for scores in report.scores
+            if scores.split == "test"
+        }
+        return Outcome(
+            values,
+            {"plot": image(paths.plots["metrics"], "metrics"), "tables": reports.ctr_markdown_tables(report)},
+            metrics,
+            files={"report": paths.html.name},
+        )
+
+    result, _ = materialise(
+        context,
+        store,
+        tracking,
+        code_version=CTR_VERSION,
+        settings={
+            **settings.model_dump(mode="json"),
+            "title": spec.title,
+            "label_threshold": spec.label_threshold,
+            "label_comparison": spec.label_comparison,
+        },
+        inputs=inputs,
+        force=config.force,
+        build=build,
+    )
+    return result
+
+
+def _report(
+    spec: DatasetSpec, inputs: dict[str, Artifact], settings: CtrReportSettings, links: list[reports.Link]
+) -> reports.CtrReport:
+    table = load_table(inputs["interactions"], "interactions")
+    rating, items = table["rating"].to_numpy(), load_items(inputs["interactions"].path)
+    samples = CtrSamples.load(inputs["ctr_samples"].path)
+    predicted = {
+        split: pd.read_parquet(inputs["ctr_predictions"].file(f"{split}.parquet")) for split in SCORED
+    }
+    rows = {SPLIT_NAMES[split]: own["sample"].to_numpy() for split, own in predicted.items()}
+    yardstick = fit_and_predict(five_numbers(samples, items, rating, spec.is_positive(rating)), samples)
+    names = [name for name in predicted["test"].columns if name not in ("sample", "label")]
+    outcomes = [
+        reports.CtrOutcome(name, SPLIT_NAMES[split], own[name].to_numpy()) for name in names for split, own in predicted.items()
+    ]
+    outcomes += [reports.CtrOutcome(YARDSTICK, split, yardstick[own]) for split, own in rows.items()]
+    variants = _variants(inputs["lora_checkpoint"])
+    train = samples.rows("train")
+    counts = np.bincount(items[samples.position[train]], minlength=int(items.max()) + 1)
+    time = load_counts(inputs["interactions"])["time"]
+    return reports.build_ctr_report(
+        outcomes,
+        labels={split: samples.label[own] for split, own in rows.items()},
+        users={split: samples.user[own] for split, own in rows.items()},
+        history_length={split: (samples.position - samples.history_start)[own] for split, own in rows.items()},
+        target_count={split: counts[items[samples.position[own]]] for split, own in rows.items()},
+        dataset=spec.title,
+        data_version=inputs["ctr_samples"].data_version,
+        seeds={variant.name: variant.seed for variant in variants},
+        split_rule="Samples in order of global time, the first 80 % train, the next 10 % validate, the rest test."
+        if time == "clock"
+        else "The data have no time: each user's last interaction is their sample, and users are split with a seed.",
+        yardstick=YARDSTICK,
+        chosen=variants[0].label("retrieved"),
+        comparisons=_comparisons(variants),
+        heterogeneity=_heterogeneity(inputs, samples, items, rows["test"]),
+        similarity=_similarity(inputs, samples, items, rows["test"]),
+        seed_runs=[
+            reports.SeedRun(mode=v.mode, seed=v.seed, history=history, model=v.label(history))
+            for v in variants
+            for history in v.histories()
+        ],
+        curves=[_curve(variant, inputs["lora_checkpoint"]) for variant in variants],
+        prompts=_prompts(inputs, samples, items, rows["test"][:1]),
+        links=links,
+        notes=_notes(inputs),
+        resamples=settings.resamples,
+    )
+
+
+def _variants(lora: Artifact) -> list[Variant]:
+    """The adapters, in the order in which they were tuned: the model first."""
+    names = [name.removeprefix("validation AUC ") for name in lora.metadata["values"] if name.startswith("validation AUC ")]
+    return [Variant.named(name) for name in names]
+
+
+def _comparisons(variants: list[Variant]) -> list[tuple[str, str]]:
+    """(baseline, candidate): does tuning help, does retrieval help, does the mixture help; seed by seed."""
+    pairs = [(untuned("recent"), untuned("retrieved")), (untuned("retrieved"), variants[0].label("retrieved"))]
+    for mixed in (variant for variant in variants if variant.mode == "mixed"):
+        pairs.append((mixed.label("recent"), mixed.label("retrieved")))
+        pairs += [
+            (other.label("retrieved"), mixed.label("retrieved"))
+            for other in variants
+            if other.seed == mixed.seed and other.mode != "mixed"
+        ]
+    return pairs
+
+
+def _heterogeneity(
+    inputs: dict[str, Artifact], samples: CtrSamples, items: np.ndarray, test: np.ndarray
+) -> list[reports.Heterogeneity]:
+    """Distinct genres among the K behaviours kept, by K; nothing for a catalogue without genres."""
+    genres = load_table(inputs["item_catalog"], "items")["genres"]
+    if genres.isna().all():
+        return []
+    matrix = genre_matrix(genres)
+    vectors = np.load(inputs["semantic_item_vectors"].path / VECTORS)
+    position = samples.position[_studied(test)]
+    found = []
+    for k in SIZES:
+        recent = recent_behaviours(samples.offsets, position, k)
+        retrieved = retrieve_behaviours(vectors, items, samples.offsets, position, k)
+        found += [
+            reports.Heterogeneity(history="recent", k=k, distinct_genres=distinct_genres(matrix, items, position, recent)),
+            reports.Heterogeneity(
+                history="retrieved", k=k, distinct_genres=distinct_genres(matrix, items, position, retrieved)
+            ),
+        ]
+    return found
+
+
+def _similarity(
+    inputs: dict[str, Artifact], samples: CtrSamples, items: np.ndarray, test: np.ndarray
+) -> list[reports.Similarity]:
+    vectors = np.load(inputs["semantic_item_vectors"].path / VECTORS)
+    shown = _studied(test)
+    position = samples.position[shown]
+    recent = np.load(inputs["textual_samples"].path / RECENT, mmap_mode="r")[shown]
+    histories = {
+        "retrieved": np.load(inputs["retrieval_enhanced_samples"].path / RETRIEVED, mmap_mode="r")[shown],
+        "recent": recent,
+        "random": random_behaviours(position - samples.history_start[shown], recent.shape[1], seed=0),
+    }
+    return [
+        reports.Similarity(history=name, cosine=mean_similarity(vectors, items, position, distances))  # type: ignore[arg-type]
+        for name, distances in histories.items()
+    ]
+
+
+def _studied(test: np.ndarray) -> np.ndarray:
+    """Some of the test samples, evenly spread over time."""
+    return test[:: max(1, len(test) // STUDIED)]
+
+
+def _prompts(
+    inputs: dict[str, Artifact], samples: CtrSamples, items: np.ndarray, shown: np.ndarray
+) -> list[reports.PromptPreview]:
+    parts = PromptParts.load(inputs["textual_samples"].path)
+    position = samples.position[shown]
+    previews = []
+    for title, folder, file in (
+        ("recent behaviours", inputs["textual_samples"], RECENT),
+        ("retrieved behaviours", inputs["retrieval_enhanced_samples"], RETRIEVED),
+    ):
+        distances = np.load(folder.path / file, mmap_mode="r")[shown]
+        (row,) = parts.of(samples.user[shown], items[position], position, distances)
+        previews.append(reports.PromptPreview(title=f"First test sample, {title}", text=parts.text(row)))
+    return previews
+
+
+def _curve(variant: Variant, lora: Artifact) -> reports.TrainingCurve:
+    summary = json.loads(lora.file(f"{variant.name}/{HISTORY}").read_text())
+    epochs = tuple(
+        reports.Epoch(epoch=int(record["epoch"]), loss=record["loss"], validation={"AUC": record["AUC"]})
+        for record in summary["history"]
+    )
+    return reports.TrainingCurve(model=variant.name, epochs=epochs, best_epoch=epochs[summary["best_epoch"]].epoch)
+
+
+def _notes(inputs: dict[str, Artifact]) -> list[str]:
+    predictions = inputs["ctr_predictions"].metadata["values"]
+    text = inputs["textual_samples"].metadata["values"]
+    return [
+        f"Prompts hold at most {text['behaviours']} behaviours; {predictions['behaviours_dropped']:,} behaviours of "
+        f"{predictions['prompts']:,} prompts were left out for the language model's token limit.",
+        "The yardstick is fitted on the whole training split: length, mean rating and share of likes of the user's "
+        "history, count and share of likes of the item.",
+        "Adapters are chosen on validation AUC; the test split is scored once, by `ctr_predictions`.",
+    ]
