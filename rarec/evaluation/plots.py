@@ -99,8 +99,8 @@ def bars(
     for m, model in enumerate(models):
         heights = [values.get((model, place), math.nan) for place in places]
         offsets = [p + (m - (len(models) - 1) / 2) * width for p in range(len(places))]
-        bars = axes.bar(offsets, heights, 0.92 * width, color=COLOURS[m % len(COLOURS)], label=model)
-        axes.bar_label(bars, labels=[number(height) for height in heights], fontsize=8, padding=2)
+        drawn = axes.bar(offsets, heights, 0.92 * width, color=COLOURS[m % len(COLOURS)], label=model)
+        axes.bar_label(drawn, labels=[number(height) for height in heights], fontsize=8, padding=2)
         words += [f"{model}, {place}: {metric} {number(h)}" for place, h in zip(places, heights, strict=True)]
     axes.set_ylabel(metric)
     axes.margins(y=0.14)
@@ -146,13 +146,13 @@ def curve_drawing(curves: Sequence[TrainingCurve], metrics: Sequence[str]) -> It
     )
 
 
-def legend(figure: Figure) -> None:
+def legend(figure: Figure, columns: int = 5) -> None:
     """One legend for all panels, below them, each label once."""
     handles = {
         label: handle for axes in figure.axes for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
     }
     if handles:
-        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=min(len(handles), 5))
+        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=min(len(handles), columns))
 
 
 def _png(figure: Figure) -> bytes:
