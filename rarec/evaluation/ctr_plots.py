@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from rarec.evaluation.ctr_records import CtrReport
 from rarec.evaluation.ctr_tables import ordered_models, short, with_interval
@@ -106,7 +105,7 @@ def _heterogeneity_plot(report: CtrReport) -> Iterator[Drawing]:
         axes.plot([one.k for one in points], genres, color=COLOURS[n], marker="o", markersize=4, label=history)
         words += [f"{history}, K = {one.k}: {number(one.distinct_genres, '.2f')}" for one in points]
     axes.set_xlabel("behaviours kept, K")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xticks(sorted({one.k for one in report.heterogeneity}))
     axes.set_ylabel("distinct genres, mean")
     axes.set_ylim(bottom=0)
     axes.legend()

@@ -1,5 +1,6 @@
 """The tables and cards of the CTR report."""
 
+import math
 from collections.abc import Iterator
 
 from rarec.evaluation.ctr import METRICS
@@ -21,14 +22,14 @@ def short(value: float, spec: str = ".4f") -> str:
 
 def with_interval(estimate: Estimate) -> str:
     """Words such as `.7440 (.731 to .757)`."""
-    if estimate.value != estimate.value:
+    if math.isnan(estimate.value):
         return UNDEFINED
     return f"{short(estimate.value)} ({short(estimate.low, '.3f')} to {short(estimate.high, '.3f')})"
 
 
 def reading(metric: str, difference: Estimate) -> str:
     """What the interval of a difference says, in words."""
-    if difference.value != difference.value:
+    if math.isnan(difference.value):
         return UNDEFINED
     if not difference.excludes_zero:
         return "includes 0"
@@ -164,7 +165,7 @@ def _heterogeneity_tables(report: CtrReport) -> Iterator[Table]:
         figures = {(one.k, one.history): one.distinct_genres for one in report.heterogeneity if one.split == split}
         histories = list(dict.fromkeys(history for _, history in figures))
         rows = tuple(
-            (f"K = {k}", *(number(figures.get((k, history), float("nan")), ".2f") for history in histories))
+            (f"K = {k}", *(number(figures.get((k, history), math.nan), ".2f") for history in histories))
             for k in sorted({k for k, _ in figures})
         )
         header = ("Behaviours kept", *histories)
@@ -187,7 +188,7 @@ def _seed_table(report: CtrReport) -> Iterator[Table]:
             f"tuned on {summary.mode}",
             summary.history,
             ", ".join(map(str, summary.seeds)),
-            *(f"{short(summary.mean[name])} ± {short(summary.deviation[name])}" for name in names),
+            *(_spread(summary.mean[name], summary.deviation[name]) for name in names),
         )
         for summary in report.seed_summaries
     ]
@@ -196,3 +197,7 @@ def _seed_table(report: CtrReport) -> Iterator[Table]:
         rows.insert(0, (report.yardstick, UNDEFINED, UNDEFINED, *(short(of_yardstick[name].value) for name in names)))
     header = ("Training", "Evaluated on", "Seeds", *names)
     yield Table("seeds", "Mean ± standard deviation", provenance(report, "test"), header, tuple(rows), n_text=3)
+
+
+def _spread(mean: float, deviation: float) -> str:
+    return short(mean) if math.isnan(deviation) else f"{short(mean)} ± {short(deviation)}"
