@@ -91,10 +91,10 @@ def build_ctr_report(
         yardstick: model that every table shows, and that `chosen` is compared with.
         chosen: model of the cards and of the bins; by default the one with the highest AUC on the validation split,
             the last model where there is no such split. The default is never the yardstick if there is another.
-        comparisons: (baseline, candidate) models, compared on every split that both have.
+        comparisons: (baseline, candidate) models, compared on every split that both have; (yardstick, chosen) is added.
         heterogeneity: mean number of genres in the histories of the prompts.
         similarity: mean cosine similarity of histories to targets.
-        seed_runs: trainings that differ in their seed; summed up wherever a mode and history has two or more.
+        seed_runs: trainings that differ in their seed; summed up by mode and history once any of them has two seeds.
         curves: the course of the trainings.
         prompts: prompts to look at.
         links: web pages to go on to.
