@@ -11,7 +11,7 @@ from PIL import Image
 
 from assets.recommender import load_recommender
 from assets.stage import OWNER, Outcome, StageConfig, materialise, refuse_bad_input, upstream
-from rarec.evaluation import report as reports
+from rarec.evaluation import ranking_report as reports
 from rarec.evaluation.ranking import RankingResult
 from rarec.training.fit import HISTORY
 from resources.artifacts import Artifact, ArtifactStore
@@ -134,7 +134,7 @@ def _notes(inputs: dict[str, Artifact]) -> list[str]:
     ]
 
 
-def _curve(model: str, history: Path) -> reports.TrainingCurve:
+def _curve(model: str, history: Path) -> reports.RankingCurve:
     summary = json.loads(history.read_text())
     epochs = tuple(
         reports.Epoch(
@@ -144,7 +144,7 @@ def _curve(model: str, history: Path) -> reports.TrainingCurve:
         )
         for record in summary["history"]
     )
-    return reports.TrainingCurve(
+    return reports.RankingCurve(
         model=model, protocol="unmasked", epochs=epochs, best_epoch=epochs[summary["best_epoch"]].epoch
     )
 

@@ -141,7 +141,7 @@ def _failures(result: Any, home: RarecHome) -> str:
 
 
 def _summarise(result: Any, dataset: str, track: str, seconds: float) -> None:
-    from rarec.evaluation.report import RankingReport, text_tables
+    from rarec.evaluation.ranking_report import RankingReport, text_tables
 
     reused: list[str] = []
     built: list[str] = []

@@ -33,9 +33,8 @@ def ctr_metrics(probability: npt.ArrayLike, label: npt.ArrayLike, weight: npt.Ar
     p, y = np.asarray(probability, dtype=np.float64), np.asarray(label, dtype=bool)
     w = np.ones((1, len(p))) if weight is None else np.atleast_2d(np.asarray(weight, dtype=np.float64))
     total = w.sum(1)
-    clipped = np.clip(p, _TINY, 1 - _TINY)
-    loss = -np.where(y, np.log(clipped), np.log1p(-clipped))
-    figures = np.column_stack([auc(p, y, w), w @ loss / total, w @ ((p >= 0.5) == y) / total, _ece(p, y, w)])
+    ece = np.abs(w @ _gaps(p, y)).sum(1) / total
+    figures = np.column_stack([auc(p, y, w), w @ _loss(p, y) / total, w @ ((p >= 0.5) == y) / total, ece])
     return figures[0] if weight is None or np.ndim(weight) == 1 else figures
 
 
@@ -53,9 +52,9 @@ def auc(p: FloatArray, y: npt.NDArray[np.bool_], w: FloatArray) -> FloatArray:
 def calibration(
     probability: npt.ArrayLike, label: npt.ArrayLike, bins: int = 10
 ) -> tuple[FloatArray, FloatArray, npt.NDArray[np.int64]]:
-    """Mean probability, share of likes, and count of every bin of equal width; NaN for an empty bin."""
+    """(bins,) mean probability, share of likes and count of every bin of equal width; NaN for an empty bin."""
     p, y = np.asarray(probability, dtype=np.float64), np.asarray(label, dtype=np.float64)
-    number = np.minimum((p * bins).astype(np.int64), bins - 1)
+    number = _bin(p, bins)
     count = np.bincount(number, minlength=bins)
     with np.errstate(invalid="ignore"):
         mean = np.bincount(number, p, bins) / count
@@ -63,16 +62,59 @@ def calibration(
     return mean, share, count
 
 
+class UserBootstrap:
+    """Resamples of the users of N samples: whole users are drawn with replacement, as samples of one are alike.
+
+    The draws are made once and shared by every model, so that differences between models are paired.
+
+    Args:
+        label: (N,) bool.
+        user: (N,) any numbers or names.
+        seed: of the draws.
+        resamples: R, how often U users are drawn from U.
+        block: resamples worked on at a time; memory is about 30 bytes a sample and resample of a block.
+    """
+
+    def __init__(
+        self, label: npt.ArrayLike, user: npt.ArrayLike, seed: int, resamples: int = 1000, block: int = 32
+    ) -> None:
+        self.label = np.asarray(label, dtype=bool)
+        names, self.user = np.unique(np.asarray(user), return_inverse=True)
+        self.draws = _draws(len(names), seed, resamples, block)
+        self.block = block
+
+    def metrics(self, probability: npt.ArrayLike) -> FloatArray:
+        """(R, 4) what `ctr_metrics` gives for (N,) probabilities when each sample counts as often as its user."""
+        p = np.asarray(probability, dtype=np.float64)
+        # All but the AUC are sums over samples, hence over users: (U, 13) sums of each user.
+        parts = np.column_stack([np.ones(len(p)), _loss(p, self.label), (p >= 0.5) == self.label, _gaps(p, self.label)])
+        of_user = np.column_stack([np.bincount(self.user, part, self.draws.shape[1]) for part in parts.T])
+        pairs = _Pairs(p, self.label, self.user)
+        blocks = []
+        for first in range(0, len(self.draws), self.block):
+            weight = self.draws[first : first + self.block].astype(np.float64)
+            sums = weight @ of_user
+            loss, hits, gaps = sums[:, 1], sums[:, 2], np.abs(sums[:, 3:]).sum(1)
+            blocks.append(np.column_stack([pairs.auc(weight), np.column_stack([loss, hits, gaps]) / sums[:, :1]]))
+        return np.concatenate(blocks)
+
+
+def named_intervals(value: FloatArray, drawn: FloatArray) -> dict[str, Interval]:
+    """(4,) figures and their (R, 4) resamples as intervals by metric; undefined resamples are left out."""
+    figures = {}
+    for name, own, column in zip(METRICS, value.tolist(), drawn.T, strict=True):
+        defined = column[~np.isnan(column)]
+        low, high = np.percentile(defined, [2.5, 97.5]).tolist() if len(defined) else (np.nan, np.nan)
+        figures[name] = Interval(own, low, high)
+    return figures
+
+
 def intervals(
     probability: npt.ArrayLike, label: npt.ArrayLike, user: npt.ArrayLike, seed: int, resamples: int = 1000
 ) -> dict[str, Interval]:
-    """Every metric with its 95 % interval: whole users are drawn with replacement, as samples of one are alike."""
-    value = ctr_metrics(probability, label)
-    drawn = ctr_metrics(probability, label, user_weights(user, seed, resamples))
-    low, high = np.nanpercentile(drawn, [2.5, 97.5], axis=0)
-    return {
-        name: Interval(*map(float, row)) for name, row in zip(METRICS, zip(value, low, high, strict=True), strict=True)
-    }
+    """Every metric with its 95 % interval over users; see `UserBootstrap`."""
+    drawn = UserBootstrap(label, user, seed, resamples).metrics(probability)
+    return named_intervals(ctr_metrics(probability, label), drawn)
 
 
 def difference(
@@ -80,31 +122,56 @@ def difference(
     resamples: int = 1000,
 ) -> dict[str, Interval]:  # fmt: skip
     """Candidate minus baseline on the same samples, with the interval over the same draws of users."""
-    weight = user_weights(user, seed, resamples)
+    bootstrap = UserBootstrap(label, user, seed, resamples)
     value = ctr_metrics(candidate, label) - ctr_metrics(baseline, label)
-    drawn = ctr_metrics(candidate, label, weight) - ctr_metrics(baseline, label, weight)
-    low, high = np.nanpercentile(drawn, [2.5, 97.5], axis=0)
-    return {
-        name: Interval(*map(float, row)) for name, row in zip(METRICS, zip(value, low, high, strict=True), strict=True)
-    }
+    return named_intervals(value, bootstrap.metrics(candidate) - bootstrap.metrics(baseline))
 
 
-def _named(value: FloatArray, drawn: FloatArray) -> dict[str, Interval]:
-    low, high = np.nanpercentile(drawn, [2.5, 97.5], axis=0)
-    figures = zip(METRICS, value.tolist(), low.tolist(), high.tolist(), strict=True)
-    return {name: Interval(*figure) for name, *figure in figures}
+class _Pairs:
+    """The (liked, disliked) pairs of N samples, sorted once for any number of user weights."""
+
+    def __init__(self, p: FloatArray, y: npt.NDArray[np.bool_], user: npt.NDArray[np.int64]) -> None:
+        liked, other = (rows[np.argsort(p[rows], kind="stable")] for rows in (np.flatnonzero(y), np.flatnonzero(~y)))
+        self.liked, self.other = user[liked], user[other]
+        self.below = np.searchsorted(p[other], p[liked], "left")  # disliked ones scored below each liked one
+        self.not_above = np.searchsorted(p[other], p[liked], "right")
+        self.ties = bool((self.below != self.not_above).any())
+
+    def auc(self, weight: FloatArray) -> FloatArray:
+        """(B,) areas under the ROC curve where (B, U) is how often each user counts."""
+        sums = np.zeros((len(weight), len(self.other) + 1))
+        np.cumsum(weight.take(self.other, axis=1), axis=1, out=sums[:, 1:])
+        won = sums.take(self.below, axis=1)
+        if self.ties:
+            won = (won + sums.take(self.not_above, axis=1)) / 2
+        of_liked = weight.take(self.liked, axis=1)
+        pairs = of_liked.sum(1) * sums[:, -1]
+        total = np.einsum("bn,bn->b", of_liked, won)
+        return np.divide(total, pairs, out=np.full(len(weight), np.nan), where=pairs > 0)
 
 
-def user_weights(user: npt.ArrayLike, seed: int, resamples: int) -> FloatArray:
-    """(resamples, N) how often each sample's user was drawn."""
-    _, code = np.unique(np.asarray(user), return_inverse=True)
-    users = int(code.max()) + 1
-    drawn = np.random.default_rng(seed).multinomial(users, np.full(users, 1 / users), size=resamples)
-    return drawn[:, code].astype(np.float64)
+def _draws(users: int, seed: int, resamples: int, block: int) -> npt.NDArray[np.unsignedinteger]:
+    """(R, U) how often each user is drawn, in the smallest type that holds any such number."""
+    rng, chance = np.random.default_rng(seed), np.full(users, 1 / users)
+    draws = np.empty((resamples, users), dtype=np.min_scalar_type(users))
+    for first in range(0, resamples, block):
+        rows = draws[first : first + block]
+        rows[:] = rng.multinomial(users, chance, size=len(rows))
+    return draws
 
 
-def _ece(p: FloatArray, y: npt.NDArray[np.bool_], w: FloatArray, bins: int = 10) -> FloatArray:
-    number = np.minimum((p * bins).astype(np.int64), bins - 1)
-    member = np.zeros((len(p), bins))
-    member[np.arange(len(p)), number] = y - p  # weighted sums of label minus probability, bin by bin
-    return np.abs(w @ member).sum(1) / w.sum(1)
+def _loss(p: FloatArray, y: npt.NDArray[np.bool_]) -> FloatArray:
+    """(N,) minus the logarithm of the probability of what happened."""
+    clipped = np.clip(p, _TINY, 1 - _TINY)
+    return -np.where(y, np.log(clipped), np.log1p(-clipped))
+
+
+def _gaps(p: FloatArray, y: npt.NDArray[np.bool_], bins: int = 10) -> FloatArray:
+    """(N, bins) label minus probability in the column of the sample's bin; the ECE is made of their sums."""
+    gaps = np.zeros((len(p), bins))
+    gaps[np.arange(len(p)), _bin(p, bins)] = y - p
+    return gaps
+
+
+def _bin(p: FloatArray, bins: int) -> npt.NDArray[np.int64]:
+    return np.minimum((p * bins).astype(np.int64), bins - 1)

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import log_loss, roc_auc_score
 
-from rarec.evaluation.ctr import METRICS, calibration, ctr_metrics, difference, intervals, user_weights
+from rarec.evaluation.ctr import METRICS, UserBootstrap, calibration, ctr_metrics, difference, intervals
 
 
 def problem(n=300, seed=0, levels=None):
@@ -11,6 +11,12 @@ def problem(n=300, seed=0, levels=None):
     if levels:
         p = np.round(p * levels) / levels  # many ties, 0 and 1 among them
     return p, rng.random(n) < 0.2 + 0.6 * p, rng.integers(0, 40, n)
+
+
+def weights(y, user, seed, resamples):
+    """How often each sample is drawn, all resamples at once."""
+    bootstrap = UserBootstrap(y, user, seed, resamples)
+    return bootstrap.draws[:, bootstrap.user].astype(float)
 
 
 def test_by_hand():
@@ -26,7 +32,7 @@ def test_by_hand():
 @pytest.mark.parametrize("levels", [None, 7])
 def test_equal_to_scikit_learn_weights_included(levels):
     p, y, user = problem(levels=levels)
-    weight = user_weights(user, seed=1, resamples=5)
+    weight = weights(y, user, seed=1, resamples=5)
     got = ctr_metrics(p, y, weight)
     assert got.shape == (5, 4)
     for row, w in zip(got, weight, strict=True):
@@ -78,7 +84,26 @@ def test_differences_are_paired():
 
 def test_weights_draw_whole_users():
     user = np.array([5, 5, 9, 7])
-    weight = user_weights(user, seed=0, resamples=50)
+    weight = weights([True] * 4, user, seed=0, resamples=50)
     assert weight.shape == (50, 4)
     assert np.array_equal(weight[:, 0], weight[:, 1])
     assert (weight[:, [0, 2, 3]].sum(1) == 3).all()
+
+
+@pytest.mark.parametrize("levels", [None, 7])
+@pytest.mark.parametrize("block", [1, 7, 20, 32])
+def test_resampling_in_blocks_gives_the_figures_of_all_weights_at_once(levels, block):
+    p, y, user = problem(levels=levels)
+    got = UserBootstrap(y, user, seed=2, resamples=20, block=block).metrics(p)
+    np.testing.assert_allclose(got, ctr_metrics(p, y, weights(y, user, seed=2, resamples=20)), rtol=1e-12, atol=1e-15)
+
+
+def test_resamples_without_one_class_have_no_auc_and_do_not_count():
+    # The only liked sample is of user 0, whom about a third of the draws leave out.
+    p, y, user = np.array([0.9, 0.2, 0.4]), [True, False, False], [0, 1, 2]
+    drawn = UserBootstrap(y, user, seed=0, resamples=200).metrics(p)
+    assert 20 < np.isnan(drawn[:, 0]).sum() < 120
+    assert np.isfinite(drawn[:, 1:]).all()
+    assert intervals(p, y, user, seed=0, resamples=200)["AUC"].low == 1
+    alone = intervals(p, [True] * 3, user, seed=0, resamples=20)["AUC"]
+    assert np.isnan([alone.value, alone.low, alone.high]).all()

@@ -11,20 +11,21 @@ from pydantic import ValidationError
 
 from rarec.errors import InputError
 from rarec.evaluation.ranking import full_ranking, ranking_table
-from rarec.evaluation.report import (
+from rarec.evaluation.ranking_plots import _group_plots
+from rarec.evaluation.ranking_report import (
     Epoch,
     Link,
     Outcome,
     Published,
+    RankingCurve,
     RankingReport,
-    TrainingCurve,
     build_report,
     markdown_tables,
     text_tables,
     write_report,
 )
-from rarec.evaluation.report_plots import _group_plots
-from rarec.evaluation.report_tables import number, p_value, report_tables
+from rarec.evaluation.ranking_tables import report_tables
+from rarec.evaluation.tables import number, p_value
 
 N_USERS, N_ITEMS = 60, 30
 HOSTILE = '<script>alert("x")</script> | `a` ]]> -- $x$ \x1b[31m'
@@ -55,7 +56,7 @@ def make_report(outcomes=None, **changes):
         "training_lengths": np.full(N_USERS, 3),  # one length only: the groups medium and high are empty
         "comparison": ("pre-trained", "fine-tuned"),
         "curves": [
-            TrainingCurve(
+            RankingCurve(
                 model="pre-trained",
                 protocol="unmasked",
                 best_epoch=2,
@@ -174,7 +175,7 @@ def test_hostile_names_are_escaped_everywhere(tmp_path):
         published=[Published(source=HOSTILE, split="test", protocol="masked", metrics={})],
         links=[Link(label=HOSTILE, url='https://x/"><script>')],
         notes=[HOSTILE],
-        curves=[TrainingCurve(model=HOSTILE, protocol="masked", epochs=(Epoch(epoch=1, loss=1.0),))],
+        curves=[RankingCurve(model=HOSTILE, protocol="masked", epochs=(Epoch(epoch=1, loss=1.0),))],
     )
     html = write_report(report, tmp_path).html.read_text()
     assert "<script" not in html

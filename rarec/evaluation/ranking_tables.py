@@ -1,60 +1,19 @@
-"""The tables of the ranking report, once as cells of text, then as Markdown and as plain text."""
+"""The tables and cards of the ranking report."""
 
 import math
-import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 
-from rarec.evaluation.records import Comparison, Protocol, RankingReport, Split
+from rarec.evaluation.ranking_records import Comparison, Protocol, RankingReport
+from rarec.evaluation.records import Split
+from rarec.evaluation.tables import UNDEFINED, Card, Table, as_markdown, as_text, number, p_value
 
-UNDEFINED = "–"
-TEXT_WIDTH = 32
-"""Characters that a cell may take in a terminal."""
 PROTOCOLS: tuple[Protocol, ...] = ("unmasked", "masked")
 KEY_METRICS = ("HR@10", "NDCG@10")
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table of formatted cells: the first `n_text` columns are text, the others numbers; the first names the row."""
-
-    section: str
-    title: str
-    where: str
-    """Data set, split, protocol, seed and data version, see `provenance`."""
-    header: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    n_text: int = 1
-
-    @property
-    def caption(self) -> str:
-        """Title and provenance in one line."""
-        return f"{self.title}: {self.where}"
-
-
-def number(value: float, spec: str = ".4f") -> str:
-    """A number to 4 decimals (or as `spec` says); a dash if it is undefined."""
-    return UNDEFINED if math.isnan(value) else format(value, spec)
-
-
-def p_value(value: float) -> str:
-    """A p-value to 4 decimals, "<0.0001" below that."""
-    return "<0.0001" if value < 0.0001 else number(value)
 
 
 def provenance(report: RankingReport, split: Split, protocol: Protocol) -> str:
     """The words that every table carries: data set, split, protocol, seed, data version."""
     return f"{report.dataset}, {split} split, {protocol}, {report.seed_text}, data version {report.data_version}"
-
-
-@dataclass(frozen=True)
-class Card:
-    """One figure that sums up the report."""
-
-    label: str
-    value: str
-    details: tuple[str, ...]
-    """One line each."""
 
 
 def headline(report: RankingReport) -> list[Card]:
@@ -190,44 +149,9 @@ def _recommended_tables(report: RankingReport, split: Split, protocol: Protocol)
 
 def markdown_tables(report: RankingReport) -> str:
     """All tables in Markdown, each under its caption; text is escaped, so names cannot add markup."""
-    parts = []
-    for table in report_tables(report):
-        aligns = ["---" if column < table.n_text else "---:" for column in range(len(table.header))]
-        lines = [
-            f"**{_markdown(table.caption)}**",
-            "",
-            _markdown_row(table.header),
-            _markdown_row(aligns, escape=False),
-            *(_markdown_row(row) for row in table.rows),
-        ]
-        parts.append("\n".join(lines))
-    return "\n\n".join(parts) + "\n"
-
-
-def _markdown_row(cells: Sequence[str], *, escape: bool = True) -> str:
-    return "| " + " | ".join(_markdown(cell) if escape else cell for cell in cells) + " |"
-
-
-def _markdown(text: str) -> str:
-    """Text with Markdown's and HTML's special characters made harmless, on one line."""
-    text = re.sub(r"([\\`*_\[\]|~#])", r"\\\1", " ".join(text.split()))
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return as_markdown(report_tables(report))
 
 
 def text_tables(report: RankingReport) -> str:
     """The metric tables and the comparisons as aligned plain text, for a terminal."""
-    parts = []
-    for table in report_tables(report):
-        if table.section not in ("scores", "comparisons"):
-            continue
-        lines = [tuple(cell[:TEXT_WIDTH] for cell in row) for row in (table.header, *table.rows)]
-        widths = [max(len(row[column]) for row in lines) for column in range(len(table.header))]
-        formatted = [
-            "  ".join(
-                cell.ljust(width) if column < table.n_text else cell.rjust(width)
-                for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-            ).rstrip()
-            for row in lines
-        ]
-        parts.append("\n".join([table.caption, formatted[0], "-" * len(formatted[0]), *formatted[1:]]))
-    return "\n\n".join(parts) + "\n"
+    return as_text(table for table in report_tables(report) if table.section in ("scores", "comparisons"))

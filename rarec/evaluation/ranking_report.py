@@ -5,30 +5,28 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
 from rarec.errors import InputError
 from rarec.evaluation.groups import activity_groups, metrics_by_group, popularity_groups
+from rarec.evaluation.page import ReportPaths, write_page
 from rarec.evaluation.ranking import RankingResult, as_float_ranks, per_user_metrics, ranking_table
-from rarec.evaluation.recommendations import recommendation_stats
-from rarec.evaluation.records import (
+from rarec.evaluation.ranking_plots import report_plots
+from rarec.evaluation.ranking_records import (
     Comparison,
-    Epoch,
     GroupScores,
-    Link,
     Protocol,
     Published,
+    RankingCurve,
     RankingReport,
     Recommended,
     Scores,
-    Split,
-    TrainingCurve,
 )
-from rarec.evaluation.report_plots import report_plots
-from rarec.evaluation.report_tables import headline, markdown_tables, report_tables, text_tables
+from rarec.evaluation.ranking_tables import headline, markdown_tables, report_tables, text_tables
+from rarec.evaluation.recommendations import recommendation_stats
+from rarec.evaluation.records import Epoch, Link, Split
 from rarec.evaluation.significance import compare_paired
 
 __all__ = [
@@ -38,11 +36,11 @@ __all__ = [
     "Link",
     "Outcome",
     "Published",
+    "RankingCurve",
     "RankingReport",
     "Recommended",
     "ReportPaths",
     "Scores",
-    "TrainingCurve",
     "build_report",
     "markdown_tables",
     "text_tables",
@@ -63,16 +61,6 @@ class Outcome:
     ranking: RankingResult
 
 
-@dataclass(frozen=True)
-class ReportPaths:
-    """Where `write_report` put its files."""
-
-    json: Path
-    html: Path
-    plots: dict[str, Path]
-    """PNG files by the name of the plot."""
-
-
 def build_report(
     outcomes: Sequence[Outcome],
     *,
@@ -83,7 +71,7 @@ def build_report(
     training_counts: npt.ArrayLike,
     training_lengths: npt.ArrayLike,
     comparison: tuple[str, str] | None = None,
-    curves: Sequence[TrainingCurve] = (),
+    curves: Sequence[RankingCurve] = (),
     published: Sequence[Published] = (),
     links: Sequence[Link] = (),
     notes: Sequence[str] = (),
@@ -191,31 +179,5 @@ def _compare(
 
 
 def write_report(report: RankingReport, folder: Path) -> ReportPaths:
-    """Write `report.json`, `report.html` and `plots/<name>.png` into `folder`, which is made if absent.
-
-    The page is one file without scripts or outside references, for browsers, e-mail and MLflow alike.
-    """
-    plots = report_plots(report)
-    (folder / "plots").mkdir(parents=True, exist_ok=True)
-    png_paths = {}
-    for plot in plots:
-        png_paths[plot.name] = folder / "plots" / f"{plot.name}.png"
-        png_paths[plot.name].write_bytes(plot.png)
-    json_path, html_path = folder / "report.json", folder / "report.html"
-    json_path.write_text(report.model_dump_json(indent=2) + "\n", encoding="utf-8")
-
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("rarec.evaluation"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    page = environment.get_template("ranking.html").render(
-        report=report,
-        cards=headline(report),
-        tables=report_tables(report),
-        plots=plots,
-    )
-    html_path.write_text(page, encoding="utf-8")
-    return ReportPaths(json_path, html_path, png_paths)
+    """Write the report's JSON, page and plots into `folder`; see `page.write_page`."""
+    return write_page(folder, "ranking.html", report, headline(report), report_tables(report), report_plots(report))

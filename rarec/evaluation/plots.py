@@ -1,4 +1,4 @@
-"""The plots of the ranking report: each figure once, for files as PNG and for the page as SVG in the page's colours."""
+"""Plots of the reports: each figure once, for files as PNG and for the page as SVG in the page's colours."""
 
 import io
 import math
@@ -6,21 +6,20 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from rarec.evaluation.records import RankingReport
-from rarec.evaluation.report_tables import PROTOCOLS, number
+from rarec.evaluation.records import Report, TrainingCurve
+from rarec.evaluation.tables import number
 
 # Ink and rule are replaced in the SVG by the page's own colours; the others read well on light and on dark ground.
 INK, RULE = "#1f2429", "#d9dde2"
 COLOURS = ("#4c8bd6", "#e2853b", "#4fa66a", "#b465c0", "#c9a227", "#5aa9b5")
-PLOTTED = ("HR@10", "NDCG@10")
-GROUP_METRIC = "NDCG@10"
+AnyReport = TypeVar("AnyReport", bound=Report)
 
 
 @dataclass(frozen=True)
@@ -30,7 +29,7 @@ class Plot:
     name: str
     """File name without extension."""
     section: str
-    """Section of the page it belongs to, as in `report_tables.Table`."""
+    """Section of the page it belongs to, as in `tables.Table`."""
     title: str
     description: str
     """What the plot shows, in words with its figures: the alternative for who cannot see it."""
@@ -39,15 +38,20 @@ class Plot:
     """An <svg> element without size of its own, for inlining."""
 
 
-def report_plots(report: RankingReport) -> list[Plot]:
-    """All plots that the report has data for."""
+class Drawing(NamedTuple):
+    """A figure that is drawn and not yet a `Plot`."""
+
+    name: str
+    section: str
+    title: str
+    description: str
+    figure: Figure
+
+
+def finish(report: AnyReport, *makers: Callable[[AnyReport], Iterator[Drawing]]) -> list[Plot]:
+    """Every drawing that the makers make of the report, as files and for the page."""
     plots = []
-    makers: tuple[Callable[[RankingReport], Iterator[tuple[str, str, str, str, Figure]]], ...] = (
-        _metric_plot,
-        _group_plots,
-        _curve_plot,
-    )
-    with _style():
+    with style():
         for maker in makers:
             for name, section, title, description, figure in maker(report):
                 svg = _svg(figure, name)
@@ -58,7 +62,8 @@ def report_plots(report: RankingReport) -> list[Plot]:
 
 
 @contextmanager
-def _style() -> Iterator[None]:
+def style() -> Iterator[None]:
+    """Settings of matplotlib for all plots."""
     settings: Any = {
         "font.family": "DejaVu Sans",
         "font.size": 10,
@@ -82,55 +87,7 @@ def _style() -> Iterator[None]:
         yield
 
 
-def _metric_plot(report: RankingReport) -> Iterator[tuple[str, str, str, str, Figure]]:
-    """HR@10 and NDCG@10 of each model, masked and unmasked, with published figures as marks."""
-    if not report.splits:
-        return
-    split = report.splits[0]
-    figure = Figure(figsize=(10, 3.9), layout="constrained")
-    words = []
-    for axes, metric in zip(figure.subplots(1, len(PLOTTED)), PLOTTED, strict=True):
-        values: dict[tuple[str, str], float] = {
-            (s.model, s.protocol): s.metrics[metric] for s in report.scores if s.split == split and metric in s.metrics
-        }
-        words += _bars(axes, report.models, PROTOCOLS, values, metric)
-        for p, protocol in enumerate(PROTOCOLS):
-            marks = [
-                figures.metrics[metric]
-                for figures in report.published
-                if (figures.split, figures.protocol) == (split, protocol) and metric in figures.metrics
-            ]
-            if marks:
-                axes.hlines(marks, p - 0.42, p + 0.42, colors=INK, linestyles="dashed", linewidth=1, label="published")
-        axes.set_xticks(range(len(PROTOCOLS)), PROTOCOLS)
-        axes.set_xlabel("protocol")
-    _legend(figure)
-    title = f"{' and '.join(PLOTTED)} on the {split} split, unmasked and masked"
-    yield "metrics", "scores", title, f"Bar chart. {'; '.join(words)}.", figure
-
-
-def _group_plots(report: RankingReport) -> Iterator[tuple[str, str, str, str, Figure]]:
-    """NDCG@10 of each model by group, one plot per grouping, one panel per protocol, users under each group."""
-    if not report.splits:
-        return
-    split = report.splits[0]
-    for grouping in dict.fromkeys(scores.grouping for scores in report.groups):
-        figure = Figure(figsize=(10, 3.9), layout="constrained")
-        words = []
-        for axes, protocol in zip(figure.subplots(1, len(PROTOCOLS), sharey=True), PROTOCOLS, strict=True):
-            chosen = [s for s in report.groups if (s.grouping, s.split, s.protocol) == (grouping, split, protocol)]
-            users = {s.group: s.n_users for s in chosen}
-            values = {(s.model, s.group): s.metrics.get(GROUP_METRIC, math.nan) for s in chosen}
-            words += [f"{protocol}, {word}" for word in _bars(axes, report.models, tuple(users), values, GROUP_METRIC)]
-            axes.set_xticks(range(len(users)), [f"{group}\n{count:,} users" for group, count in users.items()])
-            axes.set_xlabel(grouping)
-            axes.set_title(protocol)
-        _legend(figure)
-        title = f"{GROUP_METRIC} by {grouping} on the {split} split, unmasked and masked"
-        yield re.sub(r"\W+", "_", grouping), "groups", title, f"Bar chart. {'; '.join(words)}.", figure
-
-
-def _bars(
+def bars(
     axes: Axes, models: Sequence[str], places: Sequence[str], values: Mapping[tuple[str, str], float], metric: str
 ) -> list[str]:
     """Draw one bar per model at each place, its value on top; return the same in words.
@@ -142,17 +99,20 @@ def _bars(
     for m, model in enumerate(models):
         heights = [values.get((model, place), math.nan) for place in places]
         offsets = [p + (m - (len(models) - 1) / 2) * width for p in range(len(places))]
-        bars = axes.bar(offsets, heights, 0.92 * width, color=COLOURS[m % len(COLOURS)], label=model)
-        axes.bar_label(bars, labels=[number(height) for height in heights], fontsize=8, padding=2)
+        drawn = axes.bar(offsets, heights, 0.92 * width, color=COLOURS[m % len(COLOURS)], label=model)
+        axes.bar_label(drawn, labels=[number(height) for height in heights], fontsize=8, padding=2)
         words += [f"{model}, {place}: {metric} {number(h)}" for place, h in zip(places, heights, strict=True)]
     axes.set_ylabel(metric)
     axes.margins(y=0.14)
     return words
 
 
-def _curve_plot(report: RankingReport) -> Iterator[tuple[str, str, str, str, Figure]]:
-    """Training loss and validation metric by epoch, one row per model, the best epoch marked."""
-    curves = [curve for curve in report.curves if curve.epochs]
+def curve_drawing(curves: Sequence[TrainingCurve], metrics: Sequence[str]) -> Iterator[Drawing]:
+    """Training loss and validation metrics by epoch, one row per model, the best epoch marked.
+
+    Of the validation metrics `metrics` are shown, or the first two where a curve has none of them.
+    """
+    curves = [curve for curve in curves if curve.epochs]
     if not curves:
         return
     figure = Figure(figsize=(10, 0.6 + 3.0 * len(curves)), layout="constrained")
@@ -163,11 +123,11 @@ def _curve_plot(report: RankingReport) -> Iterator[tuple[str, str, str, str, Fig
         left.plot(epochs, [point.loss for point in curve.epochs], color=COLOURS[0], marker=marker, markersize=3)
         left.set_ylabel("training loss")
         names = list(dict.fromkeys(name for point in curve.epochs for name in point.validation))
-        shown = [name for name in PLOTTED if name in names] or names[:2]
+        shown = [name for name in metrics if name in names] or names[:2]
         for name, colour in zip(shown, COLOURS[1:], strict=False):
             values = [point.validation.get(name, math.nan) for point in curve.epochs]
             right.plot(epochs, values, color=colour, marker=marker, markersize=3, label=name)
-        right.set_ylabel(f"validation metric ({curve.protocol})")
+        right.set_ylabel(curve.validation_label)
         for axes in (left, right):
             axes.set_title(curve.model)
             axes.set_xlabel("epoch")
@@ -181,16 +141,18 @@ def _curve_plot(report: RankingReport) -> Iterator[tuple[str, str, str, str, Fig
             f"to {number(curve.epochs[-1].loss)}"
             + (f", epoch {curve.best_epoch} kept" if curve.best_epoch is not None else "")
         )
-    yield "training", "training", "Training loss and validation metrics", f"Line chart. {'; '.join(words)}.", figure
+    yield Drawing(
+        "training", "training", "Training loss and validation metrics", f"Line chart. {'; '.join(words)}.", figure
+    )
 
 
-def _legend(figure: Figure) -> None:
+def legend(figure: Figure, columns: int = 5) -> None:
     """One legend for all panels, below them, each label once."""
     handles = {
         label: handle for axes in figure.axes for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
     }
     if handles:
-        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=min(len(handles), 5))
+        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=min(len(handles), columns))
 
 
 def _png(figure: Figure) -> bytes:

@@ -1,0 +1,91 @@
+"""Tables of formatted cells and the cards above them, as Markdown and as plain text."""
+
+import math
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+UNDEFINED = "–"
+TEXT_WIDTH = 36
+"""Characters that a cell may take in a terminal."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of formatted cells: the first `n_text` columns are text, the others numbers; the first names the row."""
+
+    section: str
+    title: str
+    where: str
+    """What the figures are of: data set, split, protocol if any, seed and data version."""
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    n_text: int = 1
+
+    @property
+    def caption(self) -> str:
+        """Title and provenance in one line."""
+        return f"{self.title}: {self.where}"
+
+
+@dataclass(frozen=True)
+class Card:
+    """One figure that sums up the report."""
+
+    label: str
+    value: str
+    details: tuple[str, ...]
+    """One line each."""
+
+
+def number(value: float, spec: str = ".4f") -> str:
+    """A number to 4 decimals (or as `spec` says); a dash if it is undefined."""
+    return UNDEFINED if math.isnan(value) else format(value, spec)
+
+
+def p_value(value: float) -> str:
+    """A p-value to 4 decimals, "<0.0001" below that."""
+    return "<0.0001" if value < 0.0001 else number(value)
+
+
+def as_markdown(tables: Iterable[Table]) -> str:
+    """The tables in Markdown, each under its caption; text is escaped, so names cannot add markup."""
+    parts = []
+    for table in tables:
+        aligns = ["---" if column < table.n_text else "---:" for column in range(len(table.header))]
+        lines = [
+            f"**{_markdown(table.caption)}**",
+            "",
+            _markdown_row(table.header),
+            _markdown_row(aligns, escape=False),
+            *(_markdown_row(row) for row in table.rows),
+        ]
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts) + "\n"
+
+
+def _markdown_row(cells: Sequence[str], *, escape: bool = True) -> str:
+    return "| " + " | ".join(_markdown(cell) if escape else cell for cell in cells) + " |"
+
+
+def _markdown(text: str) -> str:
+    """Text with Markdown's and HTML's special characters made harmless, on one line."""
+    text = re.sub(r"([\\`*_\[\]|~#])", r"\\\1", " ".join(text.split()))
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def as_text(tables: Iterable[Table]) -> str:
+    """The tables as aligned plain text, for a terminal; long cells are cut off."""
+    parts = []
+    for table in tables:
+        lines = [tuple(cell[:TEXT_WIDTH] for cell in row) for row in (table.header, *table.rows)]
+        widths = [max(len(row[column]) for row in lines) for column in range(len(table.header))]
+        formatted = [
+            "  ".join(
+                cell.ljust(width) if column < table.n_text else cell.rjust(width)
+                for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+            ).rstrip()
+            for row in lines
+        ]
+        parts.append("\n".join([table.caption, formatted[0], "-" * len(formatted[0]), *formatted[1:]]))
+    return "\n\n".join(parts) + "\n"
