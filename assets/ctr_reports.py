@@ -17,7 +17,13 @@ from rarec.config import Settings
 from rarec.data.ctr import CtrSamples
 from rarec.data.spec import DatasetSpec
 from rarec.evaluation import ctr_report as reports
+from rarec.evaluation.comparison_report import (
+    build_comparison_report,
+    comparison_markdown,
+    write_comparison_report,
+)
 from rarec.evaluation.histories import distinct_genres, genre_matrix, mean_similarity, random_behaviours
+from rarec.evaluation.ranking_records import RankingReport
 from rarec.evaluation.records import Split
 from rarec.rella.predict import SCORED, Variant, untuned
 from rarec.rella.samples import RECENT, RETRIEVED, load_items
@@ -29,6 +35,7 @@ from resources.folders import Folders
 from resources.tracking import MlflowTracking, TrackedRun
 
 CTR_VERSION = "1"
+COMPARISON_VERSION = "1"
 INPUTS = (
     "interactions", "item_catalog", "ctr_samples", "textual_samples", "semantic_item_vectors",
     "retrieval_enhanced_samples", "lora_checkpoint", "ctr_predictions",
@@ -115,20 +122,62 @@ def ctr_metrics(
     return result
 
 
+@dg.asset(
+    deps=["ranking_metrics", "ctr_metrics"],
+    group_name="reports",
+    kinds={"json", "html"},
+    owners=[OWNER],
+    code_version=COMPARISON_VERSION,
+)
+@refuse_bad_input
+def comparison_report(
+    context: dg.AssetExecutionContext,
+    config: StageConfig,
+    store: ArtifactStore,
+    tracking: MlflowTracking,
+    folders: Folders,
+) -> dg.MaterializeResult:
+    """Both tracks' figures of the test split on one page."""
+    inputs = upstream(context, store, "ranking_metrics", "ctr_metrics")
+
+    def build(folder: Path, run: TrackedRun) -> Outcome:
+        report = build_comparison_report(
+            RankingReport.model_validate_json(inputs["ranking_metrics"].file("report.json").read_text()),
+            reports.CtrReport.model_validate_json(inputs["ctr_metrics"].file("report.json").read_text()),
+            tuple(links_to(run)),
+        )
+        paths = write_comparison_report(report, folder)
+        run.log_file(paths.html)
+        run.log_file(paths.json)
+        return Outcome(markdown={"tables": comparison_markdown(report)}, files={"report": paths.html.name})
+
+    result, _ = materialise(
+        context,
+        store,
+        tracking,
+        code_version=COMPARISON_VERSION,
+        settings={},
+        inputs=inputs,
+        force=config.force,
+        build=build,
+    )
+    return result
+
+
 def _report(
     spec: DatasetSpec, inputs: dict[str, Artifact], settings: CtrReportSettings, links: list[reports.Link]
 ) -> reports.CtrReport:
     table = load_table(inputs["interactions"], "interactions")
     rating, items = table["rating"].to_numpy(), load_items(inputs["interactions"].path)
     samples = CtrSamples.load(inputs["ctr_samples"].path)
-    predicted = {
-        split: pd.read_parquet(inputs["ctr_predictions"].file(f"{split}.parquet")) for split in SCORED
-    }
+    predicted = {split: pd.read_parquet(inputs["ctr_predictions"].file(f"{split}.parquet")) for split in SCORED}
     rows = {SPLIT_NAMES[split]: own["sample"].to_numpy() for split, own in predicted.items()}
     yardstick = fit_and_predict(five_numbers(samples, items, rating, spec.is_positive(rating)), samples)
     names = [name for name in predicted["test"].columns if name not in ("sample", "label")]
     outcomes = [
-        reports.CtrOutcome(name, SPLIT_NAMES[split], own[name].to_numpy()) for name in names for split, own in predicted.items()
+        reports.CtrOutcome(name, SPLIT_NAMES[split], own[name].to_numpy())
+        for name in names
+        for split, own in predicted.items()
     ]
     outcomes += [reports.CtrOutcome(YARDSTICK, split, yardstick[own]) for split, own in rows.items()]
     variants = _variants(inputs["lora_checkpoint"])
@@ -143,7 +192,7 @@ def _report(
         target_count={split: counts[items[samples.position[own]]] for split, own in rows.items()},
         dataset=spec.title,
         data_version=inputs["ctr_samples"].data_version,
-        seeds={variant.name: variant.seed for variant in variants},
+        seeds={variant.label(history): variant.seed for variant in variants for history in variant.histories()},
         split_rule="Samples in order of global time, the first 80 % train, the next 10 % validate, the rest test."
         if time == "clock"
         else "The data have no time: each user's last interaction is their sample, and users are split with a seed.",
@@ -167,7 +216,9 @@ def _report(
 
 def _variants(lora: Artifact) -> list[Variant]:
     """The adapters, in the order in which they were tuned: the model first."""
-    names = [name.removeprefix("validation AUC ") for name in lora.metadata["values"] if name.startswith("validation AUC ")]
+    names = [
+        name.removeprefix("validation AUC ") for name in lora.metadata["values"] if name.startswith("validation AUC ")
+    ]
     return [Variant.named(name) for name in names]
 
 
@@ -199,7 +250,9 @@ def _heterogeneity(
         recent = recent_behaviours(samples.offsets, position, k)
         retrieved = retrieve_behaviours(vectors, items, samples.offsets, position, k)
         found += [
-            reports.Heterogeneity(history="recent", k=k, distinct_genres=distinct_genres(matrix, items, position, recent)),
+            reports.Heterogeneity(
+                history="recent", k=k, distinct_genres=distinct_genres(matrix, items, position, recent)
+            ),
             reports.Heterogeneity(
                 history="retrieved", k=k, distinct_genres=distinct_genres(matrix, items, position, retrieved)
             ),

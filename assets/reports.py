@@ -13,6 +13,7 @@ from assets.recommender import load_recommender
 from assets.stage import OWNER, Outcome, StageConfig, materialise, refuse_bad_input, upstream
 from rarec.evaluation import ranking_report as reports
 from rarec.evaluation.ranking import RankingResult
+from rarec.evaluation.records import Link
 from rarec.training.fit import HISTORY
 from resources.artifacts import Artifact, ArtifactStore
 from resources.folders import Folders
@@ -75,7 +76,7 @@ def ranking_metrics(
                 reports.Published(source=p.source, split="test", protocol=p.protocol, metrics=p.metrics)
                 for p in spec.published
             ],
-            links=[reports.Link(label="MLflow run", url=run.url)] if run.url.startswith("http") else [],
+            links=links_to(run),
             notes=_notes(inputs),
         )
         paths = reports.write_report(report, folder)
@@ -96,7 +97,7 @@ def ranking_metrics(
         }
         return Outcome(
             values,
-            {"plot": _image(paths.plots["metrics"]), "tables": reports.markdown_tables(report)},
+            {"plot": image(paths.plots["metrics"], "HR@10 and NDCG@10"), "tables": reports.markdown_tables(report)},
             metrics,
             files={"report": paths.html.name},
         )
@@ -149,10 +150,15 @@ def _curve(model: str, history: Path) -> reports.RankingCurve:
     )
 
 
-def _image(png: Path) -> str:
+def links_to(run: TrackedRun) -> list[Link]:
+    """The page of the MLflow run, if there is a server that has one."""
+    return [Link(label="MLflow run", url=run.url)] if run.url.startswith("http") else []
+
+
+def image(png: Path, what: str) -> str:
     """Markdown that shows a picture inside Dagster's metadata, small enough for its dialog."""
     small = io.BytesIO()
     with Image.open(png) as picture:
         picture.thumbnail((900, 900))
         picture.save(small, "PNG")
-    return f"![HR@10 and NDCG@10](data:image/png;base64,{base64.b64encode(small.getvalue()).decode()})"
+    return f"![{what}](data:image/png;base64,{base64.b64encode(small.getvalue()).decode()})"

@@ -5,7 +5,7 @@ from typing import Any
 
 import dagster as dg
 
-from assets import instruction, language, raw, recommender, reports, semantic, sequences, text
+from assets import ctr_reports, instruction, language, raw, recommender, reports, semantic, sequences, text
 from assets.stage import make_settings
 from pipelines.jobs import track_jobs
 from pipelines.partitions import dataset_partitions
@@ -17,7 +17,7 @@ from resources.home import RarecHome
 from resources.launcher import TrainingLauncher
 from resources.tracking import MlflowTracking
 
-ASSET_MODULES = (raw, sequences, recommender, text, semantic, instruction, language, reports)
+ASSET_MODULES = (raw, sequences, recommender, text, semantic, instruction, language, reports, ctr_reports)
 CHECKS = [*raw.CHECKS, *sequences.CHECKS, *recommender.CHECKS, *semantic.CHECKS]
 STAGE_SETTINGS = {
     **recommender.STAGE_SETTINGS,
@@ -25,6 +25,7 @@ STAGE_SETTINGS = {
     **semantic.STAGE_SETTINGS,
     **instruction.STAGE_SETTINGS,
     **language.STAGE_SETTINGS,
+    **ctr_reports.STAGE_SETTINGS,
 }
 
 

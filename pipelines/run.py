@@ -141,30 +141,43 @@ def _failures(result: Any, home: RarecHome) -> str:
 
 
 def _summarise(result: Any, dataset: str, track: str, seconds: float) -> None:
-    from rarec.evaluation.ranking_report import RankingReport, text_tables
-
     reused: list[str] = []
     built: list[str] = []
-    report = None
+    pages: dict[str, Path] = {}
     for event in result.get_asset_materialization_events():
         materialization = event.materialization
         name = materialization.asset_key.to_user_string()
         metadata = materialization.metadata
         (reused if metadata["reused"].value else built).append(name)
-        if name == "ranking_metrics":
-            report = Path(str(metadata["report"].value))
-    if report:
-        print()
-        figures = RankingReport.model_validate_json(report.with_name("report.json").read_text())
-        # The validation split is on the page; a terminal shows the result.
-        scores = tuple(score for score in figures.scores if score.split == "test")
-        comparisons = tuple(one for one in figures.comparisons if one.split == "test")
-        print(text_tables(figures.model_copy(update={"scores": scores, "comparisons": comparisons})))
+        if "report" in metadata:
+            pages[name] = Path(str(metadata["report"].value))
+    for name, tables in (("ranking_metrics", _ranking_tables), ("ctr_metrics", _ctr_tables)):
+        if name in pages:
+            print()
+            print(tables(pages[name].with_name("report.json").read_text()))
     print()
     print(f"{dataset} {track}: done in {seconds:.0f} s; {len(built)} assets built, {len(reused)} reused")
-    if report:
-        print(f"report: {report}")
+    for page in pages.values():
+        print(f"report: {page}")
     print("UIs:    make ui   (Dagster at http://127.0.0.1:3000, MLflow at http://127.0.0.1:5000)")
+
+
+def _ranking_tables(report: str) -> str:
+    """Tables of the test split; the validation split is on the page, and a terminal shows the result."""
+    from rarec.evaluation.ranking_report import RankingReport, text_tables
+
+    figures = RankingReport.model_validate_json(report)
+    scores = tuple(score for score in figures.scores if score.split == "test")
+    comparisons = tuple(one for one in figures.comparisons if one.split == "test")
+    return text_tables(figures.model_copy(update={"scores": scores, "comparisons": comparisons}))
+
+
+def _ctr_tables(report: str) -> str:
+    from rarec.evaluation.ctr_report import CtrReport, ctr_text_tables
+
+    figures = CtrReport.model_validate_json(report)
+    sizes = tuple(size for size in figures.sizes if size.split == "test")
+    return ctr_text_tables(figures.model_copy(update={"sizes": sizes}))
 
 
 if __name__ == "__main__":

@@ -140,7 +140,12 @@ def train_scratch(
     readable = np.unique(parts.line_of[allowed]) + parts.lines
     # Every prompt has the heading and the question's words, so these shall be few tokens.
     always = [parts.texts[parts.lines - 1]] * len(catalogue.names) + parts.texts[parts.questions :]
-    texts = [*parts.texts[: parts.lines - 1], *always, *(parts.texts[line] for line in readable), *catalogue.descriptions]
+    texts = [
+        *parts.texts[: parts.lines - 1],
+        *always,
+        *(parts.texts[line] for line in readable),
+        *catalogue.descriptions,
+    ]
     count = np.bincount(items[allowed], minlength=len(catalogue.names))
     names = [catalogue.names[item] for item in np.argsort(-count, kind="stable").tolist() if count[item]]
     tokenizer = train_tokenizer(texts, settings.vocabulary, list(dict.fromkeys(names)), answers)
