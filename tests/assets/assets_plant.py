@@ -16,6 +16,7 @@ name = "{name}"
 title = "Tiny synthetic data set"
 domain = "movies"
 rating_scale = [1, 5]
+label_threshold = 3
 
 [[sources]]
 format = "synthetic"
