@@ -38,8 +38,15 @@ def configuration(kind: str, vocabulary: int, spread: float = 0.02):
         "mistral": lambda: MistralConfig(**small, head_dim=8),
         "qwen": lambda: Qwen2Config(**small),
         "gpt2": lambda: GPT2Config(
-            vocab_size=vocabulary, n_embd=16, n_layer=2, n_head=2, n_positions=LIMIT, initializer_range=spread,
-            resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
+            vocab_size=vocabulary,
+            n_embd=16,
+            n_layer=2,
+            n_head=2,
+            n_positions=LIMIT,
+            initializer_range=spread,
+            resid_pdrop=0.0,
+            embd_pdrop=0.0,
+            attn_pdrop=0.0,
         ),
     }[kind]()
 

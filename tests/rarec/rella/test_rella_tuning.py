@@ -74,7 +74,8 @@ def test_pieces_of_any_size_train_as_one_prompt_at_a_time(tmp_path):
         ({"piece_tokens": TOGETHER}, {"piece_tokens": ALONE}, {"gradient_checkpointing": True, "piece_tokens": 300})
     ):
         objective = objective_of(settings_of(patience=3, **changed))
-        objective.validate = lambda calls=iter([0.1, 0.2, 0.3]): {"AUC": next(calls)}  # the last epoch's weights stay
+        figures = iter([0.1, 0.2, 0.3])
+        objective.validate = lambda figures=figures: {"AUC": next(figures)}  # the last epoch's weights stay
         objective.start_epoch(0)
         pieces = [len(step) for step, _ in objective.batches()]
         assert pieces == {TOGETHER: [1, 1, 1], ALONE: [8, 8, 4]}.get(objective.settings.piece_tokens, pieces)
@@ -100,7 +101,7 @@ def test_pieces_hold_every_prompt_of_a_step_once_on_some_rank(monkeypatch):
     objective.start_epoch(1)
     steps = [step.tolist() for step in objective._steps]
     assert [len(step) for step in steps] == [19, 1]
-    assert sorted(sum(steps, [])) == list(range(20))
+    assert sorted(row for step in steps for row in step) == list(range(20))
     monkeypatch.setattr(tuning, "world_size", lambda: 2)
     seen, counts, idle = [[], []], [], 0
     for rank in (0, 1):
