@@ -128,16 +128,17 @@ def _exhaustive(index: Any) -> tuple[Any, Any]:
     Inverted lists are all looked into. A graph would be left before it reaches a history's items: its vectors are
     searched without it.
     """
-    parameters: Any = faiss.SearchParameters  # whose keywords its types do not know
+    plain: Any = faiss.SearchParameters  # whose keywords its types do not know
+    of_lists: Any = faiss.SearchParametersIVF
     within = faiss.downcast_index(index.index) if isinstance(index, faiss.IndexIDMap) else index
     if isinstance(within, faiss.IndexIVF):
-        return index, partial(faiss.SearchParametersIVF, nprobe=within.nlist)
+        return index, partial(of_lists, nprobe=within.nlist)
     if isinstance(within, faiss.IndexHNSW):
         flat = faiss.IndexIDMap2(faiss.IndexFlatIP(within.d))
         ids = np.arange(within.ntotal) if within is index else faiss.vector_to_array(index.id_map)
         flat.add_with_ids(within.storage.reconstruct_n(0, within.ntotal), ids)
-        return flat, parameters
-    return index, parameters
+        return flat, plain
+    return index, plain
 
 
 def _user_blocks(position: IntArray, offsets: IntArray) -> Iterator[tuple[slice, int, int]]:
