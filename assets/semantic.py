@@ -261,8 +261,9 @@ def _neighbours(index: ItemIndex, vectors: np.ndarray, names: list[str], shown: 
             for other, score in zip(others, scores, strict=True)
             if other not in (item, -1)
         ]
+        near += [""] * SHOWN_NEIGHBOURS  # an approximate index may find fewer
         rows.append([names[item], *near[:SHOWN_NEIGHBOURS]])
-    return pd.DataFrame(rows, columns=["item", *(f"{n}." for n in range(1, len(rows[0])))])
+    return pd.DataFrame(rows, columns=["item", *(f"{n}." for n in range(1, SHOWN_NEIGHBOURS + 1))])
 
 
 def _vectors_tell_items_apart(_spec: DatasetSpec, artifact: Artifact) -> tuple[bool, dict[str, int]]:

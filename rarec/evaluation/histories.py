@@ -16,6 +16,7 @@ _CHUNK = 4096
 def genre_matrix(genres: pd.Series) -> npt.NDArray[np.bool_]:
     """(I, G) which of the G genres each item has; ``genres`` holds names with | between them, or nothing."""
     dummies: Any = genres.fillna("").str.get_dummies(sep="|")
+    dummies = dummies.drop(columns="", errors="ignore")  # pandas makes nothing a genre of its own in a string column
     return dummies.to_numpy(dtype=bool)
 
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +24,9 @@ class ShotSettings(Settings):
         description="Histories of the training prompts: recent, retrieved, or mixed (each sample with both). One "
         "adapter is tuned for each mode and seed; the first one is the model, the others are for comparison.",
     )
-    seeds: tuple[int, ...] = Field(default=(42,), description="Seeds of the draw and of the tuning.")
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+        default=(42,), description="Seeds of the draw and of the tuning."
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> "ShotSettings":

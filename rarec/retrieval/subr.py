@@ -6,6 +6,7 @@ chronological order. What is stored of a kept behaviour is how many positions be
 """
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import faiss
@@ -99,7 +100,7 @@ def retrieve_behaviours_by_index(
     The search of each target is confined to the items of its history by an id selector. Slower than block products
     while histories are much shorter than the catalogue, but it needs no scores of the whole history.
     """
-    parameters: Any = faiss.SearchParameters  # whose keywords its types do not know
+    index, parameters = _exhaustive(index)
     out = np.zeros((len(position), k), dtype=distance_type(offsets))
     starts = offsets[np.searchsorted(offsets, position, side="right") - 1]
     for sample, (target, start) in enumerate(zip(position.tolist(), starts.tolist(), strict=True)):
@@ -119,6 +120,25 @@ def retrieve_behaviours_by_index(
         reached = kept.numpy() & np.isfinite(score[history])
         _write(out, np.array([sample]), reached, np.array([target - start]))
     return out
+
+
+def _exhaustive(index: Any) -> tuple[Any, Any]:
+    """An index and the maker of its search parameters, such that a search confined to few items misses none of them.
+
+    Inverted lists are all looked into. A graph would be left before it reaches a history's items: its vectors are
+    searched without it.
+    """
+    plain: Any = faiss.SearchParameters  # whose keywords its types do not know
+    of_lists: Any = faiss.SearchParametersIVF
+    within = faiss.downcast_index(index.index) if isinstance(index, faiss.IndexIDMap) else index
+    if isinstance(within, faiss.IndexIVF):
+        return index, partial(of_lists, nprobe=within.nlist)
+    if isinstance(within, faiss.IndexHNSW):
+        flat = faiss.IndexIDMap2(faiss.IndexFlatIP(within.d))
+        ids = np.arange(within.ntotal) if within is index else faiss.vector_to_array(index.id_map)
+        flat.add_with_ids(within.storage.reconstruct_n(0, within.ntotal), ids)
+        return flat, plain
+    return index, plain
 
 
 def _user_blocks(position: IntArray, offsets: IntArray) -> Iterator[tuple[slice, int, int]]:

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from rarec.data.ctr import CtrSamples, CtrSettings, build_ctr_samples
+from rarec.data.ctr import CtrSamples, CtrSettings, build_ctr_samples, draw
 from rarec.errors import InputError
 
 LENGTHS = [8, 3, 0, 12, 6, 9] * 6
@@ -77,3 +77,17 @@ def test_empty_and_one_class_splits_are_refused():
         build_ctr_samples(users, times, np.ones(len(users), bool), len(LENGTHS), "clock", CtrSettings())
     with pytest.raises(ValidationError, match="leaves no test split"):
         CtrSettings(train_share=0.9, valid_share=0.1)
+
+
+@pytest.mark.parametrize("split", ["train", "valid", "test"])
+def test_few_drawn_samples_are_part_of_many(split):
+    samples = build(train_share=0.4, valid_share=0.3)
+    rows = samples.rows(split)
+    own = range(rows.start, rows.stop)
+    few, many = (draw(samples, split, most, seed=3).tolist() for most in (5, 12))
+    assert (len(few), len(many)) == (5, 12)
+    assert set(few) < set(many) < set(own)
+    assert few == sorted(few)
+    assert many == sorted(many)
+    assert draw(samples, split, 10**6, seed=3).tolist() == list(own)  # no more than there are
+    assert draw(samples, split, 12, seed=3).tolist() == many != draw(samples, split, 12, seed=4).tolist()

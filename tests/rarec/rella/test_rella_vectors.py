@@ -1,10 +1,15 @@
+import sys
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 from rella_toys import CPU, byte_tokenizer, tiny_model
 
 from rarec.errors import InputError
-from rarec.rella.vectors import describe, reduce
+from rarec.rella.language_model import ModelReference
+from rarec.rella.vectors import VectorSettings, check_vectors, describe, encode, reduce
 
 TEXTS = [
     "Heat (1995), Action",
@@ -34,13 +39,27 @@ def test_vectors_are_means_over_the_texts_own_tokens(kind, first):
 def test_reduction_keeps_cosines_of_centred_states():
     states = np.random.default_rng(0).standard_normal((30, 12)).astype(np.float32)
     states[:, 7] = states[:, 2]  # rank 11
-    vectors = reduce(states)
+    vectors, explained = reduce(states)
     assert vectors.shape == (30, 11)
+    assert explained == pytest.approx(1)
+    assert vectors.dtype == np.float32
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, rtol=1e-5)
     centred = states - states.mean(0)
     centred /= np.linalg.norm(centred, axis=1, keepdims=True)
     np.testing.assert_allclose(vectors @ vectors.T, centred @ centred.T, atol=1e-4)
-    assert reduce(states, most=4).shape == (30, 4)
+
+
+def test_reduction_tells_how_much_variance_it_keeps():
+    """Against the eigenvalues of the covariance and projections on its eigenvectors, up to their signs."""
+    states = (np.random.default_rng(1).standard_normal((40, 6)) * [5, 3, 2, 1, 0.5, 0.1] + 7).astype(np.float32)
+    vectors, explained = reduce(states, most=3)
+    values, axes = np.linalg.eigh(np.cov(states.astype(np.float64).T))
+    assert explained == pytest.approx(values[-3:].sum() / values.sum(), rel=1e-5)
+    assert 0.9 < explained < 0.99
+    parts = (states - states.mean(0)) @ axes[:, :-4:-1]
+    parts /= np.linalg.norm(parts, axis=1, keepdims=True)
+    assert vectors.shape == (40, 3)
+    np.testing.assert_allclose(np.abs(vectors), np.abs(parts), atol=1e-4)
 
 
 def test_vectors_that_tell_nothing_apart_are_refused():
@@ -50,3 +69,63 @@ def test_vectors_that_tell_nothing_apart_are_refused():
     states[2, 1] = np.nan
     with pytest.raises(InputError, match="no finite vector for item 2"):
         reduce(states)
+
+
+def test_the_check_counts_what_tells_nothing():
+    vectors = np.eye(4, dtype=np.float32)
+    assert check_vectors(vectors) == (True, {"items": 4, "not_finite": 0, "zero": 0, "all_the_same": 0})
+    broken = vectors.copy()
+    broken[1] = 0
+    broken[2, 0], broken[3, 1] = np.nan, np.inf
+    assert check_vectors(broken) == (False, {"items": 4, "not_finite": 2, "zero": 1, "all_the_same": 0})
+    assert check_vectors(np.ones((3, 2), np.float32)) == (
+        False,
+        {"items": 3, "not_finite": 0, "zero": 0, "all_the_same": 1},
+    )
+    assert check_vectors(vectors[:1])[0]  # the only item is not like another
+    for one in (np.zeros((4, 4), np.float32), broken[[0, 3]], broken[[0, 1]]):
+        assert not check_vectors(one)[0]
+
+
+def test_the_language_model_encodes_by_default(tmp_path):
+    tokenizer = byte_tokenizer()
+    model = tiny_model("llama", len(tokenizer))
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    reference = ModelReference("scratch", "", tmp_path, "none", 512)
+    got = encode(reference, TEXTS, CPU, VectorSettings(batch_tokens=64), tmp_path)
+    np.testing.assert_allclose(got, describe(model, tokenizer, TEXTS, CPU), rtol=1e-4, atol=1e-6)
+
+
+def test_a_sentence_encoder_is_asked_by_name(monkeypatch, tmp_path):
+    settings = VectorSettings(encoder="sentence-transformers:some/model")
+    monkeypatch.setitem(sys.modules, "sentence_transformers", None)
+    with pytest.raises(InputError, match=r"some/model needs the package .*pip install sentence-transformers"):
+        encode(None, TEXTS, CPU, settings, tmp_path)
+
+    class Encoder:
+        def __init__(self, name, device, cache_folder):
+            assert (name, device, cache_folder) == ("some/model", "cpu", str(tmp_path))
+
+        def encode(self, texts, show_progress_bar):
+            return np.array([[len(text), 1] for text in texts], dtype=np.float64)
+
+    monkeypatch.setitem(sys.modules, "sentence_transformers", SimpleNamespace(SentenceTransformer=Encoder))
+    got = encode(None, TEXTS, CPU, settings, tmp_path)
+    assert got.dtype == np.float32
+    assert got[:, 0].tolist() == [len(text) for text in TEXTS]
+
+    def missing(*_, **__):
+        raise OSError("no such\nmodel")
+
+    monkeypatch.setitem(sys.modules, "sentence_transformers", SimpleNamespace(SentenceTransformer=missing))
+    with pytest.raises(InputError, match="sentence-transformers:some/model cannot be had: no such model"):
+        encode(None, TEXTS, CPU, settings, tmp_path)
+
+
+def test_settings_know_two_kinds_of_encoder():
+    for encoder in ("language-model", "sentence-transformers:/models/x"):
+        assert VectorSettings(encoder=encoder).encoder == encoder
+    for encoder in ("sentence-transformers:", "word2vec", "xsentence-transformers:a"):
+        with pytest.raises(ValidationError, match="is neither language-model nor sentence-transformers:<name or fold"):
+            VectorSettings(encoder=encoder)

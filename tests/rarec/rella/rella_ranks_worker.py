@@ -1,0 +1,43 @@
+"""Adapter tuning without dropout on however many ranks torchrun starts; run by test_rella_ranks.
+
+Usage: rella_ranks_worker.py FOLDER. Rank 0 writes FOLDER/summary.json and the adapter.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from rella_toys import BASE, CPU, toy_data
+
+from rarec.rella.shots import draw_shots
+from rarec.rella.tuning import TuningObjective, TuningSettings, add_adapter, tune
+from rarec.training.engine import rank
+
+# Twenty prompts: a step of nineteen, which the two ranks cut into unlike numbers of pieces, and a step of one.
+SETTINGS = TuningSettings(dropout=0, batch_size=19, piece_tokens=200, epochs=3, patience=3, learning_rate=0.01)
+
+
+def new_objective() -> TuningObjective:
+    """The same objective on every rank."""
+    data = toy_data()
+    model = add_adapter(data.model(), SETTINGS, 5)
+    shots = draw_shots(data.source.samples, 10, "mixed", 5)
+    return TuningObjective(model, data.source, data.prompts, shots, data.answers, SETTINGS, 5, CPU)
+
+
+def tune_on_ranks(folder: Path) -> None:
+    """Tune and write what the test compares."""
+    torch.set_num_threads(1)
+    output = folder / "adapter"
+    output.mkdir(parents=True, exist_ok=True)
+    summary = tune(new_objective(), BASE, output, folder / "checkpoint", lambda **_: None)
+    if rank() == 0:
+        (folder / "summary.json").write_text(json.dumps(summary))
+
+
+if __name__ == "__main__":
+    tune_on_ranks(Path(sys.argv[1]))

@@ -1,0 +1,52 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from raserec_toys import SINGLE_PROCESS
+from rella_ranks_worker import SETTINGS, new_objective, tune_on_ranks
+from safetensors.torch import load_file
+
+from rarec.text.tokens import by_length
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ranks")
+    worker = Path(__file__).with_name("rella_ranks_worker.py")
+    environment = {name: value for name, value in os.environ.items() if name not in SINGLE_PROCESS}
+    environment |= {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(worker), str(folder)],
+        env=environment, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("single_process")
+def test_two_ranks_tune_as_one(two_ranks, tmp_path):
+    """Losses, validation figures and the adapter; also where one rank has fewer pieces, or no prompt at all."""
+    objective = new_objective()
+    objective.start_epoch(0)
+    most = SETTINGS.piece_tokens
+    pieces = [[len(list(by_length(objective.lengths[s[r::2]], most))) for r in (0, 1)] for s in objective._steps]
+    assert pieces[0][0] != pieces[0][1] > 0
+    assert pieces[1] == [1, 0]
+    tune_on_ranks(tmp_path)
+    one, two = (json.loads((folder / "summary.json").read_text()) for folder in (tmp_path, two_ranks))
+    assert (one["world_size"], two["world_size"]) == (1, 2)
+    assert len(one["history"]) == len(two["history"]) == 3
+    for single, double in zip(one["history"], two["history"], strict=True):
+        assert double["loss"] == pytest.approx(single["loss"], rel=1e-5)
+        assert double["LogLoss"] == pytest.approx(single["LogLoss"], rel=1e-4)
+    assert one["history"][-1]["loss"] < one["history"][0]["loss"] - 0.01  # the comparison spans real training
+    assert one["best_epoch"] == two["best_epoch"]
+    single, double = (load_file(folder / "adapter" / "adapter_model.safetensors") for folder in (tmp_path, two_ranks))
+    assert single.keys() == double.keys()
+    for name, value in single.items():
+        torch.testing.assert_close(double[name], value, rtol=1e-3, atol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
