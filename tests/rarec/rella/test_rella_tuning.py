@@ -151,6 +151,24 @@ def test_the_seed_decides_and_a_stopped_tuning_goes_on(tmp_path):
     assert TuningSettings(**record["settings"]) == settings
 
 
+def test_first_weights_follow_the_seed_and_dropout_the_epoch():
+    torch.manual_seed(1)
+    models = [DATA.model() for _ in range(3)]
+    first = []
+    for model, seed in zip(models, (5, 5, 6), strict=True):
+        torch.rand(seed + len(first))  # whatever was drawn before
+        first.append(adapter(objective_of(settings_of(), model, seed=seed)))
+    assert same_data(first[0], first[1])
+    assert not same_data(first[0], first[2])
+    bits = []
+    objective = objective_of(settings_of())
+    for epoch in (0, 1, 0):
+        objective.start_epoch(epoch)
+        bits.append(torch.rand(3))
+    assert torch.equal(bits[0], bits[2])
+    assert not torch.equal(bits[0], bits[1])
+
+
 @pytest.mark.parametrize(("mode", "retrieved"), [("recent", False), ("retrieved", True), ("mixed", True)])
 def test_validation_asks_as_the_adapter_will_be_asked(mode, retrieved):
     settings = settings_of(validation_prompts=9)
