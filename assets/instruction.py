@@ -30,7 +30,7 @@ class RetrievalSettings(Settings):
     method: Literal["products", "index"] = pydantic.Field(
         default="products",
         description="Block products of item vectors over each user's history (exact), or the item index, searched "
-        "sample by sample (the same answer from a flat index; for very long histories).",
+        "sample by sample (the same answer; for very long histories).",
     )
 
 

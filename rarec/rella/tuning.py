@@ -145,6 +145,11 @@ class TuningObjective:
         self.lengths = prompts.prompts(self.parts).lengths
         validation = draw(source.samples, "valid", settings.validation_prompts, seed)
         self.validation_label = source.samples.label[validation]
+        if self.validation_label.all() or not self.validation_label.any():
+            raise InputError(
+                f"all {len(validation)} validation samples drawn are {'likes' if self.validation_label[0] else 'no likes'}, "
+                "so there is no AUC to choose by; raise validation_prompts"
+            )
         # Chosen as it will be used: with retrieved histories, unless none were trained.
         self.validation_parts = source.rows(validation, bool(shots.retrieved.any()))
         self._steps: list[IntArray] = []

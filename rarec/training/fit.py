@@ -1,4 +1,4 @@
-"""The epoch loop of both RaSeRec stages: train, validate by full ranking, keep the best weights, stop early, resume."""
+"""The epoch loop of every training: train, validate, keep the best weights, stop early, resume."""
 
 import json
 import math
@@ -148,7 +148,13 @@ def _train_epoch(
         for number, piece in enumerate(pieces, start=1):
             engine.set_gradient_accumulation_boundary(number == len(pieces))
             loss, parts = engine(piece)
-            engine.backward(loss * (world_size() / samples))
+            try:
+                engine.backward(loss * (world_size() / samples))
+            except torch.OutOfMemoryError as error:
+                raise InputError(
+                    f"{stage}: out of memory in the backward pass of epoch {epoch + 1}, step {step} of {steps} "
+                    f"({samples} samples a step, in {len(pieces)} pieces); lower batch_size, or the size of the pieces"
+                ) from error
             engine.step()
             for name, value in {"loss": loss.detach(), **parts}.items():
                 sums[name] = sums.get(name, torch.zeros((), device=value.device)) + value
