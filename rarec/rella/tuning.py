@@ -147,8 +147,8 @@ class TuningObjective:
         self.validation_label = source.samples.label[validation]
         if self.validation_label.all() or not self.validation_label.any():
             raise InputError(
-                f"all {len(validation)} validation samples drawn are "
-                f"{'likes' if self.validation_label[0] else 'no likes'}, so there is no AUC to choose by; raise validation_prompts"
+                f"the {len(validation)} validation samples drawn are all alike (liked or not), so there is no AUC to "
+                "choose by; raise validation_prompts"
             )
         # Chosen as it will be used: with retrieved histories, unless none were trained.
         self.validation_parts = source.rows(validation, bool(shots.retrieved.any()))

@@ -169,6 +169,11 @@ def test_first_weights_follow_the_seed_and_dropout_the_epoch():
     assert not torch.equal(bits[0], bits[1])
 
 
+def test_validation_needs_both_answers():
+    with pytest.raises(InputError, match=r"the 1 validation samples drawn are all alike.*raise validation_prompts"):
+        objective_of(settings_of(validation_prompts=2).model_copy(update={"validation_prompts": 1}))
+
+
 @pytest.mark.parametrize(("mode", "retrieved"), [("recent", False), ("retrieved", True), ("mixed", True)])
 def test_validation_asks_as_the_adapter_will_be_asked(mode, retrieved):
     settings = settings_of(validation_prompts=9)
