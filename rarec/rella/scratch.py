@@ -73,6 +73,30 @@ def train_tokenizer(texts: list[str], vocabulary: int, names: Sequence[str] = ()
     )
 
 
+def scratch_model(tokenizer: Any, settings: LanguageModelSettings) -> Any:
+    """A small Llama for the tokens of ``tokenizer``, with random weights drawn with the settings' seed."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(settings.seed)
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=settings.dim,
+            intermediate_size=3 * settings.dim,
+            num_hidden_layers=settings.layers,
+            num_attention_heads=settings.heads,
+            max_position_embeddings=settings.max_tokens,
+            attention_dropout=settings.dropout,
+            # Llama's 0.02 is meant for a width of thousands; a narrow model would hardly leave its uniform attention.
+            initializer_range=INITIAL_SCALE * settings.dim**-0.5,
+            tie_word_embeddings=True,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+
+
 def training_positions(samples: CtrSamples, timestamp: IntArray, has_clock: bool) -> IntArray:
     """Interactions that the model may read: those before the first validation sample.
 
@@ -133,9 +157,6 @@ def train_scratch(
     Returns:
         What the card says, and the seconds it took.
     """
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(settings.seed)
     readable = np.unique(parts.line_of[allowed]) + parts.lines
     texts = [*parts.texts[: parts.lines], *(parts.texts[line] for line in readable), *catalogue.descriptions]
     count = np.bincount(items[allowed], minlength=len(catalogue.names))
@@ -146,23 +167,7 @@ def train_scratch(
     tokens = PromptTokens.of(known, tokenizer, settings.max_tokens)
     described = np.full((len(catalogue.descriptions), settings.behaviours + 3), NO_PART)
     described[:, -1] = len(parts.texts) + np.arange(len(described))
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=settings.dim,
-            intermediate_size=3 * settings.dim,
-            num_hidden_layers=settings.layers,
-            num_attention_heads=settings.heads,
-            max_position_embeddings=settings.max_tokens,
-            attention_dropout=settings.dropout,
-            # Llama's 0.02 is meant for a width of thousands; a narrow model would hardly leave its uniform attention.
-            initializer_range=INITIAL_SCALE * settings.dim**-0.5,
-            tie_word_embeddings=True,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-    )
+    model = scratch_model(tokenizer, settings)
     pieces = HistoryPieces(parts, offsets, allowed, settings.behaviours)
     started = time.perf_counter()
     losses = _train(model, tokens, pieces, described, settings, report)

@@ -62,11 +62,16 @@ def retrieve_behaviours(
     return out
 
 
-def recent_behaviours(offsets: IntArray, position: IntArray, k: int) -> Distances:
+def recent_behaviours(offsets: IntArray, position: IntArray, k: int, out: Distances | None = None) -> Distances:
     """(N, k) distances of the k latest behaviours before each target, in the form of `retrieve_behaviours`."""
-    start = offsets[np.searchsorted(offsets, position, side="right") - 1]
+    out = np.zeros((len(position), k), dtype=distance_type(offsets)) if out is None else out
     distance = np.arange(k, 0, -1)
-    return np.where(distance <= (position - start)[:, None], distance, 0).astype(distance_type(offsets))
+    block = max(1, _BLOCK_ELEMENTS // k)
+    for first in range(0, len(position), block):
+        targets = position[first : first + block]
+        start = offsets[np.searchsorted(offsets, targets, side="right") - 1]
+        out[first : first + block] = np.where(distance <= (targets - start)[:, None], distance, 0)
+    return out
 
 
 def distance_type(offsets: IntArray) -> type[np.integer[Any]]:
