@@ -233,7 +233,7 @@ def _batches(
 ) -> Iterator[PaddedBatch]:
     """Documents of similar length together, in random order, padded on the right."""
     documents = tokens.prompts(rows)
-    groups = list(by_length(documents.lengths, batch_tokens))
+    groups = list(by_length(documents.lengths, batch_tokens, least=0))  # smaller ones would make steps uneven
     for number in generator.permutation(len(groups)):
         yield pad(documents.tokens, documents.lengths, groups[number], torch.device("cpu"), left=False)
 
