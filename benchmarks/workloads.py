@@ -28,7 +28,7 @@ REAL_FILMS = "ml-100k"
 SYNTHETIC_FILMS = "demo"
 BEHAVIOURS = 30  # K in prompts
 SHORTEST = 5  # behaviours of the shortest prompts
-ML_1M_SPREAD, ML_25M_SPREAD = 1.01, 1.51  # give lengths the variance that MovieLens' have
+ML_1M_SPREAD, ML_25M_SPREAD = 1.08, 1.51  # give lengths the variance that MovieLens' have
 LANGUAGE_MODEL = LanguageModelSettings.model_validate({})
 
 
