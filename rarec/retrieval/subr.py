@@ -31,8 +31,8 @@ def retrieve_behaviours(
 ) -> Distances:
     """(N, k) distances of the kept behaviours from their target, greatest (oldest) first.
 
-    A history of fewer than k is kept whole, behind zeros. The cost is one block product a user: memory is bounded by
-    the block, whatever N is.
+    A history of fewer than k is kept whole, behind zeros. The cost is some block products a user. Beside an order of
+    the targets, memory is bounded by a block and the vectors of the longest history, whatever N is.
 
     Args:
         vectors: (I, D) L2-normalised item vectors.
@@ -46,19 +46,21 @@ def retrieve_behaviours(
     distinct = same_vector(vectors)
     table = torch.from_numpy(vectors)
     order = np.argsort(position, kind="stable")
-    for rows, start, end in _user_blocks(position[order], offsets):
+    for rows, start in _users(position[order], offsets):
         samples = order[rows]
         lengths = position[samples] - start
+        history = distinct[items[start : start + int(lengths[-1]) + 1]]
+        own = table[torch.from_numpy(history)]  # of behaviours and targets
         # Equal items get their similarity from the same product, or rounding would decide ties in place of recency.
-        history = distinct[items[start:end]]
-        seen, column = np.unique(history, return_inverse=True)
-        repeated = len(seen) < len(history)
-        behaviours = table[torch.from_numpy(seen if repeated else history)]
-        similar = table[torch.from_numpy(items[position[samples]])] @ behaviours.T
-        if repeated:
-            similar = similar[:, torch.from_numpy(column)]
-        kept = most_similar(similar, torch.from_numpy(lengths), k)
-        _write(out, samples, kept.numpy(), lengths)
+        seen, first, again = np.unique(history, return_index=True, return_inverse=True)
+        same = torch.from_numpy(first[again]) if len(seen) < len(history) else None
+        for block in _blocks(lengths):
+            width = int(lengths[block.stop - 1])
+            similar = own[torch.from_numpy(lengths[block])] @ own[:width].T
+            if same is not None:
+                similar = similar[:, same[:width]]
+            kept = most_similar(similar, torch.from_numpy(lengths[block]), k)
+            _write(out, samples[block], kept.numpy(), lengths[block])
     return out
 
 
@@ -135,18 +137,19 @@ def retrieve_behaviours_by_index(
     return out
 
 
-def _user_blocks(position: IntArray, offsets: IntArray) -> Iterator[tuple[slice, int, int]]:
-    """Blocks of ascending targets of one user: (rows, first position of the user, last target of the block)."""
+def _users(position: IntArray, offsets: IntArray) -> Iterator[tuple[slice, int]]:
+    """The rows of each user's ascending targets, and the first position of the user."""
     bounds = np.searchsorted(position, offsets)
     for user in np.flatnonzero(np.diff(bounds)).tolist():
-        first, last = int(bounds[user]), int(bounds[user + 1])
-        start = int(offsets[user])
-        while first < last:
-            # As many rows as fit beside the history of the last of them; the longest row alone in the worst case.
-            step = max(1, min(_BLOCK_TARGETS, _BLOCK_ELEMENTS // max(1, int(position[last - 1]) - start)))
-            end = min(first + step, last)
-            yield slice(first, end), start, int(position[end - 1])
-            first = end
+        yield slice(int(bounds[user]), int(bounds[user + 1])), int(offsets[user])
+
+
+def _blocks(lengths: IntArray) -> Iterator[slice]:
+    """Blocks of a user's targets, whose histories' lengths ascend."""
+    # As many rows as fit beside the longest history; that one alone in the worst case.
+    step = max(1, min(_BLOCK_TARGETS, _BLOCK_ELEMENTS // max(1, int(lengths[-1]))))
+    for first in range(0, len(lengths), step):
+        yield slice(first, min(first + step, len(lengths)))
 
 
 def _write(out: Distances, samples: IntArray, kept: npt.NDArray[np.bool_], lengths: IntArray) -> None:
