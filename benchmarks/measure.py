@@ -17,17 +17,14 @@ import faiss
 import torch
 from torch import nn
 
-from rarec.raserec.finetune import FinetuneObjective
-from rarec.raserec.pretrain import PretrainObjective
 from rarec.training.engine import keep_freed_memory, peak_memory_mib
-from rarec.training.fit import FitSettings, Report, fit
+from rarec.training.fit import FitSettings, Objective, Report, fit
 from rarec.training.progress import LONE_WORKER
 
 # What the launcher sets for a lone worker on the CPU.
 WORKER_ENVIRONMENT = {**LONE_WORKER, "DS_ACCELERATOR": "cpu"}
 _RESET_PEAK = "5"  # what `clear_refs` takes to forget the largest resident size (proc(5))
 
-Stage = PretrainObjective | FinetuneObjective
 Column = dict[str, float | int | str]
 Figures = dict[str, Column]
 """A benchmark's result: column (a workload or a size) to row to value."""
@@ -86,7 +83,7 @@ def peak_mib(function: Callable[[], Any]) -> float:
 class Excerpt:
     """The first steps of every epoch of an objective; in the place of validation another side may have its turn."""
 
-    def __init__(self, objective: Stage, steps: int | None, turn: Callable[[], None] = lambda: None):
+    def __init__(self, objective: Objective, steps: int | None, turn: Callable[[], None] = lambda: None):
         self.model: nn.Module = objective.model
         self.choice = objective.choice
         self.objective = objective
@@ -117,7 +114,7 @@ def silent(**_: Any) -> None:
 
 
 def train(
-    objective: Stage,
+    objective: Objective,
     learning_rate: float,
     epochs: int,
     steps: int | None = None,

@@ -4,9 +4,8 @@ import io
 import itertools
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import redirect_stdout
-from dataclasses import dataclass
 from functools import partial
 from statistics import median
 
@@ -15,7 +14,7 @@ import torch
 
 from benchmarks.measure import Column, Figures, alternate, clock, peak_mib, ratio, silent, timing, train
 from benchmarks.plain import PlainFinetuning, PlainPretraining, Steps, flat_index, flat_neighbours, plain_ranks
-from benchmarks.workloads import Effort, synthetic
+from benchmarks.workloads import Effort, Setup, synthetic
 from rarec.data.sequences import IntArray, UserSequences
 from rarec.evaluation.ranking import full_ranking, ranking_table
 from rarec.raserec.encoders import SequenceEncoder, build_encoder
@@ -34,14 +33,6 @@ CPU = torch.device("cpu")
 TOP_N = 50
 ENCODER = "benchmark"  # stands for the encoder's fingerprint
 GROWTH = "growth exponent"
-
-
-@dataclass(frozen=True)
-class Setup:
-    """What to measure on, and how much of it."""
-
-    workloads: Mapping[str, UserSequences]
-    effort: Effort
 
 
 def stage1(setup: Setup) -> Figures:

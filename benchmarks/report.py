@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.measure import Column, Figures
-from benchmarks.raserec import BENCHMARKS
+from benchmarks.registry import BENCHMARKS
 
 SHARED = (
     "All seconds are wall-clock seconds of this process, set up as a training worker: freed memory is kept "

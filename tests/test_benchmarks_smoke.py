@@ -13,13 +13,29 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # benchmarks are not installed
 
-from benchmarks import report
+from benchmarks import rella, report
 from benchmarks.__main__ import main
 from benchmarks.measure import WORKER_ENVIRONMENT, Excerpt, alternate, become_worker, machine, peak_mib
 from benchmarks.plain import PlainFinetuning, PlainPretraining, plain_ranks
-from benchmarks.raserec import BENCHMARKS, GROWTH, Setup, overhead, scaling
-from benchmarks.workloads import Effort, amazon_beauty, synthetic, workloads
+from benchmarks.raserec import BENCHMARKS as ON_SEQUENCES
+from benchmarks.raserec import GROWTH, overhead, scaling
+from benchmarks.registry import BENCHMARKS
+from benchmarks.workloads import (
+    ML_1M_SPREAD,
+    ML_25M_SPREAD,
+    Effort,
+    Setup,
+    all_films,
+    amazon_beauty,
+    films,
+    histories,
+    read_tables,
+    synthetic,
+    workloads,
+)
+from rarec.data.demo import DemoSettings
 from rarec.data.sequences import Windows, single_windows
+from rarec.data.spec import builtin_specs
 from rarec.evaluation.ranking import full_ranking
 from rarec.raserec.encoders import build_encoder
 from rarec.raserec.finetune import FinetuneObjective
@@ -30,8 +46,10 @@ from rarec.training.dropout import DropoutBits
 
 CPU = torch.device("cpu")
 TINY = Effort(
-    plain_steps=1, our_steps=2, rounds=1, queries=40, users=10, scale_users=40, scale_items=50, multiples=(1, 3)
-)
+    plain_steps=1, our_steps=2, rounds=1, queries=40, users=10, scale_users=40, scale_items=50, multiples=(1, 3),
+    retrieval_users=20, retrieval_items=300, retrieval_interactions=2000, plain_retrievals=200,
+    prompts=100, plain_prompts=60, scored=40, tuned=40, ctr_interactions=20_000, ctr_items=2000,
+)  # fmt: skip
 STAGE1 = PretrainSettings(
     dim=16, inner_dim=24, hidden_dropout=0, attention_dropout=0, max_length=9, contrastive_weight=0.3, temperature=0.7
 )
@@ -140,8 +158,79 @@ def test_plain_ranks_and_lists_are_ours():
     assert [best.tolist() for _, best in lists] == ours.top_items_masked.tolist()
 
 
+@pytest.fixture(scope="module")
+def tiny_films():
+    spec = builtin_specs()["demo"]
+    demo = DemoSettings(users=40, items=150, interactions_per_user=40)
+    spec = spec.model_copy(update={"sources": (spec.sources[0].model_copy(update={"demo": demo}),)})
+    return films(spec, read_tables(spec, None))
+
+
 @pytest.mark.usefixtures("worker")
-@pytest.mark.parametrize("name", BENCHMARKS)
+@pytest.mark.parametrize("name", rella.BENCHMARKS)
+def test_every_rella_benchmark_measures_something(name, tiny_films, monkeypatch):
+    """And both sides of each give the same, or it raises."""
+    monkeypatch.setattr(rella, "CHUNK", 64)  # so that there is more than one
+    figures = BENCHMARKS[name](Setup({}, TINY, {"tiny": tiny_films} if name in rella.ON_FILMS else {}))
+    expected = {"subr": ["D = 512", "D = 128"], "ctr_scale": ["0.02 million"]}
+    assert list(figures) == expected.get(name, ["tiny"])
+    for column in figures.values():
+        for row, value in column.items():
+            if row.endswith((", s", "median", "best")):
+                assert value > 0, row
+            if "ratio" in row:
+                assert 0 < value < 10_000, row
+            if "share" in row and not math.isnan(value):
+                assert 0 <= value <= 1, row
+        if name in ("subr", "ctr_scale"):
+            assert min(value for row, value in column.items() if row.startswith("share of equal lists")) > 0.98
+    if name == "subr":
+        assert figures["D = 512"]["samples, N"] == 2000 - 5 * 20
+    if name == "prompts":
+        assert 10 < figures["tiny"]["behaviours a prompt, mean"] <= 30
+    if name in ("scoring", "tuning"):
+        assert figures["tiny"]["padding, ours, share"] < 0.7 * figures["tiny"]["padding, plain, share"]
+
+
+def test_lists_that_differ_beyond_rounding_are_no_measurement():
+    vectors = np.eye(4, dtype=np.float32)
+    items = np.array([0, 1, 0])
+    kept = np.array([[0, 2]], dtype=np.uint16)
+    position = np.array([2])
+    assert rella._share_of_equal(vectors, items, position, kept, [np.array([0])]) == 1
+    with pytest.raises(AssertionError, match="2"):
+        rella._share_of_equal(vectors, items, position, kept, [np.array([1])])
+    with pytest.raises(AssertionError, match="2"):
+        rella._share_of_equal(vectors, items, position, kept, [np.array([0, 1])])
+
+
+def test_histories_have_the_shape_of_movielens():
+    small = histories(6040, 3706, 1_000_209, ML_1M_SPREAD)
+    position = small.targets()
+    assert len(small.items) == 1_000_209
+    assert len(position) == 970_009
+    assert 20 <= small.lengths.min() < 25
+    assert 85 < np.median(small.lengths) < 120  # 96
+    assert 190 < small.mean_history(position) < 215  # 201
+    assert len(np.unique(small.items[: small.offsets[1]])) == small.offsets[1]
+    large = histories(16_254, 59_047, 2_500_010, ML_25M_SPREAD)
+    assert 450 < large.mean_history(large.targets()) < 750  # 590
+
+
+def test_prompts_are_cut_to_five_to_thirty_behaviours(tiny_films):
+    whole, cut = (source.retrieved for source in (tiny_films.source, tiny_films.varied))
+    count = (cut > 0).sum(1)
+    assert count.min() == 5
+    assert count.max() == 30
+    assert len(np.unique(count)) == 26
+    kept = cut > 0
+    assert np.array_equal(cut[kept], whole[kept])
+    assert ((whole > 0).sum(1) > count).any()
+    assert (kept == (np.arange(30) >= 30 - count[:, None])).all()  # the latest of them
+
+
+@pytest.mark.usefixtures("worker")
+@pytest.mark.parametrize("name", ON_SEQUENCES)
 def test_every_benchmark_measures_something(name):
     figures = BENCHMARKS[name](Setup({"tiny": synthetic(users=20, items=50)}, TINY))
     assert set(figures) == ({"1x", "3x", GROWTH} if name == "scaling" else {"tiny"})
@@ -224,6 +313,7 @@ def test_the_command_prints_and_keeps_results(tmp_path, monkeypatch, capsys):
         return {name: {"steps": setup.effort.our_steps} for name in setup.workloads}
 
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("RAYON_NUM_THREADS", "1")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.setitem(BENCHMARKS, "overhead", fake)
     monkeypatch.chdir(tmp_path)
@@ -242,12 +332,25 @@ def test_the_command_prints_and_keeps_results(tmp_path, monkeypatch, capsys):
     assert json.loads(Path("results/overhead.json").read_text())["command"] == f"{command} --record"
     assert sorted(path.name for path in Path("results").iterdir()) == ["overhead.json", "overhead.md"]
 
+    monkeypatch.setitem(BENCHMARKS, "subr", lambda setup: {"size": {"n": setup.effort.ctr_interactions}})
+    capsys.readouterr()
+    main(["subr"], **options, interactions=5000, output=Path("kept/subr.json"))
+    assert "no folder" not in capsys.readouterr().out  # nothing is read for it
+    assert json.loads(Path("kept/subr.json").read_text())["command"].endswith(
+        "--rounds 1 --interactions 5000 --output subr.json"
+    )
+
     with pytest.raises(SystemExit, match=r"error: unknown benchmark 'stage3'; known: stage1, .*, overhead"):
         main(["stage3"], **options)
 
 
-def test_without_a_data_folder_only_synthetic_sequences_run(tmp_path):
+def test_without_a_data_folder_only_synthetic_data_run(tmp_path, monkeypatch):
+    monkeypatch.setattr("benchmarks.workloads.read_tables", lambda spec, data: spec.name)
+    monkeypatch.setattr("benchmarks.workloads.films", lambda spec, tables: tables)
     assert list(workloads(tmp_path)) == ["synthetic"]
+    assert all_films(tmp_path) == {"demo": "demo"}
+    (tmp_path / "ml-100k").mkdir()
+    assert all_films(tmp_path) == {"demo": "demo", "ml-100k": "ml-100k"}
 
 
 @pytest.mark.realdata

@@ -74,6 +74,30 @@ def train_tokenizer(texts: list[str], vocabulary: int, names: Sequence[str] = ()
     )
 
 
+def scratch_model(tokenizer: Any, settings: LanguageModelSettings) -> Any:
+    """A small Llama for the tokens of ``tokenizer``, with random weights drawn with the settings' seed."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(settings.seed)
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=settings.dim,
+            intermediate_size=3 * settings.dim,
+            num_hidden_layers=settings.layers,
+            num_attention_heads=settings.heads,
+            max_position_embeddings=settings.max_tokens,
+            attention_dropout=settings.dropout,
+            # Llama's 0.02 is meant for a width of thousands; a narrow model would hardly leave its uniform attention.
+            initializer_range=INITIAL_SCALE * settings.dim**-0.5,
+            tie_word_embeddings=True,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+
+
 def training_positions(samples: CtrSamples, timestamp: IntArray, has_clock: bool) -> IntArray:
     """Interactions that the model may read: those before the first validation sample.
 
@@ -134,9 +158,6 @@ def train_scratch(
     Returns:
         What the card says, and the seconds it took.
     """
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(settings.seed)
     readable = np.unique(parts.line_of[allowed]) + parts.lines
     # Every prompt has the heading and the question's words, so these shall be few tokens.
     always = [parts.texts[parts.lines - 1]] * len(catalogue.names) + parts.texts[parts.questions :]
@@ -154,23 +175,7 @@ def train_scratch(
     tokens = PromptTokens.of(known, tokenizer, settings.max_tokens)
     described = np.full((len(catalogue.descriptions), settings.behaviours + 3), NO_PART)
     described[:, -1] = len(parts.texts) + np.arange(len(described))
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=settings.dim,
-            intermediate_size=3 * settings.dim,
-            num_hidden_layers=settings.layers,
-            num_attention_heads=settings.heads,
-            max_position_embeddings=settings.max_tokens,
-            attention_dropout=settings.dropout,
-            # Llama's 0.02 is meant for a width of thousands; a narrow model would hardly leave its uniform attention.
-            initializer_range=INITIAL_SCALE * settings.dim**-0.5,
-            tie_word_embeddings=True,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-    )
+    model = scratch_model(tokenizer, settings)
     pieces = HistoryPieces(parts, offsets, allowed, settings.behaviours)
     started = time.perf_counter()
     losses = _train(model, tokens, pieces, described, settings, report)
@@ -237,7 +242,7 @@ def _batches(
 ) -> Iterator[PaddedBatch]:
     """Documents of similar length together, in random order, padded on the right."""
     documents = tokens.prompts(rows)
-    groups = list(by_length(documents.lengths, batch_tokens))
+    groups = list(by_length(documents.lengths, batch_tokens, least=0))  # smaller ones would make steps uneven
     for number in generator.permutation(len(groups)):
         yield pad(documents.tokens, documents.lengths, groups[number], torch.device("cpu"), left=False)
 

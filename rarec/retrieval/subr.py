@@ -20,8 +20,10 @@ from rarec.retrieval.index import FloatArray
 
 Distances = npt.NDArray[np.integer[Any]]
 
-# Scores held at once; a user with a long history is handled some targets at a time.
+# A user is handled some targets at a time: few enough for memory, and so few that hardly any of a block's targets is
+# compared with behaviours that came after it.
 _BLOCK_ELEMENTS = 1_000_000
+_BLOCK_TARGETS = 128
 _SURPLUS = 16  # items that the Faiss path fetches beyond K, to see whether the K-th is tied
 
 
@@ -30,8 +32,8 @@ def retrieve_behaviours(
 ) -> Distances:
     """(N, k) distances of the kept behaviours from their target, greatest (oldest) first.
 
-    A history of fewer than k is kept whole, behind zeros. The cost is one block product a user: memory is bounded by
-    the block, whatever N is.
+    A history of fewer than k is kept whole, behind zeros. The cost is some block products a user. Beside an order of
+    the targets, memory is bounded by a block and the vectors of the longest history, whatever N is.
 
     Args:
         vectors: (I, D) L2-normalised item vectors.
@@ -45,22 +47,34 @@ def retrieve_behaviours(
     distinct = same_vector(vectors)
     table = torch.from_numpy(vectors)
     order = np.argsort(position, kind="stable")
-    for rows, start, end in _user_blocks(position[order], offsets):
+    for rows, start in _users(position[order], offsets):
         samples = order[rows]
         lengths = position[samples] - start
+        history = distinct[items[start : start + int(lengths[-1]) + 1]]
+        own = table[torch.from_numpy(history)]  # of behaviours and targets
         # Equal items get their similarity from the same product, or rounding would decide ties in place of recency.
-        seen, column = np.unique(distinct[items[start:end]], return_inverse=True)
-        similar = table[torch.from_numpy(items[position[samples]])] @ table[torch.from_numpy(seen)].T
-        kept = most_similar(similar[:, torch.from_numpy(column)], torch.from_numpy(lengths), k)
-        _write(out, samples, kept.numpy(), lengths)
+        seen, first, again = np.unique(history, return_index=True, return_inverse=True)
+        same = torch.from_numpy(first[again]) if len(seen) < len(history) else None
+        for block in _blocks(lengths):
+            width = int(lengths[block.stop - 1])
+            similar = own[torch.from_numpy(lengths[block])] @ own[:width].T
+            if same is not None:
+                similar = similar[:, same[:width]]
+            kept = most_similar(similar, torch.from_numpy(lengths[block]), k)
+            _write(out, samples[block], kept.numpy(), lengths[block])
     return out
 
 
-def recent_behaviours(offsets: IntArray, position: IntArray, k: int) -> Distances:
+def recent_behaviours(offsets: IntArray, position: IntArray, k: int, out: Distances | None = None) -> Distances:
     """(N, k) distances of the k latest behaviours before each target, in the form of `retrieve_behaviours`."""
-    start = offsets[np.searchsorted(offsets, position, side="right") - 1]
+    out = np.zeros((len(position), k), dtype=distance_type(offsets)) if out is None else out
     distance = np.arange(k, 0, -1)
-    return np.where(distance <= (position - start)[:, None], distance, 0).astype(distance_type(offsets))
+    block = max(1, _BLOCK_ELEMENTS // k)
+    for first in range(0, len(position), block):
+        targets = position[first : first + block]
+        start = offsets[np.searchsorted(offsets, targets, side="right") - 1]
+        out[first : first + block] = np.where(distance <= (targets - start)[:, None], distance, 0)
+    return out
 
 
 def distance_type(offsets: IntArray) -> type[np.integer[Any]]:
@@ -82,7 +96,9 @@ def most_similar(similar: Tensor, lengths: Tensor, k: int) -> Tensor:
     if similar.shape[1] <= k:
         return known
     similar = similar.masked_fill(~known, -torch.inf)
-    threshold = similar.topk(k, 1, sorted=False).values.amin(1, keepdim=True)
+    # NumPy's selection is several times faster than `topk`.
+    place = similar.shape[1] - k
+    threshold = torch.from_numpy(np.partition(similar.numpy(), place, axis=1)[:, place : place + 1])
     kept = (similar >= threshold) & known
     surplus = kept.sum(1) - k
     crowded = torch.nonzero(surplus > 0)[:, 0]
@@ -141,23 +157,24 @@ def _exhaustive(index: Any) -> tuple[Any, Any]:
     return index, plain
 
 
-def _user_blocks(position: IntArray, offsets: IntArray) -> Iterator[tuple[slice, int, int]]:
-    """Blocks of ascending targets of one user: (rows, first position of the user, last target of the block)."""
+def _users(position: IntArray, offsets: IntArray) -> Iterator[tuple[slice, int]]:
+    """The rows of each user's ascending targets, and the first position of the user."""
     bounds = np.searchsorted(position, offsets)
     for user in np.flatnonzero(np.diff(bounds)).tolist():
-        first, last = int(bounds[user]), int(bounds[user + 1])
-        start = int(offsets[user])
-        while first < last:
-            # As many rows as fit beside the history of the last of them; the longest row alone in the worst case.
-            step = max(1, _BLOCK_ELEMENTS // max(1, int(position[last - 1]) - start))
-            end = min(first + step, last)
-            yield slice(first, end), start, int(position[end - 1])
-            first = end
+        yield slice(int(bounds[user]), int(bounds[user + 1])), int(offsets[user])
+
+
+def _blocks(lengths: IntArray) -> Iterator[slice]:
+    """Blocks of a user's targets, whose histories' lengths ascend."""
+    # As many rows as fit beside the longest history; that one alone in the worst case.
+    step = max(1, min(_BLOCK_TARGETS, _BLOCK_ELEMENTS // max(1, int(lengths[-1]))))
+    for first in range(0, len(lengths), step):
+        yield slice(first, min(first + step, len(lengths)))
 
 
 def _write(out: Distances, samples: IntArray, kept: npt.NDArray[np.bool_], lengths: IntArray) -> None:
     """Put the distances of the kept columns at the end of each sample's row."""
-    row, column = np.nonzero(kept)
+    row, column = np.divmod(np.flatnonzero(kept), kept.shape[1])  # faster than `nonzero` of a matrix
     count = kept.sum(1)
     place = np.arange(len(row)) - np.repeat(count.cumsum() - count, count)
     place += np.repeat(out.shape[1] - count, count)

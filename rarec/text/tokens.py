@@ -124,12 +124,19 @@ class PromptTokens:
         return TokenisedPrompts(tokens, total, dropped)
 
 
-def by_length(lengths: IntArray, most_tokens: int) -> Iterator[IntArray]:
-    """Rows of prompts of similar length, so many that none of the padded batches exceeds ``most_tokens``."""
+def by_length(lengths: IntArray, most_tokens: int, least: float = 0.875) -> Iterator[IntArray]:
+    """Rows of prompts of similar length, so many that none of the padded batches exceeds ``most_tokens``.
+
+    No prompt is shorter than ``least`` of its batch's longest: where prompts are few, a further batch costs less than
+    the padding would.
+    """
     order = np.argsort(lengths, kind="stable")[::-1]
+    falling = lengths[order]
     start = 0
     while start < len(order):
-        size = max(1, most_tokens // int(lengths[order[start]]))
+        longest = int(falling[start])
+        similar = int(np.searchsorted(-falling[start:], -least * longest, side="right"))
+        size = max(1, min(similar, most_tokens // longest))
         yield order[start : start + size]
         start += size
 

@@ -37,9 +37,10 @@ def positions(distances, position):
 
 
 @pytest.mark.parametrize("k", [1, 5, 30])
-@pytest.mark.parametrize("block", [50, 1_000_000])
-def test_equals_a_plain_loop_ties_and_repeats_included(monkeypatch, k, block):
+@pytest.mark.parametrize(("block", "targets"), [(50, 128), (1_000_000, 7), (1_000_000, 1000)])
+def test_equals_a_plain_loop_ties_and_repeats_included(monkeypatch, k, block, targets):
     monkeypatch.setattr(subr, "_BLOCK_ELEMENTS", block)
+    monkeypatch.setattr(subr, "_BLOCK_TARGETS", targets)
     sequences = random_sequences(LENGTHS, ITEMS, seed=3)
     vectors = item_vectors()
     position = np.random.default_rng(0).permutation(len(sequences.items))
@@ -77,9 +78,13 @@ def test_shuffling_the_catalogue_changes_nothing():
     assert not np.array_equal(before, wrong)
 
 
-def test_recent_behaviours_by_hand():
+@pytest.mark.parametrize("block", [6, 1_000_000])
+def test_recent_behaviours_by_hand(monkeypatch, block):
+    monkeypatch.setattr(subr, "_BLOCK_ELEMENTS", block)
     offsets = np.array([0, 4, 5, 9])
-    got = recent_behaviours(offsets, np.array([3, 0, 4, 8, 6]), 3)
+    out = np.full((5, 3), 7, dtype=np.uint16)
+    got = recent_behaviours(offsets, np.array([3, 0, 4, 8, 6]), 3, out=out)
+    assert got is out
     assert got.tolist() == [[3, 2, 1], [0, 0, 0], [0, 0, 0], [3, 2, 1], [0, 0, 1]]
 
 

@@ -202,5 +202,8 @@ def test_batches_by_length_hold_everything_once_and_respect_the_bound():
     assert sorted(np.concatenate(batches).tolist()) == list(range(200))
     for rows in batches:
         assert lengths[rows].max() * len(rows) <= 256
-        assert lengths[rows].max() - lengths[rows].min() < 30
+        assert lengths[rows].min() >= 0.875 * lengths[rows].max()
     assert [len(rows) for rows in by_length(np.array([500, 3]), 256)] == [1, 1]
+    few = np.array([14, 16, 13, 16])
+    assert [rows.tolist() for rows in by_length(few, 256)] == [[3, 1, 0], [2]]
+    assert [rows.tolist() for rows in by_length(few, 256, least=0)] == [[3, 1, 0, 2]]
