@@ -87,7 +87,7 @@ def test_the_tokenizer_writes_any_text():
 
 
 def test_names_and_answers_are_tokens_of_their_own():
-    tokenizer = train_tokenizer(["Heat (1995): 4\n", "Up: 5\n"] * 3, 300, ["Heat (1995)", "Up"], ["Yes", "No"])
+    tokenizer = train_tokenizer(["Heat (1995): 4\n", "Up: 5\n"] * 3, 600, ["Heat (1995)", "Up"], ["Yes", "No"])
     text = "Heat (1995): 4\nUp:"
     assert tokenizer.convert_ids_to_tokens(tokenizer(text)["input_ids"])[1:3] == ["Heat (1995)", ":"]
     assert len(tokenizer(text + " Yes", add_special_tokens=False)["input_ids"]) == 6
