@@ -54,6 +54,11 @@ class TuningSettings(FitSettings):
     validation_prompts: int = Field(
         default=2000, ge=2, description="Validation samples scored after each epoch, drawn with the seed."
     )
+    loss_over: Literal["vocabulary", "answers"] = Field(
+        default="vocabulary",
+        description="Words among which the answer is to be found: all (the paper's), or yes and no only, for a model "
+        "that has never been asked and would first have to learn that answers are wanted.",
+    )
     gradient_checkpointing: bool = Field(
         default=False, description="Compute activations twice instead of keeping them: less memory, more time."
     )
@@ -94,9 +99,10 @@ def add_adapter(model: Any, settings: TuningSettings, seed: int) -> Any:
 class AnswerLoss(nn.Module):
     """The model and the cross-entropy of the answers' first tokens."""
 
-    def __init__(self, model: Any):
+    def __init__(self, model: Any, among: Tensor | None = None):
         super().__init__()
         self.model = model
+        self._among = among  # the tokens over which the loss goes; all if None
 
     def forward(self, batch: "Piece") -> tuple[Tensor, dict[str, Tensor]]:
         """Summed loss of a piece."""
@@ -105,6 +111,8 @@ class AnswerLoss(nn.Module):
         except torch.OutOfMemoryError as error:
             rows, longest = batch.prompts.tokens.shape
             raise out_of_memory(rows, longest, "piece_tokens") from error
+        if self._among is not None:
+            logits = logits[:, self._among]
         loss = F.cross_entropy(logits.float(), batch.answers, reduction="none")
         return (loss * batch.weights).sum(), {}
 
@@ -134,7 +142,10 @@ class TuningObjective:
         seed: int,
         device: torch.device,
     ):
-        self.model = AnswerLoss(model)
+        # Answers as the loss counts them: tokens, or places among the two.
+        few = settings.loss_over == "answers"
+        self.classes = [0, 1] if few else answers.tokens
+        self.model = AnswerLoss(model, torch.tensor(answers.tokens, device=device) if few else None)
         self.prompts = prompts
         self.settings = settings
         self.seed = seed
@@ -176,7 +187,7 @@ class TuningObjective:
 
     def _piece(self, rows: IntArray, weight: float = 1.0) -> Piece:
         made = self.prompts.prompts(self.parts[rows])
-        answers = np.array(self.answers.tokens)[self.label[rows].astype(np.int64)]
+        answers = np.array(self.classes)[self.label[rows].astype(np.int64)]
         return Piece(
             pad(made.tokens, made.lengths, np.arange(len(rows)), self.device),
             torch.from_numpy(answers).to(self.device),
