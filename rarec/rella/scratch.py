@@ -113,35 +113,26 @@ def training_positions(samples: CtrSamples, timestamp: IntArray, has_clock: bool
 
 @dataclass(frozen=True)
 class HistoryPieces:
-    """Training histories in pieces of at most ``behaviours``, each in order of time, other pieces in every epoch.
-
-    Cut one behind the other, at another place in each epoch, they are what recent histories are like; scattered, a
-    piece is drawn from the whole history, as retrieved behaviours are.
-    """
+    """Cuts of training histories into pieces of at most ``behaviours``, at another place in every epoch."""
 
     parts: PromptParts
     offsets: IntArray
     allowed: IntArray
     behaviours: int
 
-    def of_epoch(self, generator: np.random.Generator, scattered: bool = False) -> IntArray:
+    def of_epoch(self, generator: np.random.Generator) -> IntArray:
         """(D, behaviours + 3) part numbers of the epoch's documents: profile, heading, lines, no question."""
         user = np.searchsorted(self.offsets, self.allowed, side="right") - 1
-        order = np.lexsort((generator.random(len(user)), user)) if scattered else np.arange(len(user))
         first = np.searchsorted(user, user)  # place in `allowed` of the user's first
-        place = np.empty(len(user), dtype=np.int64)
-        place[order] = np.arange(len(user)) - first
-        place += generator.integers(0, self.behaviours, len(self.offsets))[user]
+        place = np.arange(len(user)) - first + generator.integers(0, self.behaviours, len(self.offsets))[user]
         piece = place // self.behaviours
-        order = np.lexsort((np.arange(len(user)), piece, user))
-        user, piece = user[order], piece[order]
         opens = np.flatnonzero((np.diff(user, prepend=-1) != 0) | (np.diff(piece, prepend=-1) != 0))
         size = np.diff(np.append(opens, len(user)))
         rows = np.full((len(opens), self.behaviours + 3), NO_PART)
         rows[:, 0] = self.parts.profiles + user[opens]
         rows[:, 1] = self.parts.lines - 1
         at = ranges(np.full_like(size, 2) + self.behaviours - size, size)
-        rows[np.repeat(np.arange(len(opens)), size), at] = self.parts.lines + self.parts.line_of[self.allowed[order]]
+        rows[np.repeat(np.arange(len(opens)), size), at] = self.parts.lines + self.parts.line_of[self.allowed]
         return rows
 
 
@@ -218,7 +209,7 @@ def _train(
     step = 0
     model.train()
     for epoch in range(settings.epochs):
-        documents = np.concatenate([pieces.of_epoch(generator, scattered=epoch % 2 == 0), described])
+        documents = np.concatenate([pieces.of_epoch(generator), described])
         batches = list(_batches(tokens, documents, settings.batch_tokens, generator))
         total = len(batches) * settings.epochs
         loss_sum = 0.0

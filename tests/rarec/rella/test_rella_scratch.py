@@ -1,4 +1,3 @@
-import dataclasses
 import json
 
 import numpy as np
@@ -77,23 +76,6 @@ def test_pieces_hold_every_allowed_behaviour_once_in_order(data):
         cuts.append(rows.shape[0])
         last = rows
     assert not np.array_equal(last, HistoryPieces(parts, OFFSETS, allowed, 4).of_epoch(np.random.default_rng(1)))
-
-
-def test_scattered_pieces_span_the_history_and_stay_in_order(data):
-    parts, *_ = data
-    # Lines tell items and ratings only, so give every behaviour of the longest history a line of its own.
-    own = dataclasses.replace(parts, line_of=np.arange(LENGTHS.sum()))
-    pieces = HistoryPieces(own, OFFSETS, np.arange(LENGTHS.sum()), behaviours=6)
-    rows = pieces.of_epoch(np.random.default_rng(2), scattered=True)
-    lines = [row[2:-1][row[2:-1] != NO_PART] - own.lines for row in rows]
-    assert sorted(np.concatenate(lines).tolist()) == list(range(LENGTHS.sum()))
-    for row, positions in zip(rows, lines, strict=True):
-        user = row[0] - own.profiles
-        assert (np.diff(positions) > 0).all()
-        assert ((positions >= OFFSETS[user]) & (positions < OFFSETS[user + 1])).all()
-    longest = [positions for row, positions in zip(rows, lines, strict=True) if row[0] - own.profiles == 6]
-    assert 5 <= len(longest) <= 6
-    assert max(np.ptp(positions) for positions in longest) > 15  # not one behind the other
 
 
 def test_the_tokenizer_writes_any_text():
