@@ -74,7 +74,10 @@ def test_half_a_data_set_is_an_error_and_not_downloaded(specs, samples, tmp_path
     folder = tmp_path / "ml-1m"
     shutil.copytree(samples / "ml-1m", folder)
     (folder / "movies.dat").unlink()
-    message = r"ml-1m: its files were not found, and some others of it are there\. Put .* into .*; missing there: movies\.dat\."
+    message = (
+        r"ml-1m: its files were not found, and some others of it are there\. "
+        r"Put .* into .*; missing there: movies\.dat\."
+    )
     with pytest.raises(InputError, match=message):
         locate_source(specs["ml-1m"], tmp_path, tmp_path / "cache")
 
