@@ -32,7 +32,7 @@ run: $(STAMP)  ## materialise a data set and print its metric tables (DATASET, T
 ui: $(STAMP)  ## Dagster and MLflow pages on this machine, until Ctrl-C (DAGSTER_PORT, MLFLOW_PORT)
 	@$(BIN)/python -m pipelines.ui
 
-test: $(STAMP)  ## the tests that need neither real data nor minutes
+test: $(STAMP)  ## the tests that need no real data, in minutes
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-all: export RAREC_DATA := $(or $(RAREC_DATA),$(abspath $(wildcard ../shared/datasets)))

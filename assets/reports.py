@@ -48,6 +48,8 @@ def ranking_metrics(
 
     def build(folder: Path, run: TrackedRun) -> Outcome:
         sequences, recommender = load_recommender(inputs)
+        for stage in ("raserec_pretrained", "memory_bank", "raserec_finetuned"):  # so that runs compare by them
+            run.log_params({stage: inputs[stage].manifest.config})
         outcomes = []
         for split, name in (("valid", "validation"), ("test", "test")):
             prefixes = sequences.prefixes(split)  # type: ignore[arg-type]

@@ -61,7 +61,7 @@ def locate_source(spec: DatasetSpec, data_root: Path | None, cache: Path) -> Loc
                 return Located(unpacked, source)
         if any((folder / name).exists() for name in wanted):
             # Half a data set of the user's own is a mistake to be told, not a reason to fetch another copy.
-            raise InputError(_not_found(spec, folder, "some of them are missing"))
+            raise InputError(_not_found(spec, folder, "some others of it are there"))
     if not spec.download:
         raise InputError(_not_found(spec, folder, "no public archive of it is known here"))
     unpacked = unpack(_fetch(spec, folder, cache), wanted, cache)
@@ -110,4 +110,7 @@ def _not_found(spec: DatasetSpec, folder: Path | None, why: str) -> str:
             key=len,
         )
     missing = f"; missing there: {', '.join(lacking)}" if lacking else ""
-    return f"{spec.name}: its files were not found: {why}. Put {' or '.join(forms)}{homepage} {where}{missing}."
+    gone = "" if folder is None or folder.parent.is_dir() else f" (RAREC_DATA is {folder.parent}, which does not exist)"
+    return (
+        f"{spec.name}: its files were not found{gone}, and {why}. Put {' or '.join(forms)}{homepage} {where}{missing}."
+    )

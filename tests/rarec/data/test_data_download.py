@@ -75,7 +75,8 @@ def test_half_a_data_set_is_an_error_and_not_downloaded(specs, samples, tmp_path
     shutil.copytree(samples / "ml-1m", folder)
     (folder / "movies.dat").unlink()
     message = (
-        r"ml-1m: its files were not found: some of them are missing\. Put .* into .*; missing there: movies\.dat\."
+        r"ml-1m: its files were not found, and some others of it are there\. "
+        r"Put .* into .*; missing there: movies\.dat\."
     )
     with pytest.raises(InputError, match=message):
         locate_source(specs["ml-1m"], tmp_path, tmp_path / "cache")
@@ -83,7 +84,7 @@ def test_half_a_data_set_is_an_error_and_not_downloaded(specs, samples, tmp_path
 
 def test_nothing_there_and_nothing_to_fetch(specs, tmp_path):
     message = (
-        r"amazon-beauty: its files were not found: no public archive of it is known here\. "
+        r"amazon-beauty: its files were not found, and no public archive of it is known here\. "
         r"Put reviews_Beauty_5\.json\.gz, meta_Beauty\.json\.gz or amazon-beauty\.inter, amazon-beauty\.item "
         r"\(from https://.*\) into "
     )
@@ -91,6 +92,10 @@ def test_nothing_there_and_nothing_to_fetch(specs, tmp_path):
         locate_source(specs["amazon-beauty"], None, tmp_path)
     with pytest.raises(InputError, match=message + str(tmp_path / "amazon-beauty")):
         locate_source(specs["amazon-beauty"], tmp_path, tmp_path)
+    with pytest.raises(
+        InputError, match=r"not found \(RAREC_DATA is .*/nowhere, which does not exist\), and no public"
+    ):
+        locate_source(specs["amazon-beauty"], tmp_path / "nowhere", tmp_path)
 
 
 # ---- downloading
