@@ -47,14 +47,14 @@ def test_dagster_home_is_made_once_and_not_for_one_who_has_it(tmp_path, monkeypa
         ({"config": "{alpha: 1}"}, "error: CONFIG is not JSON: Expecting property name"),
         ({"config": "[]"}, "error: CONFIG must have the form {asset: {setting: value}}, not []"),
         ({"config": '{"raserec_finetuned": 3}'}, "error: CONFIG must have the form {asset: {setting: value}}, not {"),
-        ({"config": '{"finetuned": {}}'}, "error: CONFIG: everything has no asset 'finetuned'; it has interactions,"),
+        ({"config": '{"finetuned": {}}'}, "error: CONFIG: everything has no asset 'finetuned'; it has base_lang"),
         (
             {"config": '{"raserec_finetuned": {"alpha": 2}}'},
             "error: CONFIG: raserec_finetuned: alpha: Input should be less than or equal to 1",
         ),
         (
             {"config": '{"raserec_finetuned": {"dim": 2}}'},
-            "error: CONFIG: raserec_finetuned: dim: no such setting; known: learning_rate, epochs, patience, memories,",
+            "error: CONFIG: raserec_finetuned: dim: no such setting; known: learning_rate, epochs, patience, schedule,",
         ),
         (
             {"config": '{"user_sequences": {"k": 2}}'},
