@@ -25,8 +25,9 @@ from rarec.evaluation.comparison_report import (
 from rarec.evaluation.histories import distinct_genres, genre_matrix, mean_similarity, random_behaviours
 from rarec.evaluation.ranking_records import RankingReport
 from rarec.evaluation.records import Split
-from rarec.rella.predict import SCORED, Variant, untuned
+from rarec.rella.predict import SCORED, untuned
 from rarec.rella.samples import RECENT, RETRIEVED, load_items
+from rarec.rella.shots import Variant, load_variants
 from rarec.retrieval.subr import recent_behaviours, retrieve_behaviours
 from rarec.text.prompts import PromptParts
 from rarec.training.fit import HISTORY
@@ -87,6 +88,7 @@ def ctr_metrics(
             run.log_file(file)
         for plot in paths.plots.values():
             run.log_file(plot, "plots")
+        _log_models(run, report, inputs)
         metrics = {
             f"{scores.split}/{scores.model}/{name}": estimate.value
             for scores in report.scores
@@ -164,6 +166,24 @@ def comparison_report(
     return result
 
 
+def _log_models(run: TrackedRun, report: reports.CtrReport, inputs: dict[str, Artifact]) -> None:
+    """One nested run a model, so that MLflow sets zero-shot beside tuned, with the settings that made them."""
+    stages = {name: inputs[name].manifest.config for name in ("textual_samples", "lora_checkpoint")}
+    run.log_params(stages)
+    for model in report.models:
+        tuned = model in report.seeds
+        params = {"model": model, "textual_samples": stages["textual_samples"]}
+        params |= {"lora_checkpoint": stages["lora_checkpoint"], "seed": report.seeds[model]} if tuned else {}
+        with run.nested(model, params) as nested:
+            nested.log_metrics(
+                {
+                    f"{split}/{name}": estimate.value
+                    for split in report.splits
+                    for name, estimate in report.of(model, split).items()
+                }
+            )
+
+
 def _report(
     spec: DatasetSpec, inputs: dict[str, Artifact], settings: CtrReportSettings, links: list[reports.Link]
 ) -> reports.CtrReport:
@@ -180,7 +200,7 @@ def _report(
         for split, own in predicted.items()
     ]
     outcomes += [reports.CtrOutcome(YARDSTICK, split, yardstick[own]) for split, own in rows.items()]
-    variants = _variants(inputs["lora_checkpoint"])
+    variants = load_variants(inputs["lora_checkpoint"].path)
     train = samples.rows("train")
     counts = np.bincount(items[samples.position[train]], minlength=int(items.max()) + 1)
     time = load_counts(inputs["interactions"])["time"]
@@ -193,9 +213,7 @@ def _report(
         dataset=spec.title,
         data_version=inputs["ctr_samples"].data_version,
         seeds={variant.label(history): variant.seed for variant in variants for history in variant.histories()},
-        split_rule="Samples in order of global time, the first 80 % train, the next 10 % validate, the rest test."
-        if time == "clock"
-        else "The data have no time: each user's last interaction is their sample, and users are split with a seed.",
+        split_rule=_split_rule(inputs, time),
         yardstick=YARDSTICK,
         chosen=variants[0].label("retrieved"),
         comparisons=_comparisons(variants),
@@ -214,12 +232,25 @@ def _report(
     )
 
 
-def _variants(lora: Artifact) -> list[Variant]:
-    """The adapters, in the order in which they were tuned: the model first."""
-    names = [
-        name.removeprefix("validation AUC ") for name in lora.metadata["values"] if name.startswith("validation AUC ")
+def _split_rule(inputs: dict[str, Artifact], time: str) -> str:
+    settings = inputs["ctr_samples"].manifest.config
+    shares = f"{settings['train_share']:.0%} train, {settings['valid_share']:.0%} validate, the rest test"
+    if time == "clock":
+        rule = f"Samples in order of global time: the first {shares}."
+    else:
+        rule = (
+            "The data have no clock: each user's last interaction is their sample, and users are split with seed "
+            f"{settings['seed']}: {shares}."
+        )
+    predicted = inputs["ctr_predictions"]
+    held_out = CtrSamples.load(inputs["ctr_samples"].path)
+    drawn = [
+        f"{predicted.metadata['values'][f'{split} samples']:,} of the {SPLIT_NAMES[split]} samples are drawn with seed "
+        f"{predicted.manifest.config['seed']}."
+        for split in SCORED
+        if predicted.metadata["values"][f"{split} samples"] < held_out.rows(split).stop - held_out.rows(split).start
     ]
-    return [Variant.named(name) for name in names]
+    return " ".join([rule, *drawn])
 
 
 def _comparisons(variants: list[Variant]) -> list[tuple[str, str]]:

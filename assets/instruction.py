@@ -12,7 +12,7 @@ from assets.stage import OWNER, Outcome, StageConfig, materialise, refuse_bad_in
 from rarec.config import Settings
 from rarec.data.ctr import CtrSamples
 from rarec.rella.samples import RECENT, RETRIEVED, load_items
-from rarec.rella.shots import ShotSettings, draw_shots
+from rarec.rella.shots import ShotSettings, draw_shots, save_variants
 from rarec.retrieval.items import ItemIndex
 from rarec.retrieval.subr import retrieve_behaviours, retrieve_behaviours_by_index
 from resources.artifacts import ArtifactStore
@@ -30,7 +30,7 @@ class RetrievalSettings(Settings):
     method: Literal["products", "index"] = pydantic.Field(
         default="products",
         description="Block products of item vectors over each user's history (exact), or the item index, searched "
-        "sample by sample (the same answer; for very long histories).",
+        "sample by sample (the same answer, slower).",
     )
 
 
@@ -134,12 +134,13 @@ def mixed_reit_samples(
     def build(folder: Path, run: TrackedRun) -> Outcome:
         samples = CtrSamples.load(inputs["ctr_samples"].path)
         values: dict[str, float | int | str] = {}
-        for mode, seed in settings.variants():
-            shots = draw_shots(samples, settings.shots, mode, seed)
-            shots.save(folder / f"{mode}-{seed}")
+        save_variants(settings.variants(), folder)
+        for variant in settings.variants():
+            shots = draw_shots(samples, settings.shots, variant.mode, variant.seed)
+            shots.save(folder / variant.name)
             values |= {
-                f"{mode}-{seed} prompts": len(shots),
-                f"{mode}-{seed} share of likes": round(float(samples.label[shots.sample].mean()), 4),
+                f"{variant.name} prompts": len(shots),
+                f"{variant.name} share of likes": round(float(samples.label[shots.sample].mean()), 4),
             }
         available = samples.rows("train").stop
         values |= {"shots": min(settings.shots, available), "training_samples": available}

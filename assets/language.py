@@ -22,9 +22,9 @@ from assets.stage import (
 from assets.training import forget_checkpoint, pinned, run_worker, train, training_outcome
 from rarec.config import Settings
 from rarec.data.ctr import CtrSamples
-from rarec.rella.predict import SCORED, PredictionSettings, Variant
-from rarec.rella.shots import ShotSettings
-from rarec.rella.tuning import TuningSettings
+from rarec.rella.predict import SCORED, PredictionSettings
+from rarec.rella.shots import load_variants, save_variants
+from rarec.rella.tuning import TUNING, TuningSettings
 from rarec.text.templates import Template, find_template
 from resources.artifacts import Artifact, ArtifactStore
 from resources.folders import Folders
@@ -77,10 +77,11 @@ def lora_checkpoint(
     inputs = upstream(
         context, store, *SOURCES, "semantic_item_vectors", "item_catalog", "user_profiles", "mixed_reit_samples"
     )
-    variants = _variants(inputs["mixed_reit_samples"])
+    variants = load_variants(inputs["mixed_reit_samples"].path)
 
     def build(folder: Path, run: TrackedRun) -> Outcome:
         outcome = Outcome()
+        save_variants(variants, folder)
         for variant in variants:
             output = folder / variant.name
             output.mkdir()
@@ -101,8 +102,10 @@ def lora_checkpoint(
                 nested.log_metrics(one.metrics)
             if variant == variants[0]:
                 outcome = one
+            tuned = json.loads((output / TUNING).read_text())
+            outcome.values[f"behaviours dropped {variant.name}"] = tuned["behaviours_dropped"]
             outcome.values[f"validation AUC {variant.name}"] = one.values["validation AUC"]
-        outcome.values["mlflow_model"] = _log_model(run, inputs, folder / variants[0].name, folders, template)
+        outcome.values["mlflow_model"] = _log_model(run, inputs, folder / variants[0].name, template)
         return outcome
 
     result, artifact = materialise(
@@ -143,7 +146,7 @@ def ctr_predictions(
     template = find_template(spec.domain, spec.template)
     inputs = upstream(context, store, *SOURCES, "lora_checkpoint")
     lora = inputs["lora_checkpoint"]
-    variants = [Variant.named(folder.name) for folder in sorted(lora.path.iterdir()) if folder.is_dir()]
+    variants = load_variants(lora.path)
 
     def build(folder: Path, run: TrackedRun) -> Outcome:
         job = {
@@ -188,11 +191,6 @@ def ctr_predictions(
     return result
 
 
-def _variants(shots: Artifact) -> list[Variant]:
-    settings = ShotSettings(**shots.manifest.config)
-    return [Variant(mode, seed) for mode, seed in settings.variants()]
-
-
 def _job(inputs: Mapping[str, Artifact], folders: Folders, template: Template) -> dict[str, Any]:
     """What both workers read."""
     return {
@@ -204,13 +202,13 @@ def _job(inputs: Mapping[str, Artifact], folders: Folders, template: Template) -
     }
 
 
-def _log_model(
-    run: TrackedRun, inputs: Mapping[str, Artifact], adapter: Path, folders: Folders, template: Template
-) -> str:
+def _log_model(run: TrackedRun, inputs: Mapping[str, Artifact], adapter: Path, template: Template) -> str:
     """Log adapter and language model as an MLflow model; returns its URI."""
     from resources import rella_pyfunc  # it imports mlflow, which takes seconds
 
-    names = ("base_language_model", "item_catalog", "user_profiles", "textual_samples", "semantic_item_vectors")
+    config = inputs["base_language_model"].manifest.config
+    quantised = [] if config["quantisation"] == "none" else ["bitsandbytes"]
+    names = ("base_language_model", "item_catalog", "user_profiles", "semantic_item_vectors")
     return run.log_pyfunc(
         "model",
         Path(rella_pyfunc.__file__),
@@ -227,6 +225,7 @@ def _log_model(
             "pydantic",
             "scikit-learn",
             "psutil",
+            *quantised,
         ),
         code_paths=[str(Path(rarec.__file__).parent)],
         signature=rella_pyfunc.signature(),
@@ -234,6 +233,5 @@ def _log_model(
             "base": inputs["base_language_model"].fingerprint,
             "template": json.dumps(template.model_dump(mode="json")),
             "behaviours": inputs["textual_samples"].manifest.config["behaviours"],
-            "cache": str(folders.hub_cache),
         },
     )

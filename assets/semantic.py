@@ -22,13 +22,14 @@ from assets.stage import (
 from assets.training import run_worker
 from rarec.config import Settings
 from rarec.data.spec import DatasetSpec
-from rarec.rella.language_model import SCRATCH, LanguageModelSettings, ModelReference, fetch
+from rarec.errors import InputError
+from rarec.rella.language_model import SCRATCH, LanguageModelSettings, ModelReference, fetch, find_answers, hash_of
 from rarec.rella.scratch import load_card
-from rarec.rella.vectors import VectorSettings, check_vectors, encode, reduce
+from rarec.rella.vectors import VectorSettings, check_vectors, encode, reduce, sentence_encoder_folder
 from rarec.retrieval.index import IndexSettings
 from rarec.retrieval.items import ItemIndex
-from rarec.text.prompts import Catalogue
-from rarec.text.templates import find_template
+from rarec.text.prompts import CATALOGUE, Catalogue, PromptParts
+from rarec.text.templates import Template, find_template
 from rarec.training.engine import worker_device
 from resources.artifacts import Artifact, ArtifactStore
 from resources.folders import Folders
@@ -88,8 +89,13 @@ def base_language_model(
     spec = folders.spec(context.partition_key)
     settings = resolve(LanguageModelSettings, config, spec, "base_language_model")
     if settings.source != SCRATCH:
-        return _foreign_model(context, config, settings, store, tracking, folders)
+        return _foreign_model(
+            context, config, settings, find_template(spec.domain, spec.template), store, tracking, folders
+        )
     inputs = upstream(context, store, "interactions", "ctr_samples", "textual_samples")
+    files = inputs["textual_samples"].manifest.files
+    # Of the text everything but the histories, which depend on K.
+    texts = {name: files[name].sha256 for name in (*PromptParts.FILES, CATALOGUE)}
     template = find_template(spec.domain, spec.template)
 
     def build(folder: Path, run: TrackedRun) -> Outcome:
@@ -114,7 +120,7 @@ def base_language_model(
         tracking,
         code_version=MODEL_VERSION,
         settings={**settings.model_dump(mode="json"), "answers": [template.yes, template.no]},
-        inputs=inputs,
+        inputs={"interactions": inputs["interactions"], "ctr_samples": inputs["ctr_samples"], **texts},
         force=config.force,
         build=build,
     )
@@ -125,17 +131,23 @@ def _foreign_model(
     context: dg.AssetExecutionContext,
     config: StageConfig,
     settings: LanguageModelSettings,
+    template: Template,
     store: ArtifactStore,
     tracking: MlflowTracking,
     folders: Folders,
 ) -> dg.MaterializeResult:
     """A reference to a model of others; its weights stay where they are."""
     place, revision = fetch(settings.source, folders.hub_cache)
+    if not any(place.glob("*.safetensors")):
+        raise InputError(
+            f"{settings.source}: {place} holds no weights (*.safetensors); copy or convert them there, for example "
+            "with `save_pretrained` of transformers"
+        )
     reference = ModelReference(settings.source, revision, place, settings.quantisation, settings.max_tokens)
 
     def build(folder: Path, run: TrackedRun) -> Outcome:
         reference.save(folder)
-        reference.tokenizer()
+        find_answers(reference.tokenizer(), template.yes, template.no)  # refused now, not after the items are encoded
         weights = sum(file.stat().st_size for file in place.glob("*.safetensors"))
         values: dict[str, int | str] = {
             "source": settings.source,
@@ -150,7 +162,7 @@ def _foreign_model(
         store,
         tracking,
         code_version=MODEL_VERSION,
-        settings=settings.model_dump(mode="json", include=FOREIGN),
+        settings={**settings.model_dump(mode="json", include=FOREIGN), "answers": [template.yes, template.no]},
         inputs={"model": revision},
         force=config.force,
         build=build,
@@ -164,6 +176,7 @@ def _foreign_model(
     kinds={"pytorch", "scikitlearn"},
     owners=[OWNER],
     code_version=VECTOR_VERSION,
+    pool="training",
 )
 @refuse_bad_input
 def semantic_item_vectors(
@@ -176,6 +189,10 @@ def semantic_item_vectors(
     """What the language model makes of each item's description: mean hidden state, principal components, length one."""
     settings = resolve(VectorSettings, config, folders.spec(context.partition_key), "semantic_item_vectors")
     inputs = upstream(context, store, "textual_samples", "base_language_model")
+    # Of the text only the descriptions count: another wording of prompts or another K gives the same vectors.
+    versions = {"catalogue": inputs["textual_samples"].manifest.files[CATALOGUE].sha256}
+    if (place := sentence_encoder_folder(settings.encoder)) is not None:
+        versions["encoder"] = hash_of(place)
 
     def build(folder: Path, run: TrackedRun) -> Outcome:
         texts = Catalogue.load(inputs["textual_samples"].path).descriptions
@@ -192,7 +209,7 @@ def semantic_item_vectors(
         tracking,
         code_version=VECTOR_VERSION,
         settings=settings.model_dump(mode="json"),
-        inputs=inputs,
+        inputs={"base_language_model": inputs["base_language_model"], **versions},
         force=config.force,
         build=build,
     )

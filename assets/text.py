@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pydantic
 
+from assets.checks import artifact_check
 from assets.raw import load_counts, load_table
 from assets.stage import (
     OWNER,
@@ -20,12 +21,13 @@ from assets.stage import (
     upstream,
 )
 from rarec.config import Settings
-from rarec.data.ctr import SPLITS, CtrSamples, CtrSettings, build_ctr_samples
+from rarec.data.ctr import SPLITS, CtrSamples, CtrSettings, build_ctr_samples, ctr_leaks
+from rarec.data.spec import DatasetSpec
 from rarec.rella.samples import RECENT, load_items
-from rarec.retrieval.subr import recent_behaviours
+from rarec.retrieval.subr import distance_type, recent_behaviours
 from rarec.text.prompts import Catalogue, build_parts
 from rarec.text.templates import find_template, item_texts
-from resources.artifacts import ArtifactStore
+from resources.artifacts import Artifact, ArtifactStore
 from resources.folders import Folders
 from resources.tracking import MlflowTracking, TrackedRun
 
@@ -82,6 +84,7 @@ def ctr_samples(
         time = load_counts(inputs["interactions"])["time"]
         samples = build_ctr_samples(table["user_index"], table["timestamp"], liked, n_users, time, settings)
         samples.save(folder)
+        leaks = ctr_leaks(samples, table["timestamp"], time)
         before = samples.position - samples.history_start
         values = {
             **{f"{split} samples": samples.rows(split).stop - samples.rows(split).start for split in SPLITS},
@@ -92,6 +95,7 @@ def ctr_samples(
             "mean_history": round(float(before.mean()), 1),
             "longest_history": int(before.max()),
             "split_by": "global time" if time == "clock" else "user, drawn with the seed",
+            **{f"{name} targets": count for name, count in leaks.items()},
             "dagster/row_count": len(samples),
         }
         return Outcome(values, metrics={k: v for k, v in values.items() if not isinstance(v, str)})
@@ -137,13 +141,15 @@ def textual_samples(
     def build(folder: Path, run: TrackedRun) -> Outcome:
         items = load_table(inputs["item_catalog"], "items")
         item_index = load_items(inputs["interactions"].path)
-        rating = load_table(inputs["interactions"], "interactions")["rating"].tolist()
+        rating = load_table(inputs["interactions"], "interactions")["rating"].to_numpy()
         samples = CtrSamples.load(inputs["ctr_samples"].path)
         parts = build_parts(template, items, load_table(inputs["user_profiles"], "users"), item_index, rating)
         parts.save(folder)
         Catalogue(item_texts(items, template.item), item_texts(items, template.description)).save(folder)
-        recent = recent_behaviours(samples.offsets, samples.position, settings.behaviours)
-        np.save(folder / RECENT, recent)
+        shape = (len(samples), settings.behaviours)
+        recent = np.lib.format.open_memmap(folder / RECENT, "w+", distance_type(samples.offsets), shape)
+        recent_behaviours(samples.offsets, samples.position, settings.behaviours, recent)
+        recent.flush()
         shown = np.linspace(0, len(samples) - 1, PREVIEW).astype(np.int64)
         position = samples.position[shown]
         rows = parts.of(samples.user[shown], item_index[position], position, recent[shown])
@@ -151,7 +157,7 @@ def textual_samples(
         preview = "\n\n".join(
             f"```text\n{parts.text(row)}\n```\n*{answer}*" for row, answer in zip(rows, answers, strict=True)
         )
-        kept = (recent > 0).sum(1)
+        kept = np.minimum(samples.position - samples.history_start, settings.behaviours)
         values = {
             "behaviours": settings.behaviours,
             "mean_behaviours": round(float(kept.mean()), 2),
@@ -174,3 +180,19 @@ def textual_samples(
         build=build,
     )
     return result
+
+
+def _no_leak(_spec: DatasetSpec, artifact: Artifact) -> tuple[bool, dict[str, int]]:
+    values = artifact.metadata["values"]
+    leaks = {name: values[f"{name} targets"] for name in ("repeated", "out_of_order")}
+    return not any(leaks.values()), leaks
+
+
+CHECKS = [
+    artifact_check(
+        "no_leak_between_splits",
+        "ctr_samples",
+        "No target is in two splits, and with a clock none is earlier than the split before it ends.",
+        _no_leak,
+    )
+]

@@ -18,7 +18,7 @@ from resources.launcher import TrainingLauncher
 from resources.tracking import MlflowTracking
 
 ASSET_MODULES = (raw, sequences, recommender, text, semantic, instruction, language, reports, ctr_reports)
-CHECKS = [*raw.CHECKS, *sequences.CHECKS, *recommender.CHECKS, *semantic.CHECKS]
+CHECKS = [*raw.CHECKS, *sequences.CHECKS, *recommender.CHECKS, *text.CHECKS, *semantic.CHECKS]
 STAGE_SETTINGS = {
     **recommender.STAGE_SETTINGS,
     **text.STAGE_SETTINGS,

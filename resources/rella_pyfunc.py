@@ -19,7 +19,7 @@ class ReLLaModel(PythonModel):
     """
 
     def load_context(self, context: PythonModelContext) -> None:
-        """Load language model, adapter, item vectors and texts."""
+        """Load language model (a hub's from the hub's usual cache), adapter and item vectors."""
         from pathlib import Path
 
         from rarec.rella.online import OnlineModel
@@ -31,7 +31,6 @@ class ReLLaModel(PythonModel):
             settings["base"],
             Template(**json.loads(settings["template"])),
             int(settings["behaviours"]),
-            Path(settings["cache"]),
         )
 
     def predict(
@@ -41,10 +40,9 @@ class ReLLaModel(PythonModel):
         params: dict[str, Any] | None = None,  # noqa: ARG002
     ) -> pd.DataFrame:
         """Score every row of ``model_input``."""
-        rows = model_input[["user", "history", "ratings", "target"]]
-        return pd.DataFrame(
-            {"probability": self.model.predict(*(rows[name].tolist() for name in rows))}, index=rows.index
-        )
+        users = model_input["user"].tolist() if "user" in model_input else [None] * len(model_input)
+        others = (model_input[name].tolist() for name in ("history", "ratings", "target"))
+        return pd.DataFrame({"probability": self.model.predict(users, *others)}, index=model_input.index)
 
 
 def signature() -> ModelSignature:

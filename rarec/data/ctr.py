@@ -5,6 +5,7 @@ before it. Positions are all that is stored: MovieLens-25M has 24 million sample
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
@@ -140,6 +141,22 @@ def _require_both_classes(samples: CtrSamples, settings: CtrSettings) -> None:
                 f"all {len(labels)} targets of the {split} split are {only}, so nothing can be told apart; change the "
                 "data set's label_threshold, or the split's shares"
             )
+
+
+def ctr_leaks(samples: CtrSamples, timestamp: npt.ArrayLike, time: Time) -> dict[str, int]:
+    """How many targets are in two splits, and with a clock how many are earlier than the split before theirs ends.
+
+    Args:
+        timestamp: (M,) of each interaction.
+    """
+    leaks = {"repeated": len(samples) - len(np.unique(samples.position)), "out_of_order": 0}
+    if time == "clock":
+        times = np.asarray(timestamp)[samples.position]
+        leaks["out_of_order"] = sum(
+            int((times[samples.rows(later)] < times[samples.rows(earlier)].max()).sum())
+            for earlier, later in pairwise(SPLITS)
+        )
+    return details["repeated"] == leaks["out_of_order"] == 0, details
 
 
 def draw(samples: CtrSamples, split: Split, most: int, seed: int) -> IntArray:

@@ -7,7 +7,7 @@ from rarec.evaluation.ctr_tables import ctr_cards, ctr_tables
 from rarec.evaluation.page import ReportPaths, write_page
 from rarec.evaluation.ranking_records import RankingReport
 from rarec.evaluation.ranking_tables import headline, report_tables
-from rarec.evaluation.records import Link, Report, Text
+from rarec.evaluation.records import Link, Report
 from rarec.evaluation.tables import Card, Table, as_markdown
 
 CARDS = 2  # of each track
@@ -18,11 +18,6 @@ class ComparisonReport(Report):
 
     ranking: RankingReport
     ctr: CtrReport
-
-    @property
-    def ranking_split(self) -> Text:
-        """How the ranking track's data were split."""
-        return self.ranking.split_rule
 
 
 def build_comparison_report(ranking: RankingReport, ctr: CtrReport, links: tuple[Link, ...] = ()) -> ComparisonReport:

@@ -14,11 +14,13 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from pydantic import Field, model_validator
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from rarec.config import Settings
 from rarec.data.files import sha256_of
 from rarec.errors import InputError
+from rarec.text.tokens import frame_texts
 
 Quantisation = Literal["none", "8bit", "nf4"]
 REFERENCE = "reference.json"
@@ -91,14 +93,19 @@ class ModelReference:
         """Read what `save` wrote, fetching the model again where this machine has not got it.
 
         Raises:
-            InputError: it cannot be had.
+            InputError: it cannot be had, or is another one by now.
         """
         record = json.loads((artifact / REFERENCE).read_text())
         folder = artifact
         if match := HUB.match(record["source"]):
             folder = fetch(f"hub:{match['name']}@{record['revision']}", cache)[0]
         elif record["source"] != SCRATCH:
-            folder = fetch(record["source"], cache)[0]
+            folder, revision = fetch(record["source"], cache)
+            if revision != record["revision"]:
+                raise InputError(
+                    f"{folder} holds other files ({revision}) than when `base_language_model` was materialised "
+                    f"({record['revision']}); materialise it again, or put the former files back"
+                )
         return cls(**record, folder=folder)
 
     def tokenizer(self) -> Any:
@@ -129,7 +136,7 @@ def fetch(source: str, cache: Path | None = None) -> tuple[Path, str]:
                 f"{source}: {folder} holds no language model (config.json is missing); put a folder there as "
                 "`save_pretrained` of transformers writes it"
             )
-        return folder, _hash_of(folder)
+        return folder, hash_of(folder)
     match = HUB.match(source)
     assert match is not None
     from huggingface_hub import snapshot_download
@@ -150,7 +157,8 @@ def fetch(source: str, cache: Path | None = None) -> tuple[Path, str]:
     return folder, folder.name  # a snapshot's folder is called by its commit
 
 
-def _hash_of(folder: Path) -> str:
+def hash_of(folder: Path) -> str:
+    """Hash of a folder's files and their names."""
     files = {file.name: sha256_of(file) for file in sorted(folder.iterdir()) if file.is_file()}
     return hashlib.sha256(json.dumps(files).encode()).hexdigest()[:32]
 
@@ -193,8 +201,11 @@ def load_model(folder: Path, device: torch.device, quantisation: Quantisation = 
         options["device_map"] = {"": device}
     try:
         model = AutoModelForCausalLM.from_pretrained(folder, **options)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{folder}: the language model cannot be read: {_one_line(error)}") from error
+    except (OSError, ValueError, SafetensorError) as error:
+        raise InputError(
+            f"{folder}: the language model cannot be read: {_one_line(error)}. The folder needs its weights as "
+            "*.safetensors"
+        ) from error
     if quantisation == "none":
         torch.nn.Module.to(model, device)
     return model.eval()
@@ -227,12 +238,14 @@ class Answers:
 
 
 def find_answers(tokenizer: Any, yes: str, no: str) -> Answers:
-    """The first tokens of both answers as they stand behind a prompt: with a space before them, else without.
+    """The first tokens of both answers as they stand behind a prompt: with a space before them, else without; the
+    other way round where what a chat template puts behind a prompt ends in white space.
 
     Raises:
         InputError: in neither form are both a single token.
     """
-    for blank in (" ", ""):
+    behind = frame_texts(tokenizer)[1]
+    for blank in ("", " ") if behind and behind[-1].isspace() else (" ", ""):
         pair = [tokenizer(blank + word, add_special_tokens=False)["input_ids"] for word in (yes, no)]
         known = all(len(tokens) == 1 and tokens[0] != tokenizer.unk_token_id for tokens in pair)
         if known and pair[0] != pair[1]:

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-import torch
 
 from rarec.data.sequences import IntArray
 from rarec.errors import InputError
@@ -20,6 +19,7 @@ from rarec.retrieval.subr import retrieve_behaviours
 from rarec.text.prompts import build_parts
 from rarec.text.templates import Template
 from rarec.text.tokens import PromptTokens
+from rarec.training.engine import worker_device
 
 BATCH_TOKENS = 16_384
 
@@ -47,18 +47,16 @@ class OnlineModel:
     limit: int
 
     @classmethod
-    def load(
-        cls, folders: Mapping[str, Path], base: str, template: Template, behaviours: int, cache: Path
-    ) -> "OnlineModel":
+    def load(cls, folders: Mapping[str, Path], base: str, template: Template, behaviours: int) -> "OnlineModel":
         """From the artifact folders of `base_language_model`, `item_catalog`, `user_profiles`, `semantic_item_vectors`
         and that of the ``adapter``.
 
         Raises:
             InputError: the adapter was tuned on another language model than ``base``.
         """
-        reference = ModelReference.open(folders["base_language_model"], cache)
+        reference = ModelReference.open(folders["base_language_model"])
         return cls(
-            load_adapter(reference.model(torch.device("cpu")), folders["adapter"], base),
+            load_adapter(reference.model(worker_device()), folders["adapter"], base),
             reference.tokenizer(),
             pd.read_parquet(folders["item_catalog"] / "items.parquet"),
             pd.read_parquet(folders["user_profiles"] / "users.parquet"),
@@ -103,7 +101,7 @@ class OnlineModel:
         rows = parts.of(np.arange(len(position)), item_index[position], position, distances)
         tokens = PromptTokens.of(parts, self.tokenizer, self.limit)
         answers = find_answers(self.tokenizer, self.template.yes, self.template.no)
-        return score(self.model, tokens, rows, answers, torch.device("cpu"), BATCH_TOKENS)[0]
+        return score(self.model, tokens, rows, answers, worker_device(), BATCH_TOKENS)[0]
 
     @staticmethod
     def _rows(known: pd.Series, wanted: Sequence[object]) -> IntArray:

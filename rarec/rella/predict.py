@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,14 +19,12 @@ from rarec.data.ctr import Split, draw
 from rarec.rella.language_model import Answers, ModelReference, find_answers
 from rarec.rella.samples import PromptSource
 from rarec.rella.scoring import score
-from rarec.rella.shots import Mode
+from rarec.rella.shots import HISTORIES, History, Variant
 from rarec.rella.tuning import load_adapter
 from rarec.text.tokens import PromptTokens
 from rarec.training.engine import keep_freed_memory, worker_device
 from rarec.training.progress import ProgressReporter, worker_main
 
-History = Literal["recent", "retrieved"]
-HISTORIES: tuple[History, ...] = ("recent", "retrieved")
 ZERO_SHOT = "zero-shot"
 SCORED: tuple[Split, ...] = ("valid", "test")
 
@@ -42,33 +40,6 @@ class PredictionSettings(Settings):
     def most(self, split: Split) -> int:
         """Most samples of a split."""
         return self.valid_samples if split == "valid" else self.test_samples
-
-
-@dataclass(frozen=True)
-class Variant:
-    """An adapter and how its training prompts were made."""
-
-    mode: Mode
-    seed: int
-
-    @property
-    def name(self) -> str:
-        """Its folder."""
-        return f"{self.mode}-{self.seed}"
-
-    @classmethod
-    def named(cls, name: str) -> "Variant":
-        """The variant whose `name` this is."""
-        mode, _, seed = name.partition("-")
-        return cls(cast(Mode, mode), int(seed))
-
-    def label(self, history: History) -> str:
-        """What predictions with it are called."""
-        return f"tuned on {self.mode}, {history} (seed {self.seed})"
-
-    def histories(self) -> tuple[History, ...]:
-        """Prompts that it is asked: retrieved ones as in the paper; and recent ones, if it was tuned on such."""
-        return ("retrieved",) if self.mode == "retrieved" else HISTORIES
 
 
 def untuned(history: History) -> str:

@@ -29,17 +29,20 @@ def score(
     device: torch.device,
     batch_tokens: int = 16384,
     report: Report = lambda **_: None,
+    setting: str = "batch_tokens",
 ) -> tuple[npt.NDArray[np.float64], IntArray]:
     """(N,) probability of yes against no, and (N,) behaviours dropped for the token limit.
 
     Args:
         parts: (N, K + 3) prompts, as `PromptParts.of` gives them.
         batch_tokens: most tokens of a padded batch.
+        setting: what ``batch_tokens`` is called where it is set, for the message.
     """
     was_training = model.training
     model.eval()
     probability = np.zeros(len(parts))
     dropped = np.zeros(len(parts), dtype=np.int64)
+    done = 0
     two = torch.tensor(answers.tokens, device=device)
     for start in range(0, len(parts), _CHUNK):
         part = slice(start, min(start + _CHUNK, len(parts)))
@@ -50,9 +53,10 @@ def score(
             try:
                 logits = last_logits(model, batch)
             except torch.OutOfMemoryError as error:
-                raise out_of_memory(len(rows), int(made.lengths[rows].max()), "batch_tokens") from error
+                raise out_of_memory(len(rows), int(made.lengths[rows].max()), setting) from error
+            done += len(rows)
+            report(step=done, steps=len(parts))
             probability[start + rows] = logits[:, two].double().softmax(1)[:, 1].cpu().numpy()
-        report(step=part.stop, steps=len(parts))
     model.train(was_training)
     return probability, dropped
 

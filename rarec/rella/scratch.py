@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from rarec.data.ctr import CtrSamples
 from rarec.data.sequences import IntArray, ranges
+from rarec.errors import InputError
 from rarec.rella.language_model import SCRATCH, LanguageModelSettings, ModelReference, PaddedBatch, pad
 from rarec.rella.samples import load_items
 from rarec.text.prompts import NO_PART, Catalogue, PromptParts
@@ -183,7 +184,8 @@ def train_scratch(
     tokenizer.save_pretrained(folder)
     card = {
         "what": "a small Llama trained by RaRec on one data set; not a general language model",
-        "read": f"{len(catalogue.descriptions)} item descriptions and {len(allowed)} training behaviours",
+        "read": f"{len(catalogue.descriptions)} item descriptions, and {len(allowed)} training "
+        "behaviours with the profiles of their users",
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "loss_by_epoch": losses,
         "settings": settings.model_dump(),
@@ -207,6 +209,7 @@ def _train(
     generator = np.random.default_rng(settings.seed)
     losses = []
     step = 0
+    started = time.perf_counter()
     model.train()
     for epoch in range(settings.epochs):
         documents = np.concatenate([pieces.of_epoch(generator), described])
@@ -227,10 +230,16 @@ def _train(
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             count = int(wanted.sum())
+            if not math.isfinite(float(loss.detach())):
+                raise InputError(
+                    f"scratch language model: the loss is {float(loss.detach())} at epoch {epoch + 1}, step {number} "
+                    f"of {len(batches)}; lower learning_rate of base_language_model"
+                )
             loss_sum, counted, step = loss_sum + float(loss.detach()) * count, counted + count, step + 1
             report(
                 stage="scratch language model", epoch=epoch + 1, epochs=settings.epochs, step=number,
                 steps=len(batches), loss=loss_sum / counted,
+                eta_s=(time.perf_counter() - started) / step * (total - step),
             )  # fmt: skip
         losses.append(loss_sum / counted)
     model.eval()

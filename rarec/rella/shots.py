@@ -1,8 +1,10 @@
 """Retrieval-enhanced instruction tuning (ReLLa, section 3.3): which samples train the adapter, and how mixed."""
 
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +15,36 @@ from rarec.data.ctr import CtrSamples, draw
 from rarec.data.sequences import IntArray
 
 Mode = Literal["recent", "retrieved", "mixed"]
+History = Literal["recent", "retrieved"]
+HISTORIES: tuple[History, ...] = ("recent", "retrieved")
+_VARIANTS = "variants.json"
+
+
+@dataclass(frozen=True)
+class Variant:
+    """An adapter and how its training prompts were made."""
+
+    mode: Mode
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Its folder."""
+        return f"{self.mode}-{self.seed}"
+
+    @classmethod
+    def named(cls, name: str) -> "Variant":
+        """The variant whose `name` this is."""
+        mode, _, seed = name.partition("-")
+        return cls(cast(Mode, mode), int(seed))
+
+    def label(self, history: History) -> str:
+        """What predictions with it are called."""
+        return f"tuned on {self.mode}, {history} (seed {self.seed})"
+
+    def histories(self) -> tuple[History, ...]:
+        """Prompts that it is asked: retrieved ones as in the paper; and recent ones, if it was tuned on such."""
+        return ("retrieved",) if self.mode == "retrieved" else HISTORIES
 
 
 class ShotSettings(Settings):
@@ -36,9 +68,19 @@ class ShotSettings(Settings):
                 raise ValueError(f"{name} = {list(values)} must name one or more, none of them twice")
         return self
 
-    def variants(self) -> list[tuple[Mode, int]]:
+    def variants(self) -> list[Variant]:
         """Every pair of mode and seed, the first seed's first."""
-        return [(mode, seed) for seed in self.seeds for mode in self.modes]
+        return [Variant(mode, seed) for seed in self.seeds for mode in self.modes]
+
+
+def save_variants(variants: Sequence[Variant], folder: Path) -> None:
+    """Write the variants in their order: the first one is the model."""
+    (folder / _VARIANTS).write_text(json.dumps([variant.name for variant in variants]))
+
+
+def load_variants(folder: Path) -> list[Variant]:
+    """Read what `save_variants` wrote."""
+    return [Variant.named(name) for name in json.loads((folder / _VARIANTS).read_text())]
 
 
 @dataclass(frozen=True)

@@ -153,7 +153,8 @@ class TuningObjective:
         self.device = device
         self.parts = source.rows(shots.sample, shots.retrieved)
         self.label = source.samples.label[shots.sample]
-        self.lengths = prompts.prompts(self.parts).lengths
+        made = prompts.prompts(self.parts)
+        self.lengths, self.dropped = made.lengths, int(made.dropped.sum())
         validation = draw(source.samples, "valid", settings.validation_prompts, seed)
         self.validation_label = source.samples.label[validation]
         if self.validation_label.all() or not self.validation_label.any():
@@ -196,7 +197,15 @@ class TuningObjective:
 
     def validate(self) -> dict[str, float]:
         """Figures of `METRICS` on the drawn validation samples."""
-        probability, _ = score(self.model.model, self.prompts, self.validation_parts, self.answers, self.device)
+        probability, _ = score(
+            self.model.model, self.prompts, self.validation_parts, self.answers, self.device,
+            self.settings.piece_tokens, setting="piece_tokens",
+        )  # fmt: skip
+        if not np.isfinite(probability).all():
+            raise InputError(
+                "the adapter gives no finite probability any more; lower learning_rate. The checkpoint of the last "
+                "whole epoch is kept."
+            )
         figures = ctr_metrics(probability, self.validation_label)
         return dict(zip(METRICS, figures.tolist(), strict=True))
 
@@ -208,11 +217,26 @@ def tune(objective: TuningObjective, base: str, output: Path, checkpoint: Path, 
     )
     if rank() == 0:
         adapted = objective.model.model
-        adapted.peft_config["default"].base_model_name_or_path = base  # not where its files are on this machine
-        adapted.save_pretrained(output, save_embedding_layers=False)
-        record = {"base": base, "seed": objective.seed, "settings": objective.settings.model_dump(mode="json")}
+        _save_adapter(adapted, base, output)
+        record = {
+            "base": base,
+            "seed": objective.seed,
+            "behaviours_dropped": objective.dropped,
+            "settings": objective.settings.model_dump(mode="json"),
+        }
         (output / TUNING).write_text(json.dumps(record, indent=1))
     return summary
+
+
+def _save_adapter(adapted: Any, base: str, output: Path) -> None:
+    """PEFT's format, without what differs from machine to machine: paths, the order of sets, a page to fill in."""
+    adapted.peft_config["default"].base_model_name_or_path = base
+    adapted.save_pretrained(output, save_embedding_layers=False)
+    (output / "README.md").unlink(missing_ok=True)
+    file = output / "adapter_config.json"
+    config = json.loads(file.read_text())
+    config["target_modules"] = sorted(config["target_modules"])
+    file.write_text(json.dumps(config, indent=1, sort_keys=True))
 
 
 def load_adapter(model: Any, folder: Path, base: str) -> Any:

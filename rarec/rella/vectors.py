@@ -24,7 +24,8 @@ class VectorSettings(Settings):
 
     encoder: str = Field(
         default="language-model",
-        description="`language-model`, or `sentence-transformers:<name or folder>` for an encoder of that package.",
+        description="`language-model`, or for an encoder of that package `sentence-transformers:<folder>` or "
+        "`sentence-transformers:<name>@<revision>`.",
     )
     dimensions: int = Field(default=512, ge=1, description="Most principal components (the paper's 512).")
     batch_tokens: int = Field(default=8192, ge=64, description="Most tokens of a padded batch of descriptions.")
@@ -32,8 +33,29 @@ class VectorSettings(Settings):
     @model_validator(mode="after")
     def _known(self) -> "VectorSettings":
         if self.encoder != "language-model" and not re.match(f"{SENTENCE}.+", self.encoder):
-            raise ValueError(f"encoder = {self.encoder!r} is neither language-model nor {SENTENCE}<name or folder>")
+            raise ValueError(
+                f"encoder = {self.encoder!r} is neither language-model nor {SENTENCE}<folder> or "
+                f"{SENTENCE}<name>@<revision>"
+            )
         return self
+
+
+def sentence_encoder_folder(encoder: str) -> Path | None:
+    """The folder of a sentence encoder; None for one from a hub, or for the language model.
+
+    Raises:
+        InputError: neither a folder nor a name with its revision.
+    """
+    if not encoder.startswith(SENTENCE):
+        return None
+    name = encoder.removeprefix(SENTENCE)
+    if (folder := Path(name).expanduser()).is_dir():
+        return folder
+    if "@" not in name:
+        raise InputError(
+            f"encoder = {encoder}: no such folder; a name from a hub needs its revision: {encoder}@<revision>"
+        )
+    return None
 
 
 def encode(
@@ -58,7 +80,8 @@ def describe_by_sentence_encoder(name: str, texts: list[str], device: torch.devi
             f"encoder = {SENTENCE}{name} needs the package sentence-transformers: pip install sentence-transformers"
         ) from error
     try:
-        model = SentenceTransformer(name, device=str(device), cache_folder=str(cache))
+        place, _, revision = name.partition("@")
+        model = SentenceTransformer(place, device=str(device), cache_folder=str(cache), revision=revision or None)
     except (OSError, ValueError) as error:
         raise InputError(f"encoder = {SENTENCE}{name} cannot be had: {' '.join(str(error).split())[:300]}") from error
     return np.asarray(model.encode(texts, show_progress_bar=False), dtype=np.float32)

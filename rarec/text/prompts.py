@@ -5,11 +5,12 @@ each item, a profile for each user. A prompt is a list of part numbers, and is p
 text or as tokens.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from rarec.data.sequences import IntArray
@@ -17,7 +18,7 @@ from rarec.retrieval.subr import Distances
 from rarec.text.templates import Template, item_texts, profile_texts, rating_text
 
 NO_PART = -1
-_CATALOGUE = "catalogue.parquet"
+CATALOGUE = "catalogue.parquet"
 
 
 @dataclass(frozen=True)
@@ -29,12 +30,12 @@ class Catalogue:
 
     def save(self, folder: Path) -> None:
         """Write a table into ``folder``."""
-        pd.DataFrame({"name": self.names, "description": self.descriptions}).to_parquet(folder / _CATALOGUE)
+        pd.DataFrame({"name": self.names, "description": self.descriptions}).to_parquet(folder / CATALOGUE)
 
     @classmethod
     def load(cls, folder: Path) -> "Catalogue":
         """Read what `save` wrote."""
-        table = pd.read_parquet(folder / _CATALOGUE)
+        table = pd.read_parquet(folder / CATALOGUE)
         return cls(table["name"].tolist(), table["description"].tolist())
 
 
@@ -47,6 +48,8 @@ class PromptParts:
         profiles, lines, questions: number of the first part of each kind; the heading stands before the lines.
         line_of: (M,) the line of each interaction, counted from ``lines``.
     """
+
+    FILES: ClassVar = ("parts.parquet", "kinds.npy", "line_of.npy")
 
     texts: list[str]
     profiles: int
@@ -86,7 +89,7 @@ class PromptParts:
 
 
 def build_parts(
-    template: Template, items: pd.DataFrame, users: pd.DataFrame, item_index: IntArray, rating: Sequence[float]
+    template: Template, items: pd.DataFrame, users: pd.DataFrame, item_index: IntArray, rating: npt.ArrayLike
 ) -> PromptParts:
     """All parts of a data set's prompts.
 

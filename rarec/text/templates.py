@@ -6,6 +6,7 @@ columns of the clean tables; a missing value leaves its piece out.
 """
 
 from collections.abc import Sequence
+from string import Formatter
 
 import pandas as pd
 from pydantic import Field, model_validator
@@ -46,11 +47,20 @@ class Template(Settings):
 
     @model_validator(mode="after")
     def _consistent(self) -> "Template":
-        for name, needed in (("profile_line", "{}"), ("question", "{item}"), ("behaviour", "{item}")):
-            if getattr(self, name).count(needed) != 1:
-                raise ValueError(f"`{name}` must hold {needed} once; it is {getattr(self, name)!r}")
+        for name, needed in (("profile_line", [""]), ("question", ["item"]), ("behaviour", ["item", "rating"])):
+            text = getattr(self, name)
+            try:
+                fields = sorted(field for _, field, _, _ in Formatter().parse(text) if field is not None)
+            except ValueError as error:
+                raise ValueError(f"`{name}` = {text!r}: {error}") from error
+            if fields != needed:
+                wanted = " and ".join(f"{{{field}}}" for field in needed)
+                raise ValueError(f"`{name}` must hold {wanted} once, and nothing else in braces; it is {text!r}")
+        if self.yes == self.no:
+            raise ValueError(f"`yes` and `no` are the same word, {self.yes!r}")
         for name, known in (("profile", USER_COLUMNS), ("item", ITEM_COLUMNS), ("description", ITEM_COLUMNS)):
-            unknown = [piece.column for piece in getattr(self, name) if piece.column not in known]
+            named = [column for piece in getattr(self, name) for column in (piece.column, piece.unless) if column]
+            unknown = [column for column in named if column not in known]
             if unknown:
                 raise ValueError(f"`{name}` names the column {unknown[0]!r}; there are {', '.join(known)}")
         for name in ("item", "description"):

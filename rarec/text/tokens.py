@@ -1,8 +1,7 @@
 """Prompts as tokens: every part is tokenised once, and a prompt is the concatenation of its parts' tokens.
 
-Parts end where lines end, which is where tokenizers split anyway; should one merge across a line's end, the prompt's
-tokens still spell the same text. So twin prompts that share lines share tokens, and making 5,000 prompts a second is a
-matter of copying integers.
+Parts end where lines end, which is where tokenizers split anyway. So twin prompts that share lines share tokens, and
+making 5,000 prompts a second is a matter of copying integers.
 """
 
 from collections.abc import Iterator
@@ -144,14 +143,20 @@ def by_length(lengths: IntArray, most_tokens: int, least: float = 0.875) -> Iter
 def _frame(tokenizer: Any) -> tuple[TokenArray, TokenArray]:
     """Tokens that go before and behind a prompt."""
     if getattr(tokenizer, "chat_template", None):
-        mark = "\u241f"  # a sign that no template holds
-        text = tokenizer.apply_chat_template(
-            [{"role": "user", "content": mark}], tokenize=False, add_generation_prompt=True
-        )
-        before, after = text.split(mark)
+        before, after = frame_texts(tokenizer)
         encode = [tokenizer(part, add_special_tokens=False)["input_ids"] if part else [] for part in (before, after)]
         return np.array(encode[0], dtype=np.int32), np.array(encode[1], dtype=np.int32)
     return first_tokens(tokenizer), np.zeros(0, dtype=np.int32)
+
+
+def frame_texts(tokenizer: Any) -> tuple[str, str]:
+    """What a chat template puts before and behind a user's message; nothing without a template."""
+    if not getattr(tokenizer, "chat_template", None):
+        return "", ""
+    mark = "\u241f"  # a sign that no template holds
+    message = [{"role": "user", "content": mark}]
+    before, after = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True).split(mark)
+    return before, after
 
 
 def first_tokens(tokenizer: Any) -> TokenArray:

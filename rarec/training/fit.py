@@ -153,7 +153,7 @@ def _train_epoch(
             except torch.OutOfMemoryError as error:
                 raise InputError(
                     f"{stage}: out of memory in the backward pass of epoch {epoch + 1}, step {step} of {steps} "
-                    f"({samples} samples a step, in {len(pieces)} pieces); lower batch_size, or the size of the pieces"
+                    f"({samples} samples a step, in {len(pieces)} pieces); lower batch_size or piece_tokens"
                 ) from error
             engine.step()
             for name, value in {"loss": loss.detach(), **parts}.items():

@@ -11,12 +11,16 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from assets_plant import TINY, Plant, built, failed_checks, failures, metadata
-from transformers import GPT2Config, GPT2LMHeadModel
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 import assets.raw
 from rarec.data.ctr import CtrSamples
+from rarec.errors import InputError
 from rarec.evaluation.ctr_report import CtrReport
+from rarec.rella.merge import merge
 from rarec.rella.scratch import train_tokenizer
 
 RELLA = {
@@ -49,19 +53,70 @@ def first(plant):
 def test_first_run_builds_the_track_and_every_check_passes(first):
     assert built(first) == RELLA
     checks = {(check.asset_key.to_user_string(), check.check_name) for check in first.get_asset_check_evaluations()}
-    assert checks >= {("semantic_item_vectors", "vectors"), ("item_index", "recall")}
+    assert checks >= {
+        ("ctr_samples", "no_leak_between_splits"),
+        ("semantic_item_vectors", "vectors"),
+        ("item_index", "recall"),
+    }
     assert failed_checks(first) == {}
 
 
 def test_no_pickle_and_no_paths_in_the_artifacts(plant, first):
-    for name in RELLA:
+    for name in RELLA - {"raw_interactions", "ctr_metrics"}:
         for file in plant.artifact(first, name).manifest.files:
             assert Path(file).suffix in {
                 ".parquet", ".json", ".npy", ".safetensors", ".faiss", ".html", ".png", ".md", ".jinja"
             }, file  # fmt: skip
-    for name in ("base_language_model", "lora_checkpoint"):
-        for file in plant.artifact(first, name).path.rglob("*.json"):
-            assert str(plant.home.root) not in file.read_text(), file
+        for file in plant.artifact(first, name).path.rglob("*"):
+            if file.suffix in {".json", ".md", ".jinja"}:
+                assert str(plant.home.root) not in file.read_text(), file
+
+
+def test_a_repeated_tuning_gives_the_same_content(plant, first, monkeypatch):
+    before = plant.artifact(first, "lora_checkpoint")
+    monkeypatch.setenv("PYTHONHASHSEED", "1")
+    result = plant.run(track="rella", only=["lora_checkpoint"], lora_checkpoint={"force": True})
+    assert result.success, failures(result)
+    assert plant.artifact(result, "lora_checkpoint").data_version == before.data_version
+
+
+def test_the_order_of_modes_decides_which_adapter_is_the_model(plant, first):
+    result = plant.run(track="rella", mixed_reit_samples={"modes": ["recent", "mixed"]})
+    assert result.success, failures(result)
+    assert built(result) == {"mixed_reit_samples", "lora_checkpoint", "ctr_predictions", "ctr_metrics"}
+    report = CtrReport.model_validate_json(plant.artifact(result, "ctr_metrics").file("report.json").read_text())
+    assert report.chosen == "tuned on recent, retrieved (seed 42)"
+
+
+def test_another_k_keeps_the_language_model_and_the_vectors(plant, first):
+    wanted = ["textual_samples", "base_language_model", "semantic_item_vectors"]
+    result = plant.run(track="rella", only=wanted, textual_samples={"behaviours": 7})
+    assert result.success, failures(result)
+    assert built(result) == {"textual_samples"}
+    plant.run(track="rella", only=wanted)  # as it was, for the tests below
+
+
+def test_mlflow_sets_zero_shot_beside_tuned(plant, first):
+    client = mlflow.MlflowClient(plant.home.tracking_uri)
+    parent = Path(metadata(first)["ctr_metrics"]["mlflow_run"]).name
+    experiment = client.get_run(parent).info.experiment_id
+    nested = client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{parent}'")
+    assert {run.data.params["model"] for run in nested} == {*MODELS, YARDSTICK}
+    report = CtrReport.model_validate_json(plant.artifact(first, "ctr_metrics").file("report.json").read_text())
+    for run in nested:
+        assert run.data.metrics["test/AUC"] == pytest.approx(report.of(run.data.params["model"], "test")["AUC"].value)
+
+
+def test_the_merged_model_gives_the_adapters_probabilities(plant, first, tmp_path):
+    base, lora = (plant.artifact(first, name).path for name in ("base_language_model", "lora_checkpoint"))
+    merge(base, lora / "mixed-42", tmp_path / "merged")
+    tokens = torch.arange(3, 40)[None]
+    adapted = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), lora / "mixed-42").eval()
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
+    with torch.no_grad():
+        torch.testing.assert_close(merged(tokens).logits, adapted(tokens).logits, rtol=1e-4, atol=1e-4)
+    with pytest.raises(InputError, match="merged holds files"):
+        merge(base, lora / "mixed-42", tmp_path / "merged")
 
 
 def test_predictions_hold_every_model_and_the_labels(plant, first):

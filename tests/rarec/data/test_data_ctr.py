@@ -1,8 +1,10 @@
+import dataclasses
+
 import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from rarec.data.ctr import CtrSamples, CtrSettings, build_ctr_samples, draw
+from rarec.data.ctr import CtrSamples, CtrSettings, build_ctr_samples, ctr_leaks, draw
 from rarec.errors import InputError
 
 LENGTHS = [8, 3, 0, 12, 6, 9] * 6
@@ -91,3 +93,17 @@ def test_few_drawn_samples_are_part_of_many(split):
     assert many == sorted(many)
     assert draw(samples, split, 10**6, seed=3).tolist() == list(own)  # no more than there are
     assert draw(samples, split, 12, seed=3).tolist() == many != draw(samples, split, 12, seed=4).tolist()
+
+
+def test_leaks_are_counted():
+    users, times, _ = interactions()
+    samples = build()
+    assert ctr_leaks(samples, times, "clock") == {"repeated": 0, "out_of_order": 0}
+    first, last = samples.rows("train").start, samples.rows("test").stop - 1
+    position = samples.position.copy()
+    position[[first, last]] = position[[last, first]]
+    exchanged = dataclasses.replace(samples, position=position)
+    assert ctr_leaks(exchanged, times, "clock")["out_of_order"] > 0
+    assert ctr_leaks(exchanged, times, "none") == {"repeated": 0, "out_of_order": 0}
+    position[first] = position[last]
+    assert ctr_leaks(dataclasses.replace(samples, position=position), times, "none")["repeated"] == 1
