@@ -96,7 +96,7 @@ def test_few_drawn_samples_are_part_of_many(split):
 
 
 def test_leaks_are_counted():
-    users, times, _ = interactions()
+    _, times, _ = interactions()
     samples = build()
     assert ctr_leaks(samples, times, "clock") == {"repeated": 0, "out_of_order": 0}
     first, last = samples.rows("train").start, samples.rows("test").stop - 1
