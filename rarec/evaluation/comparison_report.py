@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from rarec.errors import InputError
 from rarec.evaluation.ctr_records import CtrReport
 from rarec.evaluation.ctr_tables import ctr_cards, ctr_tables
 from rarec.evaluation.page import ReportPaths, write_page
@@ -24,10 +25,10 @@ def build_comparison_report(ranking: RankingReport, ctr: CtrReport, links: tuple
     """Both reports in one record.
 
     Raises:
-        ValueError: they are of different data sets.
+        InputError: they are of different data sets.
     """
     if ranking.dataset != ctr.dataset:
-        raise ValueError(f"the ranking report is of {ranking.dataset}, the CTR report of {ctr.dataset}")
+        raise InputError(f"the ranking report is of {ranking.dataset}, the CTR report of {ctr.dataset}")
     versions = dict.fromkeys([ranking.data_version, ctr.data_version])
     return ComparisonReport(
         dataset=ranking.dataset,
@@ -52,7 +53,7 @@ def comparison_tables(report: ComparisonReport) -> list[Table]:
         chosen += [
             Table(section, table.title, table.where, table.header, table.rows, table.n_text)
             for table in tables
-            if table.section in ("scores", "comparisons") and " test split" in table.where
+            if table.section in ("scores", "comparisons") and ", test split" in table.where
         ]
     return chosen
 

@@ -94,11 +94,31 @@ def test_a_reference_finds_the_model_again(tmp_path):
     artifact.mkdir()
     AutoModelForCausalLM.from_config(CONFIGS["llama"]).save_pretrained(model)
     source = f"path:{model}"
-    ModelReference(source, "1", model, "none", 32).save(artifact)
+    ModelReference(source, fetch(source)[1], model, "none", 32).save(artifact)
     back = ModelReference.open(artifact)
     assert (back.folder, back.context_length()) == (model, 32)
     ModelReference("scratch", "", artifact, "none", 99).save(artifact)
     assert ModelReference.open(artifact).folder == artifact
+
+
+def test_a_folder_that_changed_is_refused(tmp_path):
+    model, artifact = tmp_path / "model", tmp_path / "artifact"
+    artifact.mkdir()
+    AutoModelForCausalLM.from_config(CONFIGS["llama"]).save_pretrained(model)
+    source = f"path:{model}"
+    ModelReference(source, fetch(source)[1], model, "none", 32).save(artifact)
+    assert ModelReference.open(artifact).folder == model
+    (model / "generation_config.json").write_text("{}")
+    with pytest.raises(InputError, match=r"holds other files \(\w+\) than when `base_language_model` was materialised"):
+        ModelReference.open(artifact)
+
+
+def test_answers_behind_a_chat_template_follow_its_white_space():
+    tokenizer = words(" Yes", "Yes", " No", "No")
+    tokenizer.chat_template = "{% for m in messages %}<u>{{ m.content }}</u>\n{% endfor %}"
+    assert find_answers(tokenizer, "Yes", "No").tokens == [4, 2]
+    tokenizer.chat_template = "{% for m in messages %}<u>{{ m.content }}</u>{% endfor %}"
+    assert find_answers(tokenizer, "Yes", "No").tokens == [3, 1]
 
 
 def test_damaged_folders_are_named(tmp_path):

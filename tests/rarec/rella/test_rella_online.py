@@ -102,11 +102,11 @@ def test_it_comes_back_from_the_artifacts(tmp_path):
                 parameter.normal_(0, 0.5)
     adapted.save_pretrained(folders["adapter"], save_embedding_layers=False)
     (folders["adapter"] / TUNING).write_text(f'{{"base": "{BASE}"}}')
-    back = OnlineModel.load(folders, BASE, TEMPLATE, BEHAVIOURS, tmp_path)
+    back = OnlineModel.load(folders, BASE, TEMPLATE, BEHAVIOURS)
     expected = batch(SAMPLES, adapted)
     assert np.abs(expected - batch(SAMPLES)).max() > 1e-3  # the adapter is on
     np.testing.assert_allclose(back.predict(*asked(SAMPLES)), expected, atol=2e-6)
     fewer = replace(back, behaviours=1).predict(*asked(SAMPLES))
     assert np.abs(fewer - expected).max() > 1e-5
     with pytest.raises(InputError, match="cannot serve another"):
-        OnlineModel.load(folders, "another", TEMPLATE, BEHAVIOURS, tmp_path)
+        OnlineModel.load(folders, "another", TEMPLATE, BEHAVIOURS)

@@ -127,5 +127,5 @@ def test_settings_know_two_kinds_of_encoder():
     for encoder in ("language-model", "sentence-transformers:/models/x"):
         assert VectorSettings(encoder=encoder).encoder == encoder
     for encoder in ("sentence-transformers:", "word2vec", "xsentence-transformers:a"):
-        with pytest.raises(ValidationError, match="is neither language-model nor sentence-transformers:<name or fold"):
+        with pytest.raises(ValidationError, match="is neither language-model nor sentence-transformers:<folder> or"):
             VectorSettings(encoder=encoder)

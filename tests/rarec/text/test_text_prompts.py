@@ -119,6 +119,16 @@ def test_templates_refuse_contradictions():
     assert find_template("songs", Template(**own)) == TEMPLATES["movies"]
     with pytest.raises(ValidationError, match=r"`question` must hold \{item\} once"):
         Template(**{**own, "question": "Like it?"})
+    with pytest.raises(ValidationError, match=r"`behaviour` must hold \{item\} and \{rating\} once, and nothing else"):
+        Template(**{**own, "behaviour": "{item}\n"})
+    with pytest.raises(ValidationError, match="`behaviour` must hold"):
+        Template(**{**own, "behaviour": "{item}: {rating} {stars}\n"})
+    with pytest.raises(ValidationError, match="`question` = 'Like {item'"):
+        Template(**{**own, "question": "Like {item"})
+    with pytest.raises(ValidationError, match="`yes` and `no` are the same word, 'Yes'"):
+        Template(**{**own, "no": "Yes"})
+    with pytest.raises(ValidationError, match="names the column 'colour'"):
+        Template(**{**own, "item": [{"column": "title", "unless": "colour"}]})
     with pytest.raises(ValidationError, match="names the column 'colour'"):
         Template(**{**own, "item": [{"column": "colour"}]})
     with pytest.raises(ValidationError, match="once, for the value"):
