@@ -123,7 +123,7 @@ def test_templates_refuse_contradictions():
         Template(**{**own, "behaviour": "{item}\n"})
     with pytest.raises(ValidationError, match="`behaviour` must hold"):
         Template(**{**own, "behaviour": "{item}: {rating} {stars}\n"})
-    with pytest.raises(ValidationError, match="`question` = 'Like {item'"):
+    with pytest.raises(ValidationError, match=r"`question` = 'Like {item'"):
         Template(**{**own, "question": "Like {item"})
     with pytest.raises(ValidationError, match="`yes` and `no` are the same word, 'Yes'"):
         Template(**{**own, "no": "Yes"})
