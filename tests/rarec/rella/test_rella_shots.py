@@ -55,7 +55,8 @@ def test_save_and_load(tmp_path):
 
 def test_settings_name_every_variant_once():
     settings = ShotSettings(modes=("mixed", "recent"), seeds=(3, 4))
-    assert settings.variants() == [("mixed", 3), ("recent", 3), ("mixed", 4), ("recent", 4)]
+    named = ["mixed-3", "recent-3", "mixed-4", "recent-4"]
+    assert [variant.name for variant in settings.variants()] == named
     with pytest.raises(ValidationError, match=r"modes = \['recent', 'recent'\] must name one or more"):
         ShotSettings(modes=("recent", "recent"))
     with pytest.raises(ValidationError, match=r"seeds = \[1, 2, 1\] must name one or more, none of them twice"):

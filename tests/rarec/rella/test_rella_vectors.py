@@ -9,7 +9,7 @@ from rella_toys import CPU, byte_tokenizer, tiny_model
 
 from rarec.errors import InputError
 from rarec.rella.language_model import ModelReference
-from rarec.rella.vectors import VectorSettings, check_vectors, describe, encode, reduce
+from rarec.rella.vectors import VectorSettings, check_vectors, describe, encode, reduce, sentence_encoder_folder
 
 TEXTS = [
     "Heat (1995), Action",
@@ -98,14 +98,14 @@ def test_the_language_model_encodes_by_default(tmp_path):
 
 
 def test_a_sentence_encoder_is_asked_by_name(monkeypatch, tmp_path):
-    settings = VectorSettings(encoder="sentence-transformers:some/model")
+    settings = VectorSettings(encoder="sentence-transformers:some/model@v1")
     monkeypatch.setitem(sys.modules, "sentence_transformers", None)
-    with pytest.raises(InputError, match=r"some/model needs the package .*pip install sentence-transformers"):
+    with pytest.raises(InputError, match=r"some/model@v1 needs the package .*pip install sentence-transformers"):
         encode(None, TEXTS, CPU, settings, tmp_path)
 
     class Encoder:
-        def __init__(self, name, device, cache_folder):
-            assert (name, device, cache_folder) == ("some/model", "cpu", str(tmp_path))
+        def __init__(self, name, device, cache_folder, revision):
+            assert (name, device, cache_folder, revision) == ("some/model", "cpu", str(tmp_path), "v1")
 
         def encode(self, texts, show_progress_bar):
             return np.array([[len(text), 1] for text in texts], dtype=np.float64)
@@ -119,8 +119,16 @@ def test_a_sentence_encoder_is_asked_by_name(monkeypatch, tmp_path):
         raise OSError("no such\nmodel")
 
     monkeypatch.setitem(sys.modules, "sentence_transformers", SimpleNamespace(SentenceTransformer=missing))
-    with pytest.raises(InputError, match="sentence-transformers:some/model cannot be had: no such model"):
+    with pytest.raises(InputError, match="sentence-transformers:some/model@v1 cannot be had: no such model"):
         encode(None, TEXTS, CPU, settings, tmp_path)
+
+
+def test_a_sentence_encoder_is_pinned(tmp_path):
+    assert sentence_encoder_folder("language-model") is None
+    assert sentence_encoder_folder("sentence-transformers:some/model@v1") is None
+    assert sentence_encoder_folder(f"sentence-transformers:{tmp_path}") == tmp_path
+    with pytest.raises(InputError, match="no such folder; a name from a hub needs its revision"):
+        sentence_encoder_folder("sentence-transformers:some/model")
 
 
 def test_settings_know_two_kinds_of_encoder():
