@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import numpy as np
@@ -172,7 +173,7 @@ def _log_models(run: TrackedRun, report: reports.CtrReport, inputs: dict[str, Ar
     run.log_params(stages)
     for model in report.models:
         tuned = model in report.seeds
-        params = {"model": model, "textual_samples": stages["textual_samples"]}
+        params: dict[str, Any] = {"model": model, "textual_samples": stages["textual_samples"]}
         params |= {"lora_checkpoint": stages["lora_checkpoint"], "seed": report.seeds[model]} if tuned else {}
         with run.nested(model, params) as nested:
             nested.log_metrics(
