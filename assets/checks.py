@@ -13,6 +13,10 @@ from resources.folders import Folders
 Examine = Callable[[DatasetSpec, Artifact], tuple[bool, dict[str, Any]]]
 
 
+RECALL_AT = 20
+RECALL_SAMPLE = 2000  # queries by which the recall of an index is measured
+
+
 def artifact_check(name: str, asset: str, description: str, examine: Examine) -> dg.AssetChecksDefinition:
     """A blocking check: what depends on ``asset`` does not run if ``examine(spec, artifact)`` says no.
 
@@ -25,3 +29,18 @@ def artifact_check(name: str, asset: str, description: str, examine: Examine) ->
         return dg.AssetCheckResult(passed=passed, severity=dg.AssetCheckSeverity.ERROR, metadata=details)
 
     return check
+
+
+def recall_check(asset: str, what: str, also: tuple[str, ...] = ()) -> dg.AssetChecksDefinition:
+    """The check that an index finds enough of the exact nearest; its artifact's values hold recall and minimum.
+
+    ``also`` names further values to show.
+    """
+
+    def examine(_spec: DatasetSpec, artifact: Artifact) -> tuple[bool, dict[str, Any]]:
+        values = artifact.metadata["values"]
+        recall, minimum = values[f"recall_at_{RECALL_AT}"], values["minimum_recall"]
+        return recall >= minimum, {"recall": recall, "minimum_recall": minimum, **{name: values[name] for name in also}}
+
+    description = f"The index finds at least `minimum_recall` of the exact {RECALL_AT} nearest {what}."
+    return artifact_check("recall", asset, description, examine)

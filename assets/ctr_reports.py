@@ -1,6 +1,5 @@
 """Group `reports`: figures of the ReLLa track, and both tracks side by side."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +9,7 @@ import pandas as pd
 import pydantic
 
 from assets.raw import load_counts, load_table
-from assets.reports import image, links_to
-from assets.semantic import VECTORS
+from assets.reports import course, image, links_to, log_report
 from assets.stage import OWNER, Outcome, StageConfig, materialise, refuse_bad_input, resolve, takes, upstream
 from rarec.baselines.five_numbers import fit_and_predict, five_numbers
 from rarec.config import Settings
@@ -27,10 +25,10 @@ from rarec.evaluation.histories import distinct_genres, genre_matrix, mean_simil
 from rarec.evaluation.ranking_records import RankingReport
 from rarec.evaluation.records import Split
 from rarec.rella.predict import SCORED, untuned
-from rarec.rella.samples import RECENT, RETRIEVED, load_items
-from rarec.rella.shots import Variant, load_variants
+from rarec.rella.samples import PromptSource
+from rarec.rella.shots import HISTORIES, Variant, load_variants
+from rarec.rella.vectors import VECTORS
 from rarec.retrieval.subr import recent_behaviours, retrieve_behaviours
-from rarec.text.prompts import PromptParts
 from rarec.training.fit import HISTORY
 from resources.artifacts import Artifact, ArtifactStore
 from resources.folders import Folders
@@ -85,10 +83,7 @@ def ctr_metrics(
     def build(folder: Path, run: TrackedRun) -> Outcome:
         report = _report(spec, inputs, settings, links_to(run))
         paths = reports.write_ctr_report(report, folder)
-        for file in (paths.html, paths.json):
-            run.log_file(file)
-        for plot in paths.plots.values():
-            run.log_file(plot, "plots")
+        log_report(run, paths)
         _log_models(run, report, inputs)
         metrics = {
             f"{scores.split}/{scores.model}/{name}": estimate.value
@@ -150,8 +145,7 @@ def comparison_report(
             tuple(links_to(run)),
         )
         paths = write_comparison_report(report, folder)
-        run.log_file(paths.html)
-        run.log_file(paths.json)
+        log_report(run, paths)
         return Outcome(markdown={"tables": comparison_markdown(report)}, files={"report": paths.html.name})
 
     result, _ = materialise(
@@ -189,8 +183,11 @@ def _report(
     spec: DatasetSpec, inputs: dict[str, Artifact], settings: CtrReportSettings, links: list[reports.Link]
 ) -> reports.CtrReport:
     table = load_table(inputs["interactions"], "interactions")
-    rating, items = table["rating"].to_numpy(), load_items(inputs["interactions"].path)
-    samples = CtrSamples.load(inputs["ctr_samples"].path)
+    rating = table["rating"].to_numpy()
+    source = PromptSource.load({name: str(artifact.path) for name, artifact in inputs.items()})
+    samples, items = source.samples, source.items
+    vectors = np.load(inputs["semantic_item_vectors"].path / VECTORS)
+    genres = load_table(inputs["item_catalog"], "items")["genres"]
     predicted = {split: pd.read_parquet(inputs["ctr_predictions"].file(f"{split}.parquet")) for split in SCORED}
     rows = {SPLIT_NAMES[split]: own["sample"].to_numpy() for split, own in predicted.items()}
     yardstick = fit_and_predict(five_numbers(samples, items, rating, spec.is_positive(rating)), samples)
@@ -201,39 +198,42 @@ def _report(
         for split, own in predicted.items()
     ]
     outcomes += [reports.CtrOutcome(YARDSTICK, split, yardstick[own]) for split, own in rows.items()]
-    variants = load_variants(inputs["lora_checkpoint"].path)
+    lora = inputs["lora_checkpoint"]
+    variants = load_variants(lora.path)
     train = samples.rows("train")
     counts = np.bincount(items[samples.position[train]], minlength=int(items.max()) + 1)
     time = load_counts(inputs["interactions"])["time"]
     return reports.build_ctr_report(
         outcomes,
         labels={split: samples.label[own] for split, own in rows.items()},
-        users={split: samples.user[own] for split, own in rows.items()},
+        users={split: source.user(own) for split, own in rows.items()},
         history_length={split: (samples.position - samples.history_start)[own] for split, own in rows.items()},
         target_count={split: counts[items[samples.position[own]]] for split, own in rows.items()},
         dataset=spec.title,
         data_version=inputs["ctr_samples"].data_version,
         seeds={variant.label(history): variant.seed for variant in variants for history in variant.histories()},
-        split_rule=_split_rule(inputs, time),
+        split_rule=_split_rule(inputs, samples, time),
         yardstick=YARDSTICK,
         chosen=variants[0].label("retrieved"),
         comparisons=_comparisons(variants),
-        heterogeneity=_heterogeneity(inputs, samples, items, rows["test"]),
-        similarity=_similarity(inputs, samples, items, rows["test"]),
+        heterogeneity=_heterogeneity(source, vectors, genres, rows["test"]),
+        similarity=_similarity(source, vectors, rows["test"]),
         seed_runs=[
             reports.SeedRun(mode=v.mode, seed=v.seed, history=history, model=v.label(history))
             for v in variants
             for history in v.histories()
         ],
-        curves=[_curve(variant, inputs["lora_checkpoint"]) for variant in variants],
-        prompts=_prompts(inputs, samples, items, rows["test"][:1]),
+        curves=[
+            reports.TrainingCurve(model=v.name, **course(lora.file(f"{v.name}/{HISTORY}"), ("AUC",))) for v in variants
+        ],
+        prompts=_prompts(source, rows["test"][:1]),
         links=links,
         notes=_notes(inputs),
         resamples=settings.resamples,
     )
 
 
-def _split_rule(inputs: dict[str, Artifact], time: str) -> str:
+def _split_rule(inputs: dict[str, Artifact], samples: CtrSamples, time: str) -> str:
     settings = inputs["ctr_samples"].manifest.config
     shares = f"{settings['train_share']:.0%} train, {settings['valid_share']:.0%} validate, the rest test"
     if time == "clock":
@@ -244,12 +244,11 @@ def _split_rule(inputs: dict[str, Artifact], time: str) -> str:
             f"{settings['seed']}: {shares}."
         )
     predicted = inputs["ctr_predictions"]
-    held_out = CtrSamples.load(inputs["ctr_samples"].path)
     drawn = [
         f"{predicted.metadata['values'][f'{split} samples']:,} of the {SPLIT_NAMES[split]} samples are drawn with seed "
         f"{predicted.manifest.config['seed']}."
         for split in SCORED
-        if predicted.metadata["values"][f"{split} samples"] < held_out.rows(split).stop - held_out.rows(split).start
+        if predicted.metadata["values"][f"{split} samples"] < samples.rows(split).stop - samples.rows(split).start
     ]
     return " ".join([rule, *drawn])
 
@@ -268,44 +267,38 @@ def _comparisons(variants: list[Variant]) -> list[tuple[str, str]]:
 
 
 def _heterogeneity(
-    inputs: dict[str, Artifact], samples: CtrSamples, items: np.ndarray, test: np.ndarray
+    source: PromptSource, vectors: np.ndarray, genres: pd.Series, test: np.ndarray
 ) -> list[reports.Heterogeneity]:
     """Distinct genres among the K behaviours kept, by K; nothing for a catalogue without genres."""
-    genres = load_table(inputs["item_catalog"], "items")["genres"]
     if genres.isna().all():
         return []
     matrix = genre_matrix(genres)
-    vectors = np.load(inputs["semantic_item_vectors"].path / VECTORS)
-    position = samples.position[_studied(test)]
+    offsets, items = source.samples.offsets, source.items
+    position = source.samples.position[_studied(test)]
     found = []
     for k in SIZES:
-        recent = recent_behaviours(samples.offsets, position, k)
-        retrieved = retrieve_behaviours(vectors, items, samples.offsets, position, k)
-        found += [
-            reports.Heterogeneity(
-                history="recent", k=k, distinct_genres=distinct_genres(matrix, items, position, recent)
-            ),
-            reports.Heterogeneity(
-                history="retrieved", k=k, distinct_genres=distinct_genres(matrix, items, position, retrieved)
-            ),
-        ]
+        kept = {
+            "recent": recent_behaviours(offsets, position, k),
+            "retrieved": retrieve_behaviours(vectors, items, offsets, position, k),
+        }
+        for history, distances in kept.items():
+            genres_kept = distinct_genres(matrix, items, position, distances)
+            found.append(reports.Heterogeneity(history=history, k=k, distinct_genres=genres_kept))  # type: ignore[arg-type]
     return found
 
 
-def _similarity(
-    inputs: dict[str, Artifact], samples: CtrSamples, items: np.ndarray, test: np.ndarray
-) -> list[reports.Similarity]:
-    vectors = np.load(inputs["semantic_item_vectors"].path / VECTORS)
+def _similarity(source: PromptSource, vectors: np.ndarray, test: np.ndarray) -> list[reports.Similarity]:
     shown = _studied(test)
+    samples = source.samples
     position = samples.position[shown]
-    recent = np.load(inputs["textual_samples"].path / RECENT, mmap_mode="r")[shown]
+    lengths = position - samples.offsets[source.user(shown)]
     histories = {
-        "retrieved": np.load(inputs["retrieval_enhanced_samples"].path / RETRIEVED, mmap_mode="r")[shown],
-        "recent": recent,
-        "random": random_behaviours(position - samples.history_start[shown], recent.shape[1], seed=0),
+        "retrieved": source.retrieved[shown],
+        "recent": source.recent[shown],
+        "random": random_behaviours(lengths, source.recent.shape[1], seed=0),
     }
     return [
-        reports.Similarity(history=name, cosine=mean_similarity(vectors, items, position, distances))  # type: ignore[arg-type]
+        reports.Similarity(history=name, cosine=mean_similarity(vectors, source.items, position, distances))  # type: ignore[arg-type]
         for name, distances in histories.items()
     ]
 
@@ -315,29 +308,15 @@ def _studied(test: np.ndarray) -> np.ndarray:
     return test[:: max(1, len(test) // STUDIED)]
 
 
-def _prompts(
-    inputs: dict[str, Artifact], samples: CtrSamples, items: np.ndarray, shown: np.ndarray
-) -> list[reports.PromptPreview]:
-    parts = PromptParts.load(inputs["textual_samples"].path)
-    position = samples.position[shown]
-    previews = []
-    for title, folder, file in (
-        ("recent behaviours", inputs["textual_samples"], RECENT),
-        ("retrieved behaviours", inputs["retrieval_enhanced_samples"], RETRIEVED),
-    ):
-        distances = np.load(folder.path / file, mmap_mode="r")[shown]
-        (row,) = parts.of(samples.user[shown], items[position], position, distances)
-        previews.append(reports.PromptPreview(title=f"First test sample, {title}", text=parts.text(row)))
-    return previews
-
-
-def _curve(variant: Variant, lora: Artifact) -> reports.TrainingCurve:
-    summary = json.loads(lora.file(f"{variant.name}/{HISTORY}").read_text())
-    epochs = tuple(
-        reports.Epoch(epoch=int(record["epoch"]), loss=record["loss"], validation={"AUC": record["AUC"]})
-        for record in summary["history"]
-    )
-    return reports.TrainingCurve(model=variant.name, epochs=epochs, best_epoch=epochs[summary["best_epoch"]].epoch)
+def _prompts(source: PromptSource, shown: np.ndarray) -> list[reports.PromptPreview]:
+    """The prompt of the one sample ``shown``, with either history."""
+    return [
+        reports.PromptPreview(
+            title=f"First test sample, {history} behaviours",
+            text=source.parts.text(source.rows(shown, history == "retrieved")[0]),
+        )
+        for history in HISTORIES
+    ]
 
 
 def _notes(inputs: dict[str, Artifact]) -> list[str]:

@@ -7,12 +7,12 @@ import dagster as dg
 import numpy as np
 import pydantic
 
-from assets.semantic import VECTORS
 from assets.stage import OWNER, Outcome, StageConfig, materialise, refuse_bad_input, resolve, takes, upstream
 from rarec.config import Settings
 from rarec.data.ctr import CtrSamples
 from rarec.rella.samples import RECENT, RETRIEVED, load_items
 from rarec.rella.shots import ShotSettings, draw_shots, save_variants
+from rarec.rella.vectors import VECTORS
 from rarec.retrieval.items import ItemIndex
 from rarec.retrieval.subr import retrieve_behaviours, retrieve_behaviours_by_index
 from resources.artifacts import ArtifactStore

@@ -9,7 +9,7 @@ import pandas as pd
 import pydantic
 
 import rarec
-from assets.checks import artifact_check
+from assets.checks import RECALL_AT, RECALL_SAMPLE, recall_check
 from assets.raw import load_table
 from assets.stage import (
     OWNER,
@@ -40,8 +40,6 @@ PRETRAIN_VERSION = "2"
 MEMORY_VERSION = "3"
 FINETUNE_VERSION = "3"
 RECOMMEND_VERSION = "2"
-RECALL_AT = 20
-RECALL_SAMPLE = 2000
 VALIDATION_FIGURES = ("HR@10", "NDCG@10")
 VALIDATION_SHOWN = ("HR@10", "NDCG@10", "masked_HR@10", "masked_NDCG@10")
 
@@ -334,17 +332,4 @@ def _ids_version(catalog: Artifact) -> str:
     return hashlib.sha256("\n".join(map(str, ids.tolist())).encode()).hexdigest()[:32]
 
 
-def _recall_is_enough(_spec: object, artifact: Artifact) -> tuple[bool, dict[str, float]]:
-    values = artifact.metadata["values"]
-    recall, minimum = values[f"recall_at_{RECALL_AT}"], values["minimum_recall"]
-    return recall >= minimum, {"recall": recall, "minimum_recall": minimum, "memories": values["memories"]}
-
-
-CHECKS = [
-    artifact_check(
-        "recall",
-        "memory_bank",
-        f"The index finds at least `minimum_recall` of the exact {RECALL_AT} nearest memories.",
-        _recall_is_enough,
-    )
-]
+CHECKS = [recall_check("memory_bank", "memories", also=("memories",))]

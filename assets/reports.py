@@ -3,7 +3,9 @@
 import base64
 import io
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import torch
@@ -12,8 +14,9 @@ from PIL import Image
 from assets.recommender import load_recommender
 from assets.stage import OWNER, Outcome, StageConfig, materialise, refuse_bad_input, upstream
 from rarec.evaluation import ranking_report as reports
+from rarec.evaluation.page import ReportPaths
 from rarec.evaluation.ranking import RankingResult
-from rarec.evaluation.records import Link
+from rarec.evaluation.records import Epoch, Link
 from rarec.training.fit import HISTORY
 from resources.artifacts import Artifact, ArtifactStore
 from resources.folders import Folders
@@ -82,10 +85,7 @@ def ranking_metrics(
             notes=_notes(inputs),
         )
         paths = reports.write_report(report, folder)
-        run.log_file(paths.html)
-        run.log_file(paths.json)
-        for plot in paths.plots.values():
-            run.log_file(plot, "plots")
+        log_report(run, paths)
         metrics = {
             f"{s.split}/{s.protocol}/{s.model}/{name}": value
             for s in report.scores
@@ -138,18 +138,28 @@ def _notes(inputs: dict[str, Artifact]) -> list[str]:
 
 
 def _curve(model: str, history: Path) -> reports.RankingCurve:
+    return reports.RankingCurve(model=model, protocol="unmasked", **course(history, ("HR@10", "NDCG@10")))
+
+
+def course(history: Path, figures: Sequence[str]) -> dict[str, Any]:
+    """``epochs`` and ``best_epoch`` of a training curve, from what `rarec.training.fit` wrote.
+
+    ``figures`` names the validation figures to show.
+    """
     summary = json.loads(history.read_text())
     epochs = tuple(
-        reports.Epoch(
-            epoch=int(record["epoch"]),
-            loss=record["loss"],
-            validation={name: record[name] for name in ("HR@10", "NDCG@10")},
-        )
+        Epoch(epoch=int(record["epoch"]), loss=record["loss"], validation={name: record[name] for name in figures})
         for record in summary["history"]
     )
-    return reports.RankingCurve(
-        model=model, protocol="unmasked", epochs=epochs, best_epoch=epochs[summary["best_epoch"]].epoch
-    )
+    return {"epochs": epochs, "best_epoch": epochs[summary["best_epoch"]].epoch}
+
+
+def log_report(run: TrackedRun, paths: ReportPaths) -> None:
+    """Log a report's files to its MLflow run."""
+    run.log_file(paths.html)
+    run.log_file(paths.json)
+    for plot in paths.plots.values():
+        run.log_file(plot, "plots")
 
 
 def links_to(run: TrackedRun) -> list[Link]:

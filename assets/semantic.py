@@ -6,7 +6,7 @@ import dagster as dg
 import numpy as np
 import pandas as pd
 
-from assets.checks import artifact_check
+from assets.checks import RECALL_AT, RECALL_SAMPLE, artifact_check, recall_check
 from assets.raw import load_counts, load_table
 from assets.stage import (
     OWNER,
@@ -25,7 +25,7 @@ from rarec.data.spec import DatasetSpec
 from rarec.errors import InputError
 from rarec.rella.language_model import SCRATCH, LanguageModelSettings, ModelReference, fetch, find_answers, hash_of
 from rarec.rella.scratch import load_card
-from rarec.rella.vectors import VectorSettings, check_vectors, encode, reduce, sentence_encoder_folder
+from rarec.rella.vectors import VECTORS, VectorSettings, check_vectors, encode, reduce, sentence_encoder_folder
 from rarec.retrieval.index import IndexSettings
 from rarec.retrieval.items import ItemIndex
 from rarec.text.prompts import CATALOGUE, Catalogue, PromptParts
@@ -39,8 +39,6 @@ from resources.tracking import MlflowTracking, TrackedRun
 MODEL_VERSION = "1"
 VECTOR_VERSION = "1"
 INDEX_VERSION = "1"
-VECTORS = "vectors.npy"
-RECALL_AT = 20
 SHOWN_ITEMS, SHOWN_NEIGHBOURS = 5, 4
 # What of the settings concerns a model that is not made here.
 FOREIGN = {"source", "max_tokens", "quantisation"}
@@ -88,15 +86,13 @@ def base_language_model(
     """The causal language model that reads the prompts: from a hub, from a folder, or a small one trained here."""
     spec = folders.spec(context.partition_key)
     settings = resolve(LanguageModelSettings, config, spec, "base_language_model")
+    template = find_template(spec.domain, spec.template)
     if settings.source != SCRATCH:
-        return _foreign_model(
-            context, config, settings, find_template(spec.domain, spec.template), store, tracking, folders
-        )
+        return _foreign_model(context, config, settings, template, store, tracking, folders)
     inputs = upstream(context, store, "interactions", "ctr_samples", "textual_samples")
     files = inputs["textual_samples"].manifest.files
     # Of the text everything but the histories, which depend on K.
     texts = {name: files[name].sha256 for name in (*PromptParts.FILES, CATALOGUE)}
-    template = find_template(spec.domain, spec.template)
 
     def build(folder: Path, run: TrackedRun) -> Outcome:
         job = {
@@ -240,7 +236,7 @@ def item_index(
         items = load_table(inputs["item_catalog"], "items")["item_index"].to_numpy()
         index = ItemIndex.build(vectors, items, settings)
         index.save(folder)
-        sample = np.random.default_rng(settings.seed).permutation(len(vectors))[:2000]
+        sample = np.random.default_rng(settings.seed).permutation(len(vectors))[:RECALL_SAMPLE]
         recall = 1.0 if settings.index == "flat" else index.recall(vectors, vectors[sample], RECALL_AT)
         values: dict[str, float | int | str] = {
             "items": len(items),
@@ -287,12 +283,6 @@ def _vectors_tell_items_apart(_spec: DatasetSpec, artifact: Artifact) -> tuple[b
     return check_vectors(np.load(artifact.path / VECTORS))
 
 
-def _recall_is_enough(_spec: DatasetSpec, artifact: Artifact) -> tuple[bool, dict[str, float]]:
-    values = artifact.metadata["values"]
-    recall, minimum = values[f"recall_at_{RECALL_AT}"], values["minimum_recall"]
-    return recall >= minimum, {"recall": recall, "minimum_recall": minimum}
-
-
 CHECKS = [
     artifact_check(
         "vectors",
@@ -300,10 +290,5 @@ CHECKS = [
         "Vectors are finite, none is zero, and they are not all the same.",
         _vectors_tell_items_apart,
     ),
-    artifact_check(
-        "recall",
-        "item_index",
-        f"The index finds at least `minimum_recall` of the exact {RECALL_AT} nearest items.",
-        _recall_is_enough,
-    ),
+    recall_check("item_index", "items"),
 ]

@@ -12,7 +12,7 @@ import numpy as np
 from rarec.data.ctr import CtrSettings, build_ctr_samples
 from rarec.data.download import locate_source
 from rarec.data.raw import read_raw
-from rarec.data.sequences import IntArray, UserSequences, build_sequences
+from rarec.data.sequences import IntArray, UserSequences, build_sequences, user_at
 from rarec.data.spec import DatasetSpec, builtin_specs
 from rarec.data.tables import Tables, build_tables
 from rarec.rella.language_model import LanguageModelSettings
@@ -101,7 +101,7 @@ class Histories:
 
     def mean_history(self, position: IntArray) -> float:
         """Mean number of behaviours before the targets at ``position``."""
-        return float((position - self.offsets[np.searchsorted(self.offsets, position, side="right") - 1]).mean())
+        return float((position - self.offsets[user_at(self.offsets, position)]).mean())
 
 
 def histories(users: int, items: int, interactions: int, spread: float, seed: int = 0) -> Histories:

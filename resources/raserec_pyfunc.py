@@ -20,11 +20,12 @@ class RaSeRecModel(PythonModel):
         """Load encoder, memory bank, module and the item table."""
         from pathlib import Path
 
+        from rarec.data.ids import IdLookup
         from rarec.raserec.recommender import Recommender
 
         folders = {name: Path(path) for name, path in context.artifacts.items()}
         self.items = pd.read_parquet(folders["items"] / "items.parquet", columns=["item_id"])["item_id"]
-        self.index = pd.Index(self.items.astype(str))
+        self.rows = IdLookup(self.items)
         self.model = Recommender.load(
             folders["encoder"], folders["bank"], folders["module"], context.model_config["encoder_fingerprint"]
         )
@@ -52,8 +53,7 @@ class RaSeRecModel(PythonModel):
         )
 
     def _known(self, history: list[object]) -> list[int]:
-        places = self.index.get_indexer(pd.Index([str(item) for item in history], dtype=self.index.dtype))
-        return [int(place) for place in places if place >= 0]
+        return [row for row in self.rows.rows(history).tolist() if row >= 0]
 
 
 def signature() -> ModelSignature:

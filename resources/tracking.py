@@ -19,7 +19,7 @@ import dagster as dg
 import requests
 from pydantic import Field
 
-from rarec.errors import InputError
+from rarec.errors import InputError, one_line
 
 if TYPE_CHECKING:  # mlflow takes seconds to import, so it is imported when a run starts
     import pandas as pd
@@ -59,10 +59,10 @@ class MlflowTracking(dg.ConfigurableResource):
             with self._database_lock():
                 return self._experiment_id()
         except Exception as error:  # MLflow, requests, SQLAlchemy and the file system each have their own
-            reason = " ".join(str(error).split())[:300]
             raise InputError(
-                f"MLflow at {self.tracking_uri} cannot be used: {type(error).__name__}: {reason}. Start the tracking "
-                "server or correct MLFLOW_TRACKING_URI; without it runs are recorded in a local file."
+                f"MLflow at {self.tracking_uri} cannot be used: {type(error).__name__}: {one_line(error)}. "
+                "Start the tracking server or correct MLFLOW_TRACKING_URI; without it runs are recorded in a local "
+                "file."
             ) from error
 
     @contextmanager

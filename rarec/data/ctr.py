@@ -14,7 +14,7 @@ import numpy.typing as npt
 from pydantic import Field, model_validator
 
 from rarec.config import Settings
-from rarec.data.sequences import IntArray
+from rarec.data.sequences import IntArray, user_at
 from rarec.data.spec import Time
 from rarec.errors import InputError
 
@@ -68,7 +68,7 @@ class CtrSamples:
     @property
     def user(self) -> IntArray:
         """(N,) the user of every sample."""
-        return np.searchsorted(self.offsets, self.position, side="right") - 1
+        return user_at(self.offsets, self.position)
 
     @property
     def history_start(self) -> IntArray:

@@ -20,6 +20,11 @@ Split = Literal["train", "valid", "test"]
 HELD_OUT = 2  # leave-one-out: the last item is the test target, the last but one the validation target
 
 
+def user_at(offsets: IntArray, position: IntArray) -> IntArray:
+    """(N,) the user of each of N positions; user ``u`` owns positions ``offsets[u]`` to ``offsets[u + 1] - 1``."""
+    return np.searchsorted(offsets, position, side="right") - 1
+
+
 @dataclass(frozen=True)
 class UserSequences:
     """Item sequences of all users, concatenated in time order.
@@ -197,7 +202,7 @@ def context_starts(sequences: UserSequences, prefixes: IntArray, max_length: int
     if not 1 <= stride <= max_length:
         raise InputError(f"context_stride is {stride}; it must lie between 1 and max_length = {max_length}")
     # A search, as `user_of` would cost every training step time and memory for all interactions.
-    first = sequences.offsets[np.searchsorted(sequences.offsets, prefixes, side="right") - 1]
+    first = sequences.offsets[user_at(sequences.offsets, prefixes)]
     surplus = np.maximum(prefixes + 1 - first - max_length, 0)
     return first + -(-surplus // stride) * stride
 

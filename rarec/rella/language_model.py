@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from rarec.config import Settings
 from rarec.data.files import sha256_of
-from rarec.errors import InputError
+from rarec.errors import InputError, one_line
 from rarec.text.tokens import frame_texts
 
 Quantisation = Literal["none", "8bit", "nf4"]
@@ -151,7 +151,7 @@ def fetch(source: str, cache: Path | None = None) -> tuple[Path, str]:
         )
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         raise InputError(
-            f"{source} cannot be had: {_one_line(error)}. Check name and revision; where this machine has no way to "
+            f"{source} cannot be had: {one_line(error)}. Check name and revision; where this machine has no way to "
             "the hub, copy the model's folder here and set source = path:<folder>"
         ) from error
     return folder, folder.name  # a snapshot's folder is called by its commit
@@ -174,7 +174,7 @@ def load_tokenizer(folder: Path) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError) as error:
-        raise InputError(f"{folder}: the tokenizer cannot be read: {_one_line(error)}") from error
+        raise InputError(f"{folder}: the tokenizer cannot be read: {one_line(error)}") from error
     if not tokenizer.is_fast:
         raise InputError(f"{folder}: the tokenizer is a slow one; save the model with a tokenizer.json")
     tokenizer.padding_side = "left"
@@ -203,16 +203,12 @@ def load_model(folder: Path, device: torch.device, quantisation: Quantisation = 
         model = AutoModelForCausalLM.from_pretrained(folder, **options)
     except (OSError, ValueError, SafetensorError) as error:
         raise InputError(
-            f"{folder}: the language model cannot be read: {_one_line(error)}. The folder needs its weights as "
+            f"{folder}: the language model cannot be read: {one_line(error)}. The folder needs its weights as "
             "*.safetensors"
         ) from error
     if quantisation == "none":
         torch.nn.Module.to(model, device)
     return model.eval()
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
 
 
 def _require_bitsandbytes(device: torch.device, quantisation: str) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,12 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from rarec.data.sequences import IntArray
+from rarec.data.ids import IdLookup
 from rarec.errors import InputError
 from rarec.rella.language_model import ModelReference, find_answers
 from rarec.rella.scoring import score
 from rarec.rella.tuning import load_adapter
+from rarec.rella.vectors import VECTORS
 from rarec.retrieval.index import FloatArray
 from rarec.retrieval.subr import retrieve_behaviours
 from rarec.text.prompts import build_parts
@@ -60,11 +62,20 @@ class OnlineModel:
             reference.tokenizer(),
             pd.read_parquet(folders["item_catalog"] / "items.parquet"),
             pd.read_parquet(folders["user_profiles"] / "users.parquet"),
-            np.load(folders["semantic_item_vectors"] / "vectors.npy"),
+            np.load(folders["semantic_item_vectors"] / VECTORS),
             template,
             behaviours,
             reference.context_length(),
         )
+
+    # Made once: a catalogue may hold many more items than a request.
+    @cached_property
+    def _item_rows(self) -> IdLookup:
+        return IdLookup(self.items["item_id"])
+
+    @cached_property
+    def _user_rows(self) -> IdLookup:
+        return IdLookup(self.users["user_id"])
 
     def predict(
         self,
@@ -78,7 +89,7 @@ class OnlineModel:
         Raises:
             InputError: an unknown target, or another number of ratings than of behaviours.
         """
-        wanted = self._rows(self.items["item_id"], targets)
+        wanted = self._item_rows.rows(targets)
         if (wanted < 0).any():
             raise InputError(f"the target {targets[int(np.argmin(wanted))]!r} is not in the catalogue")
         items: list[int] = []
@@ -87,7 +98,7 @@ class OnlineModel:
         for row, (history, own) in enumerate(zip(histories, ratings, strict=True)):
             if len(history) != len(own):
                 raise InputError(f"row {row} has {len(history)} items in its history, but {len(own)} ratings")
-            places = self._rows(self.items["item_id"], history)
+            places = self._item_rows.rows(history)
             items += [*places[places >= 0].tolist(), int(wanted[row])]
             given += [*(float(r) for place, r in zip(places, own, strict=True) if place >= 0), float("nan")]
             ends.append(len(items) - 1)
@@ -95,16 +106,10 @@ class OnlineModel:
         offsets = np.concatenate([[0], position + 1])
         # Parts are made of the items in question only: a catalogue may hold many more.
         used, item_index = np.unique(np.array(items, dtype=np.int64), return_inverse=True)
-        people = self.users.reindex(self._rows(self.users["user_id"], users)).reset_index(drop=True)
+        people = self.users.reindex(self._user_rows.rows(users)).reset_index(drop=True)
         parts = build_parts(self.template, self.items.iloc[used], people, item_index, given)
         distances = retrieve_behaviours(self.vectors[used], item_index, offsets, position, self.behaviours)
         rows = parts.of(np.arange(len(position)), item_index[position], position, distances)
         tokens = PromptTokens.of(parts, self.tokenizer, self.limit)
         answers = find_answers(self.tokenizer, self.template.yes, self.template.no)
         return score(self.model, tokens, rows, answers, worker_device(), BATCH_TOKENS)[0]
-
-    @staticmethod
-    def _rows(known: pd.Series, wanted: Sequence[object]) -> IntArray:
-        """Row of each id, compared as text; -1 for an unknown one."""
-        index = pd.Index(known.astype(str))
-        return index.get_indexer(pd.Index([str(one) for one in wanted], dtype=index.dtype)).astype(np.int64)

@@ -16,14 +16,14 @@ from pydantic import Field
 
 from rarec.config import Settings
 from rarec.data.ctr import Split, draw
-from rarec.rella.language_model import Answers, ModelReference, find_answers
-from rarec.rella.samples import PromptSource
+from rarec.rella.language_model import Answers
+from rarec.rella.samples import PromptSource, open_prompts
 from rarec.rella.scoring import score
 from rarec.rella.shots import HISTORIES, History, Variant
 from rarec.rella.tuning import load_adapter
 from rarec.text.tokens import PromptTokens
 from rarec.training.engine import keep_freed_memory, worker_device
-from rarec.training.progress import ProgressReporter, worker_main
+from rarec.training.progress import ProgressReporter, launched_rank, worker_main
 
 ZERO_SHOT = "zero-shot"
 SCORED: tuple[Split, ...] = ("valid", "test")
@@ -106,23 +106,14 @@ def predict_all(
 
 
 def work(job: dict[str, Any], reporter: ProgressReporter) -> None:
-    """Worker entry: ``job`` holds ``settings``, the two answers ``yes`` and ``no``, the artifact folders that
-    `PromptSource` and `ModelReference` read, the language model's identity ``base``, the hub's ``cache``, ``adapters``
-    (name, folder), and the folder ``output``, which gets this rank's share as ``<split>-<rank>.parquet``.
+    """Worker entry: ``job`` holds ``settings``, what `open_prompts` reads, the language model's identity ``base``,
+    ``adapters`` (name, folder), and the folder ``output``, which gets this rank's share as ``<split>-<rank>.parquet``.
     """
     keep_freed_memory()
-    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    rank, world = launched_rank(), int(os.environ.get("WORLD_SIZE", "1"))
     settings = PredictionSettings(**job["settings"])
-    source = PromptSource.load(job)
-    reference = ModelReference.open(Path(job["base_language_model"]), Path(job["cache"]))
-    tokenizer = reference.tokenizer()
-    predictor = Predictor(
-        source,
-        PromptTokens.of(source.parts, tokenizer, reference.context_length()),
-        find_answers(tokenizer, job["yes"], job["no"]),
-        worker_device(),
-        settings.batch_tokens,
-    )
+    source, reference, prompts, answers = open_prompts(job)
+    predictor = Predictor(source, prompts, answers, worker_device(), settings.batch_tokens)
     samples = {split: draw(source.samples, split, settings.most(split), settings.seed)[rank::world] for split in SCORED}
     predictions, facts = predict_all(
         predictor,

@@ -9,9 +9,11 @@ import numpy.typing as npt
 import pandas as pd
 
 from rarec.data.ctr import CtrSamples
-from rarec.data.sequences import IntArray
+from rarec.data.sequences import IntArray, user_at
+from rarec.rella.language_model import Answers, ModelReference, find_answers
 from rarec.retrieval.subr import Distances
 from rarec.text.prompts import PromptParts
+from rarec.text.tokens import PromptTokens
 
 RECENT, RETRIEVED = "recent.npy", "retrieved.npy"
 
@@ -58,7 +60,24 @@ class PromptSource:
 
     def user(self, samples: IntArray) -> IntArray:
         """(B,) user of each sample."""
-        return np.searchsorted(self.samples.offsets, self.samples.position[samples], side="right") - 1
+        return user_at(self.samples.offsets, self.samples.position[samples])
+
+
+def open_prompts(job: Mapping[str, str]) -> tuple[PromptSource, ModelReference, PromptTokens, Answers]:
+    """What asks a language model: the samples, the model, the prompts' tokens for it, and its answers.
+
+    Args:
+        job: the artifact folders that `PromptSource` reads and that of `base_language_model`, the hub's ``cache``, and
+            the two answers ``yes`` and ``no``.
+
+    Raises:
+        InputError: the model cannot be had, or has no single token for an answer.
+    """
+    source = PromptSource.load(job)
+    reference = ModelReference.open(Path(job["base_language_model"]), Path(job["cache"]))
+    tokenizer = reference.tokenizer()
+    prompts = PromptTokens.of(source.parts, tokenizer, reference.context_length())
+    return source, reference, prompts, find_answers(tokenizer, job["yes"], job["no"])
 
 
 def load_items(interactions: Path) -> IntArray:

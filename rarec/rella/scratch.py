@@ -7,7 +7,6 @@ only if it happened before the first validation sample.
 
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -20,14 +19,14 @@ import torch
 from torch.nn import functional as F
 
 from rarec.data.ctr import CtrSamples
-from rarec.data.sequences import IntArray, ranges
+from rarec.data.sequences import IntArray, ranges, user_at
 from rarec.errors import InputError
 from rarec.rella.language_model import SCRATCH, LanguageModelSettings, ModelReference, PaddedBatch, pad
 from rarec.rella.samples import load_items
 from rarec.text.prompts import NO_PART, Catalogue, PromptParts
 from rarec.text.tokens import PromptTokens, by_length
 from rarec.training.engine import keep_freed_memory
-from rarec.training.progress import ProgressReporter, worker_main
+from rarec.training.progress import ProgressReporter, launched_rank, worker_main
 
 BOS, EOS = "<s>", "</s>"
 CARD = "card.json"
@@ -123,7 +122,7 @@ class HistoryPieces:
 
     def of_epoch(self, generator: np.random.Generator) -> IntArray:
         """(D, behaviours + 3) part numbers of the epoch's documents: profile, heading, lines, no question."""
-        user = np.searchsorted(self.offsets, self.allowed, side="right") - 1
+        user = user_at(self.offsets, self.allowed)
         first = np.searchsorted(user, user)  # place in `allowed` of the user's first
         place = np.arange(len(user)) - first + generator.integers(0, self.behaviours, len(self.offsets))[user]
         piece = place // self.behaviours
@@ -262,7 +261,7 @@ def work(job: dict[str, Any], reporter: ProgressReporter) -> None:
 
     A model this small trains in one process; the others have nothing to do.
     """
-    if int(os.environ.get("RANK", "0")):
+    if launched_rank():
         return
     keep_freed_memory()
     settings = LanguageModelSettings(**job["settings"])

@@ -20,8 +20,8 @@ from rarec.data.ctr import draw
 from rarec.data.sequences import IntArray
 from rarec.errors import InputError
 from rarec.evaluation.ctr import METRICS, ctr_metrics
-from rarec.rella.language_model import Answers, ModelReference, PaddedBatch, find_answers, last_logits, pad
-from rarec.rella.samples import PromptSource
+from rarec.rella.language_model import Answers, PaddedBatch, last_logits, pad
+from rarec.rella.samples import PromptSource, open_prompts
 from rarec.rella.scoring import out_of_memory, score
 from rarec.rella.shots import Shots
 from rarec.text.tokens import PromptTokens, by_length
@@ -176,15 +176,13 @@ class TuningObjective:
     def batches(self) -> Iterator[tuple[Sequence[Piece], int]]:
         """This rank's prompts of every step, cut into pieces of similar length, as many on every rank."""
         for step in self._steps:
-            cuts = [list(by_length(self.lengths[own], self.settings.piece_tokens)) for own in self._shares(step)]
-            own = self._shares(step)[rank()]
-            pieces = [self._piece(own[rows]) for rows in cuts[rank()]]
-            # A rank with fewer pieces, or without any prompt, goes along with one that counts for nothing.
-            idle = self._piece(step[:1], weight=0.0)
-            yield pieces + [idle] * (max(map(len, cuts)) - len(pieces)), len(step)
-
-    def _shares(self, step: IntArray) -> list[IntArray]:
-        return [step[number :: world_size()] for number in range(world_size())]
+            shares = [step[number :: world_size()] for number in range(world_size())]
+            cuts = [list(by_length(self.lengths[own], self.settings.piece_tokens)) for own in shares]
+            pieces = [self._piece(shares[rank()][rows]) for rows in cuts[rank()]]
+            if lacking := max(map(len, cuts)) - len(pieces):
+                # A rank with fewer pieces, or without any prompt, goes along with one that counts for nothing.
+                pieces += [self._piece(step[:1], weight=0.0)] * lacking
+            yield pieces, len(step)
 
     def _piece(self, rows: IntArray, weight: float = 1.0) -> Piece:
         made = self.prompts.prompts(self.parts[rows])
@@ -257,22 +255,19 @@ def load_adapter(model: Any, folder: Path, base: str) -> Any:
 
 
 def work(job: dict[str, Any], reporter: ProgressReporter) -> None:
-    """Worker entry: ``job`` holds ``settings``, ``seed``, ``mode`` and the two answers ``yes`` and ``no``; the
-    artifact folders that `PromptSource` and `ModelReference` read, that of ``shots``, the language model's identity
-    ``base``, the hub's ``cache``; and the folders ``output`` and ``checkpoint``.
+    """Worker entry: ``job`` holds ``settings``, ``seed``, what `open_prompts` reads, the folder of ``shots``, the
+    language model's identity ``base``, and the folders ``output`` and ``checkpoint``.
     """
     keep_freed_memory()
     settings = TuningSettings(**job["settings"])
     seed: int = job["seed"]
-    source = PromptSource.load(job)
-    reference = ModelReference.open(Path(job["base_language_model"]), Path(job["cache"]))
-    tokenizer = reference.tokenizer()
+    source, reference, prompts, answers = open_prompts(job)
     objective = TuningObjective(
         add_adapter(reference.model(worker_device()), settings, seed),
         source,
-        PromptTokens.of(source.parts, tokenizer, reference.context_length()),
+        prompts,
         Shots.load(Path(job["shots"])),
-        find_answers(tokenizer, job["yes"], job["no"]),
+        answers,
         settings,
         seed,
         worker_device(),

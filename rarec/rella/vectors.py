@@ -5,17 +5,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from pydantic import Field, model_validator
 from sklearn.decomposition import PCA
 
 from rarec.config import Settings
-from rarec.errors import InputError
+from rarec.errors import InputError, one_line
 from rarec.rella.language_model import ModelReference, PaddedBatch, pad
+from rarec.retrieval.index import FloatArray, normalised
 from rarec.text.tokens import by_length, first_tokens, tokenise
 
-FloatArray = npt.NDArray[np.float32]
+VECTORS = "vectors.npy"  # the file of an artifact that holds them
 SENTENCE = "sentence-transformers:"
 
 
@@ -83,7 +83,7 @@ def describe_by_sentence_encoder(name: str, texts: list[str], device: torch.devi
         place, _, revision = name.partition("@")
         model = SentenceTransformer(place, device=str(device), cache_folder=str(cache), revision=revision or None)
     except (OSError, ValueError) as error:
-        raise InputError(f"encoder = {SENTENCE}{name} cannot be had: {' '.join(str(error).split())[:300]}") from error
+        raise InputError(f"encoder = {SENTENCE}{name} cannot be had: {one_line(error)}") from error
     return np.asarray(model.encode(texts, show_progress_bar=False), dtype=np.float32)
 
 
@@ -128,9 +128,7 @@ def reduce(states: FloatArray, most: int = 512) -> tuple[FloatArray, float]:
         raise InputError("the language model gives all items the same vector; use another model or other descriptions")
     pca = PCA(min(most, rank), svd_solver="full")
     parts = pca.fit_transform(states.astype(np.float64))
-    norms = np.linalg.norm(parts, axis=1, keepdims=True)
-    vectors = np.ascontiguousarray(parts / np.maximum(norms, 1e-12), dtype=np.float32)
-    return vectors, float(pca.explained_variance_ratio_.sum())
+    return normalised(parts), float(pca.explained_variance_ratio_.sum())
 
 
 def check_vectors(vectors: FloatArray) -> tuple[bool, dict[str, int]]:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from rarec.data.sequences import IntArray
+from rarec.data.sequences import IntArray, user_at
 from rarec.retrieval.index import FloatArray
 
 Distances = npt.NDArray[np.integer[Any]]
@@ -72,7 +72,7 @@ def recent_behaviours(offsets: IntArray, position: IntArray, k: int, out: Distan
     block = max(1, _BLOCK_ELEMENTS // k)
     for first in range(0, len(position), block):
         targets = position[first : first + block]
-        start = offsets[np.searchsorted(offsets, targets, side="right") - 1]
+        start = offsets[user_at(offsets, targets)]
         out[first : first + block] = np.where(distance <= (targets - start)[:, None], distance, 0)
     return out
 
@@ -118,7 +118,7 @@ def retrieve_behaviours_by_index(
     """
     index, parameters = _exhaustive(index)
     out = np.zeros((len(position), k), dtype=distance_type(offsets))
-    starts = offsets[np.searchsorted(offsets, position, side="right") - 1]
+    starts = offsets[user_at(offsets, position)]
     for sample, (target, start) in enumerate(zip(position.tolist(), starts.tolist(), strict=True)):
         history = items[start:target]
         allowed = parameters(sel=faiss.IDSelectorBatch(np.unique(history)))

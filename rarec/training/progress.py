@@ -87,7 +87,7 @@ class ProgressReporter:
         self._stage: tuple[str, int, float] | None = None  # name, first step seen, when
 
     def __enter__(self) -> "ProgressReporter":
-        if _rank() == 0:
+        if launched_rank() == 0:
             self._send = self._open_pipes() if "DAGSTER_PIPES_CONTEXT" in os.environ else _print
         return self
 
@@ -165,7 +165,7 @@ def worker_main(work: Callable[[dict[str, Any], ProgressReporter], None]) -> Non
     except Exception as error:
         bad_input = isinstance(error, InputError)
         report = {
-            "rank": _rank(),
+            "rank": launched_rank(),
             "time": time.time(),
             "type": type(error).__name__,
             "message": str(error),
@@ -177,14 +177,15 @@ def worker_main(work: Callable[[dict[str, Any], ProgressReporter], None]) -> Non
         else:
             traceback.print_exc()
         try:
-            job_file.with_name(f"error-{_rank()}.json").write_text(json.dumps(report), encoding="utf-8")
+            job_file.with_name(f"error-{launched_rank()}.json").write_text(json.dumps(report), encoding="utf-8")
         finally:
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(INPUT_ERROR_EXIT if bad_input else 1)
 
 
-def _rank() -> int:
+def launched_rank() -> int:
+    """Rank that the launcher gave this worker, before or without any process group; 0 outside the launcher."""
     return int(os.environ.get("RANK", "0"))
 
 

@@ -1,10 +1,16 @@
 """A whole installation in a temporary folder: tiny data sets, their definitions, and runs of them in this process."""
 
+import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 
+import assets.raw
 from pipelines.definitions import build_defs
 from rarec.data.spec import DatasetSpec
 from resources.artifacts import Artifact, ArtifactStore, fingerprint
@@ -77,8 +83,24 @@ domain = "products"
 [[sources]]
 format = "recbole"
 """
+REPOSITORY = Path(assets.raw.__file__).parents[1]
 # One step of Dagster may make several assets.
 STEPS = dict.fromkeys(("interactions", "item_catalog", "user_profiles"), "clean_tables")
+
+# Loads a logged model where neither this repository nor Dagster is at hand; what is asked of ``model`` follows.
+LOADS_ALONE = """
+import json, sys
+repository = sys.argv[3]
+sys.path = [place for place in sys.path if place not in ("", repository)]
+sys.meta_path = [finder for finder in sys.meta_path if "__editable__" not in getattr(finder, "__module__", "")]
+import mlflow
+mlflow.set_tracking_uri(sys.argv[1])
+model = mlflow.pyfunc.load_model(sys.argv[2])
+import pandas as pd
+import rarec
+assert not rarec.__file__.startswith(repository), rarec.__file__
+assert "dagster" not in sys.modules
+"""
 
 
 class Plant:
@@ -127,6 +149,16 @@ class Plant:
         self.instance.report_runless_asset_event(
             dg.AssetMaterialization(asset, partition=dataset, metadata={"fingerprint": identity})
         )
+
+    def ask_alone(self, model: str, code: str, request: object, cwd: Path) -> Any:
+        """What ``code`` prints last, as JSON, of the MLflow model ``model``, with ``request`` on its standard input."""
+        process = subprocess.run(
+            [sys.executable, "-c", LOADS_ALONE + code, self.home.tracking_uri, model, str(REPOSITORY)],
+            input=json.dumps(request), cwd=cwd, capture_output=True, text=True, timeout=200, check=False,
+            env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
+        )  # fmt: skip
+        assert process.returncode == 0, process.stderr
+        return json.loads(process.stdout.splitlines()[-1])
 
 
 def metadata(result: dg.ExecuteInProcessResult) -> dict[str, dict]:

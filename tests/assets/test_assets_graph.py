@@ -189,18 +189,7 @@ def test_mlflow_keeps_the_model_beside_its_run(plant, first, runs):
     assert model.artifact_location.startswith(plant.home.mlflow.as_uri())
 
 
-LOADS_ALONE = """
-import json, sys
-repository = sys.argv[3]
-sys.path = [place for place in sys.path if place not in ("", repository)]
-sys.meta_path = [finder for finder in sys.meta_path if "__editable__" not in getattr(finder, "__module__", "")]
-import mlflow
-mlflow.set_tracking_uri(sys.argv[1])
-model = mlflow.pyfunc.load_model(sys.argv[2])
-import pandas as pd
-import rarec
-assert not rarec.__file__.startswith(repository), rarec.__file__
-assert "dagster" not in sys.modules
+ASK = """
 histories = json.loads(sys.stdin.read())
 def recommend(histories, **params):
     answer = model.predict(pd.DataFrame({"history": histories}), params=params)
@@ -217,14 +206,7 @@ def test_logged_model_recommends_without_this_repository(plant, first, tmp_path)
     items = pd.read_parquet(plant.artifact(first, "item_catalog").file("items.parquet"))["item_id"].tolist()
     known = items[3:9]
     histories = [known, [str(item) for item in known], [*known[:4], 999_999, *known[4:], "nobody"], [], [999_999]]
-    model, repository = metadata(first)["raserec_finetuned"]["mlflow_model"], Path(assets.raw.__file__).parents[1]
-    process = subprocess.run(
-        [sys.executable, "-c", LOADS_ALONE, plant.home.tracking_uri, model, str(repository)],
-        input=json.dumps(histories), cwd=tmp_path, capture_output=True, text=True, timeout=200, check=False,
-        env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
-    )  # fmt: skip
-    assert process.returncode == 0, process.stderr
-    answer = json.loads(process.stdout.splitlines()[-1])
+    answer = plant.ask_alone(metadata(first)["raserec_finetuned"]["mlflow_model"], ASK, histories, tmp_path)
     numbers, texts, with_unknown, empty, unknown = answer["plain"]["items"]
     assert len(numbers) == 10
     assert not set(numbers) & set(known)

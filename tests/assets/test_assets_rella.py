@@ -1,9 +1,5 @@
 """The whole ReLLa graph on a tiny data set: a language model made here, and one of others from a folder."""
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import dagster as dg
@@ -16,7 +12,6 @@ from assets_plant import TINY, Plant, built, failed_checks, failures, metadata
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
-import assets.raw
 from rarec.data.ctr import CtrSamples
 from rarec.errors import InputError
 from rarec.evaluation.ctr_report import CtrReport
@@ -166,20 +161,7 @@ def test_each_adapter_is_a_nested_run(plant, first):
         assert run.data.metrics["best_AUC"] > 0
 
 
-LOADS_ALONE = """
-import json, sys
-repository = sys.argv[3]
-sys.path = [place for place in sys.path if place not in ("", repository)]
-sys.meta_path = [finder for finder in sys.meta_path if "__editable__" not in getattr(finder, "__module__", "")]
-import mlflow
-mlflow.set_tracking_uri(sys.argv[1])
-model = mlflow.pyfunc.load_model(sys.argv[2])
-import pandas as pd
-import rarec
-assert not rarec.__file__.startswith(repository), rarec.__file__
-assert "dagster" not in sys.modules
-print(json.dumps(model.predict(pd.DataFrame(json.loads(sys.stdin.read())))["probability"].tolist()))
-"""
+ASK = 'print(json.dumps(model.predict(pd.DataFrame(json.loads(sys.stdin.read())))["probability"].tolist()))'
 
 
 def test_logged_model_gives_the_predicted_probability_without_this_repository(plant, first, tmp_path):
@@ -198,14 +180,8 @@ def test_logged_model_gives_the_predicted_probability_without_this_repository(pl
                 "target": int(table["item_id"].iloc[target]),
             }
         )
-    model, repository = metadata(first)["lora_checkpoint"]["mlflow_model"], Path(assets.raw.__file__).parents[1]
-    process = subprocess.run(
-        [sys.executable, "-c", LOADS_ALONE, plant.home.tracking_uri, model, str(repository)],
-        input=json.dumps(rows), cwd=tmp_path, capture_output=True, text=True, timeout=200, check=False,
-        env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
-    )  # fmt: skip
-    assert process.returncode == 0, process.stderr
-    assert json.loads(process.stdout.splitlines()[-1]) == pytest.approx(predicted[CHOSEN].tolist(), abs=1e-4)
+    probability = plant.ask_alone(metadata(first)["lora_checkpoint"]["mlflow_model"], ASK, rows, tmp_path)
+    assert probability == pytest.approx(predicted[CHOSEN].tolist(), abs=1e-4)
 
 
 def test_changing_the_tuning_rebuilds_the_tuning_and_what_follows(plant, first):

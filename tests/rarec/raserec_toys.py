@@ -2,7 +2,11 @@
 
 import contextlib
 import dataclasses
+import os
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -108,3 +112,14 @@ def unchanged(*values: Any) -> Iterator[None]:
     before = _frozen(values)
     yield
     assert same_data(before, _frozen(values)), "a caller's data was changed"
+
+
+def run_on_two_ranks(worker: Path, folder: Path) -> None:
+    """Run a worker script, which writes into ``folder``, in two processes under torchrun."""
+    environment = {name: value for name, value in os.environ.items() if name not in SINGLE_PROCESS}
+    environment |= {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(worker), str(folder)],
+        env=environment, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]

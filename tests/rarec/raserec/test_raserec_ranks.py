@@ -1,13 +1,10 @@
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from raserec_ranks_worker import STAGE1, both_stages
-from raserec_toys import SINGLE_PROCESS, chain_sequences
+from raserec_toys import chain_sequences, run_on_two_ranks
 from safetensors.torch import load_file
 
 from rarec.raserec.pretrain import PretrainObjective
@@ -16,14 +13,7 @@ from rarec.raserec.pretrain import PretrainObjective
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
-    worker = Path(__file__).with_name("raserec_ranks_worker.py")
-    environment = {name: value for name, value in os.environ.items() if name not in SINGLE_PROCESS}
-    environment |= {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(worker), str(folder)],
-        env=environment, capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    run_on_two_ranks(Path(__file__).with_name("raserec_ranks_worker.py"), folder)
     return folder
 
 
