@@ -106,7 +106,11 @@ def base_language_model(
         run_worker(context, launcher, folders, run, "rarec.rella.scratch", job)
         card = load_card(folder)
         values = {"source": SCRATCH, "what": card["what"], "read": card["read"], "parameters": card["parameters"]}
-        metrics = {"parameters": card["parameters"], "last_loss": card["loss_by_epoch"][-1]}
+        metrics = {
+            "parameters": card["parameters"],
+            "tokens_read": card["tokens_read"],
+            "last_loss": card["loss_by_epoch"][-1],
+        }
         losses = pd.DataFrame({"epoch": range(1, settings.epochs + 1), "loss": np.round(card["loss_by_epoch"], 4)})
         return Outcome(values, {"loss": markdown_table(losses)}, metrics)
 

@@ -17,7 +17,6 @@ from rarec.data.sequences import IntArray, UserSequences
 from rarec.errors import InputError
 from rarec.raserec.augment import RetrievalAugmentedModule, save_module
 from rarec.raserec.encoders import SequenceEncoder, load_encoder
-from rarec.raserec.losses import full_softmax_loss
 from rarec.raserec.pretrain import validation_metrics
 from rarec.raserec.settings import FinetuneSettings
 from rarec.retrieval.memory import MemoryBank, Queries
@@ -25,6 +24,7 @@ from rarec.training.dropout import DropoutBits
 from rarec.training.engine import keep_freed_memory, rank, worker_device, world_size
 from rarec.training.fit import Report, fit
 from rarec.training.progress import ProgressReporter, worker_main
+from rarec.training.softmax import full_softmax_loss
 
 
 @dataclass(frozen=True)

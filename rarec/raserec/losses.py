@@ -1,67 +1,8 @@
-"""Losses of both RaSeRec stages."""
+"""Contrastive loss of RaSeRec's first stage."""
 
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx
 from torch.nn import functional as F
-
-# Logits of one block, and as many probabilities: 32 MB, which a server CPU's last-level cache about holds.
-_BLOCK_ELEMENTS = 4_000_000
-_ALIGNED = 16
-_TINY = torch.finfo(torch.float32).tiny
-
-
-class _FullSoftmax(torch.autograd.Function):
-    """Cross-entropy against all items that never keeps the (M, I) logits.
-
-    Each block's gradient is computed while its logits are still in the cache; backward only scales it.
-    """
-
-    @staticmethod
-    def forward(ctx: FunctionCtx, h: Tensor, items: Tensor, targets: Tensor) -> Tensor:
-        block = max(1, _BLOCK_ELEMENTS // items.shape[0])
-        need_h, need_items = ctx.needs_input_grad[0], ctx.needs_input_grad[1]  # type: ignore[attr-defined]
-        grad_h = torch.empty_like(h) if need_h else None
-        grad_items = torch.zeros_like(items) if need_items else None
-        losses = torch.empty(h.shape[0], dtype=h.dtype, device=h.device)
-        # Rows of a whole number of cache lines: products into unaligned rows take twice the time.
-        width = -(-items.shape[0] // _ALIGNED) * _ALIGNED
-        logits, probabilities = h.new_empty(2, min(block, h.shape[0]), width)
-        logits[:, items.shape[0] :] = -torch.inf
-        for start in range(0, h.shape[0], block):
-            rows, target = h[start : start + block], targets[start : start + block, None]
-            torch.mm(rows, items.T, out=logits[: len(rows), : items.shape[0]])
-            probability = torch.softmax(logits[: len(rows)], 1, out=probabilities[: len(rows)])
-            chosen = probability.gather(1, target)
-            losses[start : start + block] = -chosen.clamp_min(_TINY).log()[:, 0]
-            if need_h or need_items:
-                probability.scatter_(1, target, chosen - 1)  # the gradient of the loss by the logits
-                probability = probability[:, : items.shape[0]]
-            if grad_h is not None:
-                torch.mm(probability, items, out=grad_h[start : start + block])
-            if grad_items is not None:
-                grad_items.addmm_(probability.T, rows)
-        ctx.gradients = (grad_h, grad_items)  # type: ignore[attr-defined]
-        return losses.sum()
-
-    @staticmethod
-    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        grad_h, grad_items = ctx.gradients  # type: ignore[attr-defined]
-        return (
-            None if grad_h is None else grad_h * grad,
-            None if grad_items is None else grad_items * grad,
-            None,
-        )
-
-
-def full_softmax_loss(h: Tensor, items: Tensor, targets: Tensor) -> Tensor:
-    """Summed cross-entropy of ``targets`` (M,) under softmax(h · itemsᵀ), h (M, D), items (I, D).
-
-    Equal to ``F.cross_entropy(h @ items.T, targets, reduction="sum")`` in value and gradient (RaSeRec, eq. 4), but that
-    the loss of one target is at most 87, where its float32 probability vanishes.
-    """
-    loss: Tensor = _FullSoftmax.apply(h, items, targets)
-    return loss
 
 
 def info_nce_loss(

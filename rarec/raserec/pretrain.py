@@ -20,12 +20,13 @@ from rarec.data.sequences import IntArray, UserSequences, Windows, single_window
 from rarec.errors import InputError
 from rarec.evaluation.ranking import full_ranking, ranking_table
 from rarec.raserec.encoders import SequenceEncoder, build_encoder, save_encoder
-from rarec.raserec.losses import full_softmax_loss, info_nce_loss
+from rarec.raserec.losses import info_nce_loss
 from rarec.raserec.settings import PretrainSettings
 from rarec.training.dropout import DropoutBits
 from rarec.training.engine import gather_rows, keep_freed_memory, rank, worker_device, world_size
 from rarec.training.fit import Report, fit
 from rarec.training.progress import ProgressReporter, worker_main
+from rarec.training.softmax import full_softmax_loss
 
 
 class SameNextItem:

@@ -48,6 +48,11 @@ class LanguageModelSettings(Settings):
     heads: int = Field(default=4, ge=1, description="scratch: attention heads; must divide dim.")
     behaviours: int = Field(default=30, ge=1, description="scratch: behaviours in one piece of history it reads.")
     epochs: int = Field(default=10, ge=1, description="scratch: passes over the histories.")
+    tokens: int = Field(
+        default=12_000_000,
+        ge=1,
+        description="scratch: most tokens it reads in all; where the epochs have more, each reads a random part.",
+    )
     batch_tokens: int = Field(default=8192, ge=64, description="scratch: tokens a training step.")
     learning_rate: float = Field(default=2e-3, gt=0, description="scratch: AdamW's highest learning rate.")
     dropout: float = Field(default=0.0, ge=0, lt=1, description="scratch: dropout of attention weights.")

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from torch.nn import functional as F
 
 from rarec.data.ctr import CtrSamples
 from rarec.data.sequences import IntArray, ranges, user_at
@@ -27,6 +26,7 @@ from rarec.text.prompts import NO_PART, Catalogue, PromptParts
 from rarec.text.tokens import PromptTokens, by_length
 from rarec.training.engine import keep_freed_memory
 from rarec.training.progress import ProgressReporter, launched_rank, worker_main
+from rarec.training.softmax import full_softmax_loss
 
 BOS, EOS = "<s>", "</s>"
 CARD = "card.json"
@@ -178,7 +178,7 @@ def train_scratch(
     model = scratch_model(tokenizer, settings)
     pieces = HistoryPieces(parts, offsets, allowed, settings.behaviours)
     started = time.perf_counter()
-    losses = _train(model, tokens, pieces, described, settings, report)
+    losses, read = _train(model, tokens, pieces, described, settings, report)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     card = {
@@ -186,6 +186,7 @@ def train_scratch(
         "read": f"{len(catalogue.descriptions)} item descriptions, and {len(allowed)} training "
         "behaviours with the profiles of their users",
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "tokens_read": read,
         "loss_by_epoch": losses,
         "settings": settings.model_dump(),
     }
@@ -200,18 +201,19 @@ def _train(
     described: IntArray,
     settings: LanguageModelSettings,
     report: Callable[..., None],
-) -> list[float]:
-    """AdamW with a short warm-up and a cosine to zero; the loss of every token but the first."""
+) -> tuple[list[float], int]:
+    """AdamW with a short warm-up and a cosine to zero; the loss of every token but the first, and tokens in all."""
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=settings.learning_rate, betas=(0.9, 0.95), weight_decay=0.1, fused=True
     )
     generator = np.random.default_rng(settings.seed)
     losses = []
-    step = 0
+    step = read = 0
     started = time.perf_counter()
+    most = settings.tokens // settings.epochs
     model.train()
     for epoch in range(settings.epochs):
-        documents = np.concatenate([pieces.of_epoch(generator), described])
+        documents = _some(np.concatenate([pieces.of_epoch(generator), described]), tokens, most, generator)
         batches = list(_batches(tokens, documents, settings.batch_tokens, generator))
         total = len(batches) * settings.epochs
         loss_sum = 0.0
@@ -222,13 +224,13 @@ def _train(
                 group["lr"] = settings.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * min(step / total, 1)))
             states = model.model(input_ids=batch.tokens, attention_mask=batch.mask, use_cache=False).last_hidden_state
             wanted = batch.mask[:, 1:].bool()
+            count = int(wanted.sum())
             # Logits are most of a small model's work: none for padding.
-            loss = F.cross_entropy(model.lm_head(states[:, :-1][wanted]), batch.tokens[:, 1:][wanted])
+            loss = full_softmax_loss(states[:, :-1][wanted], model.lm_head.weight, batch.tokens[:, 1:][wanted]) / count
             optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
-            count = int(wanted.sum())
             if not math.isfinite(float(loss.detach())):
                 raise InputError(
                     f"scratch language model: the loss is {float(loss.detach())} at epoch {epoch + 1}, step {number} "
@@ -241,8 +243,18 @@ def _train(
                 eta_s=(time.perf_counter() - started) / step * (total - step),
             )  # fmt: skip
         losses.append(loss_sum / counted)
+        read += counted
     model.eval()
-    return losses
+    return losses, read
+
+
+def _some(rows: IntArray, tokens: PromptTokens, most: int, generator: np.random.Generator) -> IntArray:
+    """Documents of at most ``most`` tokens: all of them, or as many drawn at random."""
+    lengths = np.where(rows == NO_PART, 0, tokens.table.lengths[rows]).sum(1)
+    if lengths.sum() <= most:
+        return rows
+    drawn = generator.permutation(len(rows))
+    return rows[drawn[: max(1, int(np.searchsorted(lengths[drawn].cumsum(), most, side="right")))]]
 
 
 def _batches(

@@ -129,3 +129,21 @@ def test_the_seed_decides(data, tmp_path):
         )
         losses.append(card["loss_by_epoch"])
     assert losses[0] == losses[1] != losses[2]
+
+
+def test_of_much_text_each_epoch_reads_another_part(data, tmp_path):
+    parts, item, _, times, _ = data
+    cards, losses = [], []
+    for tokens in (10**6, 900):
+        settings = LanguageModelSettings(
+            vocabulary=300, dim=16, layers=1, heads=2, epochs=3, tokens=tokens, learning_rate=1e-9
+        )
+        card = train_scratch(
+            parts, CATALOGUE, item, OFFSETS, np.arange(len(times)), ("Yes", "No"), settings, tmp_path, lambda **_: None
+        )
+        cards.append(card["tokens_read"])
+        losses.append(card["loss_by_epoch"])
+    assert cards[0] > 3000
+    assert 600 < cards[1] <= 900
+    spread = [np.ptp(loss) for loss in losses]
+    assert spread[1] > 3 * spread[0]  # nothing is learned here: only what is read differs
