@@ -17,7 +17,6 @@ from benchmarks.measure import Column, Figures, alternate, clock, peak_mib, rati
 from benchmarks.plain_rella import BATCH, PlainTuning, plain_behaviours, plain_prompts, plain_scores
 from benchmarks.workloads import (
     BEHAVIOURS,
-    LANGUAGE_MODEL,
     ML_1M_SPREAD,
     ML_25M_SPREAD,
     Effort,
@@ -30,7 +29,7 @@ from benchmarks.workloads import (
 from rarec.data.ctr import CtrSamples, CtrSettings, build_ctr_samples
 from rarec.data.sequences import IntArray
 from rarec.rella.language_model import find_answers, pad
-from rarec.rella.scoring import score
+from rarec.rella.scoring import MANY, score
 from rarec.rella.scratch import scratch_model
 from rarec.rella.shots import Shots
 from rarec.rella.tuning import TuningObjective, TuningSettings, add_adapter
@@ -151,7 +150,7 @@ def _prompts(films: Films, effort: Effort) -> Column:
     source = films.source
     samples = np.random.default_rng(0).permutation(len(source.samples))[: effort.prompts]
     few = samples[: effort.plain_prompts]
-    limit = LANGUAGE_MODEL.max_tokens
+    limit = films.language_model.max_tokens
     tokens = PromptTokens.of(source.parts, films.tokenizer, limit)
     written: list[list[int]] = []
     lengths: list[IntArray] = []
@@ -195,12 +194,14 @@ def _prompts(films: Films, effort: Effort) -> Column:
 
 
 def scoring(setup: Setup) -> Figures:
-    """The probability of yes: ours (`score`: prompts put together, sorted by length, logits behind the prompt only)
-    against the plain way (ready tokens in the order given, 32 prompts a batch, padded to the longest, logits of the
-    whole vocabulary at every place, softmax over the vocabulary).
+    """The probability of yes: ours (`score`: prompts put together, sorted by length, logits behind the prompt only,
+    through `CpuDecoder`) against the plain way (ready tokens in the order given, 32 prompts a batch, padded to the
+    longest, logits of the whole vocabulary at every place, softmax over the vocabulary). Besides, ours without
+    `CpuDecoder`, as models of another form go.
 
-    A Llama of the scratch model's default shape with random weights; prompts of 5 to 30 retrieved behaviours, drawn
-    evenly. Probabilities of both sides are equal within 1e-4.
+    A Llama with random weights of the shape that the data set's own settings give the scratch model, or of the default
+    one (width 128, four layers); prompts of 5 to 30 retrieved behaviours, drawn evenly. Probabilities are equal within
+    1e-4.
 
     What the reuse of prefixes could save at most is told for test prompts of up to K = 30 behaviours: tokens that all
     prompts begin with, and tokens that a user's prompt begins with like their prompt before; the latter also for
@@ -216,19 +217,21 @@ def scoring(setup: Setup) -> Figures:
 def _scoring(films: Films, effort: Effort) -> Column:
     source = films.varied
     samples = np.random.default_rng(0).permutation(len(source.samples))[: effort.scored]
-    tokens = PromptTokens.of(source.parts, films.tokenizer, LANGUAGE_MODEL.max_tokens)
+    assert len(samples) >= MANY, "so few prompts do not go through CpuDecoder"
+    tokens = PromptTokens.of(source.parts, films.tokenizer, films.language_model.max_tokens)
     answers = find_answers(films.tokenizer, films.template.yes, films.template.no)
-    model = scratch_model(films.tokenizer, LANGUAGE_MODEL).eval()
+    model = scratch_model(films.tokenizer, films.language_model).eval()
     parts = source.rows(samples, True)
     ready = _split(tokens, parts)
     found: dict[str, Any] = {}
     sides = {
         "ours": lambda: found.update(ours=score(model, tokens, parts, answers, CPU)[0]),
+        "transformers": lambda: found.update(transformers=score(model, tokens, parts, answers, CPU, decoder=False)[0]),
         "plain": lambda: found.update(plain=plain_scores(model, ready, answers)),
     }
     peaks = {side: peak_mib(run) for side, run in sides.items()}
     seconds = alternate(sides, effort.rounds)
-    difference = float(np.abs(found["ours"] - found["plain"]).max())
+    difference = max(float(np.abs(found[side] - found["plain"]).max()) for side in ("ours", "transformers"))
     assert difference < 1e-4, difference
     spread = float(found["ours"].std())
     assert spread > 1e-3, "every prompt has the same probability: nothing was compared"
@@ -239,10 +242,12 @@ def _scoring(films: Films, effort: Effort) -> Column:
         **_padding(lengths, 16384),
         "rounds": effort.rounds,
         **timing("score, ours, s", seconds["ours"]),
+        **timing("score, ours without CpuDecoder, s", seconds["transformers"]),
         **timing("score, plain, s", seconds["plain"]),
         "prompts a second, ours, median": len(samples) / median(seconds["ours"]),
         "prompts a second, plain, median": len(samples) / median(seconds["plain"]),
         "ratio": ratio(seconds["plain"], seconds["ours"]),
+        "ratio without CpuDecoder": ratio(seconds["plain"], seconds["transformers"]),
         "largest difference of probabilities": difference,
         "deviation of probabilities": spread,
         "peak memory, ours, MiB": peaks["ours"],
@@ -301,9 +306,9 @@ def _tuning(films: Films, effort: Effort) -> Column:
     source = films.varied
     training = source.samples.rows("train")
     samples = np.random.default_rng(0).permutation(training.stop)[: effort.tuned]
-    tokens = PromptTokens.of(source.parts, films.tokenizer, LANGUAGE_MODEL.max_tokens)
+    tokens = PromptTokens.of(source.parts, films.tokenizer, films.language_model.max_tokens)
     answers = find_answers(films.tokenizer, films.template.yes, films.template.no)
-    model = add_adapter(scratch_model(films.tokenizer, LANGUAGE_MODEL), TUNING, seed=0)
+    model = add_adapter(scratch_model(films.tokenizer, films.language_model), TUNING, seed=0)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.requires_grad:

@@ -29,7 +29,6 @@ SYNTHETIC_FILMS = "demo"
 BEHAVIOURS = 30  # K in prompts
 SHORTEST = 5  # behaviours of the shortest prompts
 ML_1M_SPREAD, ML_25M_SPREAD = 1.08, 1.51  # give lengths the variance that MovieLens' have
-LANGUAGE_MODEL = LanguageModelSettings.model_validate({})
 
 
 @dataclass(frozen=True)
@@ -135,6 +134,7 @@ class Films:
         template: the wording.
         names, profiles: (I,) what items are called, (U,) profile lines.
         ratings: (M,) rating of each interaction as a text.
+        language_model: the scratch model's settings.
         tokenizer: made from the parts' texts.
     """
 
@@ -143,6 +143,7 @@ class Films:
     names: list[str]
     profiles: list[str]
     ratings: list[str]
+    language_model: LanguageModelSettings
     tokenizer: Any
 
     @cached_property
@@ -157,8 +158,13 @@ class Films:
         return replace(self.source, recent=cut(self.source.recent), retrieved=cut(self.source.retrieved))
 
 
-def films(spec: DatasetSpec, tables: Tables) -> Films:
-    """Samples and prompts of a data set of films; what is retrieved is random, as the item vectors are."""
+def films(spec: DatasetSpec, tables: Tables, default_model: bool = False) -> Films:
+    """Samples and prompts of a data set of films; what is retrieved is random, as the item vectors are.
+
+    The language model has the size that the data set's own settings give it, or the default one.
+    """
+    own = {} if default_model else spec.overrides.get("base_language_model", {})
+    language_model = LanguageModelSettings.model_validate(own)
     rows = tables.interactions
     items = rows["item_index"].to_numpy(np.int64)
     rating = rows["rating"].tolist()
@@ -177,19 +183,25 @@ def films(spec: DatasetSpec, tables: Tables) -> Films:
         names,
         profile_texts(tables.users, template),
         [rating_text(value) for value in rating],
+        language_model,
         train_tokenizer(
-            parts.texts, LANGUAGE_MODEL.vocabulary, list(dict.fromkeys(names)), (template.yes, template.no)
+            parts.texts, language_model.vocabulary, list(dict.fromkeys(names)), (template.yes, template.no)
         ),
     )
 
 
 def all_films(data: Path | None) -> dict[str, Films]:
-    """The demo data set always; MovieLens-100K if ``data`` has its folder."""
+    """The demo data set always, with its own language model and the default one; MovieLens-100K if ``data`` has its
+    folder.
+    """
     specs = builtin_specs()
     names = [SYNTHETIC_FILMS]
     if data is not None and (data / REAL_FILMS).is_dir():
         names.append(REAL_FILMS)
-    return {name: films(specs[name], read_tables(specs[name], data)) for name in names}
+    chosen = {name: films(specs[name], read_tables(specs[name], data)) for name in names}
+    demo = specs[SYNTHETIC_FILMS]
+    chosen[f"{SYNTHETIC_FILMS}, default model"] = films(demo, read_tables(demo, data), default_model=True)
+    return chosen
 
 
 def read_tables(spec: DatasetSpec, data: Path | None) -> Tables:

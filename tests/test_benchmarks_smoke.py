@@ -48,7 +48,7 @@ CPU = torch.device("cpu")
 TINY = Effort(
     plain_steps=1, our_steps=2, rounds=1, queries=40, users=10, scale_users=40, scale_items=50, multiples=(1, 3),
     retrieval_users=20, retrieval_items=300, retrieval_interactions=2000, plain_retrievals=200,
-    prompts=100, plain_prompts=60, scored=40, tuned=40, ctr_interactions=20_000, ctr_items=2000,
+    prompts=100, plain_prompts=60, scored=256, tuned=40, ctr_interactions=20_000, ctr_items=2000,
 )  # fmt: skip
 STAGE1 = PretrainSettings(
     dim=16, inner_dim=24, hidden_dropout=0, attention_dropout=0, max_length=9, contrastive_weight=0.3, temperature=0.7
@@ -346,11 +346,11 @@ def test_the_command_prints_and_keeps_results(tmp_path, monkeypatch, capsys):
 
 def test_without_a_data_folder_only_synthetic_data_run(tmp_path, monkeypatch):
     monkeypatch.setattr("benchmarks.workloads.read_tables", lambda spec, data: spec.name)
-    monkeypatch.setattr("benchmarks.workloads.films", lambda spec, tables: tables)
+    monkeypatch.setattr("benchmarks.workloads.films", lambda spec, tables, default_model=False: tables)
     assert list(workloads(tmp_path)) == ["synthetic"]
-    assert all_films(tmp_path) == {"demo": "demo"}
+    assert all_films(tmp_path) == {"demo": "demo", "demo, default model": "demo"}
     (tmp_path / "ml-100k").mkdir()
-    assert all_films(tmp_path) == {"demo": "demo", "ml-100k": "ml-100k"}
+    assert all_films(tmp_path) == {"demo": "demo", "ml-100k": "ml-100k", "demo, default model": "demo"}
 
 
 @pytest.mark.realdata

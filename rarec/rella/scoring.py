@@ -1,7 +1,7 @@
 """Yes or no: the probability that a language model's answer begins with yes (ReLLa, section 3.1).
 
 Only the logits behind each prompt are computed, and batches hold prompts of similar length, so that no time goes into
-padding or into words that nobody asks for.
+padding or into words that nobody asks for. On a CPU, small models of Llama's form go through `CpuDecoder`.
 """
 
 from collections.abc import Callable
@@ -10,14 +10,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from rarec.data.sequences import IntArray
 from rarec.errors import InputError
-from rarec.rella.language_model import Answers, last_logits, pad
+from rarec.rella.decoder import BATCH_TOKENS, cpu_decoder
+from rarec.rella.language_model import Answers, PaddedBatch, last_logits, pad
 from rarec.text.tokens import PromptTokens, by_length
 
 Report = Callable[..., None]
 _CHUNK = 8192  # prompts put together at once, so that the first batch is scored at once
+MANY = 256  # prompts for which the weights are worth arranging
 
 
 @torch.no_grad()
@@ -30,6 +33,7 @@ def score(
     batch_tokens: int = 16384,
     report: Report = lambda **_: None,
     setting: str = "batch_tokens",
+    decoder: bool = True,
 ) -> tuple[npt.NDArray[np.float64], IntArray]:
     """(N,) probability of yes against no, and (N,) behaviours dropped for the token limit.
 
@@ -37,13 +41,20 @@ def score(
         parts: (N, K + 3) prompts, as `PromptParts.of` gives them.
         batch_tokens: most tokens of a padded batch.
         setting: what ``batch_tokens`` is called where it is set, for the message.
+        decoder: whether `CpuDecoder` may do it, where there are `MANY` prompts and the model has its form.
     """
     was_training = model.training
     model.eval()
     probability = np.zeros(len(parts))
     dropped = np.zeros(len(parts), dtype=np.int64)
     done = 0
-    two = torch.tensor(answers.tokens, device=device)
+    ours = cpu_decoder(model, answers.tokens, prompts.limit) if decoder and len(parts) >= MANY else None
+    if ours is not None:
+        batch_tokens = min(batch_tokens, BATCH_TOKENS)
+
+    def answer_logits(batch: PaddedBatch) -> Tensor:
+        return last_logits(model, batch)[:, answers.tokens] if ours is None else ours.answer_logits(batch)
+
     for start in range(0, len(parts), _CHUNK):
         part = slice(start, min(start + _CHUNK, len(parts)))
         made = prompts.prompts(parts[part])
@@ -51,12 +62,12 @@ def score(
         for rows in by_length(made.lengths, batch_tokens):
             batch = pad(made.tokens, made.lengths, rows, device)
             try:
-                logits = last_logits(model, batch)
+                logits = answer_logits(batch)
             except torch.OutOfMemoryError as error:
                 raise out_of_memory(len(rows), int(made.lengths[rows].max()), setting) from error
             done += len(rows)
             report(step=done, steps=len(parts))
-            probability[start + rows] = logits[:, two].double().softmax(1)[:, 1].cpu().numpy()
+            probability[start + rows] = logits.double().softmax(1)[:, 1].cpu().numpy()
     model.train(was_training)
     return probability, dropped
 

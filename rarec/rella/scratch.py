@@ -222,8 +222,8 @@ def _train(
             warm = min(1.0, (step + 1) / (0.02 * total + 1))
             for group in optimizer.param_groups:
                 group["lr"] = settings.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * min(step / total, 1)))
-            states = model.model(input_ids=batch.tokens, attention_mask=batch.mask, use_cache=False).last_hidden_state
-            wanted = batch.mask[:, 1:].bool()
+            states = model.model(input_ids=batch.tokens, use_cache=False).last_hidden_state
+            wanted = batch.mask[:, 1:]
             count = int(wanted.sum())
             # Logits are most of a small model's work: none for padding.
             loss = full_softmax_loss(states[:, :-1][wanted], model.lm_head.weight, batch.tokens[:, 1:][wanted]) / count
@@ -260,11 +260,11 @@ def _some(rows: IntArray, tokens: PromptTokens, most: int, generator: np.random.
 def _batches(
     tokens: PromptTokens, rows: IntArray, batch_tokens: int, generator: np.random.Generator
 ) -> Iterator[PaddedBatch]:
-    """Documents of similar length together, in random order, padded on the right."""
+    """Documents of similar length together, in random order."""
     documents = tokens.prompts(rows)
     groups = list(by_length(documents.lengths, batch_tokens, least=0))  # smaller ones would make steps uneven
     for number in generator.permutation(len(groups)):
-        yield pad(documents.tokens, documents.lengths, groups[number], torch.device("cpu"), left=False)
+        yield pad(documents.tokens, documents.lengths, groups[number], torch.device("cpu"))
 
 
 def work(job: dict[str, Any], reporter: ProgressReporter) -> None:

@@ -11,7 +11,7 @@ from sklearn.decomposition import PCA
 
 from rarec.config import Settings
 from rarec.errors import InputError, one_line
-from rarec.rella.language_model import ModelReference, PaddedBatch, pad
+from rarec.rella.language_model import ModelReference, pad
 from rarec.retrieval.index import FloatArray, normalised
 from rarec.text.tokens import by_length, first_tokens, tokenise
 
@@ -103,12 +103,10 @@ def describe(
     result = np.zeros((len(texts), width), dtype=np.float32)
     lengths = table.lengths
     for rows in by_length(lengths + len(before), batch_tokens):
-        own = pad(table.tokens, lengths, rows, device, left=False)
+        own = pad(table.tokens, lengths, rows, device)
         special = torch.from_numpy(before.astype(np.int64)).to(device).expand(len(rows), -1)
-        batch = PaddedBatch(torch.cat([special, own.tokens], 1), torch.cat([torch.ones_like(special), own.mask], 1))
-        states = model.base_model(
-            input_ids=batch.tokens, attention_mask=batch.mask, position_ids=batch.positions, use_cache=False
-        ).last_hidden_state[:, len(before) :]
+        tokens = torch.cat([special, own.tokens], 1)
+        states = model.base_model(input_ids=tokens, use_cache=False).last_hidden_state[:, len(before) :]
         counted = own.mask[:, :, None]
         result[rows] = ((states.float() * counted).sum(1) / counted.sum(1)).cpu().numpy()
     return result

@@ -68,9 +68,9 @@ def test_padding_and_kept_logits_change_nothing(kind, tmp_path):
 
 def test_padding_by_hand():
     batch = pad(np.array([7, 8, 9, 4], dtype=np.int32), np.array([3, 1]), np.array([1, 0]), CPU)
-    assert batch.tokens.tolist() == [[0, 0, 4], [7, 8, 9]]
-    assert batch.mask.tolist() == [[0, 0, 1], [1, 1, 1]]
-    assert batch.positions.tolist() == [[0, 0, 0], [0, 1, 2]]
+    assert batch.tokens.tolist() == [[4, 0, 0], [7, 8, 9]]
+    assert batch.lengths.tolist() == [1, 3]
+    assert batch.mask.tolist() == [[True, False, False], [True, True, True]]
 
 
 def test_answers_are_found_with_and_without_a_space():
@@ -131,11 +131,6 @@ def test_damaged_folders_are_named(tmp_path):
         load_model(tmp_path, CPU)
     with pytest.raises(InputError, match="the tokenizer cannot be read"):
         load_tokenizer(tmp_path)
-
-
-def test_a_tokenizer_comes_back_padding_on_the_left(tmp_path):
-    words("a", "b").save_pretrained(tmp_path)
-    assert load_tokenizer(tmp_path).padding_side == "left"
 
 
 def test_quantised_weights_need_a_gpu(tmp_path):

@@ -12,10 +12,12 @@ from rarec.text.tokens import PromptTokens
 DATA = toy_data()
 
 
+@pytest.mark.parametrize("many", [1, 10**6], ids=["decoder", "transformers"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_scores_equal_one_prompt_at_a_time(kind, monkeypatch):
+def test_scores_equal_one_prompt_at_a_time(kind, many, monkeypatch):
     """Against the text of each prompt, alone, with the logits of every place; whatever the batches."""
     monkeypatch.setattr(scoring, "_CHUNK", 10)
+    monkeypatch.setattr(scoring, "MANY", many)
     model = DATA.model(kind)
     rows = DATA.source.rows(np.arange(0, len(DATA.source.samples), 3), False)
     expected = [slow_probability(model, DATA.tokenizer, DATA.source.parts.text(row)) for row in rows]

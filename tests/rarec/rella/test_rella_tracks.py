@@ -9,6 +9,7 @@ from peft import PeftModel
 from rella_toys import BASE, CPU, KINDS, TEMPLATE, slow_probability, toy_data
 
 from rarec.errors import InputError
+from rarec.rella import scoring
 from rarec.rella.scoring import score
 from rarec.rella.shots import draw_shots
 from rarec.rella.tuning import TuningObjective, TuningSettings, add_adapter, load_adapter, tune
@@ -25,7 +26,7 @@ def plain_name(name):
 
 @pytest.mark.usefixtures("single_process")
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_language_model_from_vectors_to_a_tuned_adapter(kind, tmp_path):
+def test_a_language_model_from_vectors_to_a_tuned_adapter(kind, tmp_path, monkeypatch):
     texts = item_texts(DATA.items, TEMPLATE.description)
     states = describe(DATA.model(kind), DATA.tokenizer, texts, CPU)
     assert states.shape == (len(texts), 16)
@@ -62,6 +63,9 @@ def test_a_language_model_from_vectors_to_a_tuned_adapter(kind, tmp_path):
     ours = load_adapter(DATA.model(kind), output, BASE)
     for again in (by_peft, ours):
         np.testing.assert_array_equal(score(again, DATA.prompts, rows, DATA.answers, CPU)[0], tuned)
+    with monkeypatch.context() as patch:
+        patch.setattr(scoring, "MANY", 1)  # our own decoder, with the adapter's weights added
+        np.testing.assert_allclose(score(ours, DATA.prompts, rows, DATA.answers, CPU)[0], tuned, atol=1e-5)
     slow = [slow_probability(by_peft, DATA.tokenizer, DATA.source.parts.text(row)) for row in rows]
     np.testing.assert_allclose(score(ours.train(), DATA.prompts, rows, DATA.answers, CPU, 200)[0], slow, atol=2e-6)
     merged = ours.merge_and_unload()
