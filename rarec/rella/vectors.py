@@ -106,7 +106,13 @@ def describe(
         own = pad(table.tokens, lengths, rows, device)
         special = torch.from_numpy(before.astype(np.int64)).to(device).expand(len(rows), -1)
         tokens = torch.cat([special, own.tokens], 1)
-        states = model.base_model(input_ids=tokens, use_cache=False).last_hidden_state[:, len(before) :]
+        try:
+            states = model.base_model(input_ids=tokens, use_cache=False).last_hidden_state[:, len(before) :]
+        except torch.OutOfMemoryError as error:
+            raise InputError(
+                f"out of memory with {len(rows)} descriptions of up to {tokens.shape[1]} tokens at once; lower "
+                "batch_tokens of semantic_item_vectors"
+            ) from error
         counted = own.mask[:, :, None]
         result[rows] = ((states.float() * counted).sum(1) / counted.sum(1)).cpu().numpy()
     return result

@@ -17,6 +17,8 @@ from rarec.text.prompts import NO_PART, PromptParts
 
 TokenArray = npt.NDArray[np.int32]
 ANCHOR = "\n"  # what stands before nearly every part
+# Some chat templates print the date, through this function: next week's prompts shall be the same.
+FIXED_DAY = "{% macro strftime_now(form) %}01 Jul 2024{% endmacro %}"
 _CHUNK = 4096  # texts tokenised at once
 
 
@@ -155,7 +157,9 @@ def frame_texts(tokenizer: Any) -> tuple[str, str]:
         return "", ""
     mark = "\u241f"  # a sign that no template holds
     message = [{"role": "user", "content": mark}]
-    before, after = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True).split(mark)
+    template = FIXED_DAY + tokenizer.get_chat_template()
+    text = tokenizer.apply_chat_template(message, template, tokenize=False, add_generation_prompt=True)
+    before, after = text.split(mark)
     return before, after
 
 

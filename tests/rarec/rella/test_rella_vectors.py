@@ -36,6 +36,21 @@ def test_vectors_are_means_over_the_texts_own_tokens(kind, first):
     assert np.abs(got[0] - got[3]).max() > 0.01
 
 
+def test_out_of_memory_says_what_to_lower(monkeypatch):
+    tokenizer = byte_tokenizer()
+    model = tiny_model("llama", len(tokenizer))
+
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(model.model, "forward", full)
+    message = (
+        "out of memory with 1 descriptions of up to 76 tokens at once; lower batch_tokens of semantic_item_vectors"
+    )
+    with pytest.raises(InputError, match=message):
+        describe(model, tokenizer, TEXTS, CPU)
+
+
 def test_reduction_keeps_cosines_of_centred_states():
     states = np.random.default_rng(0).standard_normal((30, 12)).astype(np.float32)
     states[:, 7] = states[:, 2]  # rank 11

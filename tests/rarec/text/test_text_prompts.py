@@ -9,7 +9,7 @@ from rarec.errors import InputError
 from rarec.retrieval.subr import recent_behaviours
 from rarec.text.prompts import PromptParts, build_parts
 from rarec.text.templates import TEMPLATES, Piece, Template, find_template, item_texts, profile_texts
-from rarec.text.tokens import PromptTokens, by_length, tokenise
+from rarec.text.tokens import PromptTokens, by_length, frame_texts, tokenise
 
 ITEMS = pd.DataFrame(
     {
@@ -166,6 +166,15 @@ def test_a_chat_template_is_put_around_the_prompt(parts):
     rows = numbers(parts, np.array([4]), 2)
     prompts = PromptTokens.of(parts, tokenizer, limit=1000).prompts(rows)
     assert tokenizer.decode(prompts.tokens) == f"[user] {parts.text(rows[0])} [/][answer] "
+
+
+def test_a_chat_template_that_prints_the_date_prints_the_same_one_always(parts):
+    tokenizer = train_tokenizer(parts.texts, 400)
+    tokenizer.chat_template = (
+        "{% if date_string is not defined %}{% set date_string = strftime_now('%d %b %Y') %}{% endif %}"
+        "Today Date: {{ date_string }}\n{% for message in messages %}{{ message.content }}{% endfor %}"
+    )
+    assert frame_texts(tokenizer) == ("Today Date: 01 Jul 2024\n", "")
 
 
 def test_twin_prompts_differ_in_the_history_only(parts, tokenizer):
