@@ -158,7 +158,7 @@ def frame_texts(tokenizer: Any) -> tuple[str, str]:
     mark = "\u241f"  # a sign that no template holds
     message = [{"role": "user", "content": mark}]
     template = FIXED_DAY + tokenizer.get_chat_template()
-    text = tokenizer.apply_chat_template(message, template, tokenize=False, add_generation_prompt=True)
+    text = tokenizer.apply_chat_template(message, chat_template=template, tokenize=False, add_generation_prompt=True)
     before, after = text.split(mark)
     return before, after
 
