@@ -4,9 +4,7 @@ Only the logits behind each prompt are computed, and batches hold prompts of sim
 padding or into words that nobody asks for. On a CPU, small models of Llama's form go through `CpuDecoder`.
 """
 
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -17,8 +15,8 @@ from torch import Tensor
 from rarec.data.sequences import IntArray
 from rarec.errors import InputError
 from rarec.rella.decoder import BATCH_TOKENS, cpu_decoder
-from rarec.rella.language_model import Answers, last_logits, pad
-from rarec.text.tokens import PromptTokens, TokenisedPrompts, by_length
+from rarec.rella.language_model import Answers, PaddedBatch, last_logits, pad
+from rarec.text.tokens import PromptTokens, by_length
 
 Report = Callable[..., None]
 _CHUNK = 8192  # prompts put together at once, so that the first batch is scored at once
@@ -54,36 +52,24 @@ def score(
     if ours is not None:
         batch_tokens = min(batch_tokens, BATCH_TOKENS)
 
-    @torch.no_grad()
-    def answer_logits(made: TokenisedPrompts, rows: IntArray) -> Tensor:
-        batch = pad(made.tokens, made.lengths, rows, device)
-        try:
-            return last_logits(model, batch)[:, answers.tokens] if ours is None else ours.answer_logits(batch)
-        except torch.OutOfMemoryError as error:
-            raise out_of_memory(len(rows), int(made.lengths[rows].max()), setting) from error
+    def answer_logits(batch: PaddedBatch) -> Tensor:
+        return last_logits(model, batch)[:, answers.tokens] if ours is None else ours.answer_logits(batch)
 
     for start in range(0, len(parts), _CHUNK):
         part = slice(start, min(start + _CHUNK, len(parts)))
         made = prompts.prompts(parts[part])
         dropped[part] = made.dropped
-        batches = list(by_length(made.lengths, batch_tokens))
-        run = map if ours is None else _side_by_side
-        for rows, logits in zip(batches, run(partial(answer_logits, made), batches), strict=True):
+        for rows in by_length(made.lengths, batch_tokens):
+            batch = pad(made.tokens, made.lengths, rows, device)
+            try:
+                logits = answer_logits(batch)
+            except torch.OutOfMemoryError as error:
+                raise out_of_memory(len(rows), int(made.lengths[rows].max()), setting) from error
             done += len(rows)
             report(step=done, steps=len(parts))
             probability[start + rows] = logits.double().softmax(1)[:, 1].cpu().numpy()
     model.train(was_training)
     return probability, dropped
-
-
-def _side_by_side(work: Callable[[IntArray], Tensor], batches: list[IntArray]) -> Iterator[Tensor]:
-    """Results in order, of one batch a thread: small products gain little from several threads each."""
-    threads = torch.get_num_threads()
-    try:
-        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            yield from pool.map(work, batches)
-    finally:
-        torch.set_num_threads(threads)
 
 
 def out_of_memory(prompts: int, longest: int, setting: str) -> InputError:
