@@ -198,10 +198,10 @@ def all_films(data: Path | None) -> dict[str, Films]:
     names = [SYNTHETIC_FILMS]
     if data is not None and (data / REAL_FILMS).is_dir():
         names.append(REAL_FILMS)
-    chosen = {name: films(specs[name], read_tables(specs[name], data)) for name in names}
-    demo = specs[SYNTHETIC_FILMS]
-    chosen[f"{SYNTHETIC_FILMS}, default model"] = films(demo, read_tables(demo, data), default_model=True)
-    return chosen
+    tables = {name: read_tables(specs[name], data) for name in names}
+    chosen = {name: films(specs[name], tables[name]) for name in names}
+    demo = films(specs[SYNTHETIC_FILMS], tables[SYNTHETIC_FILMS], default_model=True)
+    return {**chosen, f"{SYNTHETIC_FILMS}, default model": demo}
 
 
 def read_tables(spec: DatasetSpec, data: Path | None) -> Tables:

@@ -80,7 +80,7 @@ class CpuDecoder:
         settings, decoder = model.config, model.model
         self._dim = settings.hidden_size
         self._heads, self._shared = settings.num_attention_heads, settings.num_key_value_heads
-        self._head_dim = getattr(settings, "head_dim", None) or self._dim // self._heads
+        self._head_dim = decoder.layers[0].self_attn.head_dim
         self._epsilon = settings.rms_norm_eps
         self._rotary = decoder.rotary_emb
         self._layers = []

@@ -250,7 +250,7 @@ def _train(
 
 def _some(rows: IntArray, tokens: PromptTokens, most: int, generator: np.random.Generator) -> IntArray:
     """Documents of at most ``most`` tokens: all of them, or as many drawn at random."""
-    lengths = np.where(rows == NO_PART, 0, tokens.table.lengths[rows]).sum(1)
+    lengths = tokens.part_lengths(rows).sum(1)
     if lengths.sum() <= most:
         return rows
     drawn = generator.permutation(len(rows))

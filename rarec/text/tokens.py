@@ -89,6 +89,10 @@ class PromptTokens:
         before, after = _frame(tokenizer)
         return cls(tokenise(tokenizer, parts.texts), before, after, limit)
 
+    def part_lengths(self, parts: IntArray) -> IntArray:
+        """(B, K + 3) tokens of each part; none where there is no part."""
+        return np.where(parts == NO_PART, 0, self.table.lengths[parts])
+
     def prompts(self, parts: IntArray) -> TokenisedPrompts:
         """Put prompts together; the oldest behaviours of one over the limit are left out, and counted.
 
@@ -99,7 +103,7 @@ class PromptTokens:
             InputError: a prompt exceeds the limit without any behaviour.
         """
         present = parts != NO_PART
-        lengths = np.where(present, self.table.lengths[parts], 0)
+        lengths = self.part_lengths(parts)
         room = self.limit - len(self.before) - len(self.after)
         history = lengths[:, 2:-1]
         fixed = lengths.sum(1) - history.sum(1)
