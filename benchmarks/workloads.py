@@ -61,7 +61,7 @@ class Effort:
     """Prompts that are put together a round."""
     plain_prompts: int = 4000
     """Prompts that the plain side writes and tokenises a round."""
-    scored: int = 1024
+    scored: int = 4096
     """Prompts scored a round, by either side."""
     tuned: int = 512
     """Prompts of a training epoch, which is a round, of either side."""

@@ -119,11 +119,11 @@ class CpuDecoder:
         """(B, answers) logits behind each prompt."""
         count, width = batch.tokens.shape
         tokens = batch.tokens.flatten()
-        x = self._embedding[tokens]
+        x = self._embedding.index_select(0, tokens)  # much faster than [tokens]
         rotation = self._rotation(x, width)
         heads, shared = self._heads, self._shared
         for number, layer in enumerate(self._layers[:-1]):
-            projected = layer.projected(self._normalised(x, layer.before)) if number else self._first[tokens]
+            projected = layer.projected(self._normalised(x, layer.before)) if number else self._first.index_select(0, tokens)
             parts = projected.view(count, width, heads + 2 * shared, self._head_dim)
             _rotate(parts[:, :, : heads + shared], rotation)
             q, k, v = (part.transpose(1, 2) for part in parts.split([heads, shared, shared], 2))
