@@ -86,6 +86,7 @@ class Excerpt:
     def __init__(self, objective: Objective, steps: int | None, turn: Callable[[], None] = lambda: None):
         self.model: nn.Module = objective.model
         self.choice = objective.choice
+        self.whole = objective.whole
         self.objective = objective
         self.steps = steps
         self.turn = turn
@@ -97,11 +98,19 @@ class Excerpt:
         steps = self.objective.start_epoch(epoch)
         return steps if self.steps is None else min(self.steps, steps)
 
-    def batches(self) -> Iterator[tuple[Any, int]]:
+    def batches(self, first: int = 0) -> Iterator[tuple[Any, int]]:
         """The first batches."""
-        for batch, samples in itertools.islice(self.objective.batches(), self.steps):
+        for batch, samples in itertools.islice(self.objective.batches(first), self.steps):
             self.samples[-1] += samples
             yield batch, samples
+
+    def random_state(self) -> dict[str, Tensor]:
+        """The objective's."""
+        return self.objective.random_state()
+
+    def restore_random_state(self, state: dict[str, Tensor]) -> None:
+        """The objective's."""
+        self.objective.restore_random_state(state)
 
     def validate(self) -> dict[str, float]:
         """No validation: the other side's turn."""

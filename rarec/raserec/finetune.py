@@ -21,7 +21,8 @@ from rarec.raserec.pretrain import validation_metrics
 from rarec.raserec.settings import FinetuneSettings
 from rarec.retrieval.memory import MemoryBank, Queries
 from rarec.training.dropout import DropoutBits
-from rarec.training.engine import keep_freed_memory, rank, worker_device, world_size
+from rarec.training.engine import keep_freed_memory, rank, shares, worker_device
+from rarec.training.engine_settings import EngineSettings
 from rarec.training.fit import Report, fit
 from rarec.training.progress import ProgressReporter, worker_main
 from rarec.training.softmax import full_softmax_loss
@@ -80,6 +81,7 @@ class FinetuneLoss(nn.Module):
         queries, neighbours, targets = batch
         memories, items = self._constants
         h = self.module(queries, memories.representations, memories.next_items, neighbours.users, neighbours.items)
+        h = h.float()
         return full_softmax_loss(h, items, targets), {}
 
 
@@ -87,6 +89,7 @@ class FinetuneObjective:
     """Constants, batches and validation of stage 2."""
 
     choice = "NDCG@10"
+    whole = True
 
     def __init__(
         self,
@@ -96,6 +99,7 @@ class FinetuneObjective:
         settings: FinetuneSettings,
         device: torch.device,
         report: Report,
+        accumulation: int = 1,
     ):
         if not np.array_equal(bank.prefixes, sequences.prefixes("train")):
             raise InputError(
@@ -106,6 +110,7 @@ class FinetuneObjective:
         self.sequences = sequences
         self.settings = settings
         self.device = device
+        self.accumulation = accumulation
         self.encoder = encoder.to(device).eval()
         self.items = self.encoder.item_embedding.detach()
         self.bits = DropoutBits(settings.seed)
@@ -133,19 +138,29 @@ class FinetuneObjective:
         self.bits.seed(self.settings.seed, epoch, rank())
         return len(self._steps)
 
-    def batches(self) -> Iterator[tuple[list[tuple[Tensor, Neighbours, Tensor]], int]]:
+    def batches(self, first: int = 0) -> Iterator[tuple[list[tuple[Tensor, Neighbours, Tensor]], int]]:
         """This rank's part of every step."""
-        for step in self._steps:
-            rows = torch.from_numpy(step[rank() :: world_size()]).to(self.device)
-            yield [(self.queries[rows], self.neighbours[rows], self.targets[rows])], len(step)
+        for step in self._steps[first:]:
+            parts = np.array_split(shares(step), self.accumulation)
+            pieces = [torch.from_numpy(part).to(self.device) for part in parts]
+            yield [(self.queries[rows], self.neighbours[rows], self.targets[rows]) for rows in pieces], len(step)
+
+    def random_state(self) -> dict[str, Tensor]:
+        """Where dropout's stream is."""
+        return self.bits.state()
+
+    def restore_random_state(self, state: dict[str, Tensor]) -> None:
+        """Go on from there."""
+        self.bits.restore(state)
 
     def validate(self) -> dict[str, float]:
         """Full-ranking metrics on the validation targets."""
-        return validation_metrics(self.sequences, lambda _: self._augment_valid(), self.encoder)
+        return validation_metrics(self.sequences, self._augment_valid, self.encoder)
 
     @torch.no_grad()
-    def _augment_valid(self) -> Tensor:
-        return augment(self.model.module, self.valid_queries, self.valid_neighbours, self.memories)
+    def _augment_valid(self, chosen: IntArray) -> Tensor:
+        rows = torch.from_numpy(chosen).to(self.device)
+        return augment(self.model.module, self.valid_queries[rows], self.valid_neighbours[rows], self.memories)
 
 
 @torch.no_grad()
@@ -172,17 +187,21 @@ def finetune(
     output: Path,
     checkpoint: Path,
     report: Report,
+    engine: EngineSettings | None = None,
 ) -> dict[str, Any]:
     """Train the module on a frozen encoder; write ``module.safetensors``, ``module.json``, ``history.json``."""
-    objective = FinetuneObjective(sequences, encoder, bank, settings, worker_device(), report)
-    summary = fit(objective, settings, stage="fine-tuning", output=output, checkpoint=checkpoint, report=report)
+    engine = engine or EngineSettings()
+    objective = FinetuneObjective(sequences, encoder, bank, settings, worker_device(), report, engine.accumulation)
+    summary = fit(
+        objective, settings, stage="fine-tuning", output=output, checkpoint=checkpoint, report=report, engine=engine
+    )
     if rank() == 0:
         save_module(objective.model.module, objective.items.shape[1], bank.encoder, output)
     return summary
 
 
 def work(job: dict[str, Any], reporter: ProgressReporter) -> None:
-    """Worker entry: ``job`` holds ``settings``, ``encoder_fingerprint`` and the folders ``sequences``, ``encoder``,
+    """Worker entry: ``job`` holds ``settings``, ``engine``, ``encoder_fingerprint`` and the folders ``sequences``, ``encoder``,
     ``bank``, ``output`` and ``checkpoint``.
     """
     keep_freed_memory()
@@ -197,6 +216,7 @@ def work(job: dict[str, Any], reporter: ProgressReporter) -> None:
         Path(job["output"]),
         Path(job["checkpoint"]),
         reporter.report,
+        EngineSettings(**job["engine"]),
     )
 
 

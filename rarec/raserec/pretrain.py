@@ -23,7 +23,8 @@ from rarec.raserec.encoders import SequenceEncoder, build_encoder, save_encoder
 from rarec.raserec.losses import info_nce_loss
 from rarec.raserec.settings import PretrainSettings
 from rarec.training.dropout import DropoutBits
-from rarec.training.engine import gather_rows, keep_freed_memory, rank, worker_device, world_size
+from rarec.training.engine import gather_rows, joined, keep_freed_memory, rank, shares, worker_device
+from rarec.training.engine_settings import EngineSettings
 from rarec.training.fit import Report, fit
 from rarec.training.progress import ProgressReporter, worker_main
 from rarec.training.softmax import full_softmax_loss
@@ -66,14 +67,15 @@ class PretrainLoss(nn.Module):
             batch: packed windows that yield B prefixes and then, with contrast, their B partners; the (B,) next items.
         """
         windows, targets = batch
-        h = self.encoder(windows)
+        h = self.encoder(windows).float()
         own, partners = h[: len(targets)], h[len(targets) :]
         loss = full_softmax_loss(own, self.encoder.item_embedding, targets)
         parts = {"recommendation_loss": loss.detach()}
         if self.contrastive_weight:
             all_own, first = gather_rows(own)
             all_partners, _ = gather_rows(partners)
-            contrast = info_nce_loss(own, partners, self.temperature, all_own, all_partners, first)
+            with torch.autocast(h.device.type, enabled=False):  # scores of 1 / temperature times their products
+                contrast = info_nce_loss(own, partners, self.temperature, all_own, all_partners, first)
             parts["contrastive_loss"] = contrast.detach()
             loss = loss + self.contrastive_weight * contrast
         return loss, parts
@@ -83,8 +85,16 @@ class PretrainObjective:
     """Data order, batches and validation of stage 1."""
 
     choice = "NDCG@10"
+    whole = True
 
-    def __init__(self, sequences: UserSequences, settings: PretrainSettings, device: torch.device):
+    def __init__(
+        self, sequences: UserSequences, settings: PretrainSettings, device: torch.device, accumulation: int = 1
+    ):
+        if accumulation > 1 and settings.contrastive_weight:
+            raise InputError(
+                f"the launcher's accumulation is {accumulation}, but the contrastive loss compares all prefixes of a "
+                "step: set it to 1 and use more processes, or a smaller batch_size, or contrastive_weight = 0"
+            )
         self.prefixes = sequences.prefixes("train")
         if len(self.prefixes) == 0 or len(sequences.evaluated_users()) == 0:
             raise InputError(
@@ -95,6 +105,7 @@ class PretrainObjective:
         self.sequences = sequences
         self.settings = settings
         self.device = device
+        self.accumulation = accumulation
         self.encoder = build_encoder(sequences.n_items, settings, DropoutBits(settings.seed)).to(device)
         self.model = PretrainLoss(self.encoder, settings.contrastive_weight, settings.temperature)
         self.windows = self.encoder.windows(sequences, self.prefixes)
@@ -114,56 +125,85 @@ class PretrainObjective:
         self.encoder.bits.seed(self.settings.seed, epoch, rank())
         return len(self._steps)
 
-    def batches(self) -> Iterator[tuple[list[tuple[Any, Tensor]], int]]:
+    def batches(self, first: int = 0) -> Iterator[tuple[list[tuple[Any, Tensor]], int]]:
         """This rank's windows of every step: window w goes to rank w modulo the world size."""
-        for step in self._steps:
+        for step in self._steps[first:]:
             samples = int(self.windows.outputs[step].sum())
-            windows = self.windows.take(step[rank() :: world_size()])
-            prefixes = windows.prefixes()
-            targets = torch.from_numpy(self.sequences.next_items(prefixes)).to(self.device)
-            if self.settings.contrastive_weight:
-                partners = single_windows(
-                    self.sequences,
-                    self._partners[self._number[prefixes]],
-                    self.settings.max_length,
-                    self.settings.context_stride,
-                )
-                windows = Windows.join(windows, partners)
-            yield [(self.encoder.pack(self.sequences, windows).to(self.device), targets)], samples
+            yield [self._piece(rows) for rows in np.array_split(shares(step), self.accumulation)], samples
+
+    def _piece(self, rows: IntArray) -> tuple[Any, Tensor]:
+        windows = self.windows.take(rows)
+        prefixes = windows.prefixes()
+        targets = torch.from_numpy(self.sequences.next_items(prefixes)).to(self.device)
+        if self.settings.contrastive_weight:
+            partners = single_windows(
+                self.sequences,
+                self._partners[self._number[prefixes]],
+                self.settings.max_length,
+                self.settings.context_stride,
+            )
+            windows = Windows.join(windows, partners)
+        return self.encoder.pack(self.sequences, windows).to(self.device), targets
+
+    def random_state(self) -> dict[str, Tensor]:
+        """Where dropout's stream is."""
+        return self.encoder.bits.state()
+
+    def restore_random_state(self, state: dict[str, Tensor]) -> None:
+        """Go on from there."""
+        self.encoder.bits.restore(state)
 
     def validate(self) -> dict[str, float]:
         """Full-ranking metrics on the validation targets, unmasked (the paper's protocol) and masked."""
-        return validation_metrics(self.sequences, lambda p: self.encoder.encode(self.sequences, p), self.encoder)
+        prefixes = self.sequences.prefixes("valid")
+        return validation_metrics(
+            self.sequences, lambda chosen: self.encoder.encode(self.sequences, prefixes[chosen]), self.encoder
+        )
 
 
 def validation_metrics(sequences: UserSequences, represent: Any, encoder: SequenceEncoder) -> dict[str, float]:
-    """HR, NDCG and MRR of the validation targets; ``represent`` maps prefixes to (U, D)."""
-    prefixes = sequences.prefixes("valid")
+    """HR, NDCG and MRR of the validation targets, which the ranks share out.
+
+    ``represent`` maps the chosen of `UserSequences.prefixes`, by their numbers (U,), to (U, D).
+    """
+    every = sequences.prefixes("valid")
+    chosen = shares(np.arange(len(every)))
+    prefixes = every[chosen]
     offsets, seen = sequences.seen_before(prefixes)
     result = full_ranking(
-        represent(prefixes),
+        represent(chosen),
         encoder.item_embedding.detach(),
         torch.from_numpy(sequences.next_items(prefixes)),
         torch.from_numpy(offsets),
         torch.from_numpy(seen),
     )
-    masked = {f"masked_{name}": value for name, value in ranking_table(result.rank_masked, (10,)).items()}
-    return {**ranking_table(result.rank, (5, 10, 20)), **masked}
+    rank_plain, rank_masked = (joined(ranks, len(every)) for ranks in (result.rank, result.rank_masked))
+    masked = {f"masked_{name}": value for name, value in ranking_table(rank_masked, (10,)).items()}
+    return {**ranking_table(rank_plain, (5, 10, 20)), **masked}
 
 
 def pretrain(
-    sequences: UserSequences, settings: PretrainSettings, output: Path, checkpoint: Path, report: Report
+    sequences: UserSequences,
+    settings: PretrainSettings,
+    output: Path,
+    checkpoint: Path,
+    report: Report,
+    engine: EngineSettings | None = None,
 ) -> dict[str, Any]:
     """Train the encoder; write ``encoder.safetensors``, ``encoder.json`` and ``history.json`` into ``output``."""
-    objective = PretrainObjective(sequences, settings, worker_device())
-    summary = fit(objective, settings, stage="pre-training", output=output, checkpoint=checkpoint, report=report)
+    engine = engine or EngineSettings()
+    objective = PretrainObjective(sequences, settings, worker_device(), engine.accumulation)
+    summary = fit(
+        objective, settings, stage="pre-training", output=output, checkpoint=checkpoint, report=report, engine=engine
+    )
     if rank() == 0:
         save_encoder(objective.encoder, output)
     return summary
 
 
 def work(job: dict[str, Any], reporter: ProgressReporter) -> None:
-    """Worker entry: ``job`` holds ``settings`` and the folders ``sequences``, ``output`` and ``checkpoint``."""
+    """Worker entry: ``job`` holds ``settings``, ``engine`` and the folders ``sequences``, ``output``, ``checkpoint``.
+    """
     keep_freed_memory()
     pretrain(
         UserSequences.load(Path(job["sequences"])),
@@ -171,6 +211,7 @@ def work(job: dict[str, Any], reporter: ProgressReporter) -> None:
         Path(job["output"]),
         Path(job["checkpoint"]),
         reporter.report,
+        EngineSettings(**job["engine"]),
     )
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from pydantic import Field
 from torch import Tensor, nn
@@ -25,7 +26,16 @@ from rarec.rella.samples import PromptSource, open_prompts
 from rarec.rella.scoring import out_of_memory, score
 from rarec.rella.shots import Shots
 from rarec.text.tokens import PromptTokens, by_length
-from rarec.training.engine import keep_freed_memory, rank, worker_device, world_size
+from rarec.training.engine import (
+    is_shared_out,
+    joined,
+    keep_freed_memory,
+    rank,
+    shares,
+    worker_device,
+    world_size,
+)
+from rarec.training.engine_settings import EngineSettings
 from rarec.training.fit import FitSettings, Report, fit
 from rarec.training.progress import ProgressReporter, worker_main
 
@@ -130,6 +140,7 @@ class TuningObjective:
     """Order, pieces and validation of adapter tuning."""
 
     choice = "AUC"
+    whole = False
 
     def __init__(
         self,
@@ -141,6 +152,7 @@ class TuningObjective:
         settings: TuningSettings,
         seed: int,
         device: torch.device,
+        accumulation: int = 1,
     ):
         # Answers as the loss counts them: tokens, or places among the two.
         few = settings.loss_over == "answers"
@@ -151,6 +163,7 @@ class TuningObjective:
         self.seed = seed
         self.answers = answers
         self.device = device
+        self.accumulation = accumulation
         self.parts = source.rows(shots.sample, shots.retrieved)
         self.label = source.samples.label[shots.sample]
         made = prompts.prompts(self.parts)
@@ -173,16 +186,31 @@ class TuningObjective:
         torch.manual_seed(hash((self.seed, epoch, rank())) % 2**31)
         return len(self._steps)
 
-    def batches(self) -> Iterator[tuple[Sequence[Piece], int]]:
+    def batches(self, first: int = 0) -> Iterator[tuple[Sequence[Piece], int]]:
         """This rank's prompts of every step, cut into pieces of similar length, as many on every rank."""
-        for step in self._steps:
-            shares = [step[number :: world_size()] for number in range(world_size())]
-            cuts = [list(by_length(self.lengths[own], self.settings.piece_tokens)) for own in shares]
-            pieces = [self._piece(shares[rank()][rows]) for rows in cuts[rank()]]
+        for step in self._steps[first:]:
+            cuts = [self._cut(step[number :: world_size()]) for number in range(world_size())]
+            pieces = [self._piece(rows) for rows in cuts[rank()]]
             if lacking := max(map(len, cuts)) - len(pieces):
                 # A rank with fewer pieces, or without any prompt, goes along with one that counts for nothing.
                 pieces += [self._piece(step[:1], weight=0.0)] * lacking
             yield pieces, len(step)
+
+    def _cut(self, own: IntArray) -> list[IntArray]:
+        """Pieces of at most ``piece_tokens``, and at least ``accumulation`` of them if there are as many prompts."""
+        most = min(self.settings.piece_tokens, -(-int(self.lengths[own].sum()) // self.accumulation))
+        return [own[rows] for rows in by_length(self.lengths[own], most)]
+
+    def random_state(self) -> dict[str, Tensor]:
+        """PyTorch's own generators, which PEFT's dropout draws from."""
+        states = {"cpu": torch.get_rng_state()}
+        return states | ({"cuda": torch.cuda.get_rng_state(self.device)} if self.device.type == "cuda" else {})
+
+    def restore_random_state(self, state: dict[str, Tensor]) -> None:
+        """Go on from there."""
+        torch.set_rng_state(state["cpu"])
+        if self.device.type == "cuda":
+            torch.cuda.set_rng_state(state["cuda"], self.device)
 
     def _piece(self, rows: IntArray, weight: float = 1.0) -> Piece:
         made = self.prompts.prompts(self.parts[rows])
@@ -193,12 +221,20 @@ class TuningObjective:
             torch.full((len(rows),), weight, device=self.device),
         )
 
-    def validate(self) -> dict[str, float]:
-        """Figures of `METRICS` on the drawn validation samples."""
-        probability, _ = score(
-            self.model.model, self.prompts, self.validation_parts, self.answers, self.device,
+    def _probability(self) -> npt.NDArray[np.float64]:
+        """(V,) of the validation samples."""
+        every = np.arange(len(self.validation_parts))
+        # With ZeRO-3 a forward pass needs all ranks, so all go through the same batches.
+        chosen = every if is_shared_out(self.model) else shares(every)
+        own, _ = score(
+            self.model.model, self.prompts, self.validation_parts[chosen], self.answers, self.device,
             self.settings.piece_tokens, setting="piece_tokens",
         )  # fmt: skip
+        return own if len(own) == len(every) else joined(torch.from_numpy(own), len(every)).numpy()
+
+    def validate(self) -> dict[str, float]:
+        """Figures of `METRICS` on the drawn validation samples."""
+        probability = self._probability()
         if not np.isfinite(probability).all():
             raise InputError(
                 "the adapter gives no finite probability any more; lower learning_rate. The checkpoint of the last "
@@ -208,11 +244,19 @@ class TuningObjective:
         return dict(zip(METRICS, figures.tolist(), strict=True))
 
 
-def tune(objective: TuningObjective, base: str, output: Path, checkpoint: Path, report: Report) -> dict[str, Any]:
+def tune(
+    objective: TuningObjective,
+    base: str,
+    output: Path,
+    checkpoint: Path,
+    report: Report,
+    engine: EngineSettings | None = None,
+) -> dict[str, Any]:
     """Tune, and write the adapter in PEFT's own format into ``output``; ``base`` is the language model's identity."""
     summary = fit(
-        objective, objective.settings, stage="adapter tuning", output=output, checkpoint=checkpoint, report=report
-    )
+        objective, objective.settings, stage="adapter tuning", output=output, checkpoint=checkpoint, report=report,
+        engine=engine,
+    )  # fmt: skip
     if rank() == 0:
         adapted = objective.model.model
         _save_adapter(adapted, base, output)
@@ -255,11 +299,12 @@ def load_adapter(model: Any, folder: Path, base: str) -> Any:
 
 
 def work(job: dict[str, Any], reporter: ProgressReporter) -> None:
-    """Worker entry: ``job`` holds ``settings``, ``seed``, what `open_prompts` reads, the folder of ``shots``, the
+    """Worker entry: ``job`` holds ``settings``, ``engine``, ``seed``, what `open_prompts` reads, the folder of ``shots``, the
     language model's identity ``base``, and the folders ``output`` and ``checkpoint``.
     """
     keep_freed_memory()
     settings = TuningSettings(**job["settings"])
+    engine = EngineSettings(**job["engine"])
     seed: int = job["seed"]
     source, reference, prompts, answers = open_prompts(job)
     objective = TuningObjective(
@@ -271,8 +316,9 @@ def work(job: dict[str, Any], reporter: ProgressReporter) -> None:
         settings,
         seed,
         worker_device(),
+        engine.accumulation,
     )
-    tune(objective, job["base"], Path(job["output"]), Path(job["checkpoint"]), reporter.report)
+    tune(objective, job["base"], Path(job["output"]), Path(job["checkpoint"]), reporter.report, engine)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Dropout whose random bits cost next to nothing on a CPU."""
 
+import json
 from collections.abc import Sequence
 
 import numpy as np
@@ -22,6 +23,24 @@ class DropoutBits:
         """Restart the stream from ``entropy`` (for example seed, epoch, rank)."""
         self._bits = np.random.SFC64(list(entropy))
         self._generators: dict[torch.device, torch.Generator] = {}
+
+    def state(self) -> dict[str, Tensor]:
+        """Where the streams are, uint8."""
+        own = json.dumps(self._bits.state, default=lambda array: array.tolist())
+        states = {"bits": torch.frombuffer(bytearray(own.encode()), dtype=torch.uint8)}
+        return states | {str(device): generator.get_state() for device, generator in self._generators.items()}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Go on from what `state` gave."""
+        own = json.loads(state["bits"].numpy().tobytes())
+        own["state"]["state"] = np.array(own["state"]["state"], dtype=np.uint64)
+        self._bits.state = own
+        self._generators = {}
+        for name, value in state.items():
+            if name != "bits":
+                device = torch.device(name)
+                self._generators[device] = torch.Generator(device)
+                self._generators[device].set_state(value)
 
     def scaled_mask(self, shape: torch.Size, p: float) -> Tensor:
         """A float32 CPU mask of ``shape``: 0 with probability ``p``, else ``1 / (1 - p)``."""

@@ -3,15 +3,21 @@
 import contextlib
 import ctypes
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 
+from rarec.training.engine_settings import EngineSettings
 from rarec.training.progress import LONE_WORKER
+
+T = TypeVar("T")
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
 
@@ -44,12 +50,13 @@ def worker_device() -> torch.device:
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
 
 
-def initialise_engine(model: nn.Module, learning_rate: float, device: torch.device) -> Any:
-    """A DeepSpeed engine around ``model``: Adam, float32, gradients averaged over ranks.
+def adam(parameters: list[nn.Parameter], learning_rate: float) -> torch.optim.Optimizer:
+    """The optimizer of both papers."""
+    return torch.optim.Adam(parameters, lr=learning_rate, fused=True)
 
-    The caller's loss is normalised over the global batch and multiplied by the world size, so that the average over
-    ranks is the gradient of the global mean.
-    """
+
+def join_group(device: torch.device) -> None:
+    """Begin the process group of all workers, if it has not begun."""
     if device.type == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     for name, value in LONE_WORKER.items():  # outside the launcher there is nobody else to set it
@@ -58,17 +65,44 @@ def initialise_engine(model: nn.Module, learning_rate: float, device: torch.devi
 
     # The shared-memory all-reduce is compiled at first use; gloo does without a compiler on the machine.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    if not dist.is_initialized():
+        deepspeed.init_distributed()
+
+
+def initialise_engine(
+    model: nn.Module,
+    optimizer: Callable[[list[nn.Parameter]], torch.optim.Optimizer],
+    settings: EngineSettings,
+    device: torch.device,
+    *,
+    clip: float = 0.0,
+    whole: bool = True,
+) -> Any:
+    """A DeepSpeed engine around ``model``; gradients are averaged over ranks.
+
+    The caller's loss is normalised over the global batch and multiplied by the world size, so that the average over
+    ranks is the gradient of the global mean.
+
+    Args:
+        optimizer: makes the optimizer of the parameters to be trained.
+        clip: greatest norm of a step's gradient; 0: any.
+        whole: ZeRO-3 gathers the model as a whole, not module by module.
+    """
+    join_group(device)
+    import deepspeed
+
     parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.Adam(parameters, lr=learning_rate, fused=True)
-    configuration = {
-        "train_micro_batch_size_per_gpu": 1,
-        "gradient_accumulation_steps": 1,
-        "gradient_clipping": 0.0,  # DeepSpeed would clip to a norm of 1
-        "zero_optimization": {"stage": 0},
-        "steps_per_print": 2**31,
-    }
-    engine, *_ = deepspeed.initialize(model=model.to(device), optimizer=optimizer, config=configuration)
+    if whole and settings.stage == 3:
+        deepspeed.utils.set_z3_leaf_modules(model, [type(model)])
+    engine, *_ = deepspeed.initialize(
+        model=model.to(device), optimizer=optimizer(parameters), config=settings.configuration(device.type, clip)
+    )
     return engine
+
+
+def is_shared_out(model: nn.Module) -> bool:
+    """Whether ZeRO-3 has shared out the weights, so that this process holds parts of them only."""
+    return any(hasattr(parameter, "ds_id") for parameter in model.parameters())
 
 
 def rank() -> int:
@@ -88,13 +122,36 @@ def all_sum(value: Tensor) -> Tensor:
     return value
 
 
-def from_rank_0(values: dict[str, float]) -> dict[str, float]:
-    """Rank 0's ``values`` on every rank, so that all of them decide alike."""
+def from_rank_0(value: T) -> T:
+    """Rank 0's ``value`` on every rank, so that all of them go on alike."""
     if world_size() > 1:
-        box = [values]
-        dist.broadcast_object_list(box)
+        box = [value]
+        dist.broadcast_object_list(box, device=worker_device())
         return box[0]
+    return value
+
+
+def from_every_rank(value: T) -> list[T]:
+    """The values of all ranks, in their order, on every rank."""
+    values = [value] * world_size()
+    if world_size() > 1:
+        dist.all_gather_object(values, value)
     return values
+
+
+def shares(rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """This rank's part of ``rows``; `joined` puts what all ranks made of theirs together."""
+    return rows[rank() :: world_size()]
+
+
+def joined(parts: Tensor, count: int) -> Tensor:
+    """The (count, ...) whole of which every rank has the rows that `shares` gave it, on every rank."""
+    if world_size() == 1:
+        return parts
+    whole = parts.new_empty(count, *parts.shape[1:])
+    for number, part in enumerate(from_every_rank(parts.cpu())):
+        whole[number :: world_size()] = part.to(whole.device)
+    return whole
 
 
 class _GatherRows(torch.autograd.Function):

@@ -1,23 +1,24 @@
-"""The epoch loop of every training: train, validate, keep the best weights, stop early, resume."""
+"""The loop of every training: steps, checkpoints, validation, the best weights, early stopping, resuming."""
 
 import json
 import math
-import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import torch
 from pydantic import Field
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from rarec.config import Settings
 from rarec.errors import InputError
+from rarec.training.checkpoint import TrainingState, put_weights, restore_state, save_state, trained, whole_weights
 from rarec.training.engine import (
+    adam,
     all_sum,
+    from_every_rank,
     from_rank_0,
     initialise_engine,
     peak_memory_mib,
@@ -26,11 +27,15 @@ from rarec.training.engine import (
     worker_device,
     world_size,
 )
+from rarec.training.engine_settings import EngineSettings
 
 Report = Callable[..., None]
-STATE = "state.safetensors"
 HISTORY = "history.json"
+ENGINE = "deepspeed.json"
 SUMMARY = "summary.json"
+WARM_UP = 0.02  # of the cosine's steps
+_LOOK_STEPS = 20  # between looks at the loss, which make a GPU wait
+_LOOK_S = 5.0
 
 
 class FitSettings(Settings):
@@ -41,16 +46,31 @@ class FitSettings(Settings):
     patience: int = Field(
         default=10, ge=1, description="Stop after this many epochs without a better validation figure."
     )
-    schedule: Literal["constant", "linear"] = Field(
-        default="constant", description="Whether the learning rate stays, or falls to zero over the epochs allowed."
+    schedule: Literal["constant", "linear", "cosine"] = Field(
+        default="constant",
+        description="Whether the learning rate stays, or falls to zero over the epochs allowed: evenly, or after a "
+        "short rise along a cosine.",
     )
+
+    def rate(self, epoch: int, step: int, steps: int) -> float:
+        """Learning rate of a step, counted from 0, of an epoch, counted from 0."""
+        done = (epoch + step / steps) / self.epochs
+        if self.schedule == "linear":
+            return self.learning_rate * (1 - done)
+        if self.schedule == "cosine":
+            risen = (done + 1 / (steps * self.epochs)) / (WARM_UP + 1 / (steps * self.epochs))
+            return self.learning_rate * min(1.0, risen) * 0.5 * (1 + math.cos(math.pi * done))
+        return self.learning_rate
 
 
 class Objective(Protocol):
     """What a stage gives the loop."""
 
-    choice: str
-    """The validation metric by which weights are chosen: the greater, the better."""
+    choice: str | None
+    """The validation metric by which weights are chosen, the greater, the better; None: the last are taken."""
+
+    whole: bool
+    """Whether ZeRO-3 gathers the model as a whole (a small one), or module by module."""
 
     @property
     def model(self) -> nn.Module:
@@ -61,203 +81,233 @@ class Objective(Protocol):
     def start_epoch(self, epoch: int) -> int:
         """Fix the epoch's data order and random bits from (seed, epoch); return the number of steps."""
 
-    def batches(self) -> Iterator[tuple[Sequence[Any], int]]:
-        """This rank's share of every step, in one piece or several whose gradients are added up (as many on every
-        rank), and the number of samples in the step over all ranks.
+    def batches(self, first: int) -> Iterator[tuple[Sequence[Any], int]]:
+        """From step ``first`` on, this rank's share of every step, in one piece or several whose gradients are added
+        up (as many on every rank), and the number of samples in the step over all ranks.
         """
 
+    def random_state(self) -> dict[str, Tensor]:
+        """The states of this rank's random generators, uint8."""
+
+    def restore_random_state(self, state: dict[str, Tensor]) -> None:
+        """Go on from what `random_state` gave."""
+
     def validate(self) -> dict[str, float]:
-        """Validation metrics of the current weights; must hold ``choice``."""
+        """Validation metrics of the current weights; holds ``choice``. Called on all ranks, which may share the work.
+        """
 
 
 def fit(
-    objective: Objective, settings: FitSettings, *, stage: str, output: Path, checkpoint: Path, report: Report
+    objective: Objective,
+    settings: FitSettings,
+    *,
+    stage: str,
+    output: Path,
+    checkpoint: Path,
+    report: Report,
+    engine: EngineSettings | None = None,
+    optimizer: Callable[[list[nn.Parameter], float], torch.optim.Optimizer] = adam,
+    clip: float = 0.0,
 ) -> dict[str, Any]:
     """Train until ``patience`` epochs bring no better validation ``choice``; leave the best weights in the model.
 
-    After each epoch the state is written to ``checkpoint`` (a folder); a call that finds one goes on from there and
-    ends with the same weights as an undisturbed run. At the end ``output`` gets `HISTORY`: the figures of every epoch,
-    which repeat; and ``checkpoint`` gets `SUMMARY`: all that is returned, times included, which do not.
+    After each epoch, and within it as ``engine`` says, the state is written to ``checkpoint`` (a folder); a call that
+    finds one goes on from there and ends with the same weights as an undisturbed run. At the end ``output`` gets
+    `HISTORY`, the figures of every epoch, which repeat, and `ENGINE`, DeepSpeed's configuration; and ``checkpoint``
+    gets `SUMMARY`: all that is returned, times included, which do not.
+
+    Args:
+        optimizer: of parameters and learning rate.
+        clip: greatest norm of a step's gradient; 0: any.
 
     Returns:
-        ``history`` (one record an epoch), ``best_epoch``, ``seconds``, ``peak_memory_mib``, ``world_size``.
+        ``history`` (one record an epoch), ``best_epoch``, ``seconds``, ``samples``, ``peak_memory_mib``,
+        ``world_size``, and ``ranks``: peak memory of each, on a GPU also that one's, and its seconds.
 
     Raises:
-        InputError: the loss is not finite; names epoch and step.
+        InputError: the loss is not finite, memory does not hold a step, a checkpoint does not fit or cannot be
+            written.
     """
-    device = worker_device()
-    epochs = settings.epochs
-    choice = objective.choice
-    engine = initialise_engine(objective.model, settings.learning_rate, device)
-    state = _restore(checkpoint, objective.model, engine.optimizer)
-    history: list[dict[str, float]] = state["history"]
-    best = state["best"]
-    started = time.perf_counter() - state["seconds"]
-    for epoch in range(len(history), epochs):
-        if history and len(history) - 1 - best_epoch(history, choice) >= settings.patience:
-            break
-        record = _train_epoch(objective, engine, settings, stage, epoch, report)
-        train_seconds = record["train_seconds"]
-        clock = time.perf_counter()
-        record |= from_rank_0(objective.validate() if rank() == 0 else {})
-        return_freed_memory()
-        record["validation_seconds"] = time.perf_counter() - clock
-        history.append(record)
-        if best_epoch(history, choice) == epoch:
-            best = {name: value.detach().clone() for name, value in _trained(objective.model).items()}
-        if rank() == 0:
-            _save(checkpoint, objective.model, engine.optimizer, best, history, time.perf_counter() - started)
-        left = epochs - epoch - 1
-        report(
-            stage=stage,
-            epoch=epoch + 1,
-            epochs=epochs,
-            eta_s=(train_seconds + record["validation_seconds"]) * left,
-            force=True,
-            **{k: v for k, v in record.items() if k != "epoch"},
-        )
-    _load(objective.model, best)
-    summary = {
-        "history": history,
-        "best_epoch": best_epoch(history, choice),
-        "seconds": time.perf_counter() - started,
-        "peak_memory_mib": peak_memory_mib(),
-        "world_size": world_size(),
-    }
+    engine = engine or EngineSettings()
+    loop = _Loop(objective, settings, engine, stage, checkpoint, report, optimizer, clip)
+    loop.run()
+    summary = loop.summary()
+    put_weights(objective.model, loop.state.best)
     if rank() == 0:
-        repeating = [{k: v for k, v in record.items() if not k.endswith("seconds")} for record in history]
+        repeating = [{k: v for k, v in record.items() if not k.endswith("seconds")} for record in summary["history"]]
         lasting = {"history": repeating, "best_epoch": summary["best_epoch"]}
         (output / HISTORY).write_text(json.dumps(lasting, indent=1))
+        configuration = engine.configuration(worker_device().type, clip)
+        (output / ENGINE).write_text(json.dumps(configuration, indent=1, sort_keys=True))
         (checkpoint / SUMMARY).write_text(json.dumps(summary, indent=1))
     return summary
 
 
-def _train_epoch(
-    objective: Objective, engine: Any, settings: FitSettings, stage: str, epoch: int, report: Report
-) -> dict[str, float]:
-    clock = time.perf_counter()
-    epochs = settings.epochs
-    objective.model.train()
-    steps = objective.start_epoch(epoch)
-    sums: dict[str, Tensor] = {}
-    seen = 0
-    for step, (pieces, samples) in enumerate(objective.batches(), start=1):
-        if settings.schedule == "linear":
-            for group in engine.optimizer.param_groups:
-                group["lr"] = settings.learning_rate * (1 - (epoch + (step - 1) / steps) / epochs)
+class _Loop:
+    """One training from its last checkpoint to its end."""
+
+    def __init__(
+        self,
+        objective: Objective,
+        settings: FitSettings,
+        engine: EngineSettings,
+        stage: str,
+        checkpoint: Path,
+        report: Report,
+        optimizer: Callable[[list[nn.Parameter], float], torch.optim.Optimizer],
+        clip: float,
+    ):
+        self.objective, self.settings, self.options = objective, settings, engine
+        self.stage, self.checkpoint, self.report = stage, checkpoint, report
+        self.engine = initialise_engine(
+            objective.model,
+            lambda parameters: optimizer(parameters, settings.learning_rate),
+            engine,
+            worker_device(),
+            clip=clip,
+            whole=objective.whole,
+        )
+        self.state, self._random = restore_state(checkpoint, self.engine)
+        self._began = time.perf_counter() - self.state.seconds
+        self._saved_at = time.perf_counter()
+
+    def run(self) -> None:
+        """Train, epoch by epoch."""
+        history, choice, epochs = self.state.history, self.objective.choice, self.settings.epochs
+        for epoch in range(len(history), epochs):
+            if history and len(history) - 1 - best_epoch(history, choice) >= self.settings.patience:
+                break
+            record = self._train_epoch(epoch)
+            train_seconds = record["train_seconds"]
+            clock = time.perf_counter()
+            with self._validating():
+                record |= from_rank_0(self.objective.validate())
+            return_freed_memory()
+            record["validation_seconds"] = time.perf_counter() - clock
+            history.append(record)
+            if best_epoch(history, choice) == epoch:
+                self.state.best = whole_weights(self.engine)
+            self._save({})
+            self.report(
+                stage=self.stage,
+                epoch=epoch + 1,
+                epochs=epochs,
+                eta_s=(train_seconds + record["validation_seconds"]) * (epochs - epoch - 1),
+                force=True,
+                **{k: v for k, v in record.items() if k != "epoch"},
+            )
+
+    def summary(self) -> dict[str, Any]:
+        """What `fit` returns."""
+        seconds = time.perf_counter() - self._began
+        own = {"rank": rank(), "peak_memory_mib": peak_memory_mib()}
+        if worker_device().type == "cuda":
+            own |= {"gpu_peak_memory_mib": torch.cuda.max_memory_allocated() / 2**20, "gpu_seconds": seconds}
+        return {
+            "history": self.state.history,
+            "best_epoch": best_epoch(self.state.history, self.objective.choice),
+            "seconds": seconds,
+            "samples": self.state.total,
+            "peak_memory_mib": peak_memory_mib(),
+            "world_size": world_size(),
+            "ranks": from_every_rank(own),
+        }
+
+    def _validating(self) -> AbstractContextManager[Any]:
+        """ZeRO-3 holds no rank's weights whole; small models are put together for as long as validation lasts."""
+        if self.options.stage < 3 or not self.objective.whole:
+            return nullcontext()
+        from deepspeed.zero import GatheredParameters
+
+        gathered: AbstractContextManager[Any] = GatheredParameters(list(trained(self.engine.module).values()))
+        return gathered
+
+    def _train_epoch(self, epoch: int) -> dict[str, float]:
+        state, settings = self.state, self.settings
+        clock = looked_at = time.perf_counter()
+        self.objective.model.train()
+        steps = self.objective.start_epoch(epoch)
+        if state.step:
+            self.objective.restore_random_state(self._random)
+        sums = {name: torch.tensor(value / world_size()) for name, value in state.sums.items()}
+        first, seen = state.step, state.seen
+        for step, (pieces, samples) in enumerate(self.objective.batches(first), start=first + 1):
+            rate = settings.rate(epoch, step - 1, steps)
+            for group in self.engine.optimizer.param_groups:
+                group["lr"] = rate
+            for name, value in self._step(pieces, samples, f"epoch {epoch + 1}, step {step} of {steps}").items():
+                sums[name] = sums.get(name, torch.zeros(())).to(value.device) + value
+            seen += samples
+            state.total += samples
+            now = time.perf_counter()
+            if step % _LOOK_STEPS == 0 or step == steps or now - looked_at >= _LOOK_S:
+                looked_at = now
+                self._look(float(sums["loss"]) * world_size() / seen, epoch, step, steps)
+                elapsed = now - clock
+                self.report(
+                    stage=self.stage, epoch=epoch + 1, epochs=settings.epochs, step=step, steps=steps,
+                    loss=float(sums["loss"]) * world_size() / seen, learning_rate=rate,
+                    samples_per_s=(seen - state.seen) / elapsed,
+                    eta_s=elapsed / (step - first) * (steps * (settings.epochs - epoch) - step), **_gpu_memory(),
+                )  # fmt: skip
+            if step < steps and self._is_due(step):
+                whole = {name: float(all_sum(value.clone())) for name, value in sums.items()}
+                self._save(self.objective.random_state(), step=step, seen=seen, sums=whole)
+        state.step, state.seen, state.sums = 0, 0, {}
+        record = {name: float(all_sum(value)) / seen for name, value in sums.items()}
+        return {"epoch": epoch + 1, **record, "train_seconds": time.perf_counter() - clock}
+
+    def _step(self, pieces: Sequence[Any], samples: int, where: str) -> dict[str, Tensor]:
+        """One step of the optimizer; the sums of the loss and its parts over this rank's pieces."""
+        sums: dict[str, Tensor] = {}
         for number, piece in enumerate(pieces, start=1):
-            engine.set_gradient_accumulation_boundary(number == len(pieces))
-            loss, parts = engine(piece)
+            self.engine.set_gradient_accumulation_boundary(number == len(pieces))
+            loss, parts = self.engine(piece)
             try:
-                engine.backward(loss * (world_size() / samples))
+                self.engine.backward(loss * (world_size() / samples))
             except torch.OutOfMemoryError as error:
                 raise InputError(
-                    f"{stage}: out of memory in the backward pass of epoch {epoch + 1}, step {step} of {steps} "
-                    f"({samples} samples a step, in {len(pieces)} pieces); lower batch_size or piece_tokens"
+                    f"{self.stage}: out of memory in the backward pass of {where} ({samples} samples a step, in "
+                    f"{len(pieces)} pieces a process); lower batch_size, or raise the launcher's accumulation"
                 ) from error
-            engine.step()
+            self.engine.step()
             for name, value in {"loss": loss.detach(), **parts}.items():
-                sums[name] = sums.get(name, torch.zeros((), device=value.device)) + value
-        seen += samples
-        if step % 20 == 0 or step == steps:
-            mean = float(sums["loss"]) * world_size() / seen
-            if not math.isfinite(mean):
-                raise InputError(
-                    f"{stage}: the loss is {mean} at epoch {epoch + 1}, step {step} of {steps}; lower learning_rate. "
-                    "The checkpoint of the last whole epoch is kept."
-                )
-            elapsed = time.perf_counter() - clock
-            report(
-                stage=stage, epoch=epoch + 1, epochs=epochs, step=step, steps=steps, loss=mean,
-                samples_per_s=seen / elapsed, eta_s=elapsed / step * (steps * (epochs - epoch) - step),
-            )  # fmt: skip
-    record = {name: float(all_sum(value)) / seen for name, value in sums.items()}
-    return {"epoch": epoch + 1, **record, "train_seconds": time.perf_counter() - clock}
+                sums[name] = sums[name] + value if name in sums else value
+        return sums
+
+    def _look(self, mean: float, epoch: int, step: int, steps: int) -> None:
+        if not math.isfinite(mean):
+            raise InputError(
+                f"{self.stage}: the loss is {mean} at epoch {epoch + 1}, step {step} of {steps}; lower learning_rate. "
+                "The last checkpoint is kept."
+            )
+
+    def _is_due(self, step: int) -> bool:
+        """Whether a checkpoint within the epoch is due; all ranks decide alike, by the clock of rank 0."""
+        options = self.options
+        if options.checkpoint_steps and step % options.checkpoint_steps == 0:
+            return True
+        if not options.checkpoint_minutes or step % _LOOK_STEPS:
+            return False
+        return from_rank_0(time.perf_counter() - self._saved_at >= 60 * options.checkpoint_minutes)
+
+    def _save(self, random: dict[str, Tensor], **within: Any) -> None:
+        """Write a checkpoint; ``within``: where in the epoch."""
+        state = self.state
+        state.seconds = time.perf_counter() - self._began
+        written = TrainingState(state.history, state.best, state.seconds, total=state.total, **within)
+        save_state(self.checkpoint, self.engine, random, written)
+        self._saved_at = time.perf_counter()
 
 
-def best_epoch(history: list[dict[str, float]], choice: str) -> int:
-    """Index of the first epoch with the highest ``choice``."""
+def best_epoch(history: list[dict[str, float]], choice: str | None) -> int:
+    """Index of the first epoch with the highest ``choice``; of the last epoch without a choice."""
+    if choice is None:
+        return len(history) - 1
     return max(range(len(history)), key=lambda e: (history[e][choice], -e))
 
 
-def _trained(model: nn.Module) -> dict[str, Tensor]:
-    """The parameters that require gradients: what a frozen model below an adapter weighs is not copied."""
-    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-
-
-@torch.no_grad()
-def _load(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    parameters = _trained(model)
-    if parameters.keys() != weights.keys():
-        raise ValueError(f"weights of {sorted(weights.keys() ^ parameters.keys())} are missing or too many")
-    for name, parameter in parameters.items():
-        parameter.copy_(weights[name])
-
-
-def _save(
-    folder: Path,
-    model: nn.Module,
-    optimizer: Any,
-    best: Mapping[str, Tensor],
-    history: list[dict[str, float]],
-    seconds: float,
-) -> None:
-    """Write the state beside its place and rename it, so that a crash leaves the last good one."""
-    folder.mkdir(parents=True, exist_ok=True)
-    tensors = {f"model.{k}": v.detach().contiguous() for k, v in _trained(model).items()}
-    tensors |= {f"best.{k}": v.contiguous().clone() for k, v in best.items()}
-    for number, values in optimizer.state_dict()["state"].items():
-        tensors |= {f"adam.{number}.{k}": v.detach().contiguous().clone() for k, v in values.items()}
-    beside = folder / "state.safetensors.new"
-    metadata = {"history": json.dumps(history), "seconds": str(seconds), "workers": _workers()}
-    try:
-        save_file(tensors, beside, metadata=metadata)
-        with beside.open("rb") as written:
-            os.fsync(written.fileno())
-        os.replace(beside, folder / STATE)
-    except (OSError, SafetensorError) as error:
-        raise InputError(
-            f"the checkpoint {folder / STATE} cannot be written: {error}; make room there, then run again: it goes on "
-            "from the checkpoint before"
-        ) from error
-
-
-def _workers() -> str:
-    """What the course of a training depends on besides its settings: dropout differs with ranks and kind of device."""
-    return f"{world_size()} on {worker_device().type}"
-
-
-def _restore(folder: Path, model: nn.Module, optimizer: Any) -> dict[str, Any]:
-    file = folder / STATE
-    nothing: dict[str, Any] = {"history": [], "best": {}, "seconds": 0.0}
-    if not file.exists():
-        return nothing
-    try:
-        with safe_open(file, framework="pt") as reader:
-            metadata = reader.metadata()
-    except SafetensorError as error:
-        print(f"the checkpoint {file} is damaged ({error}); training starts from the beginning", flush=True)
-        return nothing
-    if metadata["workers"] != _workers():
-        raise InputError(
-            f"the checkpoint {file} is of a training with {metadata['workers']} and cannot go on with {_workers()}: "
-            "the result would be neither's; use the same number of processes and device, or start afresh with force"
-        )
-    tensors = load_file(file)
-    groups: dict[str, dict[str, Tensor]] = {"model": {}, "best": {}}
-    adam: dict[int, dict[str, Tensor]] = {}
-    for name, value in tensors.items():
-        group, rest = name.split(".", 1)
-        if group == "adam":
-            number, key = rest.split(".", 1)
-            adam.setdefault(int(number), {})[key] = value
-        else:
-            groups[group][rest] = value
-    _load(model, groups["model"])
-    layout = optimizer.state_dict()
-    optimizer.load_state_dict({"state": adam, "param_groups": layout["param_groups"]})
-    return {
-        "history": json.loads(metadata["history"]),
-        "best": groups["best"],
-        "seconds": float(metadata["seconds"]),
-    }
+def _gpu_memory() -> dict[str, float]:
+    if worker_device().type != "cuda":
+        return {}
+    return {"gpu_memory_mib": torch.cuda.max_memory_allocated() / 2**20}

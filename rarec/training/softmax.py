@@ -60,5 +60,6 @@ def full_softmax_loss(h: Tensor, items: Tensor, targets: Tensor) -> Tensor:
     language model the items are words), but that the loss of one target is at most 87, where its float32 probability
     vanishes.
     """
-    loss: Tensor = _FullSoftmax.apply(h, items, targets)
+    with torch.autocast(h.device.type, enabled=False):  # products into given blocks are not cast
+        loss: Tensor = _FullSoftmax.apply(h.float(), items.float(), targets)
     return loss

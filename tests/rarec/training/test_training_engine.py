@@ -5,7 +5,9 @@ import pytest
 import torch
 from torch import nn
 
+from rarec.training.engine_settings import EngineSettings
 from rarec.training.engine import (
+    adam,
     all_sum,
     gather_rows,
     initialise_engine,
@@ -45,7 +47,7 @@ def test_the_engine_is_plain_adam_however_large_the_gradient():
         torch.manual_seed(0)
         models.append(nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 1)))
         models[-1][2].bias.requires_grad_(False)
-    engine = initialise_engine(models[0], 0.01, CPU)
+    engine = initialise_engine(models[0], lambda parameters: adam(parameters, 0.01), EngineSettings(), CPU)
     optimizer = torch.optim.Adam([p for p in models[1].parameters() if p.requires_grad], lr=0.01)
     fixed = models[0][2].bias.clone()
     norms = []

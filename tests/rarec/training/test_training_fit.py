@@ -7,7 +7,9 @@ from safetensors import safe_open
 from torch import nn
 
 from rarec.errors import InputError
-from rarec.training.fit import HISTORY, SUMMARY, FitSettings, fit
+from rarec.training.dropout import DropoutBits
+from rarec.training.engine_settings import EngineSettings
+from rarec.training.fit import ENGINE, HISTORY, SUMMARY, FitSettings, fit
 
 pytestmark = pytest.mark.usefixtures("single_process")
 
@@ -38,6 +40,7 @@ class Scripted:
     """Trains a regression on uneven batches; the validation figures are given beforehand."""
 
     choice = CHOICE
+    whole = True
 
     def __init__(self, figures, interrupt_at=None, piece=12):
         self.piece = piece
@@ -55,21 +58,27 @@ class Scripted:
         self.started.append(epoch)
         return 3
 
-    def batches(self):
+    def batches(self, first=0):
         order = torch.randperm(12, generator=torch.Generator().manual_seed(self.epoch))
-        for rows in order.split([2, 6, 4]):
+        for rows in order.split([2, 6, 4])[first:]:
             yield rows.split(self.piece), len(rows)
+
+    def random_state(self):
+        return {}
+
+    def restore_random_state(self, state):
+        assert state == {}
 
     def validate(self):
         self.seen.append(self.model.layer.weight.detach().clone())
         return {CHOICE: self.figures[self.epoch], "HR@10": 2 * self.figures[self.epoch]}
 
 
-def run(objective, folder, epochs=10, patience=2, learning_rate=0.05, schedule="constant"):
+def run(objective, folder, epochs=10, patience=2, learning_rate=0.05, schedule="constant", **options):
     reports = []
     summary = fit(
         objective, FitSettings(learning_rate=learning_rate, epochs=epochs, patience=patience, schedule=schedule),
-        stage="test stage", output=folder, checkpoint=folder, report=lambda **values: reports.append(values),
+        stage="test stage", output=folder, checkpoint=folder, report=lambda **values: reports.append(values), **options,
     )  # fmt: skip
     return summary, reports
 
@@ -148,7 +157,8 @@ def test_only_what_is_trained_is_kept(tmp_path):
     run(objective, tmp_path, epochs=2)
     assert torch.equal(objective.model.layer.weight, before)
     with safe_open(tmp_path / "state.safetensors", framework="pt") as file:
-        assert {name for name in file.keys() if "layer" in name} == {"model.layer.bias", "best.layer.bias"}  # noqa: SIM118
+        assert {name for name in file.keys() if "layer.weight" in name} == set()  # noqa: SIM118
+        assert {"model.layer.bias", "best.layer.bias"} <= set(file.keys())
     resumed = frozen()
     run(resumed, tmp_path, epochs=3)
     assert resumed.started == [2]
@@ -210,8 +220,8 @@ def test_more_epochs_continue_a_finished_training(tmp_path):
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_loss_that_is_not_finite_names_epoch_and_step_and_keeps_the_checkpoint(tmp_path, value):
     class Diverging(Scripted):
-        def batches(self):
-            for step, batch in enumerate(super().batches(), start=1):
+        def batches(self, first=0):
+            for step, batch in enumerate(super().batches(first), start=1):
                 if self.epoch == 1 and step == 2:
                     self.model.layer.bias.data.fill_(value)
                 yield batch
@@ -229,7 +239,7 @@ def test_a_loss_that_is_not_finite_names_epoch_and_step_and_keeps_the_checkpoint
 
 
 def test_a_crash_while_saving_leaves_the_last_good_checkpoint(tmp_path, monkeypatch):
-    from rarec.training import fit as module
+    from rarec.training import checkpoint as module
 
     run(Scripted([0.1, 0.2, 0.3]), tmp_path, epochs=1)
     before = (tmp_path / "state.safetensors").read_bytes()
@@ -245,6 +255,7 @@ def test_a_crash_while_saving_leaves_the_last_good_checkpoint(tmp_path, monkeypa
         ):
             run(Scripted([0.1, 0.2, 0.3]), tmp_path, epochs=3)
     assert (tmp_path / "state.safetensors").read_bytes() == before
+    assert not list(tmp_path.glob("*.new"))  # a full disk is not kept full
     resumed = Scripted([0.1, 0.2, 0.3])
     run(resumed, tmp_path, epochs=3)
     assert resumed.started == [1, 2]
@@ -260,10 +271,150 @@ def test_a_damaged_checkpoint_is_told_and_training_starts_from_the_beginning(tmp
 
 
 def test_a_checkpoint_of_other_workers_is_refused(tmp_path, monkeypatch):
-    from rarec.training import fit as module
+    from rarec.training import checkpoint as module
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, "_workers", lambda: "2 on cpu")
+        patch.setattr(module, "world_size", lambda: 2)
         run(Scripted([0.1, 0.2, 0.3]), tmp_path, epochs=1)
-    with pytest.raises(InputError, match=r"a training with 2 on cpu and cannot go on with 1 on cpu.*afresh with force"):
+    with pytest.raises(
+        InputError, match=r"with 2 on cpu in float32 and cannot go on with 1 on cpu in float32.*afresh with force"
+    ):
         run(Scripted([0.1, 0.2, 0.3]), tmp_path, epochs=3)
+    run(Scripted([0.1, 0.2, 0.3]), tmp_path / "other", epochs=1)
+    with pytest.raises(InputError, match=r"with 1 on cpu in float32 and cannot go on with 1 on cpu in bfloat16"):
+        run(Scripted([0.1, 0.2, 0.3]), tmp_path / "other", epochs=3, engine=EngineSettings(precision="bf16"))
+
+
+class Noisy(Scripted):
+    """Twelve steps an epoch, each with random noise; breaks off before a step of an epoch."""
+
+    def __init__(self, interrupt_before=None):
+        super().__init__([0.1, 0.3, 0.2])
+        self.interrupt_before = interrupt_before
+        self.bits = DropoutBits(0)
+        self.steps = []
+
+    def start_epoch(self, epoch):
+        super().start_epoch(epoch)
+        self.bits.seed(7, epoch)
+        return 12
+
+    def batches(self, first=0):
+        order = torch.randperm(12, generator=torch.Generator().manual_seed(self.epoch))
+        for step in range(first, 12):
+            if (self.epoch, step) == self.interrupt_before:
+                raise Interrupted
+            self.steps.append((self.epoch, step))
+            # A row may be dropped, which shows in every weight that comes after.
+            kept = self.bits.scaled_mask(torch.Size([4]), 0.5) > 0
+            rows = order[[step, (step + 1) % 12, (step + 2) % 12, (step + 5) % 12]]
+            yield [rows[kept]], 4
+
+    def random_state(self):
+        return self.bits.state()
+
+    def restore_random_state(self, state):
+        self.bits.restore(state)
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize("interrupt_before", [(0, 1), (1, 5), (1, 11), (2, 8)])
+def test_a_training_goes_on_within_an_epoch_bit_by_bit(tmp_path, stage, interrupt_before):
+    engine = EngineSettings(checkpoint_steps=4, zero_stage=stage)
+    straight = Noisy()
+    expected, _ = run(straight, tmp_path / "straight", epochs=3, engine=EngineSettings(zero_stage=stage))
+    broken = Noisy(interrupt_before)
+    with pytest.raises(Interrupted):
+        run(broken, tmp_path / "broken", epochs=3, engine=engine)
+    resumed = Noisy()
+    summary, reports = run(resumed, tmp_path / "broken", epochs=3, engine=engine)
+    epoch, step = interrupt_before
+    assert resumed.steps[0] == (epoch, step // 4 * 4)
+    assert without_clock(summary) == without_clock(expected)
+    assert summary["samples"] == expected["samples"] == 3 * 12 * 4
+    weights = [dict(objective.model.named_parameters()) for objective in (straight, resumed)]
+    for name, weight in weights[0].items():
+        assert torch.equal(weight, weights[1][name]), name
+
+
+def test_checkpoints_by_the_clock(tmp_path, monkeypatch):
+    from rarec.training import fit as module
+
+    saved = []
+    monkeypatch.setattr(module, "save_state", lambda *_: saved.append(None))
+    monkeypatch.setattr(module, "_LOOK_STEPS", 3)
+    run(Noisy(), tmp_path, epochs=1, engine=EngineSettings(checkpoint_minutes=1e-9))
+    assert len(saved) == 4  # after steps 3, 6 and 9, and at the end
+    saved.clear()
+    run(Noisy(), tmp_path, epochs=1, engine=EngineSettings(checkpoint_minutes=5))
+    run(Noisy(), tmp_path, epochs=1, engine=EngineSettings(checkpoint_minutes=0))
+    assert len(saved) == 2
+
+
+@pytest.mark.parametrize(
+    ("settings", "tolerance"),
+    [
+        ({"zero_stage": 1}, 1e-6),
+        ({"zero_stage": 2}, 1e-6),
+        ({"zero_stage": 3}, 1e-6),
+        ({"zero_stage": 2, "offload": True}, 1e-6),
+        ({"zero_stage": 3, "offload": True}, 1e-6),
+        ({"deepspeed": {"zero_optimization": {"stage": 2}}}, 1e-6),
+        ({"precision": "bf16"}, 0.03),
+        ({"precision": "bf16", "zero_stage": 2}, 0.03),
+        ({"precision": "fp16"}, 0.005),
+    ],
+)
+def test_every_engine_trains_alike(tmp_path, settings, tolerance):
+    plain, _ = run(Scripted([0.1, 0.2, 0.3]), tmp_path / "plain", epochs=3)
+    objective = Scripted([0.1, 0.2, 0.3])
+    summary, _ = run(objective, tmp_path / "other", epochs=3, engine=EngineSettings(**settings))
+    for one, other in zip(summary["history"], plain["history"], strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], rel=tolerance)
+    assert all(parameter.dtype == torch.float32 for parameter in objective.model.parameters())
+    assert objective.model.layer.weight.shape == (1, 3)
+    kept = json.loads((tmp_path / "other" / ENGINE).read_text())
+    assert kept["zero_optimization"]["stage"] == EngineSettings(**settings).stage
+
+
+def test_a_loss_scale_goes_on_too(tmp_path):
+    engine = EngineSettings(precision="fp16", checkpoint_steps=4)
+    straight = Noisy()
+    run(straight, tmp_path / "straight", epochs=2, engine=engine)
+    with pytest.raises(Interrupted):
+        run(Noisy((1, 9)), tmp_path / "broken", epochs=2, engine=engine)
+    resumed = Noisy()
+    run(resumed, tmp_path / "broken", epochs=2, engine=engine)
+    assert resumed.steps[0] == (1, 8)
+    assert torch.equal(resumed.model.layer.weight, straight.model.layer.weight)
+
+
+def test_clipped_training_is_plain_clipped_adam(tmp_path):
+    class Last(Scripted):
+        choice = None
+
+        def validate(self):
+            return {}
+
+    objective = Last([])
+    summary, _ = run(objective, tmp_path, epochs=3, schedule="cosine", clip=0.1)
+    plain = Regression()
+    optimizer = torch.optim.Adam(plain.parameters(), lr=0.05)
+    settings = FitSettings(learning_rate=0.05, epochs=3, schedule="cosine")
+    rates = []
+    for epoch in range(3):
+        order = torch.randperm(12, generator=torch.Generator().manual_seed(epoch))
+        for step, rows in enumerate(order.split([2, 6, 4])):
+            rates.append(settings.rate(epoch, step, 3))
+            optimizer.param_groups[0]["lr"] = rates[-1]
+            optimizer.zero_grad()
+            (plain(rows)[0] / len(rows)).backward()
+            torch.nn.utils.clip_grad_norm_(plain.parameters(), 0.1)
+            optimizer.step()
+    assert summary["best_epoch"] == 2  # without a choice the last weights are taken
+    for one, other in zip(objective.model.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+    assert 0.05 > rates[1] > rates[-1] > 0
+    slow = FitSettings(learning_rate=1.0, epochs=2, schedule="cosine")
+    assert slow.rate(0, 0, 1000) < 0.03 < slow.rate(0, 20, 1000) < 1
+    assert slow.rate(0, 45, 1000) > 0.99

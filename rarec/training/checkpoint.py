@@ -1,0 +1,246 @@
+"""The state of a training, whole in one file whatever ZeRO shares out, from which it goes on bit by bit.
+
+Rank 0 alone writes and reads it; what it reads goes to the others through the process group.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from rarec.errors import InputError
+from rarec.training.engine import from_every_rank, from_rank_0, rank, worker_device, world_size
+
+STATE = "state.safetensors"
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+@dataclass
+class TrainingState:
+    """Where a training stands.
+
+    Attributes:
+        history: one record a finished epoch.
+        best: the weights of the best of them.
+        seconds: time it took so far.
+        step: steps done of the epoch after those in ``history``; 0 between epochs.
+        seen: samples of these steps.
+        sums: what these steps' losses add up to over all ranks.
+        total: samples of all steps so far.
+    """
+
+    history: list[dict[str, float]] = field(default_factory=list)
+    best: dict[str, Tensor] = field(default_factory=dict)
+    seconds: float = 0.0
+    step: int = 0
+    seen: int = 0
+    sums: dict[str, float] = field(default_factory=dict)
+    total: int = 0
+
+
+def trained(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that require gradients: what a frozen model below an adapter weighs is not copied."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def whole_weights(engine: Any) -> dict[str, Tensor]:
+    """Copies of the trained weights, whole and in float32; to be called on all ranks."""
+    from deepspeed.utils import safe_get_full_fp32_param
+
+    names = trained(engine.module)
+    if not engine.zero_optimization():
+        return {name: weight.detach().clone() for name, weight in names.items()}
+    return {name: safe_get_full_fp32_param(weight).detach().clone() for name, weight in names.items()}
+
+
+def put_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Replace the trained weights, for good: a model that ZeRO has shared out is whole, and no longer the engine's."""
+    names = _matching(model, weights)
+    for name, parameter in names.items():
+        parameter.data = weights[name].to(worker_device())
+
+
+def save_state(folder: Path, engine: Any, random: Mapping[str, Tensor], state: TrainingState) -> None:
+    """Write the state beside its place and rename it, so that a crash leaves the last good one; on all ranks.
+
+    Args:
+        random: this rank's random states.
+
+    Raises:
+        InputError: it cannot be written; the last one stays.
+    """
+    tensors = {f"model.{name}": weight for name, weight in whole_weights(engine).items()}
+    tensors |= {f"adam.{name}": value for name, value in _optimizer_state(engine).items()}
+    tensors |= {f"best.{name}": weight for name, weight in state.best.items()}
+    for number, states in enumerate(from_every_rank(dict(random))):
+        tensors |= {f"random.{number}.{name}": value for name, value in states.items()}
+    if rank():
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    beside = folder / f"{STATE}.new"
+    scaler = engine.torch_autocast_z0_gradscaler
+    record = {
+        "history": state.history,
+        "seconds": state.seconds,
+        "step": state.step,
+        "seen": state.seen,
+        "sums": state.sums,
+        "total": state.total,
+        "workers": _workers(engine),
+        "loss_scale": scaler.state_dict() if scaler else None,
+    }
+    try:
+        save_file(
+            {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()},
+            beside,
+            metadata={"state": json.dumps(record)},
+        )
+        with beside.open("rb") as written:
+            os.fsync(written.fileno())
+        os.replace(beside, folder / STATE)
+    except (OSError, SafetensorError) as error:
+        beside.unlink(missing_ok=True)
+        raise InputError(
+            f"the checkpoint {folder / STATE} cannot be written: {error}; make room there, then run again: it goes on "
+            "from the checkpoint before"
+        ) from error
+
+
+def restore_state(folder: Path, engine: Any) -> tuple[TrainingState, dict[str, Tensor]]:
+    """The state in ``folder``, put into the engine, and this rank's random states; nothing where there is none.
+
+    Raises:
+        InputError: it is the state of a training with another number of processes, device or precision.
+    """
+    found = from_rank_0(_read(folder, _workers(engine)) if rank() == 0 else None)
+    if found is None:
+        return TrainingState(), {}
+    record, tensors = found
+    groups: dict[str, dict[str, Tensor]] = {"model": {}, "best": {}, "adam": {}, "random": {}}
+    for name, value in tensors.items():
+        group, rest = name.split(".", 1)
+        groups[group][rest] = value
+    _put(engine, groups["model"], groups["adam"])
+    if record["loss_scale"]:
+        engine.torch_autocast_z0_gradscaler.load_state_dict(record["loss_scale"])
+    device = worker_device()
+    own = f"{rank()}."
+    state = TrainingState(
+        record["history"],
+        {name: value.to(device) for name, value in groups["best"].items()},
+        *(record[name] for name in ("seconds", "step", "seen", "sums", "total")),
+    )
+    return state, {name.removeprefix(own): v for name, v in groups["random"].items() if name.startswith(own)}
+
+
+def _read(folder: Path, workers: str) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
+    file = folder / STATE
+    if not file.exists():
+        return None
+    try:
+        with safe_open(file, framework="pt") as reader:
+            record = json.loads(reader.metadata()["state"])
+        tensors = load_file(file)
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        print(f"the checkpoint {file} is damaged ({error}); training starts from the beginning", flush=True)
+        return None
+    if record["workers"] != workers:
+        raise InputError(
+            f"the checkpoint {file} is of a training with {record['workers']} and cannot go on with {workers}: the "
+            "result would be neither's; use the same number of processes, device and precision, or start afresh with "
+            "force"
+        )
+    return record, tensors
+
+
+def _workers(engine: Any) -> str:
+    """What the course of a training depends on besides its settings: dropout differs with ranks and kind of device."""
+    dtype = engine.torch_autocast_dtype() if engine.torch_autocast_enabled() else torch.float32
+    return f"{world_size()} on {worker_device().type} in {str(dtype).removeprefix('torch.')}"
+
+
+def _optimizer_state(engine: Any) -> dict[str, Tensor]:
+    """Adam's moments of every weight, whole, and its count of steps; on all ranks."""
+    from deepspeed.utils import safe_get_full_optimizer_state
+
+    names = trained(engine.module)
+    states = engine.optimizer.state if not engine.zero_optimization() else engine.optimizer.optimizer.state
+    if not engine.zero_optimization():
+        return {
+            f"{key}.{name}": value for name, weight in names.items() for key, value in states.get(weight, {}).items()
+        }
+    found = {
+        f"{key}.{name}": safe_get_full_optimizer_state(weight, key).detach().clone()
+        for name, weight in names.items()
+        for key in _MOMENTS
+    }
+    steps = {float(values["step"]) for values in states.values() if "step" in values}
+    return {**found, **{f"step.{name}": torch.tensor(max(steps, default=0.0)) for name in names}}
+
+
+def _put(engine: Any, weights: Mapping[str, Tensor], optimizer: Mapping[str, Tensor]) -> None:
+    """Put whole weights and moments into the engine, wherever ZeRO keeps which part of them."""
+    names = _matching(engine.module, weights)
+    if not engine.zero_optimization():
+        layout = engine.optimizer.state_dict()
+        state: dict[int, dict[str, Tensor]] = {}
+        for number, name in enumerate(names):
+            for key in ("step", *_MOMENTS):
+                if f"{key}.{name}" in optimizer:
+                    state.setdefault(number, {})[key] = optimizer[f"{key}.{name}"]
+        engine.optimizer.load_state_dict({"state": state, "param_groups": layout["param_groups"]})
+        with torch.no_grad():
+            for name, weight in names.items():
+                weight.copy_(weights[name])
+        return
+    from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
+
+    device = worker_device()
+    for name, weight in names.items():
+        moments = {key: optimizer[f"{key}.{name}"].to(device) for key in _MOMENTS if f"{key}.{name}" in optimizer}
+        if engine.zero_optimization_stage() == 3:
+            _put_part(weight, weights[name].to(device), moments)
+            continue
+        with torch.no_grad():
+            weight.copy_(weights[name])
+        safe_set_full_fp32_param(weight, weights[name].to(device))
+        for key, value in moments.items():
+            safe_set_full_optimizer_state(weight, value, key)
+    for values in engine.optimizer.optimizer.state.values():
+        if "step" in values:
+            steps = [float(value) for name, value in optimizer.items() if name.startswith("step.")]
+            values["step"].fill_(max(steps, default=0.0))
+
+
+def _put_part(weight: Any, whole: Tensor, moments: Mapping[str, Tensor]) -> None:
+    """ZeRO-3: this rank's part of a weight and its moments. (DeepSpeed's own way fails where parts are unequal.)"""
+    from deepspeed.utils import safe_set_local_fp32_param, safe_set_local_optimizer_state
+    from deepspeed.zero import GatheredParameters
+
+    size = weight.ds_tensor.numel()
+
+    def part(values: Tensor) -> Tensor:
+        padded = values.new_zeros(size * world_size())
+        padded[: values.numel()] = values.flatten()
+        return padded[size * rank() : size * (rank() + 1)]
+
+    safe_set_local_fp32_param(weight, part(whole))
+    for key, value in moments.items():
+        safe_set_local_optimizer_state(weight, part(value), key)
+    with GatheredParameters([weight], modifier_rank=0):
+        if rank() == 0:
+            weight.data.copy_(whole)
+
+
+def _matching(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, nn.Parameter]:
+    names = trained(model)
+    if names.keys() != weights.keys():
+        raise ValueError(f"weights of {sorted(weights.keys() ^ names.keys())} are missing or too many")
+    return names
