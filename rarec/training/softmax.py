@@ -61,5 +61,6 @@ def full_softmax_loss(h: Tensor, items: Tensor, targets: Tensor) -> Tensor:
     vanishes.
     """
     with torch.autocast(h.device.type, enabled=False):  # products into given blocks are not cast
-        loss: Tensor = _FullSoftmax.apply(h.float(), items.float(), targets)
+        dtype = torch.promote_types(torch.promote_types(h.dtype, items.dtype), torch.float32)
+        loss: Tensor = _FullSoftmax.apply(h.to(dtype), items.to(dtype), targets)
     return loss
