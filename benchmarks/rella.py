@@ -30,7 +30,6 @@ from benchmarks.workloads import (
 from rarec.data.ctr import CtrSamples, CtrSettings, build_ctr_samples
 from rarec.data.sequences import IntArray
 from rarec.rella import scoring as rella_scoring
-from rarec.rella.decoder import BATCH_TOKENS
 from rarec.rella.language_model import find_answers, pad
 from rarec.rella.scoring import score
 from rarec.rella.scratch import scratch_model
@@ -247,7 +246,7 @@ def _scoring(films: Films, effort: Effort) -> Column:
     return {
         **_model(model),
         "prompts": len(samples),
-        **_padding(lengths, BATCH_TOKENS),
+        **_padding(lengths, rella_scoring.BATCH_TOKENS),
         "rounds": effort.rounds,
         **timing("score, ours, s", seconds["ours"]),
         **timing("score, ours without CpuDecoder, s", seconds["transformers"]),
