@@ -31,8 +31,8 @@ from resources.folders import Folders
 from resources.launcher import TrainingLauncher
 from resources.tracking import MlflowTracking, TrackedRun
 
-LORA_VERSION = "1"
-PREDICTION_VERSION = "1"
+LORA_VERSION = "2"
+PREDICTION_VERSION = "2"
 SOURCES = ("interactions", "ctr_samples", "textual_samples", "base_language_model", "retrieval_enhanced_samples")
 VALIDATION_FIGURES = ("AUC", "LogLoss", "ACC")
 

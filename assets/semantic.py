@@ -36,8 +36,8 @@ from resources.folders import Folders
 from resources.launcher import TrainingLauncher
 from resources.tracking import MlflowTracking, TrackedRun
 
-MODEL_VERSION = "1"
-VECTOR_VERSION = "1"
+MODEL_VERSION = "2"
+VECTOR_VERSION = "2"
 INDEX_VERSION = "1"
 SHOWN_ITEMS, SHOWN_NEIGHBOURS = 5, 4
 # What of the settings concerns a model that is not made here.
@@ -197,10 +197,12 @@ def semantic_item_vectors(
     def build(folder: Path, run: TrackedRun) -> Outcome:
         texts = Catalogue.load(inputs["textual_samples"].path).descriptions
         reference = ModelReference.open(inputs["base_language_model"].path, folders.hub_cache)
-        states = encode(reference, texts, worker_device(), settings, folders.hub_cache)
+        states, cut = encode(reference, texts, worker_device(), settings, folders.hub_cache)
         vectors, explained = reduce(states, settings.dimensions)
         np.save(folder / VECTORS, vectors)
         values = {"items": len(vectors), "dimensions": vectors.shape[1], "explained_variance": round(explained, 4)}
+        if cut is not None:
+            values["descriptions_cut"] = cut
         return Outcome({**values, "encoder": settings.encoder}, metrics=dict(values))
 
     result, _ = materialise(

@@ -192,6 +192,15 @@ def test_every_rella_benchmark_measures_something(name, tiny_films, monkeypatch)
         assert figures["tiny"]["padding, ours, share"] < 0.7 * figures["tiny"]["padding, plain, share"]
 
 
+@pytest.mark.usefixtures("worker")
+def test_padding_of_scoring_is_that_of_the_batches_scored(tiny_films, monkeypatch):
+    """Not that of the setting, which allows more than `CpuDecoder` takes; here every prompt goes alone."""
+    monkeypatch.setattr("rarec.rella.scoring.BATCH_TOKENS", 1)
+    figures = BENCHMARKS["scoring"](Setup({}, TINY, {"tiny": tiny_films}))["tiny"]
+    assert figures["padding, ours, share"] == 0
+    assert figures["padding, plain, share"] > 0.1
+
+
 def test_lists_that_differ_beyond_rounding_are_no_measurement():
     vectors = np.eye(4, dtype=np.float32)
     items = np.array([0, 1, 0])

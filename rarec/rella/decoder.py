@@ -124,7 +124,9 @@ class CpuDecoder:
         rotation = self._rotation(x, width)
         heads, shared = self._heads, self._shared
         for number, layer in enumerate(self._layers[:-1]):
-            projected = layer.projected(self._normalised(x, layer.before)) if number else self._first.index_select(0, tokens)
+            projected = (
+                layer.projected(self._normalised(x, layer.before)) if number else self._first.index_select(0, tokens)
+            )
             parts = projected.view(count, width, heads + 2 * shared, self._head_dim)
             _rotate(parts[:, :, : heads + shared], rotation)
             q, k, v = (part.transpose(1, 2) for part in parts.split([heads, shared, shared], 2))
@@ -171,7 +173,8 @@ def cpu_decoder(model: Any, answers: list[int], longest: int) -> CpuDecoder | No
         answers: tokens whose logits are wanted.
         longest: tokens of the longest prompt.
     """
-    base = model.get_base_model() if hasattr(model, "peft_config") else model
+    # A model of transformers may bear adapters itself, by its own `add_adapter`: then it is the base.
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
     if type(base).__name__ not in KINDS or getattr(base, "is_quantized", False):
         return None
     adapters = getattr(model, "peft_config", {}).values()

@@ -7,6 +7,7 @@ stage loads one in the same way, whatever it came from.
 import hashlib
 import json
 import re
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -25,6 +26,7 @@ from rarec.text.tokens import frame_texts
 Quantisation = Literal["none", "8bit", "nf4"]
 REFERENCE = "reference.json"
 SCRATCH = "scratch"
+_HOOKED = threading.Lock()
 HUB = re.compile(r"^hub:(?P<name>[\w.-]+(?:/[\w.-]+)?)@(?P<revision>[\w./-]+)$")
 
 
@@ -47,11 +49,16 @@ class LanguageModelSettings(Settings):
     layers: int = Field(default=4, ge=1, description="scratch: layers.")
     heads: int = Field(default=4, ge=1, description="scratch: attention heads; must divide dim.")
     behaviours: int = Field(default=30, ge=1, description="scratch: behaviours in one piece of history it reads.")
-    epochs: int = Field(default=10, ge=1, description="scratch: passes over the histories.")
+    epochs: int = Field(
+        default=10,
+        ge=1,
+        description="scratch: passes over descriptions and histories, or over random parts of them; see tokens.",
+    )
     tokens: int = Field(
         default=12_000_000,
         ge=1,
-        description="scratch: most tokens it reads in all; where the epochs have more, each reads a random part.",
+        description="scratch: most tokens it reads in all, at least epochs times max_tokens; where the epochs have "
+        "more, each reads the descriptions (within half of its share) and a random part of the histories.",
     )
     batch_tokens: int = Field(default=8192, ge=64, description="scratch: tokens a training step.")
     learning_rate: float = Field(default=2e-3, gt=0, description="scratch: AdamW's highest learning rate.")
@@ -67,6 +74,11 @@ class LanguageModelSettings(Settings):
             )
         if self.dim % (2 * self.heads):
             raise ValueError(f"dim = {self.dim} is not an even multiple of heads = {self.heads}")
+        if self.source == SCRATCH and self.tokens < self.epochs * self.max_tokens:
+            raise ValueError(
+                f"tokens = {self.tokens} is less than one text of max_tokens = {self.max_tokens} in each of epochs = "
+                f"{self.epochs}; raise tokens to {self.epochs * self.max_tokens}, or lower the others"
+            )
         return self
 
 
@@ -189,8 +201,8 @@ def load_model(folder: Path, device: torch.device, quantisation: Quantisation = 
     """The folder's causal language model in evaluation mode; bfloat16 on a GPU, float32 on a CPU.
 
     Raises:
-        InputError: weights are missing or damaged, or a quantised form is asked of a machine without bitsandbytes or
-            a GPU.
+        InputError: weights are missing or damaged, the model reads in both directions, or a quantised form is asked of
+            a machine without bitsandbytes or a GPU.
     """
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
@@ -212,7 +224,24 @@ def load_model(folder: Path, device: torch.device, quantisation: Quantisation = 
         ) from error
     if quantisation == "none":
         torch.nn.Module.to(model, device)
-    return model.eval()
+    model.eval()
+    if not _is_causal(model):
+        raise InputError(
+            f"{folder}: the language model reads in both directions (a later token changes what it says behind an "
+            "earlier one), so it cannot score prompts; use a causal one"
+        )
+    return model
+
+
+@torch.no_grad()
+def _is_causal(model: Any) -> bool:
+    """Whether later tokens change nothing before them; encoders like BERT are loaded as causal models, too."""
+    last = model.get_input_embeddings().weight.shape[0] - 1
+    tokens = torch.tensor([[0] + [1] * 7, [0] + [last] * 7], device=model.device)
+    one, other = model(input_ids=tokens, use_cache=False).logits[:, 0].float()
+    # Equal up to rounding, which may differ between the rows of a product.
+    tolerance = 1e-4 if model.dtype == torch.float32 else 2e-2
+    return not bool((one - other).abs().max() > tolerance * one.abs().max())
 
 
 def _require_bitsandbytes(device: torch.device, quantisation: str) -> None:
@@ -269,7 +298,8 @@ def context_length(model_config: Any, max_tokens: int) -> int:
 class PaddedBatch:
     """Prompts as a rectangle, padded on the right: no token of a causal model sees what comes behind it.
 
-    So no attention mask is needed, and none is made: attention without one is faster everywhere.
+    So a model gets no attention mask: attention without one is faster everywhere. `mask` is for means over places, and
+    for an attention that the last place alone asks for.
 
     Attributes:
         tokens: (B, l) int64.
@@ -298,15 +328,19 @@ def pad(tokens: np.ndarray, lengths: np.ndarray, rows: np.ndarray, device: torch
 
 
 def last_logits(model: Any, batch: PaddedBatch) -> Tensor:
-    """(B, V) logits behind each prompt; those of other places are not computed."""
+    """(B, V) logits behind each prompt; those of other places are not computed.
+
+    One thread at a time: a hook of the output layer is run by all threads that call the model.
+    """
     rows = torch.arange(len(batch.tokens), device=batch.tokens.device)
 
     def last(_: nn.Module, states: tuple[Tensor, ...]) -> Tensor:
         return states[0][rows, batch.lengths - 1][:, None]
 
-    hook = model.get_output_embeddings().register_forward_pre_hook(last)
-    try:
-        logits: Tensor = model(input_ids=batch.tokens, use_cache=False).logits
-    finally:
-        hook.remove()
+    with _HOOKED:
+        hook = model.get_output_embeddings().register_forward_pre_hook(last)
+        try:
+            logits: Tensor = model(input_ids=batch.tokens, use_cache=False).logits
+        finally:
+            hook.remove()
     return logits[:, 0]

@@ -34,7 +34,12 @@ class PredictionSettings(Settings):
 
     valid_samples: int = Field(default=10_000, ge=2, description="Most validation samples, drawn with the seed.")
     test_samples: int = Field(default=100_000, ge=2, description="Most test samples, drawn with the seed.")
-    batch_tokens: int = Field(default=16_384, ge=64, description="Most tokens of a padded batch of prompts.")
+    batch_tokens: int = Field(
+        default=16_384,
+        ge=64,
+        description="Most tokens of a padded batch of prompts; 2,048 at most for small models of Llama's form on a "
+        "CPU, whose states then stay in the processor's cache.",
+    )
     seed: int = Field(default=42, ge=0, description="Seed of the draws.")
 
     def most(self, split: Split) -> int:

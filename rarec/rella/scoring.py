@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from rarec.data.sequences import IntArray
-from rarec.errors import InputError
 from rarec.rella.decoder import BATCH_TOKENS, cpu_decoder
 from rarec.rella.language_model import Answers, PaddedBatch, last_logits, pad
 from rarec.text.tokens import PromptTokens, by_length
+from rarec.training.memory import explain_out_of_memory
 
 Report = Callable[..., None]
 _CHUNK = 8192  # prompts put together at once, so that the first batch is scored at once
@@ -33,22 +33,24 @@ def score(
     batch_tokens: int = 16384,
     report: Report = lambda **_: None,
     setting: str = "batch_tokens",
-    decoder: bool = True,
 ) -> tuple[npt.NDArray[np.float64], IntArray]:
     """(N,) probability of yes against no, and (N,) behaviours dropped for the token limit.
 
     Args:
         parts: (N, K + 3) prompts, as `PromptParts.of` gives them.
-        batch_tokens: most tokens of a padded batch.
+        batch_tokens: most tokens of a padded batch; `BATCH_TOKENS` at most where `CpuDecoder` does it.
         setting: what ``batch_tokens`` is called where it is set, for the message.
-        decoder: whether `CpuDecoder` may do it, where there are `MANY` prompts and the model has its form.
+
+    Raises:
+        InputError: memory is short; says what to lower.
     """
     was_training = model.training
     model.eval()
     probability = np.zeros(len(parts))
     dropped = np.zeros(len(parts), dtype=np.int64)
     done = 0
-    ours = cpu_decoder(model, answers.tokens, prompts.limit) if decoder and len(parts) >= MANY else None
+    with explain_out_of_memory("out of memory while the language model's weights are arranged; use a smaller one"):
+        ours = cpu_decoder(model, answers.tokens, prompts.limit) if len(parts) >= MANY else None
     if ours is not None:
         batch_tokens = min(batch_tokens, BATCH_TOKENS)
 
@@ -61,10 +63,8 @@ def score(
         dropped[part] = made.dropped
         for rows in by_length(made.lengths, batch_tokens):
             batch = pad(made.tokens, made.lengths, rows, device)
-            try:
+            with explain_out_of_memory(out_of_memory(batch, setting)):
                 logits = answer_logits(batch)
-            except torch.OutOfMemoryError as error:
-                raise out_of_memory(len(rows), int(made.lengths[rows].max()), setting) from error
             done += len(rows)
             report(step=done, steps=len(parts))
             probability[start + rows] = logits.double().softmax(1)[:, 1].cpu().numpy()
@@ -72,9 +72,10 @@ def score(
     return probability, dropped
 
 
-def out_of_memory(prompts: int, longest: int, setting: str) -> InputError:
+def out_of_memory(batch: PaddedBatch, setting: str) -> str:
     """What to tell when the device's memory does not hold a batch."""
-    return InputError(
-        f"out of memory with {prompts} prompts of up to {longest} tokens at once; lower {setting}, or the behaviours "
-        "in a prompt"
+    prompts, longest = batch.tokens.shape
+    return (
+        f"out of memory with {prompts} prompts of up to {longest} tokens at once; lower {setting} below "
+        f"{prompts * longest}, or the behaviours in a prompt"
     )

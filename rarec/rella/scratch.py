@@ -178,15 +178,17 @@ def train_scratch(
     model = scratch_model(tokenizer, settings)
     pieces = HistoryPieces(parts, offsets, allowed, settings.behaviours)
     started = time.perf_counter()
-    losses, read = _train(model, tokens, pieces, described, settings, report)
+    losses, read, shares = _train(model, tokens, pieces, described, settings, report)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     card = {
         "what": "a small Llama trained by RaRec on one data set; not a general language model",
-        "read": f"{len(catalogue.descriptions)} item descriptions, and {len(allowed)} training "
-        "behaviours with the profiles of their users",
+        "read": f"in a mean epoch {shares[1]:.2%} of the tokens of {len(catalogue.descriptions)} item descriptions, "
+        f"and {shares[0]:.2%} of those of {len(allowed)} training behaviours with the profiles of their users",
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "tokens_read": read,
+        "share_of_histories_read": shares[0],
+        "share_of_descriptions_read": shares[1],
         "loss_by_epoch": losses,
         "settings": settings.model_dump(),
     }
@@ -201,20 +203,28 @@ def _train(
     described: IntArray,
     settings: LanguageModelSettings,
     report: Callable[..., None],
-) -> tuple[list[float], int]:
-    """AdamW with a short warm-up and a cosine to zero; the loss of every token but the first, and tokens in all."""
+) -> tuple[list[float], int, list[float]]:
+    """AdamW with a short warm-up and a cosine to zero.
+
+    Returns:
+        Each epoch's loss of every token but the first; tokens in all; the shares that were read of the tokens of
+        histories and of descriptions.
+    """
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=settings.learning_rate, betas=(0.9, 0.95), weight_decay=0.1, fused=True
     )
     generator = np.random.default_rng(settings.seed)
     losses = []
+    kinds = np.zeros((2, 2), dtype=np.int64)  # tokens chosen and tokens there are, of histories and of descriptions
     step = read = 0
     started = time.perf_counter()
     most = settings.tokens // settings.epochs
     model.train()
     for epoch in range(settings.epochs):
-        documents = _some(np.concatenate([pieces.of_epoch(generator), described]), tokens, most, generator)
-        batches = list(_batches(tokens, documents, settings.batch_tokens, generator))
+        histories = pieces.of_epoch(generator)
+        chosen = _choose(histories, described, tokens, most, generator)
+        kinds += [[_lengths(tokens, rows).sum() for rows in part] for part in (chosen, (histories, described))]
+        batches = list(_batches(tokens, np.concatenate(chosen), settings.batch_tokens, generator))
         total = len(batches) * settings.epochs
         loss_sum = 0.0
         counted = 0
@@ -245,16 +255,33 @@ def _train(
         losses.append(loss_sum / counted)
         read += counted
     model.eval()
-    return losses, read
+    return losses, read, (kinds[0] / np.maximum(kinds[1], 1)).tolist()
+
+
+def _choose(
+    histories: IntArray, described: IntArray, tokens: PromptTokens, most: int, generator: np.random.Generator
+) -> tuple[IntArray, IntArray]:
+    """An epoch's histories and descriptions, at most ``most`` tokens together.
+
+    Nothing else tells what an item is, so descriptions come first; but they leave the histories half, if need be.
+    """
+    room = max(most // 2, most - int(_lengths(tokens, histories).sum()))
+    described = _some(described, tokens, room, generator)
+    return _some(histories, tokens, most - int(_lengths(tokens, described).sum()), generator), described
 
 
 def _some(rows: IntArray, tokens: PromptTokens, most: int, generator: np.random.Generator) -> IntArray:
     """Documents of at most ``most`` tokens: all of them, or as many drawn at random."""
-    lengths = tokens.part_lengths(rows).sum(1)
+    lengths = _lengths(tokens, rows)
     if lengths.sum() <= most:
         return rows
     drawn = generator.permutation(len(rows))
-    return rows[drawn[: max(1, int(np.searchsorted(lengths[drawn].cumsum(), most, side="right")))]]
+    return rows[drawn[: int(np.searchsorted(lengths[drawn].cumsum(), most, side="right"))]]
+
+
+def _lengths(tokens: PromptTokens, rows: IntArray) -> IntArray:
+    """(D,) tokens of documents, without what goes before them."""
+    return np.minimum(tokens.part_lengths(rows).sum(1), tokens.limit - len(tokens.before))
 
 
 def _batches(

@@ -37,6 +37,7 @@ from rarec.training.engine import (
 )
 from rarec.training.engine_settings import EngineSettings
 from rarec.training.fit import FitSettings, Report, fit
+from rarec.training.memory import explain_out_of_memory
 from rarec.training.progress import ProgressReporter, worker_main
 
 TUNING = "tuning.json"
@@ -116,11 +117,8 @@ class AnswerLoss(nn.Module):
 
     def forward(self, batch: "Piece") -> tuple[Tensor, dict[str, Tensor]]:
         """Summed loss of a piece."""
-        try:
+        with explain_out_of_memory(out_of_memory(batch.prompts, "piece_tokens")):
             logits = last_logits(self.model, batch.prompts)
-        except torch.OutOfMemoryError as error:
-            rows, longest = batch.prompts.tokens.shape
-            raise out_of_memory(rows, longest, "piece_tokens") from error
         if self._among is not None:
             logits = logits[:, self._among]
         loss = F.cross_entropy(logits.float(), batch.answers, reduction="none")

@@ -10,10 +10,12 @@ from pydantic import Field, model_validator
 from sklearn.decomposition import PCA
 
 from rarec.config import Settings
+from rarec.data.sequences import ranges
 from rarec.errors import InputError, one_line
 from rarec.rella.language_model import ModelReference, pad
 from rarec.retrieval.index import FloatArray, normalised
 from rarec.text.tokens import by_length, first_tokens, tokenise
+from rarec.training.memory import explain_out_of_memory
 
 VECTORS = "vectors.npy"  # the file of an artifact that holds them
 SENTENCE = "sentence-transformers:"
@@ -60,18 +62,22 @@ def sentence_encoder_folder(encoder: str) -> Path | None:
 
 def encode(
     reference: ModelReference, texts: list[str], device: torch.device, settings: VectorSettings, cache: Path
-) -> FloatArray:
-    """(I, D) vectors of the texts by the encoder that the settings name."""
+) -> tuple[FloatArray, int | None]:
+    """(I, D) vectors of the texts by the encoder that the settings name; and how many texts were cut.
+
+    A sentence encoder cuts texts by itself and does not tell: None.
+    """
     if settings.encoder.startswith(SENTENCE):
-        return describe_by_sentence_encoder(settings.encoder.removeprefix(SENTENCE), texts, device, cache)
-    return describe(reference.model(device), reference.tokenizer(), texts, device, settings.batch_tokens)
+        return describe_by_sentence_encoder(settings.encoder.removeprefix(SENTENCE), texts, device, cache), None
+    longest = reference.context_length()
+    return describe(reference.model(device), reference.tokenizer(), texts, device, longest, settings.batch_tokens)
 
 
 def describe_by_sentence_encoder(name: str, texts: list[str], device: torch.device, cache: Path) -> FloatArray:
     """(I, D) embeddings of a model of the package sentence-transformers.
 
     Raises:
-        InputError: the package or the model is missing.
+        InputError: the package or the model is missing, or memory is short.
     """
     try:
         from sentence_transformers import SentenceTransformer
@@ -84,38 +90,43 @@ def describe_by_sentence_encoder(name: str, texts: list[str], device: torch.devi
         model = SentenceTransformer(place, device=str(device), cache_folder=str(cache), revision=revision or None)
     except (OSError, ValueError) as error:
         raise InputError(f"encoder = {SENTENCE}{name} cannot be had: {one_line(error)}") from error
-    return np.asarray(model.encode(texts, show_progress_bar=False), dtype=np.float32)
+    with explain_out_of_memory(f"encoder = {SENTENCE}{name}: out of memory; use a smaller encoder"):
+        return np.asarray(model.encode(texts, show_progress_bar=False), dtype=np.float32)
 
 
 @torch.no_grad()
 def describe(
-    model: Any, tokenizer: Any, texts: list[str], device: torch.device, batch_tokens: int = 8192
-) -> FloatArray:
-    """(I, D) mean of the last layer's hidden states over each text's own tokens: no padding, no special token.
+    model: Any, tokenizer: Any, texts: list[str], device: torch.device, longest: int, batch_tokens: int = 8192
+) -> tuple[FloatArray, int]:
+    """(I, D) mean of the last layer's hidden states over each text's own tokens: no padding, no special token; and how
+    many texts lost their ends.
 
     Args:
         model: a causal language model of transformers.
         texts: descriptions, none of them empty.
+        longest: tokens that the model reads; what a text has beyond them is cut.
+
+    Raises:
+        InputError: memory is short; says what to lower.
     """
     table = tokenise(tokenizer, texts)
     before = first_tokens(tokenizer)
+    lengths = np.minimum(table.lengths, longest - len(before))
+    kept = table.tokens[ranges(table.offsets[:-1], lengths)]
     width = model.get_input_embeddings().weight.shape[1]
     result = np.zeros((len(texts), width), dtype=np.float32)
-    lengths = table.lengths
     for rows in by_length(lengths + len(before), batch_tokens):
-        own = pad(table.tokens, lengths, rows, device)
+        own = pad(kept, lengths, rows, device)
         special = torch.from_numpy(before.astype(np.int64)).to(device).expand(len(rows), -1)
         tokens = torch.cat([special, own.tokens], 1)
-        try:
+        with explain_out_of_memory(
+            f"out of memory with {len(rows)} descriptions of up to {tokens.shape[1]} tokens at once; lower "
+            f"batch_tokens of semantic_item_vectors below {tokens.numel()}"
+        ):
             states = model.base_model(input_ids=tokens, use_cache=False).last_hidden_state[:, len(before) :]
-        except torch.OutOfMemoryError as error:
-            raise InputError(
-                f"out of memory with {len(rows)} descriptions of up to {tokens.shape[1]} tokens at once; lower "
-                "batch_tokens of semantic_item_vectors"
-            ) from error
         counted = own.mask[:, :, None]
         result[rows] = ((states.float() * counted).sum(1) / counted.sum(1)).cpu().numpy()
-    return result
+    return result, int((lengths < table.lengths).sum())
 
 
 def reduce(states: FloatArray, most: int = 512) -> tuple[FloatArray, float]:

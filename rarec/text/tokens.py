@@ -6,6 +6,7 @@ making 5,000 prompts a second is a matter of copying integers.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 import numpy as np
@@ -17,8 +18,14 @@ from rarec.text.prompts import NO_PART, PromptParts
 
 TokenArray = npt.NDArray[np.int32]
 ANCHOR = "\n"  # what stands before nearly every part
-# Some chat templates print the date, through this function: next week's prompts shall be the same.
-FIXED_DAY = "{% macro strftime_now(form) %}01 Jul 2024{% endmacro %}"
+# Some chat templates print the date, through `strftime_now`: next week's prompts shall be the same.
+_DAY = datetime(2024, 7, 1)
+_DIRECTIVES = ("Y", "y", "m", "-m", "d", "-d", "e", "B", "b", "A", "a", "j", "H", "I", "M", "S", "p", "F", "D", "T")
+FIXED_DAY = (  # as a macro, since transformers takes no functions for a template
+    "{% macro strftime_now(form) %}{{ form"
+    + "".join(f" | replace('%{directive}', '{_DAY.strftime('%' + directive)}')" for directive in _DIRECTIVES)
+    + " }}{% endmacro %}"
+)
 _CHUNK = 4096  # texts tokenised at once
 
 

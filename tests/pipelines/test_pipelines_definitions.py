@@ -1,7 +1,11 @@
+import json
+import re
+from pathlib import Path
+
 import dagster as dg
 import pytest
 
-from pipelines.definitions import build_defs
+from pipelines.definitions import STAGE_SETTINGS, build_defs
 from pipelines.jobs import TRACKS
 from rarec.errors import InputError
 from resources.home import RarecHome
@@ -103,3 +107,23 @@ def test_every_setting_is_described_where_it_is_typed(tmp_path):
 
 def test_definitions_are_loadable_as_a_whole(tmp_path):
     dg.Definitions.validate_loadable(build_defs(home_with(tmp_path, OWN)))
+
+
+@pytest.mark.parametrize("stage", STAGE_SETTINGS)
+def test_the_readme_lists_every_setting_and_its_default(stage):
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    settings = readme.split("| asset | settings (default) |")[1].split("\n\n")[0]
+    rows = {match[1]: match[2] for match in re.finditer(r"^\| `(\w+)` \| (.*) \|$", settings, re.MULTILINE)}
+    row = rows[stage]
+    if match := re.match(r"as `(\w+)`, without `(\w+)`$", row):
+        row = re.sub(rf" `{match[2]}` \([^)]*\),?", "", rows[match[1]])
+    told = {name: _value(text) for name, text in re.findall(r"`(\w+)` \(([^;)]*)", row)}
+    fields = STAGE_SETTINGS[stage].model_fields
+    assert told == {name: json.loads(json.dumps(field.default)) for name, field in fields.items()}
+
+
+def _value(text):
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text

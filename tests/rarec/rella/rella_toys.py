@@ -27,6 +27,18 @@ TEMPLATE = TEMPLATES["movies"]
 LENGTHS = (9, 14, 3, 0, 11, 8, 13, 5, 12, 10)
 
 
+def _gpu_is_full(*_, **__):
+    raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+def _cpu_is_full(*_, **__):
+    """More than any machine has: what PyTorch really raises, which is no OutOfMemoryError."""
+    torch.empty(1 << 50, dtype=torch.uint8)
+
+
+OUT_OF_MEMORY = (_gpu_is_full, _cpu_is_full)
+
+
 def configuration(kind: str, vocabulary: int, spread: float = 0.02):
     small = {
         "vocab_size": vocabulary, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2,

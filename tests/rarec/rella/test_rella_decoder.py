@@ -3,6 +3,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+from peft import LoraConfig
 from rella_toys import CPU, LIMIT, toy_data
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
@@ -84,6 +85,21 @@ def test_an_adapter_counts_whether_merged_or_not():
     merged.merge_adapter()
     torch.testing.assert_close(logits_of(merged), expected, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(logits_of(merged.merge_and_unload()), expected, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_an_adapter_of_transformers_own_counts():
+    """It makes no PEFT model: the Llama bears it itself."""
+    model, plain = llama(), logits_of(llama())
+    model.add_adapter(LoraConfig(target_modules=["q_proj", "o_proj"], init_lora_weights=False), "own")
+    expected = last_logits(model, batch())[:, ANSWERS]
+    assert (expected - plain).abs().max() > 0.01
+    torch.testing.assert_close(logits_of(model), expected, rtol=1e-4, atol=1e-4)
+    model.disable_adapters()
+    torch.testing.assert_close(logits_of(model), plain)
+    model = llama()
+    model.add_adapter(LoraConfig(target_modules=["embed_tokens"]), "own")
+    assert cpu_decoder(model, ANSWERS, LIMIT) is None
 
 
 def test_models_of_another_form_are_left_to_transformers(monkeypatch):

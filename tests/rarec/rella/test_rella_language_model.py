@@ -1,3 +1,5 @@
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
@@ -5,6 +7,7 @@ from pydantic import ValidationError
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,
+    BertConfig,
     GPT2Config,
     LlamaConfig,
     MistralConfig,
@@ -64,6 +67,38 @@ def test_padding_and_kept_logits_change_nothing(kind, tmp_path):
             torch.testing.assert_close(got[place], model(alone).logits[0, -1], rtol=1e-4, atol=1e-5)
     assert got.shape == (4, VOCABULARY)
     assert got.std(0).min() > 0  # the prompts do differ
+
+
+def test_threads_do_not_get_each_others_places():
+    """As the MLflow server's, which calls one model from many."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(CONFIGS["llama"]).eval()
+    rng = np.random.default_rng(0)
+    sizes = [np.array(sizes) for sizes in ([3, 9], [5, 6, 2, 8, 7], [4], [9, 9, 1])]
+    batches = [pad(rng.integers(1, VOCABULARY, n.sum()).astype(np.int32), n, np.arange(len(n)), CPU) for n in sizes]
+
+    @torch.no_grad()
+    def ask(number):
+        return last_logits(model, batches[number % len(batches)])
+
+    alone = [ask(number) for number in range(len(batches))]
+    with ThreadPoolExecutor(4) as threads:
+        for number, got in enumerate(threads.map(ask, range(100))):
+            torch.testing.assert_close(got, alone[number % len(batches)])
+    assert not model.get_output_embeddings()._forward_pre_hooks
+
+
+def test_a_model_that_reads_in_both_directions_is_refused(tmp_path):
+    small = {"vocab_size": VOCABULARY, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1,
+             "num_attention_heads": 2, "max_position_embeddings": 64}  # fmt: skip
+    for causal in (True, False):
+        torch.manual_seed(0)
+        AutoModelForCausalLM.from_config(BertConfig(**small, is_decoder=causal)).save_pretrained(tmp_path)
+        if causal:
+            load_model(tmp_path, CPU)
+        else:
+            with pytest.raises(InputError, match=r"reads in both directions .*; use a causal one"):
+                load_model(tmp_path, CPU)
 
 
 def test_padding_by_hand():
@@ -151,3 +186,8 @@ def test_settings_refuse_contradictions():
         LanguageModelSettings(source="hub:a/b")
     with pytest.raises(ValidationError, match="dim = 36 is not an even multiple of heads = 4"):
         LanguageModelSettings(dim=36)
+    few = {"epochs": 3, "max_tokens": 100}
+    assert LanguageModelSettings(**few, tokens=300).tokens == 300
+    with pytest.raises(ValidationError, match=r"tokens = 299 is less than .*; raise tokens to 300, or"):
+        LanguageModelSettings(**few, tokens=299)
+    assert LanguageModelSettings(source="path:/models/x", **few, tokens=299).source == "path:/models/x"

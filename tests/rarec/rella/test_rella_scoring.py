@@ -2,10 +2,11 @@ import numpy as np
 import pytest
 import torch
 from raserec_toys import unchanged
-from rella_toys import CPU, KINDS, slow_probability, toy_data
+from rella_toys import CPU, KINDS, OUT_OF_MEMORY, slow_probability, toy_data
 
 from rarec.errors import InputError
 from rarec.rella import scoring
+from rarec.rella.decoder import CpuDecoder
 from rarec.rella.scoring import score
 from rarec.text.tokens import PromptTokens
 
@@ -64,14 +65,26 @@ def test_the_mode_stays_and_behaviours_left_out_are_counted():
     np.testing.assert_allclose(got[dropped == 0], whole[dropped == 0], atol=2e-6)
 
 
-def test_out_of_memory_says_what_to_lower(monkeypatch):
-    def full(*_):
-        raise torch.OutOfMemoryError("CUDA out of memory")
-
+@pytest.mark.parametrize("full", OUT_OF_MEMORY)
+def test_out_of_memory_says_what_to_lower(full, monkeypatch):
     monkeypatch.setattr(scoring, "last_logits", full)
     rows = DATA.source.rows(np.arange(8), False)
     lengths = DATA.prompts.prompts(rows).lengths
     batch = 2 * int(lengths.max())
-    message = rf"out of memory with 2 prompts of up to {lengths.max()} tokens at once; lower batch_tokens"
+    message = rf"out of memory with 2 prompts of up to {lengths.max()} tokens at once; lower batch_tokens below {batch}"
     with pytest.raises(InputError, match=message):
         score(DATA.model(), DATA.prompts, rows, DATA.answers, CPU, batch)
+    monkeypatch.setattr(scoring, "cpu_decoder", full)
+    monkeypatch.setattr(scoring, "MANY", 1)
+    with pytest.raises(InputError, match="out of memory while the language model's weights are arranged"):
+        score(DATA.model(), DATA.prompts, rows, DATA.answers, CPU, batch)
+
+
+def test_the_decoder_takes_small_batches_and_says_so(monkeypatch):
+    """Whatever the setting allows: a limit that had no effect would be advice for nothing."""
+    rows = DATA.source.rows(np.arange(8), False)
+    monkeypatch.setattr(scoring, "MANY", 1)
+    monkeypatch.setattr(scoring, "BATCH_TOKENS", 2 * int(DATA.prompts.prompts(rows).lengths.max()))
+    monkeypatch.setattr(CpuDecoder, "answer_logits", OUT_OF_MEMORY[0])
+    with pytest.raises(InputError, match=rf"lower batch_tokens below {scoring.BATCH_TOKENS}"):
+        score(DATA.model(), DATA.prompts, rows, DATA.answers, CPU)

@@ -8,9 +8,18 @@ from rella_toys import CPU
 
 from rarec.data.ctr import CtrSamples, CtrSettings, build_ctr_samples
 from rarec.rella.language_model import LanguageModelSettings, find_answers, load_model, load_tokenizer
-from rarec.rella.scratch import CARD, Catalogue, HistoryPieces, train_scratch, train_tokenizer, training_positions
+from rarec.rella.scratch import (
+    CARD,
+    Catalogue,
+    HistoryPieces,
+    _choose,
+    train_scratch,
+    train_tokenizer,
+    training_positions,
+)
 from rarec.text.prompts import NO_PART, build_parts
 from rarec.text.templates import TEMPLATES
+from rarec.text.tokens import PromptTokens, TokenTable
 
 USERS, ITEMS = 12, 8
 LENGTHS = np.array([9, 7, 12, 6, 0, 8, 30, 7, 9, 6, 11, 8])
@@ -133,17 +142,38 @@ def test_the_seed_decides(data, tmp_path):
 
 def test_of_much_text_each_epoch_reads_another_part(data, tmp_path):
     parts, item, _, times, _ = data
-    cards, losses = [], []
+    cards, losses, shares = [], [], []
     for tokens in (10**6, 900):
         settings = LanguageModelSettings(
-            vocabulary=300, dim=16, layers=1, heads=2, epochs=3, tokens=tokens, learning_rate=1e-9
+            vocabulary=300, dim=16, layers=1, heads=2, epochs=3, tokens=tokens, max_tokens=300, learning_rate=1e-9
         )
         card = train_scratch(
             parts, CATALOGUE, item, OFFSETS, np.arange(len(times)), ("Yes", "No"), settings, tmp_path, lambda **_: None
         )
         cards.append(card["tokens_read"])
         losses.append(card["loss_by_epoch"])
+        shares.append((card["share_of_descriptions_read"], card["share_of_histories_read"]))
+        assert f"{shares[-1][1]:.2%} of those of {len(times)} training behaviours" in card["read"]
     assert cards[0] > 3000
+    assert shares[0] == (1, 1)
+    assert shares[1][0] == 1
+    assert 0.1 < shares[1][1] < 0.4
     assert 600 < cards[1] <= 900
     spread = [np.ptp(loss) for loss in losses]
     assert spread[1] > 3 * spread[0]  # nothing is learned here: only what is read differs
+
+
+@pytest.mark.parametrize(
+    ("most", "histories", "descriptions"),
+    [(100, 10, 20), (99, 9, 20), (40, 2, 20), (30, 1, 15), (12, 0, 6)],
+    ids=["all", "one history less", "descriptions whole", "half for each", "hardly any"],
+)
+def test_descriptions_are_whole_while_histories_are_sampled(most, histories, descriptions):
+    """Ten histories of eight tokens, 20 descriptions of one."""
+    table = TokenTable(np.arange(0, 101, 1), np.zeros(100, np.int32))
+    tokens = PromptTokens(table, np.zeros(0, np.int32), np.zeros(0, np.int32), limit=50)
+    rows = np.arange(80).reshape(10, 8)
+    described = np.full((20, 8), NO_PART)
+    described[:, -1] = np.arange(80, 100)
+    read = _choose(rows, described, tokens, most, np.random.default_rng(0))
+    assert [len(part) for part in read] == [histories, descriptions]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from raserec_toys import same_data, unchanged
-from rella_toys import BASE, CPU, toy_data
+from rella_toys import BASE, CPU, OUT_OF_MEMORY, toy_data
 from torch.nn import functional as F
 
 from rarec.data.ctr import draw
@@ -217,10 +217,8 @@ def test_a_loss_that_is_not_finite_stops_and_leaves_the_checkpoint(tmp_path):
     assert [record["epoch"] for record in again["history"]] == [1, 2]
 
 
-def test_out_of_memory_says_what_to_lower(tmp_path, monkeypatch):
-    def full(*_):
-        raise torch.OutOfMemoryError("CUDA out of memory")
-
+@pytest.mark.parametrize("full", OUT_OF_MEMORY)
+def test_out_of_memory_says_what_to_lower(full, tmp_path, monkeypatch):
     monkeypatch.setattr(tuning, "last_logits", full)
     objective = objective_of(settings_of(piece_tokens=TOGETHER))
     objective.start_epoch(0)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
-from rella_toys import CPU, byte_tokenizer, tiny_model
+from rella_toys import CPU, LIMIT, OUT_OF_MEMORY, byte_tokenizer, tiny_model
 
 from rarec.errors import InputError
 from rarec.rella.language_model import ModelReference
@@ -26,7 +26,8 @@ def test_vectors_are_means_over_the_texts_own_tokens(kind, first):
     tokenizer = byte_tokenizer(first)
     model = tiny_model(kind, len(tokenizer))
     for batch_tokens in (10_000, 20):
-        got = describe(model, tokenizer, TEXTS, CPU, batch_tokens)
+        got, cut = describe(model, tokenizer, TEXTS, CPU, LIMIT, batch_tokens)
+        assert cut == 0
         for row, text in enumerate(TEXTS):
             ids = tokenizer(text)["input_ids"]
             with torch.no_grad():
@@ -36,19 +37,26 @@ def test_vectors_are_means_over_the_texts_own_tokens(kind, first):
     assert np.abs(got[0] - got[3]).max() > 0.01
 
 
-def test_out_of_memory_says_what_to_lower(monkeypatch):
+def test_descriptions_longer_than_the_model_reads_lose_their_ends():
+    """Of 512 places the first token has one."""
+    tokenizer = byte_tokenizer()
+    model = tiny_model("gpt2", len(tokenizer))  # a place beyond its last is an error
+    long = "".join(chr(97 + n % 26) for n in range(600))
+    got, cut = describe(model, tokenizer, [TEXTS[0], long, TEXTS[1]], CPU, LIMIT)
+    assert cut == 1
+    kept, none = describe(model, tokenizer, [TEXTS[0], long[: LIMIT - 1], TEXTS[1]], CPU, LIMIT)
+    assert none == 0
+    np.testing.assert_allclose(got, kept, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("full", OUT_OF_MEMORY)
+def test_out_of_memory_says_what_to_lower(full, monkeypatch):
     tokenizer = byte_tokenizer()
     model = tiny_model("llama", len(tokenizer))
-
-    def full(*_, **__):
-        raise torch.OutOfMemoryError("CUDA out of memory")
-
     monkeypatch.setattr(model.model, "forward", full)
-    message = (
-        "out of memory with 1 descriptions of up to 76 tokens at once; lower batch_tokens of semantic_item_vectors"
-    )
+    message = "1 descriptions of up to 76 tokens at once; lower batch_tokens of semantic_item_vectors below 76"
     with pytest.raises(InputError, match=message):
-        describe(model, tokenizer, TEXTS, CPU)
+        describe(model, tokenizer, TEXTS, CPU, LIMIT)
 
 
 def test_reduction_keeps_cosines_of_centred_states():
@@ -107,9 +115,10 @@ def test_the_language_model_encodes_by_default(tmp_path):
     model = tiny_model("llama", len(tokenizer))
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
-    reference = ModelReference("scratch", "", tmp_path, "none", 512)
-    got = encode(reference, TEXTS, CPU, VectorSettings(batch_tokens=64), tmp_path)
-    np.testing.assert_allclose(got, describe(model, tokenizer, TEXTS, CPU), rtol=1e-4, atol=1e-6)
+    reference = ModelReference("scratch", "", tmp_path, "none", 40)
+    got, cut = encode(reference, TEXTS, CPU, VectorSettings(batch_tokens=64), tmp_path)
+    assert cut == 1
+    np.testing.assert_allclose(got, describe(model, tokenizer, TEXTS, CPU, 40)[0], rtol=1e-4, atol=1e-6)
 
 
 def test_a_sentence_encoder_is_asked_by_name(monkeypatch, tmp_path):
@@ -126,9 +135,14 @@ def test_a_sentence_encoder_is_asked_by_name(monkeypatch, tmp_path):
             return np.array([[len(text), 1] for text in texts], dtype=np.float64)
 
     monkeypatch.setitem(sys.modules, "sentence_transformers", SimpleNamespace(SentenceTransformer=Encoder))
-    got = encode(None, TEXTS, CPU, settings, tmp_path)
+    got, cut = encode(None, TEXTS, CPU, settings, tmp_path)
+    assert cut is None  # it cuts by itself
     assert got.dtype == np.float32
     assert got[:, 0].tolist() == [len(text) for text in TEXTS]
+
+    monkeypatch.setattr(Encoder, "encode", OUT_OF_MEMORY[1])
+    with pytest.raises(InputError, match="sentence-transformers:some/model@v1: out of memory; use a smaller encoder"):
+        encode(None, TEXTS, CPU, settings, tmp_path)
 
     def missing(*_, **__):
         raise OSError("no such\nmodel")

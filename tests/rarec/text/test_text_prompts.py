@@ -168,13 +168,17 @@ def test_a_chat_template_is_put_around_the_prompt(parts):
     assert tokenizer.decode(prompts.tokens) == f"[user] {parts.text(rows[0])} [/][answer] "
 
 
-def test_a_chat_template_that_prints_the_date_prints_the_same_one_always(parts):
+@pytest.mark.parametrize(
+    ("form", "day"), [("%d %b %Y", "01 Jul 2024"), ("%Y-%m-%d", "2024-07-01"), ("%B %d, %Y", "July 01, 2024")]
+)
+def test_a_chat_template_that_prints_the_date_prints_the_same_one_always(form, day, parts):
     tokenizer = train_tokenizer(parts.texts, 400)
     tokenizer.chat_template = (
-        "{% if date_string is not defined %}{% set date_string = strftime_now('%d %b %Y') %}{% endif %}"
-        "Today Date: {{ date_string }}\n{% for message in messages %}{{ message.content }}{% endfor %}"
+        f"{{% if date_string is not defined %}}{{% set date_string = strftime_now('{form}') %}}{{% endif %}}"
+        f"{{% macro year() %}}{{{{ strftime_now('%Y') }}}}{{% endmacro %}}"
+        "Today Date: {{ date_string }}, {{ year() }}\n{% for message in messages %}{{ message.content }}{% endfor %}"
     )
-    assert frame_texts(tokenizer) == ("Today Date: 01 Jul 2024\n", "")
+    assert frame_texts(tokenizer) == (f"Today Date: {day}, 2024\n", "")
 
 
 def test_twin_prompts_differ_in_the_history_only(parts, tokenizer):
