@@ -86,7 +86,6 @@ class Excerpt:
     def __init__(self, objective: Objective, steps: int | None, turn: Callable[[], None] = lambda: None):
         self.model: nn.Module = objective.model
         self.choice = objective.choice
-        self.whole = objective.whole
         self.objective = objective
         self.steps = steps
         self.turn = turn

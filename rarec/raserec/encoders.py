@@ -35,6 +35,7 @@ class SequenceEncoder(nn.Module):
         super().__init__()
         self.settings = settings
         self.bits = bits
+        self.n_items = n_items
         self.item_embedding = nn.Parameter(torch.empty(n_items, settings.dim).normal_(std=INITIAL_STD))
 
     def windows(self, sequences: UserSequences, prefixes: IntArray) -> Windows:
@@ -159,7 +160,7 @@ class BERT4Rec(_Transformer):
 
     def pack(self, sequences: UserSequences, windows: Windows) -> PackedRows:
         """Windows in rows, the mask token, item number I, behind each; a token sees its whole window."""
-        return pack_rows(sequences, windows, causal=False, closing_item=len(self.item_embedding))
+        return pack_rows(sequences, windows, causal=False, closing_item=self.n_items)
 
     def forward(self, batch: PackedRows) -> Tensor:
         """(M, D) representations of the wanted prefixes."""
@@ -208,7 +209,7 @@ def save_encoder(encoder: SequenceEncoder, folder: Path) -> None:
     weights = {name: value.detach().cpu().contiguous() for name, value in encoder.state_dict().items()}
     save_file(weights, folder / "encoder.safetensors")
     shape = encoder.settings.model_dump(include=set(EncoderSettings.model_fields))
-    record = {"n_items": len(encoder.item_embedding), "settings": shape}
+    record = {"n_items": encoder.n_items, "settings": shape}
     (folder / "encoder.json").write_text(json.dumps(record, indent=1))
 
 

@@ -89,7 +89,6 @@ class FinetuneObjective:
     """Constants, batches and validation of stage 2."""
 
     choice = "NDCG@10"
-    whole = True
 
     def __init__(
         self,
@@ -155,7 +154,7 @@ class FinetuneObjective:
 
     def validate(self) -> dict[str, float]:
         """Full-ranking metrics on the validation targets."""
-        return validation_metrics(self.sequences, self._augment_valid, self.encoder)
+        return validation_metrics(self.sequences, self._augment_valid, self.encoder, self.model)
 
     @torch.no_grad()
     def _augment_valid(self, chosen: IntArray) -> Tensor:

@@ -8,7 +8,7 @@ distribution, and independent of the second view, so the expected gradient of a 
 share its dropout masks).
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,17 @@ from rarec.raserec.encoders import SequenceEncoder, build_encoder, save_encoder
 from rarec.raserec.losses import info_nce_loss
 from rarec.raserec.settings import PretrainSettings
 from rarec.training.dropout import DropoutBits
-from rarec.training.engine import gather_rows, joined, keep_freed_memory, rank, shares, worker_device
+from rarec.training.engine import (
+    gather_rows,
+    is_shared_out,
+    joined,
+    keep_freed_memory,
+    rank,
+    shares,
+    whole,
+    worker_device,
+    world_size,
+)
 from rarec.training.engine_settings import EngineSettings
 from rarec.training.fit import Report, fit
 from rarec.training.progress import ProgressReporter, worker_main
@@ -85,7 +95,6 @@ class PretrainObjective:
     """Data order, batches and validation of stage 1."""
 
     choice = "NDCG@10"
-    whole = True
 
     def __init__(
         self, sequences: UserSequences, settings: PretrainSettings, device: torch.device, accumulation: int = 1
@@ -157,29 +166,43 @@ class PretrainObjective:
         """Full-ranking metrics on the validation targets, unmasked (the paper's protocol) and masked."""
         prefixes = self.sequences.prefixes("valid")
         return validation_metrics(
-            self.sequences, lambda chosen: self.encoder.encode(self.sequences, prefixes[chosen]), self.encoder
+            self.sequences,
+            lambda chosen: self.encoder.encode(self.sequences, prefixes[chosen]),
+            self.encoder,
+            self.model,
         )
 
 
-def validation_metrics(sequences: UserSequences, represent: Any, encoder: SequenceEncoder) -> dict[str, float]:
+def validation_metrics(
+    sequences: UserSequences, represent: Callable[[IntArray], Tensor], encoder: SequenceEncoder, model: nn.Module
+) -> dict[str, float]:
     """HR, NDCG and MRR of the validation targets, which the ranks share out.
 
-    ``represent`` maps the chosen of `UserSequences.prefixes`, by their numbers (U,), to (U, D).
+    Args:
+        represent: maps the chosen validation prefixes, by their numbers (U,), to (U, D).
+        encoder: has the items' embeddings.
+        model: is in training.
     """
     every = sequences.prefixes("valid")
-    chosen = shares(np.arange(len(every)))
+    # With ZeRO-3 a forward pass needs all ranks, so all go through the same batches.
+    alone = is_shared_out(model) or world_size() == 1
+    chosen = np.arange(len(every)) if alone else shares(np.arange(len(every)))
     prefixes = every[chosen]
     offsets, seen = sequences.seen_before(prefixes)
-    result = full_ranking(
-        represent(chosen),
-        encoder.item_embedding.detach(),
-        torch.from_numpy(sequences.next_items(prefixes)),
-        torch.from_numpy(offsets),
-        torch.from_numpy(seen),
+    queries = represent(chosen)
+    with whole(encoder.item_embedding) as items:
+        result = full_ranking(
+            queries,
+            items.detach(),
+            torch.from_numpy(sequences.next_items(prefixes)),
+            torch.from_numpy(offsets),
+            torch.from_numpy(seen),
+        )
+    unmasked, masked = (
+        ranks if alone else joined(ranks, len(every)) for ranks in (result.rank, result.rank_masked)
     )
-    rank_plain, rank_masked = (joined(ranks, len(every)) for ranks in (result.rank, result.rank_masked))
-    masked = {f"masked_{name}": value for name, value in ranking_table(rank_masked, (10,)).items()}
-    return {**ranking_table(rank_plain, (5, 10, 20)), **masked}
+    figures = {f"masked_{name}": value for name, value in ranking_table(masked, (10,)).items()}
+    return {**ranking_table(unmasked, (5, 10, 20)), **figures}
 
 
 def pretrain(

@@ -138,7 +138,6 @@ class TuningObjective:
     """Order, pieces and validation of adapter tuning."""
 
     choice = "AUC"
-    whole = False
 
     def __init__(
         self,

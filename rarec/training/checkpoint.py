@@ -203,8 +203,9 @@ def _put(engine: Any, weights: Mapping[str, Tensor], optimizer: Mapping[str, Ten
     from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
 
     device = worker_device()
+    _begin_moments(engine, max((float(optimizer[f"step.{name}"]) for name in names), default=0.0))
     for name, weight in names.items():
-        moments = {key: optimizer[f"{key}.{name}"].to(device) for key in _MOMENTS if f"{key}.{name}" in optimizer}
+        moments = {key: optimizer[f"{key}.{name}"].to(device) for key in _MOMENTS}
         if engine.zero_optimization_stage() == 3:
             _put_part(weight, weights[name].to(device), moments)
             continue
@@ -213,16 +214,25 @@ def _put(engine: Any, weights: Mapping[str, Tensor], optimizer: Mapping[str, Ten
         safe_set_full_fp32_param(weight, weights[name].to(device))
         for key, value in moments.items():
             safe_set_full_optimizer_state(weight, value, key)
-    for values in engine.optimizer.optimizer.state.values():
-        if "step" in values:
-            steps = [float(value) for name, value in optimizer.items() if name.startswith("step.")]
-            values["step"].fill_(max(steps, default=0.0))
+
+
+def _begin_moments(engine: Any, step: float) -> None:
+    """Make the moments of ZeRO's flat parts, which a fresh optimizer has none of before its first step."""
+    zero = engine.optimizer
+    third = engine.zero_optimization_stage() == 3
+    for part in zero.fp32_partitioned_groups_flat if third else zero.single_partition_of_fp32_groups:
+        zero.optimizer.state[part] = {
+            "step": torch.tensor(step, device=part.device),
+            **{key: torch.zeros_like(part) for key in _MOMENTS},
+        }
+    if not third:
+        zero._lazy_init_hp_params_optimizer_state()
 
 
 def _put_part(weight: Any, whole: Tensor, moments: Mapping[str, Tensor]) -> None:
     """ZeRO-3: this rank's part of a weight and its moments. (DeepSpeed's own way fails where parts are unequal.)"""
     from deepspeed.utils import safe_set_local_fp32_param, safe_set_local_optimizer_state
-    from deepspeed.zero import GatheredParameters
+    import deepspeed
 
     size = weight.ds_tensor.numel()
 
@@ -234,7 +244,7 @@ def _put_part(weight: Any, whole: Tensor, moments: Mapping[str, Tensor]) -> None
     safe_set_local_fp32_param(weight, part(whole))
     for key, value in moments.items():
         safe_set_local_optimizer_state(weight, part(value), key)
-    with GatheredParameters([weight], modifier_rank=0):
+    with deepspeed.zero.GatheredParameters([weight], modifier_rank=0):
         if rank() == 0:
             weight.data.copy_(whole)
 

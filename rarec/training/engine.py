@@ -3,7 +3,7 @@
 import contextlib
 import ctypes
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -76,7 +76,6 @@ def initialise_engine(
     device: torch.device,
     *,
     clip: float = 0.0,
-    whole: bool = True,
 ) -> Any:
     """A DeepSpeed engine around ``model``; gradients are averaged over ranks.
 
@@ -86,14 +85,11 @@ def initialise_engine(
     Args:
         optimizer: makes the optimizer of the parameters to be trained.
         clip: greatest norm of a step's gradient; 0: any.
-        whole: ZeRO-3 gathers the model as a whole, not module by module.
     """
     join_group(device)
     import deepspeed
 
     parameters = [p for p in model.parameters() if p.requires_grad]
-    if whole and settings.stage == 3:
-        deepspeed.utils.set_z3_leaf_modules(model, [type(model)])
     engine, *_ = deepspeed.initialize(
         model=model.to(device), optimizer=optimizer(parameters), config=settings.configuration(device.type, clip)
     )
@@ -103,6 +99,18 @@ def initialise_engine(
 def is_shared_out(model: nn.Module) -> bool:
     """Whether ZeRO-3 has shared out the weights, so that this process holds parts of them only."""
     return any(hasattr(parameter, "ds_id") for parameter in model.parameters())
+
+
+@contextlib.contextmanager
+def whole(parameter: Tensor) -> Iterator[Tensor]:
+    """The parameter, whole on every rank for as long as the block lasts, whatever ZeRO-3 has shared out."""
+    if not hasattr(parameter, "ds_id"):
+        yield parameter
+        return
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters([parameter]):
+        yield parameter
 
 
 def rank() -> int:

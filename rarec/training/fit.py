@@ -4,7 +4,6 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 
 from rarec.config import Settings
 from rarec.errors import InputError
-from rarec.training.checkpoint import TrainingState, put_weights, restore_state, save_state, trained, whole_weights
+from rarec.training.checkpoint import TrainingState, put_weights, restore_state, save_state, whole_weights
 from rarec.training.engine import (
     adam,
     all_sum,
@@ -69,9 +68,6 @@ class Objective(Protocol):
     choice: str | None
     """The validation metric by which weights are chosen, the greater, the better; None: the last are taken."""
 
-    whole: bool
-    """Whether ZeRO-3 gathers the model as a whole (a small one), or module by module."""
-
     @property
     def model(self) -> nn.Module:
         """Maps one batch to ``(summed loss of this rank's share, {name: summed value})``; its parameters that require
@@ -93,7 +89,8 @@ class Objective(Protocol):
         """Go on from what `random_state` gave."""
 
     def validate(self) -> dict[str, float]:
-        """Validation metrics of the current weights; holds ``choice``. Called on all ranks, which may share the work.
+        """Validation metrics of the current weights; holds ``choice``. Called on all ranks: they share the work, or, as a
+        forward pass needs them all (`is_shared_out`), go through the same batches.
         """
 
 
@@ -165,7 +162,6 @@ class _Loop:
             engine,
             worker_device(),
             clip=clip,
-            whole=objective.whole,
         )
         self.state, self._random = restore_state(checkpoint, self.engine)
         self._began = time.perf_counter() - self.state.seconds
@@ -180,8 +176,7 @@ class _Loop:
             record = self._train_epoch(epoch)
             train_seconds = record["train_seconds"]
             clock = time.perf_counter()
-            with self._validating():
-                record |= from_rank_0(self.objective.validate())
+            record |= from_rank_0(self.objective.validate())
             return_freed_memory()
             record["validation_seconds"] = time.perf_counter() - clock
             history.append(record)
@@ -212,15 +207,6 @@ class _Loop:
             "world_size": world_size(),
             "ranks": from_every_rank(own),
         }
-
-    def _validating(self) -> AbstractContextManager[Any]:
-        """ZeRO-3 holds no rank's weights whole; small models are put together for as long as validation lasts."""
-        if self.options.stage < 3 or not self.objective.whole:
-            return nullcontext()
-        from deepspeed.zero import GatheredParameters
-
-        gathered: AbstractContextManager[Any] = GatheredParameters(list(trained(self.engine.module).values()))
-        return gathered
 
     def _train_epoch(self, epoch: int) -> dict[str, float]:
         state, settings = self.state, self.settings

@@ -19,7 +19,8 @@ from rarec.raserec.pretrain import pretrain
 from rarec.raserec.settings import FinetuneSettings, MemorySettings, PretrainSettings
 from rarec.retrieval.memory import MemoryBank
 from rarec.training.dropout import DropoutBits
-from rarec.training.engine import all_sum, gather_rows, rank, world_size
+from rarec.training.engine import all_sum, gather_rows, join_group, rank, world_size
+from rarec.training.engine_settings import EngineSettings
 
 # Batches of 9 over windows of up to 7 prefixes: some last steps leave a rank without any window.
 STAGE1 = PretrainSettings(
@@ -38,26 +39,38 @@ STAGE2 = FinetuneSettings(memories=4, beta=0.5, inner_dim=12, dropout=0, batch_s
 def both_stages(folder: Path) -> None:
     """Train both stages and write what the test compares."""
     torch.set_num_threads(1)
+    join_group(torch.device("cpu"))
     sequences = chain_sequences(users=25, n_items=20)
-    for name in ("sasrec", "gru4rec", "stage2"):
-        (folder / name).mkdir(parents=True, exist_ok=True)
     summaries = {}
-    for kind in ("sasrec", "gru4rec"):
+
+    def folders(name):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        return folder / name, folder / "checkpoints" / name
+
+    for kind in ("sasrec", "gru4rec", "bert4rec"):
         settings = STAGE1.model_copy(update={"encoder": kind})
-        checkpoint = folder / "checkpoints" / kind
-        summaries[kind] = pretrain(sequences, settings, folder / kind, checkpoint, lambda **values: None)
+        for suffix, engine in engines(kind == "sasrec"):
+            name = kind + suffix
+            summaries[name] = pretrain(sequences, settings, *folders(name), lambda **values: None, engine)
     # Stage 2 starts from the same encoder on every number of ranks.
     encoder = new_encoder(sequences)
     prefixes = sequences.prefixes("train")
     bank = MemoryBank.build(sequences, prefixes, encoder.encode(sequences, prefixes).numpy(), "enc", MemorySettings())
-    checkpoint = folder / "checkpoints" / "stage2"
-    summaries["stage2"] = finetune(
-        sequences, encoder, bank, STAGE2, folder / "stage2", checkpoint, lambda **values: None
-    )
+    for suffix, engine in [*engines(True), ("-in-pieces", EngineSettings(accumulation=3))]:
+        name = "stage2" + suffix
+        summaries[name] = finetune(sequences, encoder, bank, STAGE2, *folders(name), lambda **values: None, engine)
     if world_size() > 1:
         check_gather()
     if rank() == 0:
         (folder / "summary.json").write_text(json.dumps(summaries))
+
+
+def engines(several):
+    """What is trained with, by the suffix of the run's name."""
+    yield "", EngineSettings()
+    if several and world_size() > 1:
+        for stage in (1, 2, 3):
+            yield f"-zero{stage}", EngineSettings(zero_stage=stage, offload=stage == 2)
 
 
 def new_encoder(sequences):

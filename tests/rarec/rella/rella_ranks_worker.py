@@ -15,7 +15,8 @@ from rella_toys import BASE, CPU, toy_data
 
 from rarec.rella.shots import draw_shots
 from rarec.rella.tuning import TuningObjective, TuningSettings, add_adapter, tune
-from rarec.training.engine import rank
+from rarec.training.engine import join_group, rank, world_size
+from rarec.training.engine_settings import EngineSettings
 
 # Twenty prompts: a step of nineteen, which the two ranks cut into unlike numbers of pieces, and a step of one.
 SETTINGS = TuningSettings(dropout=0, batch_size=19, piece_tokens=200, epochs=3, patience=3, learning_rate=0.01)
@@ -32,11 +33,16 @@ def new_objective() -> TuningObjective:
 def tune_on_ranks(folder: Path) -> None:
     """Tune and write what the test compares."""
     torch.set_num_threads(1)
-    output = folder / "adapter"
-    output.mkdir(parents=True, exist_ok=True)
-    summary = tune(new_objective(), BASE, output, folder / "checkpoint", lambda **_: None)
+    join_group(CPU)
+    stages = range(4) if world_size() > 1 else [0]
+    summaries = {}
+    for stage in stages:
+        output = folder / f"adapter-{stage}"
+        output.mkdir(parents=True, exist_ok=True)
+        engine = EngineSettings(zero_stage=stage, offload=stage == 3)
+        summaries[stage] = tune(new_objective(), BASE, output, folder / f"checkpoint-{stage}", lambda **_: None, engine)
     if rank() == 0:
-        (folder / "summary.json").write_text(json.dumps(summary))
+        (folder / "summary.json").write_text(json.dumps(summaries))
 
 
 if __name__ == "__main__":

@@ -28,15 +28,19 @@ def test_two_ranks_tune_as_one(two_ranks, tmp_path):
     assert pieces[0][0] != pieces[0][1] > 0
     assert pieces[1] == [1, 0]
     tune_on_ranks(tmp_path)
-    one, two = (json.loads((folder / "summary.json").read_text()) for folder in (tmp_path, two_ranks))
-    assert (one["world_size"], two["world_size"]) == (1, 2)
-    assert len(one["history"]) == len(two["history"]) == 3
-    for single, double in zip(one["history"], two["history"], strict=True):
-        assert double["loss"] == pytest.approx(single["loss"], rel=1e-5)
-        assert double["LogLoss"] == pytest.approx(single["LogLoss"], rel=1e-4)
+    summaries, others = (json.loads((folder / "summary.json").read_text()) for folder in (tmp_path, two_ranks))
+    one = summaries["0"]
     assert one["history"][-1]["loss"] < one["history"][0]["loss"] - 0.01  # the comparison spans real training
-    assert one["best_epoch"] == two["best_epoch"]
-    single, double = (load_file(folder / "adapter" / "adapter_model.safetensors") for folder in (tmp_path, two_ranks))
-    assert single.keys() == double.keys()
-    for name, value in single.items():
-        torch.testing.assert_close(double[name], value, rtol=1e-3, atol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
+    weights = load_file(tmp_path / "adapter-0" / "adapter_model.safetensors")
+    assert list(others) == ["0", "1", "2", "3"]
+    for stage, two in others.items():  # of ZeRO
+        assert (one["world_size"], two["world_size"]) == (1, 2)
+        assert len(one["history"]) == len(two["history"]) == 3
+        for single, double in zip(one["history"], two["history"], strict=True):
+            assert double["loss"] == pytest.approx(single["loss"], rel=1e-5), stage
+            assert double["LogLoss"] == pytest.approx(single["LogLoss"], rel=1e-4), stage
+        assert one["best_epoch"] == two["best_epoch"]
+        double = load_file(two_ranks / f"adapter-{stage}" / "adapter_model.safetensors")
+        assert weights.keys() == double.keys()
+        for name, value in weights.items():
+            torch.testing.assert_close(double[name], value, rtol=1e-3, atol=1e-4, msg=lambda m, n=name: f"{n}: {m}")

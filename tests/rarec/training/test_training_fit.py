@@ -40,7 +40,6 @@ class Scripted:
     """Trains a regression on uneven batches; the validation figures are given beforehand."""
 
     choice = CHOICE
-    whole = True
 
     def __init__(self, figures, interrupt_at=None, piece=12):
         self.piece = piece
@@ -362,7 +361,6 @@ def test_checkpoints_by_the_clock(tmp_path, monkeypatch):
         ({"deepspeed": {"zero_optimization": {"stage": 2}}}, 1e-6),
         ({"precision": "bf16"}, 0.03),
         ({"precision": "bf16", "zero_stage": 2}, 0.03),
-        ({"precision": "fp16"}, 0.005),
     ],
 )
 def test_every_engine_trains_alike(tmp_path, settings, tolerance):
@@ -380,7 +378,8 @@ def test_every_engine_trains_alike(tmp_path, settings, tolerance):
 def test_a_loss_scale_goes_on_too(tmp_path):
     engine = EngineSettings(precision="fp16", checkpoint_steps=4)
     straight = Noisy()
-    run(straight, tmp_path / "straight", epochs=2, engine=engine)
+    summary, _ = run(straight, tmp_path / "straight", epochs=2, engine=engine)
+    assert summary["history"][1]["loss"] < summary["history"][0]["loss"]  # it skips steps at first, but not all
     with pytest.raises(Interrupted):
         run(Noisy((1, 9)), tmp_path / "broken", epochs=2, engine=engine)
     resumed = Noisy()
