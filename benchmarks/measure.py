@@ -15,7 +15,7 @@ from typing import Any
 
 import faiss
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from rarec.training.engine import keep_freed_memory, peak_memory_mib
 from rarec.training.fit import FitSettings, Objective, Report, fit

@@ -200,8 +200,8 @@ def finetune(
 
 
 def work(job: dict[str, Any], reporter: ProgressReporter) -> None:
-    """Worker entry: ``job`` holds ``settings``, ``engine``, ``encoder_fingerprint`` and the folders ``sequences``, ``encoder``,
-    ``bank``, ``output`` and ``checkpoint``.
+    """Worker entry: ``job`` holds ``settings``, ``engine``, ``encoder_fingerprint`` and the folders ``sequences``,
+    ``encoder``, ``bank``, ``output`` and ``checkpoint``.
     """
     keep_freed_memory()
     sequences = UserSequences.load(Path(job["sequences"]))

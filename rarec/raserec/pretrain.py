@@ -198,9 +198,7 @@ def validation_metrics(
             torch.from_numpy(offsets),
             torch.from_numpy(seen),
         )
-    unmasked, masked = (
-        ranks if alone else joined(ranks, len(every)) for ranks in (result.rank, result.rank_masked)
-    )
+    unmasked, masked = (ranks if alone else joined(ranks, len(every)) for ranks in (result.rank, result.rank_masked))
     figures = {f"masked_{name}": value for name, value in ranking_table(masked, (10,)).items()}
     return {**ranking_table(unmasked, (5, 10, 20)), **figures}
 
@@ -225,8 +223,7 @@ def pretrain(
 
 
 def work(job: dict[str, Any], reporter: ProgressReporter) -> None:
-    """Worker entry: ``job`` holds ``settings``, ``engine`` and the folders ``sequences``, ``output``, ``checkpoint``.
-    """
+    """Worker entry: ``job`` holds ``settings``, ``engine`` and the folders ``sequences``, ``output``, ``checkpoint``."""
     keep_freed_memory()
     pretrain(
         UserSequences.load(Path(job["sequences"])),

@@ -6,10 +6,8 @@ only if it happened before the first validation sample.
 """
 
 import json
-import math
-import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +16,16 @@ import pandas as pd
 import torch
 
 from rarec.data.ctr import CtrSamples
-from rarec.data.sequences import IntArray, ranges, user_at
-from rarec.errors import InputError
-from rarec.rella.language_model import SCRATCH, LanguageModelSettings, ModelReference, PaddedBatch, pad
+from rarec.data.sequences import IntArray, ranges
+from rarec.rella.language_model import SCRATCH, LanguageModelSettings, ModelReference
 from rarec.rella.samples import load_items
+from rarec.rella.scratch_training import CLIP, SHARES, HistoryPieces, ScratchObjective, adam_w
 from rarec.text.prompts import NO_PART, Catalogue, PromptParts
-from rarec.text.tokens import PromptTokens, by_length
-from rarec.training.engine import keep_freed_memory
-from rarec.training.progress import ProgressReporter, launched_rank, worker_main
-from rarec.training.softmax import full_softmax_loss
+from rarec.text.tokens import PromptTokens
+from rarec.training.engine import from_rank_0, join_group, keep_freed_memory, rank, worker_device
+from rarec.training.engine_settings import EngineSettings
+from rarec.training.fit import Report, fit
+from rarec.training.progress import ProgressReporter, worker_main
 
 BOS, EOS = "<s>", "</s>"
 CARD = "card.json"
@@ -111,31 +110,6 @@ def training_positions(samples: CtrSamples, timestamp: IntArray, has_clock: bool
     return np.sort(ranges(samples.offsets[users], lengths))
 
 
-@dataclass(frozen=True)
-class HistoryPieces:
-    """Cuts of training histories into pieces of at most ``behaviours``, at another place in every epoch."""
-
-    parts: PromptParts
-    offsets: IntArray
-    allowed: IntArray
-    behaviours: int
-
-    def of_epoch(self, generator: np.random.Generator) -> IntArray:
-        """(D, behaviours + 3) part numbers of the epoch's documents: profile, heading, lines, no question."""
-        user = user_at(self.offsets, self.allowed)
-        first = np.searchsorted(user, user)  # place in `allowed` of the user's first
-        place = np.arange(len(user)) - first + generator.integers(0, self.behaviours, len(self.offsets))[user]
-        piece = place // self.behaviours
-        opens = np.flatnonzero((np.diff(user, prepend=-1) != 0) | (np.diff(piece, prepend=-1) != 0))
-        size = np.diff(np.append(opens, len(user)))
-        rows = np.full((len(opens), self.behaviours + 3), NO_PART)
-        rows[:, 0] = self.parts.profiles + user[opens]
-        rows[:, 1] = self.parts.lines - 1
-        at = ranges(np.full_like(size, 2) + self.behaviours - size, size)
-        rows[np.repeat(np.arange(len(opens)), size), at] = self.parts.lines + self.parts.line_of[self.allowed]
-        return rows
-
-
 def train_scratch(
     parts: PromptParts,
     catalogue: Catalogue,
@@ -145,9 +119,11 @@ def train_scratch(
     answers: tuple[str, str],
     settings: LanguageModelSettings,
     folder: Path,
-    report: Callable[..., None],
+    checkpoint: Path,
+    report: Report,
+    engine: EngineSettings | None = None,
 ) -> dict[str, Any]:
-    """Make tokenizer and model, and write them into ``folder`` with a card.
+    """Make tokenizer and model, and write them into ``folder`` with a card; all ranks train one model.
 
     Args:
         parts: the prompts' parts; of lines only those in ``allowed`` are read.
@@ -156,8 +132,10 @@ def train_scratch(
         answers: the words for yes and no.
 
     Returns:
-        What the card says, and the seconds it took.
+        What the card says; nothing on ranks other than 0.
     """
+    engine, device = engine or EngineSettings(), worker_device()
+    join_group(device)
     readable = np.unique(parts.line_of[allowed]) + parts.lines
     # Every prompt has the heading and the question's words, so these shall be few tokens.
     always = [parts.texts[parts.lines - 1]] * len(catalogue.names) + parts.texts[parts.questions :]
@@ -169,7 +147,9 @@ def train_scratch(
     ]
     count = np.bincount(items[allowed], minlength=len(catalogue.names))
     names = [catalogue.names[item] for item in np.argsort(-count, kind="stable").tolist() if count[item]]
-    tokenizer = train_tokenizer(texts, settings.vocabulary, list(dict.fromkeys(names)), answers)
+    tokenizer = from_rank_0(
+        train_tokenizer(texts, settings.vocabulary, list(dict.fromkeys(names)), answers) if rank() == 0 else None
+    )
     # Descriptions are documents too: one part each, where a prompt has its question.
     known = replace(parts, texts=[*parts.texts, *(f"{text}\n" for text in catalogue.descriptions)])
     tokens = PromptTokens.of(known, tokenizer, settings.max_tokens)
@@ -177,131 +157,35 @@ def train_scratch(
     described[:, -1] = len(parts.texts) + np.arange(len(described))
     model = scratch_model(tokenizer, settings)
     pieces = HistoryPieces(parts, offsets, allowed, settings.behaviours)
-    started = time.perf_counter()
-    losses, read, shares = _train(model, tokens, pieces, described, settings, report)
-    model.save_pretrained(folder)
+    objective = ScratchObjective(model, tokens, pieces, described, settings, device, engine.accumulation)
+    summary = fit(
+        objective, objective.fit_settings(), stage="scratch language model", output=folder, checkpoint=checkpoint,
+        report=report, engine=engine, optimizer=adam_w, clip=CLIP,
+    )  # fmt: skip
+    if rank():
+        return {}
+    shares = [float(np.mean([record[name] for record in summary["history"]])) for name in SHARES]
+    model.eval().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     card = {
         "what": "a small Llama trained by RaRec on one data set; not a general language model",
         "read": f"in a mean epoch {shares[1]:.2%} of the tokens of {len(catalogue.descriptions)} item descriptions, "
         f"and {shares[0]:.2%} of those of {len(allowed)} training behaviours with the profiles of their users",
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "tokens_read": read,
-        "share_of_histories_read": shares[0],
-        "share_of_descriptions_read": shares[1],
-        "loss_by_epoch": losses,
+        "tokens_read": summary["samples"],
+        **dict(zip(SHARES, shares, strict=True)),
+        "loss_by_epoch": [record["loss"] for record in summary["history"]],
         "settings": settings.model_dump(),
     }
     (folder / CARD).write_text(json.dumps(card, indent=1))
-    return {**card, "seconds": time.perf_counter() - started}
-
-
-def _train(
-    model: Any,
-    tokens: PromptTokens,
-    pieces: HistoryPieces,
-    described: IntArray,
-    settings: LanguageModelSettings,
-    report: Callable[..., None],
-) -> tuple[list[float], int, list[float]]:
-    """AdamW with a short warm-up and a cosine to zero.
-
-    Returns:
-        Each epoch's loss of every token but the first; tokens in all; the shares that were read of the tokens of
-        histories and of descriptions.
-    """
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=settings.learning_rate, betas=(0.9, 0.95), weight_decay=0.1, fused=True
-    )
-    generator = np.random.default_rng(settings.seed)
-    losses = []
-    kinds = np.zeros((2, 2), dtype=np.int64)  # tokens chosen and tokens there are, of histories and of descriptions
-    step = read = 0
-    started = time.perf_counter()
-    most = settings.tokens // settings.epochs
-    model.train()
-    for epoch in range(settings.epochs):
-        histories = pieces.of_epoch(generator)
-        chosen = _choose(histories, described, tokens, most, generator)
-        kinds += [[_lengths(tokens, rows).sum() for rows in part] for part in (chosen, (histories, described))]
-        batches = list(_batches(tokens, np.concatenate(chosen), settings.batch_tokens, generator))
-        total = len(batches) * settings.epochs
-        loss_sum = 0.0
-        counted = 0
-        for number, batch in enumerate(batches, start=1):
-            warm = min(1.0, (step + 1) / (0.02 * total + 1))
-            for group in optimizer.param_groups:
-                group["lr"] = settings.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * min(step / total, 1)))
-            states = model.model(input_ids=batch.tokens, use_cache=False).last_hidden_state
-            wanted = batch.mask[:, 1:]
-            count = int(wanted.sum())
-            # Logits are most of a small model's work: none for padding.
-            loss = full_softmax_loss(states[:, :-1][wanted], model.lm_head.weight, batch.tokens[:, 1:][wanted]) / count
-            optimizer.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            if not math.isfinite(float(loss.detach())):
-                raise InputError(
-                    f"scratch language model: the loss is {float(loss.detach())} at epoch {epoch + 1}, step {number} "
-                    f"of {len(batches)}; lower learning_rate of base_language_model"
-                )
-            loss_sum, counted, step = loss_sum + float(loss.detach()) * count, counted + count, step + 1
-            report(
-                stage="scratch language model", epoch=epoch + 1, epochs=settings.epochs, step=number,
-                steps=len(batches), loss=loss_sum / counted,
-                eta_s=(time.perf_counter() - started) / step * (total - step),
-            )  # fmt: skip
-        losses.append(loss_sum / counted)
-        read += counted
-    model.eval()
-    return losses, read, (kinds[0] / np.maximum(kinds[1], 1)).tolist()
-
-
-def _choose(
-    histories: IntArray, described: IntArray, tokens: PromptTokens, most: int, generator: np.random.Generator
-) -> tuple[IntArray, IntArray]:
-    """An epoch's histories and descriptions, at most ``most`` tokens together.
-
-    Nothing else tells what an item is, so descriptions come first; but they leave the histories half, if need be.
-    """
-    room = max(most // 2, most - int(_lengths(tokens, histories).sum()))
-    described = _some(described, tokens, room, generator)
-    return _some(histories, tokens, most - int(_lengths(tokens, described).sum()), generator), described
-
-
-def _some(rows: IntArray, tokens: PromptTokens, most: int, generator: np.random.Generator) -> IntArray:
-    """Documents of at most ``most`` tokens: all of them, or as many drawn at random."""
-    lengths = _lengths(tokens, rows)
-    if lengths.sum() <= most:
-        return rows
-    drawn = generator.permutation(len(rows))
-    return rows[drawn[: int(np.searchsorted(lengths[drawn].cumsum(), most, side="right"))]]
-
-
-def _lengths(tokens: PromptTokens, rows: IntArray) -> IntArray:
-    """(D,) tokens of documents, without what goes before them."""
-    return np.minimum(tokens.part_lengths(rows).sum(1), tokens.limit - len(tokens.before))
-
-
-def _batches(
-    tokens: PromptTokens, rows: IntArray, batch_tokens: int, generator: np.random.Generator
-) -> Iterator[PaddedBatch]:
-    """Documents of similar length together, in random order."""
-    documents = tokens.prompts(rows)
-    groups = list(by_length(documents.lengths, batch_tokens, least=0))  # smaller ones would make steps uneven
-    for number in generator.permutation(len(groups)):
-        yield pad(documents.tokens, documents.lengths, groups[number], torch.device("cpu"))
+    return card
 
 
 def work(job: dict[str, Any], reporter: ProgressReporter) -> None:
     """Worker entry: ``job`` holds ``settings``, ``has_clock``, the two answers ``yes`` and ``no``, the artifact folders
-    `interactions`, `ctr_samples` and `textual_samples`, and the folder ``output``.
-
-    A model this small trains in one process; the others have nothing to do.
+    `interactions`, `ctr_samples` and `textual_samples`, and, as in every training, ``engine`` and the folders
+    ``output`` and ``checkpoint``.
     """
-    if launched_rank():
-        return
     keep_freed_memory()
     settings = LanguageModelSettings(**job["settings"])
     samples = CtrSamples.load(Path(job["ctr_samples"]))
@@ -317,9 +201,12 @@ def work(job: dict[str, Any], reporter: ProgressReporter) -> None:
         (job["yes"], job["no"]),
         settings,
         output,
+        Path(job["checkpoint"]),
         reporter.report,
+        EngineSettings(**job["engine"]),
     )
-    ModelReference(SCRATCH, "", output, settings.quantisation, settings.max_tokens).save(output)
+    if rank() == 0:
+        ModelReference(SCRATCH, "", output, settings.quantisation, settings.max_tokens).save(output)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from rarec.rella.samples import PromptSource, open_prompts
 from rarec.rella.scoring import out_of_memory, score
 from rarec.rella.shots import Shots
 from rarec.text.tokens import PromptTokens, by_length
+from rarec.training.dropout import random_state, restore_random_state
 from rarec.training.engine import (
     is_shared_out,
     joined,
@@ -200,14 +201,11 @@ class TuningObjective:
 
     def random_state(self) -> dict[str, Tensor]:
         """PyTorch's own generators, which PEFT's dropout draws from."""
-        states = {"cpu": torch.get_rng_state()}
-        return states | ({"cuda": torch.cuda.get_rng_state(self.device)} if self.device.type == "cuda" else {})
+        return random_state(self.device)
 
     def restore_random_state(self, state: dict[str, Tensor]) -> None:
         """Go on from there."""
-        torch.set_rng_state(state["cpu"])
-        if self.device.type == "cuda":
-            torch.cuda.set_rng_state(state["cuda"], self.device)
+        restore_random_state(state, self.device)
 
     def _piece(self, rows: IntArray, weight: float = 1.0) -> Piece:
         made = self.prompts.prompts(self.parts[rows])
@@ -296,8 +294,8 @@ def load_adapter(model: Any, folder: Path, base: str) -> Any:
 
 
 def work(job: dict[str, Any], reporter: ProgressReporter) -> None:
-    """Worker entry: ``job`` holds ``settings``, ``engine``, ``seed``, what `open_prompts` reads, the folder of ``shots``, the
-    language model's identity ``base``, and the folders ``output`` and ``checkpoint``.
+    """Worker entry: ``job`` holds ``settings``, ``engine``, ``seed``, what `open_prompts` reads, the folder of
+    ``shots``, the language model's identity ``base``, and the folders ``output`` and ``checkpoint``.
     """
     keep_freed_memory()
     settings = TuningSettings(**job["settings"])

@@ -231,8 +231,8 @@ def _begin_moments(engine: Any, step: float) -> None:
 
 def _put_part(weight: Any, whole: Tensor, moments: Mapping[str, Tensor]) -> None:
     """ZeRO-3: this rank's part of a weight and its moments. (DeepSpeed's own way fails where parts are unequal.)"""
-    from deepspeed.utils import safe_set_local_fp32_param, safe_set_local_optimizer_state
     import deepspeed
+    from deepspeed.utils import safe_set_local_fp32_param, safe_set_local_optimizer_state
 
     size = weight.ds_tensor.numel()
 

@@ -58,6 +58,19 @@ class DropoutBits:
         return self._generators[device]
 
 
+def random_state(device: torch.device) -> dict[str, Tensor]:
+    """The states of PyTorch's own generators on a CPU and on ``device``, uint8."""
+    states = {"cpu": torch.get_rng_state()}
+    return states | ({"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {})
+
+
+def restore_random_state(state: dict[str, Tensor], device: torch.device) -> None:
+    """Go on from what `random_state` gave."""
+    torch.set_rng_state(state["cpu"])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(state["cuda"], device)
+
+
 class Dropout(nn.Module):
     """Inverted dropout; on a CPU with masks from `DropoutBits`, elsewhere from PyTorch's generator, seeded by them."""
 

@@ -27,6 +27,7 @@ from rarec.training.engine import (
     world_size,
 )
 from rarec.training.engine_settings import EngineSettings
+from rarec.training.memory import explain_out_of_memory
 
 Report = Callable[..., None]
 HISTORY = "history.json"
@@ -89,8 +90,10 @@ class Objective(Protocol):
         """Go on from what `random_state` gave."""
 
     def validate(self) -> dict[str, float]:
-        """Validation metrics of the current weights; holds ``choice``. Called on all ranks: they share the work, or, as a
-        forward pass needs them all (`is_shared_out`), go through the same batches.
+        """Validation metrics of the current weights; holds ``choice``.
+
+        Called on all ranks: they share the work, or, where a forward pass needs them all (`is_shared_out`), go through
+        the same batches.
         """
 
 
@@ -249,13 +252,11 @@ class _Loop:
         for number, piece in enumerate(pieces, start=1):
             self.engine.set_gradient_accumulation_boundary(number == len(pieces))
             loss, parts = self.engine(piece)
-            try:
+            with explain_out_of_memory(
+                f"{self.stage}: out of memory in the backward pass of {where} ({samples} samples a step, in "
+                f"{len(pieces)} pieces a process); lower batch_size, or raise the launcher's accumulation"
+            ):
                 self.engine.backward(loss * (world_size() / samples))
-            except torch.OutOfMemoryError as error:
-                raise InputError(
-                    f"{self.stage}: out of memory in the backward pass of {where} ({samples} samples a step, in "
-                    f"{len(pieces)} pieces a process); lower batch_size, or raise the launcher's accumulation"
-                ) from error
             self.engine.step()
             for name, value in {"loss": loss.detach(), **parts}.items():
                 sums[name] = sums[name] + value if name in sums else value

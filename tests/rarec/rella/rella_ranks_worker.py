@@ -7,12 +7,16 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from rella_toys import BASE, CPU, toy_data
+from scratch_toys import CATALOGUE, OFFSETS, scratch_data
 
+from rarec.rella.language_model import LanguageModelSettings
+from rarec.rella.scratch import train_scratch
 from rarec.rella.shots import draw_shots
 from rarec.rella.tuning import TuningObjective, TuningSettings, add_adapter, tune
 from rarec.training.engine import join_group, rank, world_size
@@ -41,6 +45,18 @@ def tune_on_ranks(folder: Path) -> None:
         output.mkdir(parents=True, exist_ok=True)
         engine = EngineSettings(zero_stage=stage, offload=stage == 3)
         summaries[stage] = tune(new_objective(), BASE, output, folder / f"checkpoint-{stage}", lambda **_: None, engine)
+    # A step holds few documents: some leave a rank without any.
+    settings = LanguageModelSettings(
+        vocabulary=300, dim=16, layers=1, heads=2, epochs=3, batch_tokens=96, max_tokens=300, learning_rate=5e-3
+    )
+    parts, item, _, times, _ = scratch_data()
+    for stage in stages:
+        output, checkpoint = folder / f"scratch-{stage}", folder / f"scratch-checkpoint-{stage}"
+        output.mkdir(exist_ok=True)
+        train_scratch(
+            parts, CATALOGUE, item, OFFSETS, np.arange(len(times)), ("Yes", "No"), settings, output, checkpoint,
+            lambda **_: None, EngineSettings(zero_stage=stage, accumulation=1 + stage % 2),
+        )  # fmt: skip
     if rank() == 0:
         (folder / "summary.json").write_text(json.dumps(summaries))
 

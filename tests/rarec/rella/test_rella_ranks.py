@@ -7,6 +7,7 @@ from raserec_toys import run_on_two_ranks
 from rella_ranks_worker import SETTINGS, new_objective, tune_on_ranks
 from safetensors.torch import load_file
 
+from rarec.rella.scratch import load_card
 from rarec.text.tokens import by_length
 
 
@@ -44,3 +45,20 @@ def test_two_ranks_tune_as_one(two_ranks, tmp_path):
         assert weights.keys() == double.keys()
         for name, value in weights.items():
             torch.testing.assert_close(double[name], value, rtol=1e-3, atol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("single_process")
+def test_two_ranks_train_one_scratch_model(two_ranks, tmp_path):
+    tune_on_ranks(tmp_path)
+    card = load_card(tmp_path / "scratch-0")
+    weights = load_file(tmp_path / "scratch-0" / "model.safetensors")
+    assert card["loss_by_epoch"][-1] < card["loss_by_epoch"][0] - 0.1  # the comparison spans real training
+    for stage in range(4):
+        other = load_card(two_ranks / f"scratch-{stage}")
+        assert other.pop("loss_by_epoch") == pytest.approx(card["loss_by_epoch"], rel=1e-4), stage
+        assert other == {name: value for name, value in card.items() if name != "loss_by_epoch"}
+        double = load_file(two_ranks / f"scratch-{stage}" / "model.safetensors")
+        assert weights.keys() == double.keys()
+        for name, value in weights.items():
+            torch.testing.assert_close(double[name], value, rtol=1e-2, atol=1e-3, msg=lambda m, n=name: f"{n}: {m}")

@@ -1,51 +1,28 @@
 import json
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from rella_toys import CPU
+from scratch_toys import CATALOGUE, LENGTHS, OFFSETS, USERS, scratch_data
 
-from rarec.data.ctr import CtrSamples, CtrSettings, build_ctr_samples
+from rarec.data.ctr import CtrSamples
 from rarec.rella.language_model import LanguageModelSettings, find_answers, load_model, load_tokenizer
 from rarec.rella.scratch import (
     CARD,
-    Catalogue,
-    HistoryPieces,
-    _choose,
     train_scratch,
     train_tokenizer,
     training_positions,
 )
-from rarec.text.prompts import NO_PART, build_parts
+from rarec.rella.scratch_training import HistoryPieces, _choose
+from rarec.text.prompts import NO_PART
 from rarec.text.templates import TEMPLATES
 from rarec.text.tokens import PromptTokens, TokenTable
-
-USERS, ITEMS = 12, 8
-LENGTHS = np.array([9, 7, 12, 6, 0, 8, 30, 7, 9, 6, 11, 8])
-OFFSETS = np.concatenate([[0], LENGTHS.cumsum()])
-NAMES = [f"Film {letter}" for letter in "abcdefgh"]
-CATALOGUE = Catalogue(NAMES, [f"{name}: drama" for name in NAMES])
 
 
 @pytest.fixture(scope="module")
 def data():
-    rng = np.random.default_rng(0)
-    items = pd.DataFrame(
-        {
-            "item_id": np.arange(ITEMS), "title": NAMES,
-            "genres": None, "category": None, "author": None, "publisher": None,
-            "year": pd.array([None] * ITEMS, dtype="Int64"),
-        }
-    )  # fmt: skip
-    users = pd.DataFrame({name: [None] * USERS for name in ("gender", "age_group", "age", "occupation", "location")})
-    item = rng.integers(0, ITEMS, LENGTHS.sum())
-    rating = np.where(item < ITEMS // 2, 5.0, 1.0)  # the first four films are liked, the others are not
-    times = np.concatenate([np.sort(rng.integers(0, 1000, n)) for n in LENGTHS])
-    parts = build_parts(TEMPLATES["movies"], items, users, item, rating)
-    user = np.repeat(np.arange(USERS), LENGTHS)
-    samples = build_ctr_samples(user, times, rng.random(len(user)) < 0.5, USERS, "clock", CtrSettings())
-    return parts, item, rating, times, samples
+    return scratch_data()
 
 
 def test_nothing_at_or_after_the_first_validation_sample_is_read(data):
@@ -113,7 +90,7 @@ def test_a_scratch_model_learns_what_is_liked_and_comes_back(data, tmp_path):
     reports = []
     card = train_scratch(
         parts, CATALOGUE, item, OFFSETS, allowed, ("Yes", "No"), settings, tmp_path,
-        lambda **values: reports.append(values),
+        tmp_path / "checkpoint", lambda **values: reports.append(values),
     )  # fmt: skip
     assert card["loss_by_epoch"][-1] < 0.3 * card["loss_by_epoch"][0]
     assert json.loads((tmp_path / CARD).read_text())["what"].endswith("not a general language model")
@@ -134,8 +111,9 @@ def test_the_seed_decides(data, tmp_path):
     for seed in (1, 1, 2):
         settings = LanguageModelSettings(**small, seed=seed)
         card = train_scratch(
-            parts, CATALOGUE, item, OFFSETS, np.arange(len(times)), ("Yes", "No"), settings, tmp_path, lambda **_: None
-        )
+            parts, CATALOGUE, item, OFFSETS, np.arange(len(times)), ("Yes", "No"), settings, tmp_path,
+            tmp_path / str(len(losses)), lambda **_: None,
+        )  # fmt: skip
         losses.append(card["loss_by_epoch"])
     assert losses[0] == losses[1] != losses[2]
 
@@ -148,8 +126,9 @@ def test_of_much_text_each_epoch_reads_another_part(data, tmp_path):
             vocabulary=300, dim=16, layers=1, heads=2, epochs=3, tokens=tokens, max_tokens=300, learning_rate=1e-9
         )
         card = train_scratch(
-            parts, CATALOGUE, item, OFFSETS, np.arange(len(times)), ("Yes", "No"), settings, tmp_path, lambda **_: None
-        )
+            parts, CATALOGUE, item, OFFSETS, np.arange(len(times)), ("Yes", "No"), settings, tmp_path,
+            tmp_path / str(len(losses)), lambda **_: None,
+        )  # fmt: skip
         cards.append(card["tokens_read"])
         losses.append(card["loss_by_epoch"])
         shares.append((card["share_of_descriptions_read"], card["share_of_histories_read"]))

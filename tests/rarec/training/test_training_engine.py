@@ -5,7 +5,6 @@ import pytest
 import torch
 from torch import nn
 
-from rarec.training.engine_settings import EngineSettings
 from rarec.training.engine import (
     adam,
     all_sum,
@@ -15,6 +14,7 @@ from rarec.training.engine import (
     worker_device,
     world_size,
 )
+from rarec.training.engine_settings import EngineSettings
 
 CPU = torch.device("cpu")
 

@@ -326,7 +326,7 @@ def test_a_training_goes_on_within_an_epoch_bit_by_bit(tmp_path, stage, interrup
     with pytest.raises(Interrupted):
         run(broken, tmp_path / "broken", epochs=3, engine=engine)
     resumed = Noisy()
-    summary, reports = run(resumed, tmp_path / "broken", epochs=3, engine=engine)
+    summary, _ = run(resumed, tmp_path / "broken", epochs=3, engine=engine)
     epoch, step = interrupt_before
     assert resumed.steps[0] == (epoch, step // 4 * 4)
     assert without_clock(summary) == without_clock(expected)
