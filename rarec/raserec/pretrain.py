@@ -223,7 +223,7 @@ def pretrain(
 
 
 def work(job: dict[str, Any], reporter: ProgressReporter) -> None:
-    """Worker entry: ``job`` holds ``settings``, ``engine`` and the folders ``sequences``, ``output``, ``checkpoint``."""
+    """Worker entry: ``job`` holds ``settings``, ``engine``, and folders: ``sequences``, ``output``, ``checkpoint``."""
     keep_freed_memory()
     pretrain(
         UserSequences.load(Path(job["sequences"])),
