@@ -233,7 +233,7 @@ def materialise(
         if waited:
             other = found()
             # Forced or not: what was built while we waited is as new as what we would build.
-            if other is not None and (before is None or other.manifest.created != before.manifest.created):
+            if other is not None and (before is None or other.manifest != before.manifest):
                 return _result(other, asset, reused=True), other
         elif force and context.retry_number == 0:
             forget_checkpoints(workdir)
