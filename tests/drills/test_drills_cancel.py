@@ -3,6 +3,7 @@
 What ran before and after is printed as `ps` shows it; see it with `pytest -m slow -s tests/drills`.
 """
 
+import json
 import os
 import signal
 import socket
@@ -15,6 +16,7 @@ import psutil
 import pytest
 import requests
 
+from pipelines.run import INTERRUPTED
 from resources.launcher import LAUNCH_ID, end_processes
 
 ROOT = Path(__file__).parents[2]
@@ -101,8 +103,9 @@ def wait_for(condition, seconds, what):
 class Dagster:
     """The servers, and the processes that they and their runs start in one RAREC_HOME."""
 
-    def __init__(self, home: Path, url: str, launch_id: str):
-        self.home, self.url, self.launch_id = home, url, launch_id
+    def __init__(self, home: Path, url: str, environment: dict[str, str]):
+        self.home, self.url, self.environment = home, url, environment
+        self.launch_id = environment[LAUNCH_ID]
 
     def ask(self, query, **variables):
         answer = requests.post(f"{self.url}/graphql", json={"query": query, "variables": variables}, timeout=60).json()
@@ -155,7 +158,7 @@ class Dagster:
         return found
 
     def training(self):
-        """The workers, once they have a checkpoint or have trained for some seconds."""
+        """The workers, once they have worked for some seconds."""
         return [worker for worker in self.workers() if sum(worker.cpu_times()[:2]) > 3] or None
 
     def checkpoints(self, asset):
@@ -198,7 +201,7 @@ def dagster(tmp_path_factory):
             [*command, "-h", "127.0.0.1", "-p", port], cwd=ROOT, env=environment, stdout=log, stderr=log,
             start_new_session=True,
         )  # fmt: skip
-    one = Dagster(home, f"http://127.0.0.1:{port}", environment[LAUNCH_ID])
+    one = Dagster(home, f"http://127.0.0.1:{port}", environment)
     try:
         wait_for(one.answers, 120, "the webserver answers")
         yield one
@@ -269,3 +272,21 @@ def test_a_killed_run_frees_its_slot(dagster):
     dagster.terminate(again)
     wait_for(lambda: dagster.status(again) == "CANCELED", 60, "the second run is cancelled")
     assert dagster.workers() == []
+
+
+def test_ctrl_c_of_make_run_is_not_tried_again(dagster):
+    config = json.dumps({"raserec_pretrained": FOR_HOURS["raserec_pretrained"]})
+    command = [sys.executable, "-m", "pipelines.run", "--dataset", "tiny", "--track", "raserec", "--config", config]
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=dagster.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    wait_for(dagster.training, 120, "it trains")
+    dagster.show("before Ctrl-C")
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    print(out[-600:])
+    dagster.show("after Ctrl-C")
+    assert dagster.workers() == []
+    assert process.returncode == 1
+    assert err.splitlines()[-1] == INTERRUPTED
+    assert "tried again" not in out
