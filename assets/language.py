@@ -19,7 +19,7 @@ from assets.stage import (
     takes,
     upstream,
 )
-from assets.training import forget_checkpoint, pinned, run_worker, train, training_outcome
+from assets.training import RETRIES, cancellable, pinned, run_worker, train, training_outcome
 from rarec.config import Settings
 from rarec.data.ctr import CtrSamples
 from rarec.rella.predict import SCORED, PredictionSettings
@@ -29,7 +29,7 @@ from rarec.text.templates import Template, find_template
 from resources.artifacts import Artifact, ArtifactStore
 from resources.folders import Folders
 from resources.launcher import TrainingLauncher
-from resources.tracking import MlflowTracking, TrackedRun
+from resources.tracking import MODEL_NOT_LOGGED, MlflowTracking, TrackedRun
 
 LORA_VERSION = "2"
 PREDICTION_VERSION = "2"
@@ -60,7 +60,9 @@ STAGE_SETTINGS: dict[str, type[Settings]] = {
     owners=[OWNER],
     code_version=LORA_VERSION,
     pool="training",
+    retry_policy=RETRIES,
 )
+@cancellable
 @refuse_bad_input
 def lora_checkpoint(
     context: dg.AssetExecutionContext,
@@ -95,8 +97,7 @@ def lora_checkpoint(
                 variant.name, {"mode": variant.mode, "seed": variant.seed, **settings.model_dump()}
             ) as nested:
                 summary = train(
-                    context, launcher, folders, nested, run.fingerprint, "rarec.rella.tuning", job, output,
-                    config.force, variant.name,
+                    context, launcher, folders, nested, "rarec.rella.tuning", job, output, variant.name
                 )  # fmt: skip
                 one = training_outcome(nested, summary, VALIDATION_FIGURES, VALIDATION_FIGURES)
                 nested.log_metrics(one.metrics)
@@ -108,7 +109,7 @@ def lora_checkpoint(
         outcome.values["mlflow_model"] = _log_model(run, inputs, folder / variants[0].name, template)
         return outcome
 
-    result, artifact = materialise(
+    result, _ = materialise(
         context,
         store,
         tracking,
@@ -118,8 +119,8 @@ def lora_checkpoint(
         inputs={**inputs, "base": inputs["base_language_model"].fingerprint},
         force=config.force,
         build=build,
+        folders=folders,
     )
-    forget_checkpoint(context, folders, artifact)
     return result
 
 
@@ -130,7 +131,9 @@ def lora_checkpoint(
     owners=[OWNER],
     code_version=PREDICTION_VERSION,
     pool="training",
+    retry_policy=RETRIES,
 )
+@cancellable
 @refuse_bad_input
 def ctr_predictions(
     context: dg.AssetExecutionContext,
@@ -187,6 +190,7 @@ def ctr_predictions(
         inputs={**inputs, "base": inputs["base_language_model"].fingerprint},
         force=config.force,
         build=build,
+        folders=folders,
     )
     return result
 
@@ -203,13 +207,13 @@ def _job(inputs: Mapping[str, Artifact], folders: Folders, template: Template) -
 
 
 def _log_model(run: TrackedRun, inputs: Mapping[str, Artifact], adapter: Path, template: Template) -> str:
-    """Log adapter and language model as an MLflow model; returns its URI."""
+    """Log adapter and language model as an MLflow model; its URI, or why there is none."""
     from resources import rella_pyfunc  # it imports mlflow, which takes seconds
 
     config = inputs["base_language_model"].manifest.config
     quantised = [] if config["quantisation"] == "none" else ["bitsandbytes"]
     names = ("base_language_model", "item_catalog", "user_profiles", "semantic_item_vectors")
-    return run.log_pyfunc(
+    uri = run.log_pyfunc(
         "model",
         Path(rella_pyfunc.__file__),
         {"adapter": adapter, **{name: inputs[name].path for name in names}},
@@ -235,3 +239,4 @@ def _log_model(run: TrackedRun, inputs: Mapping[str, Artifact], adapter: Path, t
             "behaviours": inputs["textual_samples"].manifest.config["behaviours"],
         },
     )
+    return uri or MODEL_NOT_LOGGED

@@ -22,7 +22,7 @@ from assets.stage import (
     takes,
     upstream,
 )
-from assets.training import forget_checkpoint, pinned, train, training_outcome
+from assets.training import RETRIES, cancellable, pinned, train, training_outcome
 from rarec.config import Settings
 from rarec.data.sequences import UserSequences
 from rarec.errors import InputError
@@ -34,7 +34,7 @@ from rarec.training.engine import worker_device
 from resources.artifacts import Artifact, ArtifactStore
 from resources.folders import Folders
 from resources.launcher import TrainingLauncher
-from resources.tracking import MlflowTracking, TrackedRun
+from resources.tracking import MODEL_NOT_LOGGED, MlflowTracking, TrackedRun
 
 PRETRAIN_VERSION = "2"
 MEMORY_VERSION = "3"
@@ -86,7 +86,9 @@ STAGE_SETTINGS: dict[str, type[Settings]] = {
     owners=[OWNER],
     code_version=PRETRAIN_VERSION,
     pool="training",
+    retry_policy=RETRIES,
 )
+@cancellable
 @refuse_bad_input
 def raserec_pretrained(
     context: dg.AssetExecutionContext,
@@ -105,12 +107,10 @@ def raserec_pretrained(
             "settings": settings.model_dump(),
             "sequences": str(inputs["user_sequences"].path),
         }
-        summary = train(
-            context, launcher, folders, run, run.fingerprint, "rarec.raserec.pretrain", job, folder, config.force
-        )
+        summary = train(context, launcher, folders, run, "rarec.raserec.pretrain", job, folder)
         return training_outcome(run, summary, VALIDATION_FIGURES, VALIDATION_SHOWN)
 
-    result, artifact = materialise(
+    result, _ = materialise(
         context,
         store,
         tracking,
@@ -119,8 +119,8 @@ def raserec_pretrained(
         inputs=inputs,
         force=config.force,
         build=build,
+        folders=folders,
     )
-    forget_checkpoint(context, folders, artifact)
     return result
 
 
@@ -190,7 +190,9 @@ def memory_bank(
     owners=[OWNER],
     code_version=FINETUNE_VERSION,
     pool="training",
+    retry_policy=RETRIES,
 )
+@cancellable
 @refuse_bad_input
 def raserec_finetuned(
     context: dg.AssetExecutionContext,
@@ -213,9 +215,7 @@ def raserec_finetuned(
             "encoder_fingerprint": encoder.fingerprint,
             "bank": str(bank.path),
         }
-        summary = train(
-            context, launcher, folders, run, run.fingerprint, "rarec.raserec.finetune", job, folder, config.force
-        )
+        summary = train(context, launcher, folders, run, "rarec.raserec.finetune", job, folder)
         outcome = training_outcome(run, summary, VALIDATION_FIGURES, VALIDATION_SHOWN)
         from resources import raserec_pyfunc  # it imports mlflow, which takes seconds
 
@@ -230,10 +230,10 @@ def raserec_finetuned(
             signature=raserec_pyfunc.signature(),
             model_config={"encoder_fingerprint": encoder.fingerprint},
         )
-        outcome.values["mlflow_model"] = model
+        outcome.values["mlflow_model"] = model or MODEL_NOT_LOGGED
         return outcome
 
-    result, artifact = materialise(
+    result, _ = materialise(
         context,
         store,
         tracking,
@@ -247,8 +247,8 @@ def raserec_finetuned(
         },
         force=config.force,
         build=build,
+        folders=folders,
     )
-    forget_checkpoint(context, folders, artifact)
     return result
 
 

@@ -19,7 +19,7 @@ from assets.stage import (
     takes,
     upstream,
 )
-from assets.training import run_worker
+from assets.training import RETRIES, cancellable, run_worker
 from rarec.config import Settings
 from rarec.data.spec import DatasetSpec
 from rarec.errors import InputError
@@ -73,7 +73,9 @@ STAGE_SETTINGS: dict[str, type[Settings]] = {
     owners=[OWNER],
     code_version=MODEL_VERSION,
     pool="training",
+    retry_policy=RETRIES,
 )
+@cancellable
 @refuse_bad_input
 def base_language_model(
     context: dg.AssetExecutionContext,
@@ -123,6 +125,7 @@ def base_language_model(
         inputs={"interactions": inputs["interactions"], "ctr_samples": inputs["ctr_samples"], **texts},
         force=config.force,
         build=build,
+        folders=folders,
     )
     return result
 

@@ -17,11 +17,13 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import dagster as dg
 from pydantic import Field, ValidationError, create_model
 
+from assets.turns import forget_checkpoints, forget_idle_checkpoints, turn
 from rarec.config import Settings
 from rarec.data.spec import DatasetSpec
 from rarec.errors import InputError
 from rarec.training.progress import Progress
 from resources.artifacts import Artifact, ArtifactStore, DamagedArtifact, fingerprint
+from resources.folders import Folders
 from resources.tracking import MlflowTracking, TrackedRun
 
 if TYPE_CHECKING:
@@ -32,8 +34,20 @@ C = TypeVar("C", bound="StageConfig")
 F = TypeVar("F", bound=Callable[..., Any])
 
 OWNER = "team:data-engineering"
-TERMINAL_METRICS = ("samples_per_s", "HR@10", "NDCG@10", "masked_NDCG@10", "AUC", "LogLoss")
+TERMINAL_METRICS = (
+    "learning_rate",
+    "samples_per_s",
+    "gpu_memory_mib",
+    "HR@10",
+    "NDCG@10",
+    "masked_NDCG@10",
+    "AUC",
+    "LogLoss",
+)
 TERMINAL_INTERVAL_S = 5.0
+# Of the steps MLflow gets one in so many seconds, and in so large a share of the time so far: a day gives about 1,000.
+STEP_INTERVAL_S = 2.0
+STEP_SHARE = 0.005
 progress_log = logging.getLogger("rarec.progress")  # `make run` shows it in the terminal
 
 
@@ -164,6 +178,7 @@ def materialise(
     force: bool,
     build: Build,
     name: str | None = None,
+    folders: Folders | None = None,
 ) -> tuple[dg.MaterializeResult, Artifact]:
     """Reuse the artifact of this identity, or have ``build`` fill a folder with a new one, tracked as one MLflow run.
 
@@ -171,19 +186,23 @@ def materialise(
         settings: everything that changes the result besides code and inputs; JSON.
         inputs: upstream artifacts, or content hashes of other inputs, by name.
         name: the asset, where a step materialises several.
+        folders: given by assets that train: one run at a time works in the artifact's working folder, a second one
+            waits and uses the first one's artifact, or its checkpoint if it failed.
     """
     asset = name or context.asset_key.to_user_string()
     partition = context.partition_key
     versions = {key: value if isinstance(value, str) else value.data_version for key, value in inputs.items()}
     identity = fingerprint(asset, code_version, settings, versions)
-    artifact = None
-    if not force:
+
+    def found() -> Artifact | None:
         try:
-            artifact = store.find(asset, partition, identity)
+            return store.find(asset, partition, identity)
         except DamagedArtifact as error:
             context.log.warning(f"{error} It is built again now.")
-    reused = artifact is not None
-    if artifact is None:
+            return None
+
+    def made() -> tuple[Artifact, str]:
+        """The new artifact, and what MLflow could not be told."""
         progress_log.info("%s", f"{asset}: building")
         with (
             tracking.run(context, asset, partition, identity, dict(settings)) as run,
@@ -199,10 +218,28 @@ def materialise(
             draft.metadata.update(
                 values=outcome.values, markdown=outcome.markdown, files=outcome.files, mlflow_run=run.url
             )
-        artifact = draft.artifact
-    else:
-        progress_log.info("%s", f"{asset}: reused, nothing has changed")
-    return _result(artifact, reused, asset), artifact
+        return draft.artifact, run.lost
+
+    before = found()
+    if before is not None and not force:
+        if folders is not None:
+            forget_idle_checkpoints(folders.workdir(asset, identity))  # of a run that ended just before its last step
+        return _result(before, asset, reused=True), before
+    if folders is None:
+        artifact, lost = made()
+        return _result(artifact, asset, lost), artifact
+    workdir = folders.workdir(asset, identity)
+    with turn(context, workdir) as waited:
+        if waited:
+            other = found()
+            # Forced or not: what was built while we waited is as new as what we would build.
+            if other is not None and (before is None or other.manifest != before.manifest):
+                return _result(other, asset, reused=True), other
+        elif force and context.retry_number == 0:
+            forget_checkpoints(workdir)
+        artifact, lost = made()
+        forget_checkpoints(workdir)  # only now: with a full disk, earlier would cost the training
+    return _result(artifact, asset, lost), artifact
 
 
 def markdown_table(table: "pd.DataFrame") -> str:
@@ -214,11 +251,12 @@ def markdown_table(table: "pd.DataFrame") -> str:
 
 
 def training_progress(run: TrackedRun) -> Callable[[Progress], None]:
-    """Shows a worker's progress in the terminal and sends it to MLflow: loss by step, validation figures by epoch."""
-    shown_at = -math.inf
+    """Shows a worker's progress in the terminal and sends it to MLflow: some steps, and every epoch's figures."""
+    started = time.monotonic()
+    shown_at = sent_at = -math.inf
 
     def show(progress: Progress) -> None:
-        nonlocal shown_at
+        nonlocal shown_at, sent_at
         now = time.monotonic()
         if progress.step is None or now - shown_at >= TERMINAL_INTERVAL_S:
             few = {name: progress.metrics[name] for name in TERMINAL_METRICS if name in progress.metrics}
@@ -230,13 +268,18 @@ def training_progress(run: TrackedRun) -> Callable[[Progress], None]:
             run.log_metrics(progress.metrics, step=progress.epoch)
             if progress.loss is not None:
                 run.log_metrics({"epoch_loss": progress.loss}, step=progress.epoch)
-        elif progress.loss is not None:
-            run.log_metrics({"loss": progress.loss}, step=(progress.epoch - 1) * (progress.steps or 0) + progress.step)
+        elif now - sent_at >= max(STEP_INTERVAL_S, STEP_SHARE * (now - started)):
+            figures = {"loss": progress.loss, "eta_s": progress.eta_s, **progress.metrics}
+            step = (progress.epoch - 1) * (progress.steps or 0) + progress.step
+            run.log_metrics({name: value for name, value in figures.items() if value is not None}, step=step)
+            sent_at = now
 
     return show
 
 
-def _result(artifact: Artifact, reused: bool, asset: str) -> dg.MaterializeResult:
+def _result(artifact: Artifact, asset: str, lost: str = "", reused: bool = False) -> dg.MaterializeResult:
+    if reused:
+        progress_log.info("%s", f"{asset}: reused, nothing has changed")
     stored = artifact.metadata
     metadata: dict[str, Any] = {
         "fingerprint": artifact.fingerprint,
@@ -248,6 +291,8 @@ def _result(artifact: Artifact, reused: bool, asset: str) -> dg.MaterializeResul
     }
     if stored["mlflow_run"].startswith("http"):
         metadata["mlflow_run"] = dg.MetadataValue.url(stored["mlflow_run"])
+    if lost:
+        metadata["not recorded in MLflow"] = lost
     return dg.MaterializeResult(asset_key=asset, metadata=metadata, data_version=dg.DataVersion(artifact.data_version))
 
 

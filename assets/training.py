@@ -1,24 +1,54 @@
-"""What assets that train share: one worker at a time in its own folder, keyed by fingerprint, so that it resumes."""
+"""What assets that train share: how a worker is run, what is retried, what a training tells of itself."""
 
-import fcntl
+import functools
 import json
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import logging
+import typing
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import dagster as dg
 import pandas as pd
 
 from assets.stage import Outcome, markdown_table, training_progress
-from rarec.errors import InputError
+from rarec.errors import one_line
 from rarec.training.fit import HISTORY, SUMMARY
-from resources.artifacts import Artifact
 from resources.folders import Folders
 from resources.launcher import TrainingLauncher
 from resources.tracking import TrackedRun
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+# A worker killed, memory short for a moment, a connection lost: tried again after 5, 15 and 35 seconds, from the
+# checkpoint. Bad input is a Failure without retries (`refuse_bad_input`).
+RETRIES = dg.RetryPolicy(max_retries=3, delay=5, backoff=dg.Backoff.EXPONENTIAL)
+progress_log = logging.getLogger("rarec.progress")  # `make run` shows it in the terminal
+
+
+class Cancelled(dg.DagsterError, dg.DagsterExecutionInterruptedError):
+    """A cancel or Ctrl-C. Dagster's own exception would be retried where there is a retry policy; its errors never."""
+
+
+def cancellable(asset: F) -> F:
+    """For assets with `RETRIES`: a cancel ends them for good, and the terminal hears of what is tried again."""
+
+    @functools.wraps(asset)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return asset(*args, **kwargs)
+        except (dg.DagsterExecutionInterruptedError, KeyboardInterrupt) as interrupt:
+            raise Cancelled("cancelled") from interrupt
+        except Exception as error:
+            context = dg.AssetExecutionContext.get()
+            attempt = context.retry_number + 1
+            if attempt <= RETRIES.max_retries and getattr(error, "allow_retries", True):
+                name, delay = context.asset_key.to_user_string(), RETRIES.calculate_delay(attempt)
+                progress_log.info("%s", f"{name}: failed, tried again in {delay:.0f} s: {one_line(error)}")
+            raise
+
+    return typing.cast(F, wrapper)
 
 
 def train(
@@ -26,27 +56,20 @@ def train(
     launcher: TrainingLauncher,
     folders: Folders,
     run: TrackedRun,
-    fingerprint: str,
     module: str,
     job: Mapping[str, object],
     output: Path,
-    force: bool,
     variant: str = "",
 ) -> dict[str, Any]:
     """Run a training worker that writes into ``output``; its summary (`rarec.training.fit`), progress going to ``run``.
 
-    Args:
-        fingerprint: of the asset being made; with ``variant`` it names the working folder.
-        force: start from the beginning, whatever checkpoint there is.
+    A checkpoint that is there is gone on from. ``variant`` names one of several trainings for the same artifact.
     """
-    workdir = _workdir(context, folders, fingerprint) / variant
+    workdir = folders.workdir(context.asset_key.to_user_string(), run.fingerprint) / variant
     checkpoint = workdir / "checkpoint"
     job = {**job, "output": str(output), "checkpoint": str(checkpoint)}
-    with _sole_use_of(workdir):
-        if force:
-            shutil.rmtree(checkpoint, ignore_errors=True)
-        launcher.launch(context, module, job, workdir, training_progress(run))
-        summary: dict[str, Any] = json.loads((checkpoint / SUMMARY).read_text())
+    launcher.launch(context, module, job, workdir, training_progress(run))
+    summary: dict[str, Any] = json.loads((checkpoint / SUMMARY).read_text())
     return summary
 
 
@@ -59,9 +82,8 @@ def run_worker(
     job: Mapping[str, object],
 ) -> None:
     """Run a worker without checkpoints, in the working folder of ``run``'s artifact."""
-    workdir = _workdir(context, folders, run.fingerprint)
-    with _sole_use_of(workdir):
-        launcher.launch(context, module, job, workdir, training_progress(run))
+    workdir = folders.workdir(context.asset_key.to_user_string(), run.fingerprint)
+    launcher.launch(context, module, job, workdir, training_progress(run))
 
 
 def training_outcome(
@@ -75,64 +97,41 @@ def training_outcome(
     """
     history = pd.DataFrame(summary["history"])
     best = history.iloc[summary["best_epoch"]]
+    effort = _effort(summary, history)
     values = {
         "epochs": len(history),
         "best_epoch": int(best["epoch"]),
-        "seconds": round(summary["seconds"], 1),
-        "peak_memory_mib": round(summary["peak_memory_mib"]),
+        **{name: round(value, 1) for name, value in effort.items()},
         "world_size": summary["world_size"],
         **{f"validation {name}": float(best[name]) for name in figures},
     }
     run.log_table(history, HISTORY)
     measured = [name for name in history.columns if name not in ("epoch", "loss") and not name.endswith("seconds")]
     metrics = {f"best_{name}": float(best[name]) for name in measured}
-    metrics |= {"best_epoch": float(best["epoch"]), "seconds": float(summary["seconds"])}
-    table = history[["epoch", "loss", *shown, "train_seconds"]].round(4)
-    return Outcome(values, {"history": markdown_table(table)}, metrics)
+    metrics |= {"best_epoch": float(best["epoch"]), **effort}
+    markdown = {"history": markdown_table(history[["epoch", "loss", *shown, "train_seconds"]].round(4))}
+    if ranks := summary.get("ranks"):
+        markdown["ranks"] = markdown_table(pd.DataFrame(ranks).round(1))
+    return Outcome(values, markdown, metrics)
 
 
-def forget_checkpoint(context: dg.AssetExecutionContext, folders: Folders, artifact: Artifact) -> None:
-    """Remove the checkpoints, now that the artifact is stored; earlier, a full disk would cost the training."""
-    workdir = _workdir(context, folders, artifact.fingerprint)
-    for checkpoint in sorted(workdir.glob("**/checkpoint")):
-        with _alone_in(checkpoint.parent) as alone:
-            if alone:
-                shutil.rmtree(checkpoint, ignore_errors=True)
+def _effort(summary: Mapping[str, Any], history: pd.DataFrame) -> dict[str, float]:
+    """What the training took, as far as its worker told: the memory is that of the rank that took most."""
+    effort = {"seconds": float(summary["seconds"]), "peak_memory_mib": float(summary["peak_memory_mib"])}
+    if "samples" in summary:
+        effort["samples"] = float(summary["samples"])
+        effort["samples_per_s"] = effort["samples"] / float(history["train_seconds"].sum())
+    gpu = [rank for rank in summary.get("ranks", []) if "gpu_seconds" in rank]
+    if gpu:
+        effort["gpu_seconds"] = float(sum(rank["gpu_seconds"] for rank in gpu))
+        effort["gpu_peak_memory_mib"] = float(max(rank.get("gpu_peak_memory_mib", 0) for rank in gpu))
+    return effort
 
 
 def pinned(*names: str) -> list[str]:
     """Pip requirements of the versions in use, without local tags such as +cpu; absent ones (faiss-gpu's) unpinned."""
     found = {name: _version(name) for name in names}
     return [f"{name}=={version.split('+')[0]}" if version else name for name, version in found.items()]
-
-
-def _workdir(context: dg.AssetExecutionContext, folders: Folders, fingerprint: str) -> Path:
-    """Where this training works. Keyed by fingerprint: asked for again after a crash, it resumes."""
-    return Path(folders.work) / context.asset_key.to_user_string() / fingerprint
-
-
-@contextmanager
-def _sole_use_of(workdir: Path) -> Iterator[None]:
-    with _alone_in(workdir) as alone:
-        if not alone:
-            raise InputError(
-                f"another run is training this very model in {workdir}; wait for it, then run again: what it has "
-                "trained is used"
-            )
-        yield
-
-
-@contextmanager
-def _alone_in(workdir: Path) -> Iterator[bool]:
-    """Whether no other run works in this folder; while the block lasts none will."""
-    workdir.mkdir(parents=True, exist_ok=True)
-    with (workdir / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-        else:
-            yield True  # closing the file gives the lock back
 
 
 def _version(name: str) -> str | None:

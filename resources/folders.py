@@ -21,6 +21,10 @@ class Folders(dg.ConfigurableResource):
         """Language models fetched from a hub."""
         return Path(self.cache) / "hub"
 
+    def workdir(self, asset: str, fingerprint: str) -> Path:
+        """Where this artifact is trained. Keyed by fingerprint: asked for again after a crash, the training resumes."""
+        return Path(self.work) / asset / fingerprint
+
     def spec(self, name: str) -> DatasetSpec:
         """The declaration of the data set called ``name``."""
         return find_spec(name, known_specs(Path(self.datasets)))

@@ -9,9 +9,11 @@ import json
 import logging
 import os
 import re
+import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,23 +22,30 @@ import requests
 from pydantic import Field
 
 from rarec.errors import InputError, one_line
+from resources.outbox import Outbox, Parcel
 
 if TYPE_CHECKING:  # mlflow takes seconds to import, so it is imported when a run starts
     import pandas as pd
     from mlflow import MlflowClient
-    from mlflow.entities import Metric
+    from mlflow.entities import LoggedModel, Metric
 
 CHECK_TIMEOUT_S = 5.0
-RETRY_INTERVAL_S = 30.0  # between attempts to deliver metrics to a server that is away
+# Metrics go out together: at most one request in so many seconds, and in so large a share of the time since the start,
+# so that a day's training sends a thousand requests and not tens of thousands.
+METRICS_INTERVAL_S = 5.0
+METRICS_SHARE = 0.005
 PARAM_LENGTH = 6000  # MLflow's limits
-PARAMS_PER_CALL = 100
-METRICS_PER_CALL = 1000
+MODEL_NOT_LOGGED = (
+    "not logged, MLflow was away; to log it, materialise again with force when MLflow is back, which trains again"
+)
+BATCH_SIZES = {"params": 100, "metrics": 1000}
 
 _QUIET = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-    # A server that goes away in mid-run must not hold up training for minutes.
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    # A server that goes away in mid-run must not hold up its training for minutes; what fails waits in the outbox.
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
 }
 
@@ -48,6 +57,12 @@ class MlflowTracking(dg.ConfigurableResource):
     ui_url: str = Field(description="Address of the MLflow page, for links in Dagster.")
     artifact_root: str = Field(description="Folder of run artifacts when no tracking server decides where they go.")
     experiment: str = Field(default="rarec", description="MLflow experiment that holds all runs.")
+    wait_s: float = Field(
+        default=120,
+        ge=0,
+        description="How long finished work waits, in all, for a server that went away meanwhile; what cannot be "
+        "recorded then is told in the asset's metadata.",
+    )
 
     def check(self) -> str:
         """Make sure, within seconds, that runs can be recorded; returns the experiment id, raises InputError if not."""
@@ -59,11 +74,7 @@ class MlflowTracking(dg.ConfigurableResource):
             with self._database_lock():
                 return self._experiment_id()
         except Exception as error:  # MLflow, requests, SQLAlchemy and the file system each have their own
-            raise InputError(
-                f"MLflow at {self.tracking_uri} cannot be used: {type(error).__name__}: {one_line(error)}. "
-                "Start the tracking server or correct MLFLOW_TRACKING_URI; without it runs are recorded in a local "
-                "file."
-            ) from error
+            raise self._unusable(error) from error
 
     @contextmanager
     def run(
@@ -71,21 +82,38 @@ class MlflowTracking(dg.ConfigurableResource):
     ) -> Iterator["TrackedRun"]:
         """Record one materialisation; the run ends as FAILED on an exception and as KILLED on an interrupt.
 
-        Open it before the work starts: it raises InputError at once when MLflow cannot be used.
+        Open it before the work starts: it raises InputError at once when MLflow cannot be used. From then on a server
+        that goes away fails nothing: see `TrackedRun.lost` afterwards.
         """
         experiment_id = self.check()
         client = self._client()
         tags = {
-            "mlflow.runName": f"{asset} {partition} {fingerprint[:8]}",
             "dagster.run_id": context.run.run_id,
             "dagster.asset_key": asset,
             "dagster.partition": partition,
             "rarec.fingerprint": fingerprint,
         }
-        run_id = client.create_run(experiment_id, tags=tags).info.run_id
-        url = f"{self.ui_url.rstrip('/')}/#/experiments/{experiment_id}/runs/{run_id}"
-        with _recorded(TrackedRun(client, run_id, url, fingerprint, context.log), params) as tracked:
-            yield tracked
+        page = f"{self.ui_url.rstrip('/')}/#/experiments/{experiment_id}/runs/"
+        outbox = Outbox(context.log, self.wait_s)
+        tracked = TrackedRun(client, experiment_id, f"{asset} {partition} {fingerprint[:8]}", tags, page, outbox)
+        try:
+            tracked.create()
+        except Exception as error:
+            raise self._unusable(error) from error
+        try:
+            with _recorded(tracked, params):
+                yield tracked
+            outbox.drain()  # not after a failure or a cancel, whose outcome someone waits for
+        finally:
+            outbox.give_up()
+            if tracked.lost:
+                context.log.error(f"Not recorded in MLflow run {tracked.run_id}: {tracked.lost}")
+
+    def _unusable(self, error: Exception) -> InputError:
+        return InputError(
+            f"MLflow at {self.tracking_uri} cannot be used: {type(error).__name__}: {one_line(error)}. Start the "
+            "tracking server or correct MLFLOW_TRACKING_URI; without it runs are recorded in a local file."
+        )
 
     @property
     def _has_server(self) -> bool:
@@ -130,52 +158,65 @@ class MlflowTracking(dg.ConfigurableResource):
 
 
 class TrackedRun:
-    """One MLflow run. Metrics wait for a server that is away; everything else needs it there."""
+    """One MLflow run. Whatever it is told goes through the outbox: a server that is away never fails the work."""
 
     def __init__(
-        self,
-        client: "MlflowClient",
-        run_id: str,
-        url: str,
-        fingerprint: str,
-        log: dg.DagsterLogManager,
+        self, client: "MlflowClient", experiment_id: str, name: str, tags: Mapping[str, str], page: str, outbox: Outbox
     ) -> None:
-        self.run_id = run_id
-        self.url = url
-        self.fingerprint = fingerprint
+        self.run_id = ""  # until it is created
         self._client = client
-        self._log = log
-        self._waiting: list[Metric] = []
-        self._retry_at = -float("inf")
+        self._experiment_id = experiment_id
+        self._name = name
+        self._tags = dict(tags)
+        self._page = page
+        self._outbox = outbox
+        self._metrics: list[Metric] = []
+        self._opened = time.monotonic()
+        self._send_metrics_at = -float("inf")
+
+    @property
+    def url(self) -> str:
+        """Its page."""
+        return self._page + self.run_id
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the artifact being made."""
+        return self._tags["rarec.fingerprint"]
+
+    @property
+    def lost(self) -> str:
+        """After the run: what could not be recorded, in words; empty if everything was."""
+        return self._outbox.lost
+
+    def create(self) -> None:
+        """Create the run in MLflow."""
+        tags = {"mlflow.runName": self._name, **self._tags}
+        self.run_id = self._client.create_run(self._experiment_id, tags=tags).info.run_id
 
     @contextmanager
     def nested(self, name: str, params: Mapping[str, Any]) -> Iterator["TrackedRun"]:
         """A run inside this one, which MLflow shows below it; it ends as this one would."""
-        parent = self._client.get_run(self.run_id)
-        tags = {key: value for key, value in parent.data.tags.items() if key.startswith(("dagster.", "rarec."))}
-        tags |= {"mlflow.parentRunId": self.run_id, "mlflow.runName": f"{parent.info.run_name} {name}"}
-        experiment = parent.info.experiment_id
-        run_id = self._client.create_run(experiment, tags=tags).info.run_id
-        url = self.url.replace(self.run_id, run_id)
-        with _recorded(TrackedRun(self._client, run_id, url, self.fingerprint, self._log), params) as tracked:
-            yield tracked
+        tags = {**self._tags, "mlflow.parentRunId": self.run_id}
+        inner = TrackedRun(self._client, self._experiment_id, f"{self._name} {name}", tags, self._page, self._outbox)
+        self._send(f"nested run {name}", inner.create)
+        with _recorded(inner, params):
+            yield inner
 
     def log_params(self, params: Mapping[str, Any]) -> None:
         """Log nested settings as `outer.inner`; values beyond MLflow's limit are cut."""
         from mlflow.entities import Param
 
-        flat = [Param(metric_name(name), _shorten(value)) for name, value in _flatten(params)]
-        for start in range(0, len(flat), PARAMS_PER_CALL):
-            self._client.log_batch(self.run_id, params=flat[start : start + PARAMS_PER_CALL])
+        self._send_batches("params", [Param(metric_name(name), _shorten(value)) for name, value in _flatten(params)])
 
     def log_metrics(self, values: Mapping[str, float], step: int = 0) -> None:
-        """Log metrics of one step; if the server is away they wait and go out later: training never fails for them."""
+        """Log metrics of one step; they go out together, some seconds later, and all of them when the run ends."""
         from mlflow.entities import Metric
 
         now_ms = int(time.time() * 1000)
-        self._waiting += [Metric(metric_name(name), float(value), now_ms, step) for name, value in values.items()]
-        if time.monotonic() >= self._retry_at:
-            self._deliver()
+        self._metrics += [Metric(metric_name(name), float(value), now_ms, step) for name, value in values.items()]
+        if time.monotonic() >= self._send_metrics_at:
+            self._send_metrics()
 
     def log_input(self, name: str, source: str, data_version: str) -> None:
         """Record a data set or upstream artifact that this run read, `source` being its path or URL."""
@@ -187,20 +228,31 @@ class TrackedRun:
             source_type="artifact store",
             source=json.dumps({"uri": source}),
         )
-        self._client.log_inputs(self.run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "input")])])
+        inputs = [DatasetInput(dataset, [InputTag("mlflow.data.context", "input")])]
+        self._send(f"input {name}", lambda: self._client.log_inputs(self.run_id, inputs))
 
     def log_table(self, table: "pd.DataFrame", file: str) -> None:
         """Log a table, which MLflow shows and compares between runs; `file` ends in .json."""
-        self._client.log_table(self.run_id, table, file)
+        self._send(f"table {file}", lambda: self._client.log_table(self.run_id, table, file))
 
     def log_file(self, path: Path, folder: str | None = None) -> None:
-        """Log a file as it is."""
-        self._client.log_artifact(self.run_id, str(path), folder)
+        """Log a file as it is now; it need not stay where it is."""
+        content = path.read_bytes()
+
+        def deliver() -> None:
+            with tempfile.TemporaryDirectory() as place:
+                copy = Path(place) / path.name
+                copy.write_bytes(content)
+                self._client.log_artifact(self.run_id, str(copy), folder)
+
+        self._send(f"file {path.name}", deliver)
 
     def log_pyfunc(
         self, name: str, model_file: Path, files: Mapping[str, Path], requirements: Sequence[str], **options: Any
-    ) -> str:
+    ) -> str | None:
         """Log a model as code plus files, without any pickle, and return its URI for `mlflow.pyfunc.load_model`.
+
+        A server that is away is waited for, since the files will not stay where they are; None if it stays away.
 
         `model_file` is a Python file that calls `mlflow.models.set_model(model)`; the model finds `files` by name in
         `context.artifacts`. `requirements` are pip requirements; `options` go to `mlflow.pyfunc.save_model`
@@ -209,50 +261,68 @@ class TrackedRun:
         import mlflow
         from mlflow.models import Model
 
-        # Created here, since MLflow would put it into the experiment it holds for active: `Default`, in ./mlruns.
-        run = self._client.get_run(self.run_id)
-        model = self._client.create_logged_model(
-            run.info.experiment_id, name, source_run_id=self.run_id, params=run.data.params
-        )
-        info = Model.log(
-            model_id=model.model_id,
-            artifact_path=None,
-            flavor=mlflow.pyfunc,
-            run_id=self.run_id,
-            python_model=str(model_file),
-            artifacts={key: str(path) for key, path in files.items()},
-            pip_requirements=list(requirements),
-            **options,
-        )
-        return str(info.model_uri)
+        made: list[LoggedModel] = []
+        uris: list[str] = []
+
+        def deliver() -> None:
+            # Created here, since MLflow would put it into the experiment it holds for active: `Default`, in ./mlruns.
+            if not made:
+                params = self._client.get_run(self.run_id).data.params
+                made.append(
+                    self._client.create_logged_model(
+                        self._experiment_id, name, source_run_id=self.run_id, params=params
+                    )
+                )
+            info = Model.log(
+                model_id=made[0].model_id,
+                artifact_path=None,
+                flavor=mlflow.pyfunc,
+                run_id=self.run_id,
+                python_model=str(model_file),
+                artifacts={key: str(path) for key, path in files.items()},
+                pip_requirements=list(requirements),
+                **options,
+            )
+            uris.append(str(info.model_uri))
+
+        parcel = Parcel(f"model {name}", deliver)
+        self._outbox.send(parcel)
+        self._outbox.drain()
+        self._outbox.withdraw(parcel)
+        return uris[0] if uris else None
 
     def close(self, status: str) -> None:
-        """Deliver what waits and end the run; a server that is away only costs a warning."""
-        self._deliver()
-        if self._waiting:
-            self._log.error(f"{len(self._waiting)} metric values of MLflow run {self.run_id} could not be delivered.")
-        try:
-            self._client.set_terminated(self.run_id, status)
-        except Exception as error:
-            self._log.warning(f"MLflow run {self.run_id} could not be marked {status}: {error}")
+        """Send the metrics that are left and end the run."""
+        self._send_metrics()
+        now_ms = int(time.time() * 1000)
+        self._send(f"status {status}", lambda: self._client.set_terminated(self.run_id, status, now_ms))
 
-    def _deliver(self) -> None:
-        try:
-            while self._waiting:
-                self._client.log_batch(self.run_id, metrics=self._waiting[:METRICS_PER_CALL])
-                del self._waiting[:METRICS_PER_CALL]
-        except Exception as error:
-            self._retry_at = time.monotonic() + RETRY_INTERVAL_S
-            self._log.warning(f"MLflow takes no metrics now, {len(self._waiting)} values wait: {error}")
+    def _send_metrics(self) -> None:
+        now = time.monotonic()
+        self._send_metrics_at = now + max(METRICS_INTERVAL_S, METRICS_SHARE * (now - self._opened))
+        self._send_batches("metrics", self._metrics)
+        self._metrics = []
+
+    def _send_batches(self, kind: str, values: Sequence[Any]) -> None:
+        for start in range(0, len(values), BATCH_SIZES[kind]):
+            part = values[start : start + BATCH_SIZES[kind]]
+            self._send(kind, partial(self._deliver_batch, kind, part), len(part))
+
+    def _deliver_batch(self, kind: str, part: Sequence[Any]) -> None:
+        batch: dict[str, Any] = {kind: part}
+        self._client.log_batch(self.run_id, **batch)
+
+    def _send(self, what: str, deliver: Callable[[], object], count: int = 1) -> None:
+        self._outbox.send(Parcel(what, deliver, count))
 
 
 @contextmanager
-def _recorded(tracked: TrackedRun, params: Mapping[str, Any]) -> Iterator[TrackedRun]:
+def _recorded(tracked: TrackedRun, params: Mapping[str, Any]) -> Iterator[None]:
     """Log the parameters, and end the run as FINISHED, FAILED or KILLED."""
     status = "KILLED"
     try:
         tracked.log_params(params)
-        yield tracked
+        yield
         status = "FINISHED"
     except Exception:
         status = "FAILED"

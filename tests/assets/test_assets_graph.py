@@ -1,9 +1,9 @@
 """The whole RaSeRec graph on a tiny data set, with real training workers, MLflow and artifact store."""
 
 import errno
-import fcntl
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,13 +12,16 @@ import dagster as dg
 import mlflow
 import numpy as np
 import pandas as pd
+import psutil
 import pytest
 from assets_plant import MISCOUNTED, TINY, Plant, built, failed_checks, failures, metadata
 from safetensors import safe_open
 
 import assets.raw
+import assets.recommender
 from assets.recommender import _ids_version
 from rarec.retrieval.memory import MemoryBank
+from resources import launcher
 from resources.launcher import TrainingLauncher
 from resources.tracking import TrackedRun
 
@@ -340,25 +343,62 @@ def test_an_encoder_of_other_sequences_is_refused(plant, first):
     }
 
 
-def test_a_training_outlives_a_failure_behind_it(plant, first, monkeypatch):
-    def lost(*_, **__):
-        raise ConnectionError("MLflow went away")
+def test_a_training_outlives_a_failure_behind_it(plant, first, monkeypatch, launches):
+    """What fails behind the training is tried again, the training is not."""
+    trained = []
+    outcome = assets.recommender.training_outcome
 
-    with monkeypatch.context() as patch:
-        patch.setattr(TrackedRun, "log_pyfunc", lost)
-        assert not plant.run(only=["raserec_finetuned"], raserec_finetuned={"seed": 7}).success
-    (checkpoint,) = plant.home.work.glob("raserec_finetuned/*/checkpoint/state.safetensors")
-    with safe_open(checkpoint, framework="np") as file:
-        trained = json.loads(file.metadata()["history"])
-    result = plant.run(only=["raserec_finetuned"], raserec_finetuned={"seed": 7})
+    def lost(*arguments):
+        if trained:
+            return outcome(*arguments)
+        (checkpoint,) = plant.home.work.glob("raserec_finetuned/*/checkpoint/state.safetensors")
+        with safe_open(checkpoint, framework="np") as file:
+            trained.extend(json.loads(file.metadata()["history"]))
+        raise ConnectionError("the store went away")
+
+    monkeypatch.setattr(assets.recommender, "training_outcome", lost)
+    result = plant.run(only=["raserec_finetuned"], raserec_finetuned={"seed": 7, "force": True})
     assert result.success
+    assert [event.step_key for event in result.all_events if event.is_step_up_for_retry] == ["raserec_finetuned"]
     artifact = plant.artifact(result, "raserec_finetuned")
     history = json.loads(artifact.file("history.json").read_text())["history"]
     assert history == [{k: v for k, v in record.items() if "seconds" not in k} for record in trained]
     spent = sum(record["train_seconds"] + record["validation_seconds"] for record in trained)
     assert artifact.metadata["values"]["seconds"] >= round(spent, 1)  # the first attempt's time: nothing was repeated
     assert [record["epoch"] for record in trained] == [1, 2]
-    assert not checkpoint.exists()
+    assert not list(plant.home.work.glob("raserec_finetuned/*/checkpoint"))
+
+
+def test_mlflow_gone_after_the_training_costs_the_model_in_mlflow_only(plant, first, monkeypatch):
+    monkeypatch.setattr(TrackedRun, "log_pyfunc", lambda *_, **__: None)
+    result = plant.run(only=["raserec_finetuned"], raserec_finetuned={"seed": 8})
+    assert result.success
+    assert metadata(result)["raserec_finetuned"]["mlflow_model"].startswith("not logged, MLflow was away")
+
+
+def test_a_killed_worker_is_tried_again_and_goes_on(plant, first, monkeypatch):
+    """Kill -9 after the first epoch, as when memory runs out; the history is that of an undisturbed training."""
+    settings = {"seed": 10, "epochs": 3}
+    undisturbed = plant.artifact(
+        plant.run(only=["raserec_pretrained"], raserec_pretrained=settings), "raserec_pretrained"
+    )
+    killed = []
+    forward = launcher._ProgressRelay.forward
+
+    def kill(relay):
+        forward(relay)
+        if relay._seen and not killed and list(plant.home.work.glob("raserec_pretrained/*/checkpoint/*")):
+            killed.extend(p.pid for p in psutil.Process().children(recursive=True) if PRETRAIN in p.cmdline())
+            for pid in killed:
+                os.kill(pid, signal.SIGKILL)
+
+    monkeypatch.setattr(launcher._ProgressRelay, "forward", kill)
+    again = {**settings, "force": True}
+    result = plant.run(only=["raserec_pretrained"], raserec_pretrained=again)
+    assert result.success
+    assert len(killed) == 1
+    assert [event.step_key for event in result.all_events if event.is_step_up_for_retry] == ["raserec_pretrained"]
+    assert plant.artifact(result, "raserec_pretrained").data_version == undisturbed.data_version
 
 
 def test_time_cut_without_clock_is_refused(plant, first):
@@ -424,22 +464,6 @@ def test_a_run_goes_on_with_its_own_artifacts(plant, first, monkeypatch):
     encoder = plant.artifact(result, "raserec_pretrained")
     assert encoder.manifest.config["seed"] == 9
     assert plant.artifact(result, "raserec_finetuned").manifest.inputs["encoder"] == encoder.fingerprint
-
-
-def test_two_runs_never_train_the_same_model_at_once(plant, first):
-    settings = {"seed": 11, "epochs": 1}
-    plant.run(only=["raserec_pretrained"], raserec_pretrained=settings)
-    (workdir,) = {
-        path.parent for path in plant.home.work.glob("raserec_pretrained/*/job.json")
-        if json.loads(path.read_text())["settings"]["seed"] == 11
-    }  # fmt: skip
-    again = {**settings, "force": True}
-    with (workdir / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        result = plant.run(only=["raserec_pretrained"], raserec_pretrained=again)
-        (message,) = failures(result).values()
-        assert message.startswith(f"another run is training this very model in {workdir}; wait for it")
-    assert built(plant.run(only=["raserec_pretrained"], raserec_pretrained=again)) == {"raserec_pretrained"}
 
 
 def test_a_corrected_title_trains_nothing_again(plant, first):

@@ -1,20 +1,25 @@
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import dagster as dg
 import mlflow
 import numpy as np
 import pandas as pd
 import pytest
+import requests
 from mlflow import MlflowClient
 
 from rarec.errors import InputError
+from resources import outbox as outbox_module
 from resources import tracking as tracking_module
 from resources.tracking import MlflowTracking, metric_name
 
@@ -148,39 +153,196 @@ def test_metric_names():
     assert metric_name("α (mean)") == "_ _mean_"
 
 
-def test_metrics_wait_for_a_server_that_is_away(tracking, monkeypatch):
-    monkeypatch.setattr(tracking_module, "RETRY_INTERVAL_S", 0.0)
+class Away:
+    """Stands before an MLflow client: while `away` every call fails as a server that is gone makes it fail."""
+
+    def __init__(self, client):
+        self.client, self.away, self.calls = client, False, []
+
+    def __getattr__(self, name):
+        def call(*arguments, **options):
+            self.calls.append(name)
+            if self.away:
+                raise ConnectionError("server away")
+            return getattr(self.client, name)(*arguments, **options)
+
+        return call
+
+
+def everything(run, folder):
+    """Tell a run all that a run can be told."""
+    (folder / "page.html").write_text("<p>hello</p>")
+    for step in range(3):
+        run.log_metrics({"loss": float(step)}, step)
+    run.log_params({"rank": 8})
+    run.log_input("interactions", "/store/interactions/demo/abc", "d" * 32)
+    run.log_table(pd.DataFrame({"k": [5]}), "metrics_table.json")
+    run.log_file(folder / "page.html")
+    (folder / "page.html").unlink()  # as when the artifact moves to its final place
+    with run.nested("mixed", {"mode": "mixed"}) as nested:
+        nested.log_metrics({"AUC": 0.75})
+
+
+def assert_everything_arrived(uri, run_id):
+    client = MlflowClient(uri)
+    run = client.get_run(run_id)
+    assert run.info.status == "FINISHED"
+    assert run.data.params["rank"] == "8"
+    losses = client.get_metric_history(run_id, "loss")
+    assert sorted((m.step, m.value) for m in losses) == [(0, 0.0), (1, 1.0), (2, 2.0)]
+    assert len(run.inputs.dataset_inputs) == 1
+    assert {f.path for f in client.list_artifacts(run_id)} == {"metrics_table.json", "page.html"}
+    (nested,) = client.search_runs([run.info.experiment_id], f"tags.`mlflow.parentRunId` = '{run_id}'")
+    assert (nested.info.status, nested.data.params, nested.data.metrics) == (
+        "FINISHED", {"mode": "mixed"}, {"AUC": 0.75}
+    )  # fmt: skip
+    assert nested.data.tags["dagster.asset_key"] == "ranking_metrics"
+
+
+@pytest.mark.parametrize("back", ["in mid-run", "at the end"])
+def test_what_is_told_to_a_server_that_is_away_arrives_later(tracking, tmp_path, monkeypatch, back):
+    monkeypatch.setattr(outbox_module, "DRAIN_INTERVAL_S", 0.01)
 
     def use(run):
-        log_batch = run._client.log_batch
-
-        def refuse(*_, **__):
-            raise ConnectionError("server away")
-
-        run._client.log_batch = refuse
-        for step in range(3):
-            run.log_metrics({"loss": float(step)}, step)
-        run._client.log_batch = log_batch
+        run._client = server = Away(run._client)
+        server.away = True
+        everything(run, tmp_path)
+        assert len(server.calls) == 1  # it is not asked again and again
+        if back == "at the end":
+            monkeypatch.setattr(outbox_module.time, "sleep", lambda _: setattr(server, "away", False))
+        else:
+            server.away = False
+            run._outbox._retry_at = 0.0  # half a minute later
+            run.log_params({"later": 1})
+            assert run._outbox._waiting == []
 
     recorded, result = materialize(tracking, use)
     assert result.success
-    history = MlflowClient(tracking.tracking_uri).get_metric_history(recorded.info.run_id, "loss")
-    assert sorted((m.step, m.value) for m in history) == [(0, 0.0), (1, 1.0), (2, 2.0)]
-    assert any("3 values wait: server away" in line for line in result.log_lines)
+    assert_everything_arrived(tracking.tracking_uri, recorded.info.run_id)
+    assert sum(line.startswith("MLflow is away: ConnectionError: server away.") for line in result.log_lines) == 1
+    assert "MLflow is back; what waited has been recorded." in result.log_lines
 
 
-def test_metrics_that_never_arrive_are_counted_and_the_asset_succeeds(tracking):
+def test_what_never_arrives_is_told_and_the_asset_succeeds(tracking, tmp_path):
     def use(run):
-        def refuse(*_, **__):
-            raise ConnectionError("server away")
+        run._client = Away(run._client)
+        run._client.away = True
+        everything(run, tmp_path)
+        assert run.log_pyfunc("model", Path("model.py"), {}, []) is None
 
-        run._client.log_batch = run._client.set_terminated = refuse
-        run.log_metrics({"a": 1.0, "b": 2.0})
-
+    started = time.monotonic()
+    tracking = MlflowTracking(
+        tracking_uri=tracking.tracking_uri, ui_url="", artifact_root=tracking.artifact_root, wait_s=0.1
+    )
     _, result = materialize(tracking, use)
     assert result.success
-    assert any(line.startswith("2 metric values of MLflow run") for line in result.log_lines)
-    assert any("could not be marked FINISHED" in line for line in result.log_lines)
+    assert time.monotonic() - started < 10
+    (lost,) = (line for line in result.log_lines if line.startswith("Not recorded in MLflow run"))
+    assert lost.split(": ", 1)[1] == (
+        "model model, 4 metrics, 2 params, input interactions, table metrics_table.json, file page.html, nested run "
+        "mixed, 2 status FINISHED"
+    )
+
+
+@pytest.mark.parametrize("error", [RuntimeError("boom"), dg.DagsterExecutionInterruptedError()])
+def test_a_failed_or_cancelled_run_does_not_wait(tracking, monkeypatch, error):
+    monkeypatch.setattr(outbox_module.time, "sleep", lambda _: pytest.fail("waits"))
+
+    def use(run):
+        run._client = Away(run._client)
+        run._client.away = True
+        run.log_metrics({"loss": 1.0})
+        raise error
+
+    _, result = materialize(tracking, use)
+    assert not result.success
+    assert any(line.startswith("Not recorded in MLflow run") for line in result.log_lines)
+
+
+def test_what_mlflow_refuses_holds_nothing_up(tracking):
+    def use(run):
+        run.log_params({"rank": 8})
+        run.log_params({"rank": 16})  # MLflow never changes a parameter
+        run.log_metrics({"loss": 1.0})
+
+    recorded, result = materialize(tracking, use)
+    assert result.success
+    assert recorded.info.status == "FINISHED"
+    assert recorded.data.metrics == {"loss": 1.0}
+    assert any(line.endswith(": params") for line in result.log_lines if line.startswith("Not recorded"))
+
+
+def test_metrics_go_out_together(tracking, monkeypatch):
+    """A day's training, a report every half second: about a thousand requests."""
+
+    def use(run):
+        run._client = server = Away(run._client)
+        server.away = False
+        server.client = SimpleNamespace(log_batch=lambda *_, **__: None, set_terminated=lambda *_: None)
+        now = time.monotonic()
+        clock = SimpleNamespace(monotonic=lambda: now, time=time.time)
+        monkeypatch.setattr(tracking_module, "time", clock)
+        for step in range(2 * 24 * 3600):
+            now += 0.5
+            run.log_metrics({"loss": 1.0}, step)
+        assert 500 < len(server.calls) < 1500
+        assert run._metrics != []
+        run.close("FINISHED")
+        assert run._metrics == []
+
+    assert materialize(tracking, use)[1].success
+
+
+@contextmanager
+def server(folder, port):
+    """A tracking server process on an SQLite file and a folder; the block begins before it answers."""
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", f"sqlite:///{folder}/mlflow.db"]
+    command += ["--artifacts-destination", str(folder / "artifacts"), "--workers", "1", "--port", str(port)]
+    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    with (folder / "log").open("ab") as log:
+        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def wait_until_it_answers(url, seconds=60):
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        with suppress(requests.ConnectionError):
+            return requests.get(f"{url}/health", timeout=5)
+        time.sleep(0.1)
+    raise AssertionError("the server does not answer")
+
+
+@pytest.mark.slow
+def test_a_server_killed_and_started_again_in_mid_run(tmp_path, monkeypatch):
+    """With a real server: everything told while it is gone arrives, a model among it."""
+    np.save(tmp_path / "weights.npy", np.array([2.0, 3.0]))
+    monkeypatch.setattr(tracking_module, "METRICS_INTERVAL_S", 0.0)
+    port, uris, started = free_port(), [], []
+    with ExitStack() as stack:
+        first = stack.enter_context(ExitStack())
+        url = first.enter_context(server(tmp_path, port))
+        wait_until_it_answers(url)
+        tracking = MlflowTracking(tracking_uri=url, ui_url=url, artifact_root="", wait_s=90)
+
+        def use(run):
+            first.close()
+            everything(run, tmp_path)
+            stack.enter_context(server(tmp_path, port))
+            started.append(run.run_id)
+            code = Path(__file__).with_name("dummy_pyfunc.py")
+            uris.append(run.log_pyfunc("recommender", code, {"weights": tmp_path / "weights.npy"}, ["numpy"]))
+
+        _, result = materialize(tracking, use)
+        assert result.success
+        assert not any(line.startswith("Not recorded") for line in result.log_lines)
+        assert_everything_arrived(url, started[0])
+        mlflow.set_tracking_uri(url)
+        assert mlflow.pyfunc.load_model(uris[0]).predict(pd.DataFrame({"x": [10.0]})).tolist() == [20.0, 30.0]
 
 
 def test_inputs_tables_and_files(tracking, tmp_path):

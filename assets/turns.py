@@ -1,0 +1,68 @@
+"""One run at a time makes a model: a second one waits, then uses what the first has made or goes on where it failed.
+
+Everything about one training lies in its working folder: job, log, checkpoints and the lock.
+"""
+
+import fcntl
+import logging
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import dagster as dg
+
+POLL_S = 1.0
+REMINDER_S = 300.0
+
+progress_log = logging.getLogger("rarec.progress")  # `make run` shows it in the terminal
+
+
+@contextmanager
+def turn(context: dg.AssetExecutionContext, workdir: Path) -> Iterator[bool]:
+    """Wait until no other run works in this folder, and keep others out while the block lasts.
+
+    Yields whether another run was there. The system frees the lock of a process that dies, however it dies.
+    """
+    workdir.mkdir(parents=True, exist_ok=True)
+    with (workdir / "lock").open("a+") as lock:
+        waited = False
+        told_at = -float("inf")
+        while not _locked(lock.fileno()):
+            waited = True
+            if time.monotonic() - told_at >= REMINDER_S:
+                told_at = time.monotonic()
+                lock.seek(0)
+                text = (
+                    f"run {lock.read().strip() or 'unknown'} is making this very artifact in {workdir}; waiting for it"
+                )
+                context.log.info(text)
+                progress_log.info("%s", f"{context.asset_key.to_user_string()}: {text}")
+            time.sleep(POLL_S)
+        lock.truncate(0)
+        lock.write(context.run.run_id)
+        lock.flush()
+        yield waited  # closing the file gives the lock back
+
+
+def forget_checkpoints(workdir: Path) -> None:
+    """Remove the checkpoints; call it while it is your turn."""
+    for checkpoint in list(workdir.glob("**/checkpoint")):
+        shutil.rmtree(checkpoint, ignore_errors=True)
+
+
+def forget_idle_checkpoints(workdir: Path) -> None:
+    """Remove the checkpoints, unless another run works with them."""
+    if any(workdir.glob("**/checkpoint")):
+        with (workdir / "lock").open("a+") as lock:
+            if _locked(lock.fileno()):
+                forget_checkpoints(workdir)
+
+
+def _locked(file: int) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
