@@ -6,7 +6,6 @@ it has seen refreshed, and ends its part when an announcement is withdrawn or go
 """
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -14,11 +13,10 @@ import time
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 
 from rarec.errors import InputError
 from rarec.training.node import LOST_S, STACKS, Assignment
-from rarec.training.processes import KILL_WAIT_S, LAUNCH_ID, end_processes
+from rarec.training.processes import KILL_WAIT_S
 from resources.home import RarecHome
 
 LOOK_INTERVAL_S = 1.0
@@ -56,41 +54,44 @@ class Follower:
             training = self._trainings[name]
             if content != training.content:
                 training.content, training.refreshed_at = content, now
-                self._follow(name, training)
-        for name, training in list(self._trainings.items()):
-            if name not in announced or now - training.refreshed_at > self._stale_s:
-                self._leave(name, training)
-                if name not in announced:
-                    del self._trainings[name]
+                _follow(training)
+        for name, training in self._trainings.items():
+            if name not in announced:
+                _leave(name, training)
+            elif now - training.refreshed_at > self._stale_s:  # the launcher was killed and cannot withdraw it
+                _leave(name, training)
+                (self._folder / name).unlink(missing_ok=True)
 
     def end(self) -> None:
         """Leave every training."""
         for name, training in self._trainings.items():
-            self._leave(name, training)
+            _leave(name, training)
 
-    def _follow(self, name: str, training: Joined) -> None:
-        announcement = json.loads(training.content)
-        if training.agent is None:
-            assignment = Assignment(**announcement["assignment"])
-            print(f"joining {assignment.module} in {assignment.folder}", flush=True)
-            training.grace_s = assignment.grace_s
-            training.agent = _start(assignment)
-        elif training.agent.poll() is None:
-            _send(training.agent, b"\n")
-            if announcement["stacks"] and not training.asked_for_stacks:
-                training.asked_for_stacks = True
-                _send(training.agent, f"{STACKS}\n".encode())
 
-    def _leave(self, name: str, training: Joined) -> None:
-        agent = training.agent
-        if agent is None or agent.stdin is None or agent.stdin.closed:
-            return
-        agent.stdin.close()
-        try:
-            agent.wait(training.grace_s + KILL_WAIT_S)
-        except subprocess.TimeoutExpired:
-            agent.kill()  # its ranks watch it and end, too
-        print(f"left {name}: exit code {agent.wait()}", flush=True)
+def _follow(training: Joined) -> None:
+    announcement = json.loads(training.content)
+    if training.agent is None:
+        assignment = Assignment(**announcement["assignment"])
+        print(f"joining {assignment.module} in {assignment.folder}", flush=True)
+        training.grace_s = assignment.grace_s
+        training.agent = _start(assignment)
+    elif training.agent.poll() is None:
+        _send(training.agent, b"\n")
+        if announcement["stacks"] and not training.asked_for_stacks:
+            training.asked_for_stacks = True
+            _send(training.agent, f"{STACKS}\n".encode())
+
+
+def _leave(name: str, training: Joined) -> None:
+    agent = training.agent
+    if agent is None or agent.stdin is None or agent.stdin.closed:
+        return
+    agent.stdin.close()
+    try:
+        agent.wait(training.grace_s + KILL_WAIT_S)
+    except subprocess.TimeoutExpired:
+        agent.kill()  # its ranks watch it and end, too
+    print(f"left {name}: exit code {agent.wait()}", flush=True)
 
 
 def _start(assignment: Assignment) -> subprocess.Popen[bytes]:
@@ -123,7 +124,7 @@ def _read(path: Path) -> str | None:
         return None
 
 
-def _stop(number: int, frame: FrameType | None) -> None:
+def _stop(*_: object) -> None:
     raise KeyboardInterrupt
 
 

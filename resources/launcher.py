@@ -17,6 +17,7 @@ from rarec.training.node import Assignment
 from rarec.training.progress import Progress, duration
 from rarec.training.signs import clear_signs, stacks_file
 from resources.failures import Ending, Errors, failure
+from resources.home import HEARTBEAT_S, REMOTE_SHELL
 from resources.machines import Machines, read_hostfile
 from resources.output import OutputFollower
 from resources.pulse import Pulse
@@ -42,7 +43,9 @@ class TrainingLauncher(dg.ConfigurableResource):
     threads_per_process: int = Field(default=0, ge=0, description="CPU threads of each worker; 0 shares out the cores.")
     timeout_s: float = Field(default=0, ge=0, description="Longest time one training may take; 0 means no limit.")
     heartbeat_s: float = Field(
-        default=1800, ge=0, description="Time without a report after which a worker counts as hung; 0 means never."
+        default=HEARTBEAT_S,
+        ge=0,
+        description="Time without a report after which a worker counts as hung; 0 means never.",
     )
     grace_s: float = Field(default=10, ge=0, description="Time between SIGTERM and SIGKILL when workers must end.")
     environment: dict[str, str] = Field(
@@ -50,7 +53,7 @@ class TrainingLauncher(dg.ConfigurableResource):
     )
     hostfile: str = Field(default="", description="DeepSpeed hostfile of the machines to train on, this one or others.")
     remote_shell: str = Field(
-        default="ssh -o BatchMode=yes -o ServerAliveInterval=15",
+        default=REMOTE_SHELL,
         description="What runs a command on a host of the hostfile: gets the host and a shell line.",
     )
     rendezvous: str = Field(
