@@ -218,6 +218,7 @@ def _wait_until_ready(node: Node, start: int) -> int:
         if match:
             return int(match[1])
         if ended is not None or time.monotonic() > deadline:
+            node.process.kill()  # it would not notice that its input ends
             how = f"no answer in {READY_S:g} s" if ended is None else f"exit code {ended}"
             raise dg.Failure(
                 f"Host {node.name} of the launcher's hostfile cannot be used: {how} from its remote shell. Check that "

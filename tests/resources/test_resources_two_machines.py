@@ -10,11 +10,15 @@ from pathlib import Path
 
 import psutil
 import pytest
-from raserec_toys import QUICK, chain_sequences
 from two_machines import two_machines, why_not
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "rarec"))
+
+from raserec_toys import QUICK, chain_sequences
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
+
 STEP = """
 import json, sys
 from pathlib import Path
@@ -97,6 +101,7 @@ def test_hostfile_starts_ranks_on_both_machines(machines, tmp_path):
 @pytest.mark.slow
 def test_pretraining_on_two_machines_is_that_on_one(machines, tmp_path, follower):
     """By hostfile and by rendezvous. The sums run in the same order, the interface alone differs: equal to rounding."""
+    (tmp_path / "sequences").mkdir()
     chain_sequences().save(tmp_path / "sequences")
     histories = {}
     rendezvous = {"rendezvous": machines.addresses[0], "nodes": 2, "nproc": 1}
