@@ -95,6 +95,11 @@ def _leave(name: str, training: Joined) -> None:
 
 
 def _start(assignment: Assignment) -> subprocess.Popen[bytes]:
+    if not assignment.folder.is_dir():
+        raise InputError(
+            f"a training is announced whose working folder {assignment.folder} does not exist here; mount RAREC_HOME "
+            "under the same path on every machine"
+        )
     output = assignment.folder / f"node-{uuid.uuid4().hex[:8]}.txt"
     with output.open("ab") as stream:
         agent = subprocess.Popen(

@@ -42,16 +42,15 @@ class OutputFollower:
 
     def last_lines(self, rank: int | str | None = None) -> str:
         """The end of what a rank (or all together, where they share one file) wrote in this attempt."""
-        files = [self._folder / f"log-{rank}.txt", self._folder / f"{rank}.txt", self._folder / "log.txt"]
-        said = next((self._last[path] for path in files if path in self._last), None)
+        said = self._last.get(self.log_of(rank))
         if said is None:
             said = deque((line for lines in self._last.values() for line in lines), LAST_LINES)
         return "\n".join(said) or "(no output)"
 
     def log_of(self, rank: int | str | None = None) -> Path:
-        """The file with a rank's whole output."""
-        own = self._folder / f"log-{rank}.txt"
-        return own if own in self._last else self._folder / "log.txt"
+        """The file with a rank's whole output, or a machine's agent's; the folder if it said nothing in any."""
+        files = [self._folder / f"log-{rank}.txt", self._folder / f"{rank}.txt", self._folder / "log.txt"]
+        return next((path for path in files if path in self._last), self._folder)
 
     def _files(self) -> list[Path]:
         return [

@@ -29,12 +29,16 @@ class Pulse:
         self._looked_at = -float("inf")
 
     def silent(self, limit_s: float) -> list[Silence]:
-        """Ranks at work that have not changed their file for `limit_s` seconds, the longest silent first."""
+        """Ranks at work that have not changed their file for `limit_s` seconds, the longest silent first.
+
+        Looks at most once a second; in between there is nothing new to tell.
+        """
         now = time.monotonic()
-        if now - self._looked_at >= min(LOOK_INTERVAL_S, limit_s / 4):
-            self._looked_at = now
-            for rank in self._files:
-                self._look(rank, now)
+        if now - self._looked_at < LOOK_INTERVAL_S:
+            return []
+        self._looked_at = now
+        for rank in self._files:
+            self._look(rank, now)
         found = [
             Silence(rank, now - since, self._doing(rank))
             for rank, since in self._changed.items()

@@ -1,7 +1,7 @@
 import dagster as dg
 import pytest
 
-from pipelines.definitions import build_defs
+from pipelines.definitions import build_defs, default_resources
 from pipelines.jobs import TRACKS
 from rarec.errors import InputError
 from resources.home import RarecHome
@@ -80,6 +80,16 @@ def test_resources_follow_the_environment_and_can_be_replaced(tmp_path):
     assert defs.resources["store"].root == "memory://store"
     assert defs.resources["folders"].data == str(tmp_path.resolve() / "data")
     assert defs.resources["tracking"] is tracking
+
+
+def test_several_machines_come_from_the_environment(tmp_path):
+    variables = {"RAREC_RENDEZVOUS": "a", "RAREC_NODES": "2", "RAREC_HEARTBEAT": "60", "TOKEN": "secret-7"}
+    variables |= {"RAREC_HOME": str(tmp_path), "RAREC_WORKER_ENVIRONMENT": "TOKEN"}
+    launcher = default_resources(RarecHome.from_environment(variables))["launcher"]
+    assert (launcher.rendezvous, launcher.nodes, launcher.heartbeat_s) == ("a", 2, 60)
+    assert launcher.announced == str(tmp_path / "announced")  # where pipelines.join looks
+    assert "secret-7" not in repr(launcher)
+    assert launcher.environment["TOKEN"].get_value() is None  # Dagster reads it when a step starts
 
 
 def test_training_steps_share_one_pool(tmp_path):

@@ -64,7 +64,7 @@ def run(command, **more):
 
 def hostfile(machines, folder):
     folder.mkdir(parents=True, exist_ok=True)
-    file = folder / "hostfile"
+    file = folder / "hosts.txt"
     file.write_text("# two machines\n" + "".join(f"{one} slots=1\n" for one in machines.addresses))
     return {"hostfile": str(file), "remote_shell": machines.shell}
 

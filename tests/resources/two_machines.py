@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -10,6 +11,8 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+import psutil
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ def why_not() -> str | None:
 @contextlib.contextmanager
 def two_machines() -> Iterator[TwoMachines]:
     """Make the machines; whatever happens, they are removed with all that runs on them."""
-    tag = f"{os.getpid() % 100000}"
+    tag = str(os.getpid())
     names = (f"rarec-a-{tag}", f"rarec-b-{tag}")
     addresses = ("10.213.7.1", "10.213.7.2")
     shell = [
@@ -53,6 +56,7 @@ def two_machines() -> Iterator[TwoMachines]:
         json.dumps(dict(zip(addresses, names, strict=True))),
     ]
     machines = TwoMachines(names, addresses, shlex.join(shell))
+    _remove_abandoned()
     try:
         for name in names:
             _ip("netns", "add", name)
@@ -64,11 +68,23 @@ def two_machines() -> Iterator[TwoMachines]:
         yield machines
     finally:
         for name in names:
-            with contextlib.suppress(subprocess.CalledProcessError):
-                for pid in _ip("netns", "pids", name).split():
-                    with contextlib.suppress(ProcessLookupError):
-                        os.kill(int(pid), 9)
-                _ip("netns", "del", name)
+            _remove(name)
+
+
+def _remove(name: str) -> None:
+    with contextlib.suppress(subprocess.CalledProcessError):
+        for pid in _ip("netns", "pids", name).split():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(pid), 9)
+        _ip("netns", "del", name)
+
+
+def _remove_abandoned() -> None:
+    """Remove what tests left that were killed."""
+    for name in _ip("netns", "list").splitlines():
+        made = re.match(r"rarec-[ab]-(\d+)", name)
+        if made and not psutil.pid_exists(int(made[1])):
+            _remove(made[0])
 
 
 def _ip(*arguments: str) -> str:
