@@ -114,7 +114,11 @@ def lora_checkpoint(
         store,
         tracking,
         code_version=LORA_VERSION,
-        settings={**settings.model_dump(mode="json"), "answers": [template.yes, template.no]},
+        settings={
+            **settings.model_dump(mode="json"),
+            **launcher.result_settings(),
+            "answers": [template.yes, template.no],
+        },
         # An adapter fits one language model: that one's identity, not only its content, is part of the adapter's.
         inputs={**inputs, "base": inputs["base_language_model"].fingerprint},
         force=config.force,

@@ -115,7 +115,7 @@ def raserec_pretrained(
         store,
         tracking,
         code_version=PRETRAIN_VERSION,
-        settings=settings.model_dump(mode="json"),
+        settings={**settings.model_dump(mode="json"), **launcher.result_settings()},
         inputs=inputs,
         force=config.force,
         build=build,
@@ -238,7 +238,7 @@ def raserec_finetuned(
         store,
         tracking,
         code_version=FINETUNE_VERSION,
-        settings=settings.model_dump(mode="json"),
+        settings={**settings.model_dump(mode="json"), **launcher.result_settings()},
         # Of the catalogue only the ids go into the model: a corrected title is no reason to train again.
         inputs={
             **{name: artifact for name, artifact in inputs.items() if name != "item_catalog"},

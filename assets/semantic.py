@@ -19,7 +19,7 @@ from assets.stage import (
     takes,
     upstream,
 )
-from assets.training import RETRIES, cancellable, run_worker
+from assets.training import RETRIES, cancellable, train, training_outcome
 from rarec.config import Settings
 from rarec.data.spec import DatasetSpec
 from rarec.errors import InputError
@@ -103,9 +103,9 @@ def base_language_model(
             "has_clock": load_counts(inputs["interactions"])["time"] == "clock",
             "yes": template.yes,
             "no": template.no,
-            "output": str(folder),
         }
-        run_worker(context, launcher, folders, run, "rarec.rella.scratch", job)
+        summary = train(context, launcher, folders, run, "rarec.rella.scratch", job, folder)
+        outcome = training_outcome(run, summary, (), ())
         card = load_card(folder)
         values = {"source": SCRATCH, "what": card["what"], "read": card["read"], "parameters": card["parameters"]}
         metrics = {
@@ -113,15 +113,18 @@ def base_language_model(
             "tokens_read": card["tokens_read"],
             "last_loss": card["loss_by_epoch"][-1],
         }
-        losses = pd.DataFrame({"epoch": range(1, settings.epochs + 1), "loss": np.round(card["loss_by_epoch"], 4)})
-        return Outcome(values, {"loss": markdown_table(losses)}, metrics)
+        return Outcome({**values, **outcome.values}, outcome.markdown, {**metrics, **outcome.metrics})
 
     result, _ = materialise(
         context,
         store,
         tracking,
         code_version=MODEL_VERSION,
-        settings={**settings.model_dump(mode="json"), "answers": [template.yes, template.no]},
+        settings={
+            **settings.model_dump(mode="json"),
+            **launcher.result_settings(),
+            "answers": [template.yes, template.no],
+        },
         inputs={"interactions": inputs["interactions"], "ctr_samples": inputs["ctr_samples"], **texts},
         force=config.force,
         build=build,

@@ -114,7 +114,7 @@ class Excerpt:
     def validate(self) -> dict[str, float]:
         """No validation: the other side's turn."""
         self.turn()
-        return {self.choice: 0.0}
+        return {self.choice or "": 0.0}
 
 
 def silent(**_: Any) -> None:

@@ -272,7 +272,10 @@ def _scale(sequences: UserSequences, column: Column) -> None:
     # Where an epoch's neighbours come from does not change its cost.
     second = FinetuneObjective(sequences, encoder, found["ivf"], finetuning, CPU, silent)
     (stage2_rate,), _ = train(second, finetuning.learning_rate, 1)
-    evaluation = clock(lambda: validation_metrics(sequences, lambda p: encoder.encode(sequences, p), encoder))
+    valid = sequences.prefixes("valid")
+    evaluation = clock(
+        lambda: validation_metrics(sequences, lambda p: encoder.encode(sequences, valid[p]), encoder, encoder)
+    )
     column |= {
         **_sizes(sequences),
         "stage 1, an epoch, s": stage1_rate * len(prefixes),

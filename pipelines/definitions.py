@@ -39,7 +39,18 @@ def default_resources(home: RarecHome) -> dict[str, Any]:
         "folders": Folders(
             data=str(home.data), datasets=str(home.datasets), cache=str(home.cache), work=str(home.work)
         ),
-        "launcher": TrainingLauncher(nproc=home.nproc, threads_per_process=home.threads),
+        "launcher": TrainingLauncher(
+            nproc=home.nproc,
+            threads_per_process=home.threads,
+            hostfile=home.hostfile,
+            rendezvous=home.rendezvous,
+            nodes=home.nodes,
+            announced=str(home.announced),
+            environment={name: dg.EnvVar(name) for name in home.worker_environment},
+            remote_shell=home.remote_shell,
+            heartbeat_s=home.heartbeat_s,
+            engine=home.engine.model_dump(exclude_unset=True),
+        ),
     }
 
 

@@ -10,8 +10,8 @@ import uuid
 
 from pipelines.run import prepare_dagster_home
 from rarec.errors import InputError
+from rarec.training.processes import LAUNCH_ID, end_processes
 from resources.home import RarecHome
-from resources.launcher import LAUNCH_ID, end_processes
 
 HOST = "127.0.0.1"
 GRACE_S = 30.0  # for runs in progress to end their training workers

@@ -1,13 +1,19 @@
 """Where RaRec keeps things on this machine; the only place that reads RaRec's environment variables."""
 
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from rarec.config import Settings
 from rarec.errors import InputError
+from rarec.training.engine_settings import EngineSettings
+
+REMOTE_SHELL = "ssh -o BatchMode=yes -o ServerAliveInterval=15"  # fails rather than ask; notices a cut network
+HEARTBEAT_S = 1800  # validation by rank 0 alone, or a language model's loading, may take long
 
 
 class RarecHome(Settings):
@@ -37,6 +43,38 @@ class RarecHome(Settings):
         description="RAREC_THREADS: CPU threads of each training process. Default: its share of the cores.",
     )
 
+    hostfile: str = Field(
+        default="", description="RAREC_HOSTFILE: DeepSpeed hostfile of the machines to train on. Default: this machine."
+    )
+    remote_shell: str = Field(
+        default=REMOTE_SHELL,
+        description="RAREC_REMOTE_SHELL: what runs a command on a host of the hostfile. Default: ssh.",
+    )
+    rendezvous: str = Field(
+        default="",
+        description="RAREC_RENDEZVOUS: host[:port] under which machines that join reach this one. Default: none join.",
+    )
+    nodes: int = Field(
+        default=1, ge=1, description="RAREC_NODES: machines that train together through the rendezvous. Default: 1."
+    )
+    heartbeat_s: int = Field(
+        default=HEARTBEAT_S,
+        ge=0,
+        description="RAREC_HEARTBEAT: seconds after which a silent worker counts as hung, 0: never. Default: 1800.",
+    )
+    worker_environment: tuple[str, ...] = Field(
+        default=(),
+        description="RAREC_WORKER_ENVIRONMENT: names, separated by commas, of further variables that workers on other "
+        "machines get. Default: only those listed in docs/training.md.",
+    )
+
+    engine: EngineSettings = Field(
+        default=EngineSettings(),
+        description="RAREC_PRECISION, RAREC_ZERO_STAGE, RAREC_OFFLOAD, RAREC_ACCUMULATION, RAREC_CHECKPOINT_STEPS, "
+        "RAREC_CHECKPOINT_MINUTES, and RAREC_DEEPSPEED, a file of further settings in DeepSpeed's own format: how "
+        "trainings are held, computed and saved.",
+    )
+
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> "RarecHome":
         """Read the variables above from `environment` (default: the process's own); an empty value counts as unset."""
@@ -52,6 +90,13 @@ class RarecHome(Settings):
             root=root,
             nproc=_whole_number(values, "RAREC_NPROC"),
             threads=_whole_number(values, "RAREC_THREADS"),
+            hostfile=values.get("RAREC_HOSTFILE", ""),
+            remote_shell=values.get("RAREC_REMOTE_SHELL", REMOTE_SHELL),
+            rendezvous=values.get("RAREC_RENDEZVOUS", ""),
+            nodes=_whole_number(values, "RAREC_NODES", 1),
+            heartbeat_s=_whole_number(values, "RAREC_HEARTBEAT", HEARTBEAT_S),
+            worker_environment=_present_names(values, "RAREC_WORKER_ENVIRONMENT"),
+            engine=_engine(values),
             data=data,
             artifacts=values.get("RAREC_ARTIFACTS", str(root / "artifacts")),
             tracking_uri=tracking_uri,
@@ -79,16 +124,51 @@ class RarecHome(Settings):
         return self.root / "work"
 
     @property
+    def announced(self) -> Path:
+        """Where trainings are announced to the machines that join them."""
+        return self.root / "announced"
+
+    @property
     def datasets(self) -> Path:
         """TOML files that declare the user's own data sets."""
         return self.root / "datasets"
 
 
-def _whole_number(values: Mapping[str, str], name: str) -> int:
-    text = values.get(name, "0")
+def _whole_number(values: Mapping[str, str], name: str, default: int = 0) -> int:
+    text = values.get(name, str(default))
     if not text.isdigit():
         raise InputError(f"{name} is {text!r}; set it to a whole number.")
     return int(text)
+
+
+def _engine(values: Mapping[str, str]) -> EngineSettings:
+    variables = {f"RAREC_{name.upper()}": name for name in EngineSettings.model_fields}
+    given: dict[str, Any] = {name: values[variable] for variable, name in variables.items() if variable in values}
+    if "deepspeed" in given:
+        file = Path(given["deepspeed"]).expanduser()
+        try:
+            given["deepspeed"] = json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise InputError(f"RAREC_DEEPSPEED is {file}, which cannot be read as JSON: {error}") from error
+        if not isinstance(given["deepspeed"], dict):
+            raise InputError(f"RAREC_DEEPSPEED: {file} must hold a JSON object.")
+    try:
+        return EngineSettings(**given)
+    except ValidationError as error:
+        names = {name: variable for variable, name in variables.items()}
+        faults = []
+        for fault in error.errors(include_url=False):
+            message = fault["msg"].removeprefix("Value error, ")
+            faults.append(": ".join([*(names[str(name)] for name in fault["loc"][:1]), message]))
+        raise InputError("; ".join(faults)) from error
+
+
+def _present_names(values: Mapping[str, str], name: str) -> tuple[str, ...]:
+    names = tuple(part.strip() for part in values.get(name, "").split(",") if part.strip())
+    missing = [one for one in names if one not in values]
+    if missing:
+        raise InputError(f"{name} names {', '.join(missing)}, which is not set; set it or leave its name out.")
+    return names
 
 
 def _project_root() -> Path:

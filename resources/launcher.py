@@ -1,47 +1,72 @@
 """Runs training in worker processes and owns them: whatever happens to the asset, no process is left behind."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
 import time
 import uuid
 import warnings
-from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
 import dagster as dg
-import psutil
 from pydantic import Field
 
 from rarec.errors import InputError
-from rarec.training.progress import LAUNCHER_PID, LONE_WORKER, Progress, duration
+from rarec.training.engine_settings import EngineSettings
+from rarec.training.node import Assignment
+from rarec.training.progress import Progress, duration
+from rarec.training.signs import clear_signs, stacks_file
+from resources.failures import Ending, Errors, failure
+from resources.home import HEARTBEAT_S, REMOTE_SHELL
+from resources.machines import Machines, read_hostfile
+from resources.output import OutputFollower
+from resources.pulse import Pulse
 
 POLL_S = 0.2
 OBSERVATION_INTERVAL_S = 15.0
-LOG_LINES_PER_EVENT = 50
-LAST_LINES = 25  # of the log, shown when a worker fails
-KILL_WAIT_S = 10.0  # after SIGKILL; a process stuck in the kernel cannot be ended from here
+SETTLE_S = 5.0  # between the first error and the end of all: others may have something to say, too
+STACKS_WAIT_S = 8.0  # for the ranks to write their stacks, also on machines that look at announcements
 
 # Dagster warns about its own use of a preview property at every Pipes session.
 warnings.filterwarnings("ignore", message=".*expected_writer_count.*", category=dg.PreviewWarning)
 
-LAUNCH_ID = "RAREC_LAUNCH_ID"  # marks every process of one launch, also those whose parent is gone
-
 
 class TrainingLauncher(dg.ConfigurableResource):
-    """Starts one worker process per device on this machine and follows them to the end."""
+    """Starts one worker process per device, on this machine or several, and follows them to the end."""
 
-    nproc: int = Field(default=0, ge=0, description="Worker processes; 0 means one per GPU, or one without a GPU.")
+    nproc: int = Field(
+        default=0, ge=0, description="Worker processes of each machine; 0 means one per GPU, or one without a GPU."
+    )
     device: Literal["auto", "cpu", "cuda"] = Field(
         default="auto", description="Where to train; auto takes GPUs if any."
     )
     threads_per_process: int = Field(default=0, ge=0, description="CPU threads of each worker; 0 shares out the cores.")
     timeout_s: float = Field(default=0, ge=0, description="Longest time one training may take; 0 means no limit.")
+    heartbeat_s: float = Field(
+        default=HEARTBEAT_S,
+        ge=0,
+        description="Time without a report after which a worker counts as hung; 0 means never.",
+    )
     grace_s: float = Field(default=10, ge=0, description="Time between SIGTERM and SIGKILL when workers must end.")
+    environment: dict[str, str] = Field(
+        default={}, description="Environment variables for the workers; dg.EnvVar keeps a value out of Dagster's pages."
+    )
+    hostfile: str = Field(default="", description="DeepSpeed hostfile of the machines to train on, this one or others.")
+    remote_shell: str = Field(
+        default=REMOTE_SHELL,
+        description="What runs a command on a host of the hostfile: gets the host and a shell line.",
+    )
+    rendezvous: str = Field(
+        default="", description="This machine's host[:port] as the machines that join it (pipelines.join) reach it."
+    )
+    nodes: int = Field(
+        default=1, ge=1, description="Machines that train together through the rendezvous, this one too."
+    )
+    engine: dict[str, Any] = Field(
+        default={}, description="How trainings are held, computed and saved: fields of rarec.training.EngineSettings."
+    )
+    announced: str = Field(default="", description="Shared folder where machines that join look for trainings.")
 
     def launch(
         self,
@@ -53,68 +78,120 @@ class TrainingLauncher(dg.ConfigurableResource):
     ) -> None:
         """Run `python -m <module> <workdir>/job.json` in every worker and return when all have succeeded.
 
-        `job` must be JSON. Output goes to the Dagster log and to workdir/log.txt; rank 0's progress becomes
+        `job` must be JSON. Output goes to the Dagster log and to workdir/log*.txt; rank 0's progress becomes
         observations of the asset (the first, the last, and one every 15 s between) and calls of `on_progress`. The
-        asset must return a MaterializeResult, as with every Dagster Pipes session. Raises dg.Failure if a worker fails
-        (without retries for an InputError), InputError for settings this machine cannot fulfil.
+        asset must return a MaterializeResult, as with every Dagster Pipes session. Several machines need `workdir` on
+        a file system that they share. Raises dg.Failure if a worker fails (without retries for an InputError),
+        InputError for settings that contradict each other or that this machine cannot fulfil.
         """
-        device, nproc = self._resolve()
+        device, hosts = self._resolve()
+        job = {**job, "engine": self.engine}
+        workdir = workdir.absolute()
         workdir.mkdir(parents=True, exist_ok=True)
-        for leftover in workdir.glob("error-*.json"):
-            leftover.unlink()
+        clear_signs(workdir)
         job_file = workdir / "job.json"
         job_file.write_text(json.dumps(dict(job), indent=1, sort_keys=True), encoding="utf-8")
-        command = _command(module, job_file, nproc)
-        launch_id = uuid.uuid4().hex
-        context.log.info(f"Training in {nproc} process(es) on {device}: {' '.join(command)}")
+        where = " and ".join(f"{slots} on {host}" for host, slots in hosts.items())
+        context.log.info(f"Training with {module} in {where} ({device}); working folder {workdir}")
 
         with dg.open_pipes_session(
             context=context,
-            context_injector=dg.PipesTempFileContextInjector(),
-            message_reader=dg.PipesTempFileMessageReader(),
+            context_injector=dg.PipesFileContextInjector(str(workdir / "pipes-context.json")),
+            message_reader=dg.PipesFileMessageReader(str(workdir / "pipes-messages.json")),
         ) as session:
-            environment = {
-                **os.environ,
-                **_worker_environment(device, nproc, self.threads_per_process),
-                **session.get_bootstrap_env_vars(),
-                LAUNCHER_PID: str(os.getpid()),
-                LAUNCH_ID: launch_id,
-            }
+            assignment = Assignment(
+                module=module,
+                job_file=str(job_file),
+                processes=next(iter(hosts.values())),
+                environment={**_device_environment(device), **session.get_bootstrap_env_vars(), **self.environment},
+                threads=self.threads_per_process,
+                grace_s=self.grace_s,
+            )
             relay = _ProgressRelay(context, session, on_progress)
-            with _LogFollower(workdir / "log.txt", context) as log:
+            output = OutputFollower(workdir, context)
+            errors = Errors(workdir)
+            stacks: dict[int, str] = {}
+            with self._machines(context, workdir, hosts, assignment) as machines:
+                pulse = Pulse(workdir, sum(hosts.values()))
                 try:
-                    process = subprocess.Popen(
-                        command,
-                        env=environment,
-                        stdin=subprocess.DEVNULL,
-                        stdout=log.stream,
-                        stderr=subprocess.STDOUT,
-                        start_new_session=True,  # Ctrl-C reaches Dagster alone, which then ends the workers below
-                    )
-                    timed_out = self._wait(process, log, relay)
+                    ending = self._wait(machines, output, relay, errors, pulse)
+                    if ending.hung:
+                        stacks = _collect_stacks(machines, workdir, sum(hosts.values()))
                 finally:
-                    stuck = end_processes(launch_id, self.grace_s)
-                    log.forward()
-                    if stuck:
-                        context.log.error(f"Processes that could not be ended, even by SIGKILL: {stuck}")
+                    output.forward()
+            output.finish()
         relay.finish()
-        exit_code = process.wait()
-        if timed_out or exit_code != 0:
-            raise _failure(workdir, exit_code, log.last_lines, self.timeout_s if timed_out else None)
+        for rank, text in stacks.items():
+            context.log.error(f"Stacks of worker {rank}:\n{text}")
+        if ending != Ending(exit_code=0):
+            raise failure(ending, errors, output, stacks)
 
-    def _wait(self, process: subprocess.Popen[bytes], log: "_LogFollower", relay: "_ProgressRelay") -> bool:
-        """Follow the workers until they end; True if they ran out of time."""
+    def result_settings(self) -> dict[str, Any]:
+        """What of these settings changes a training's result, and so belongs to its artifact's identity."""
+        precision = EngineSettings(**self.engine).precision
+        return {} if precision == "fp32" else {"precision": precision}
+
+    def _wait(
+        self, machines: Machines, output: OutputFollower, relay: "_ProgressRelay", errors: Errors, pulse: Pulse
+    ) -> Ending:
+        """Follow the workers until they end, fail, fall silent or run out of time."""
         started = time.monotonic()
-        while process.poll() is None:
-            log.forward()
+        failed_at: float | None = None
+        while (exit_code := machines.exit_code()) is None:
+            output.forward()
             relay.forward()
-            if self.timeout_s and time.monotonic() - started > self.timeout_s:
-                return True
+            now = time.monotonic()
+            if self.timeout_s and now - started > self.timeout_s:
+                return Ending(timed_out_s=self.timeout_s)
+            if errors.look():
+                failed_at = failed_at or now
+                if now - failed_at > SETTLE_S:  # some would wait for the failed one for ever
+                    break
+            elif self.heartbeat_s and (hung := pulse.silent(self.heartbeat_s)):
+                return Ending(hung=tuple(hung), heartbeat_s=self.heartbeat_s)
             time.sleep(POLL_S)
-        return False
+        return Ending(exit_code=exit_code)
 
-    def _resolve(self) -> tuple[Literal["cpu", "cuda"], int]:
-        """Device and number of processes that the settings mean on this machine."""
+    @contextmanager
+    def _machines(
+        self, context: dg.AssetExecutionContext, workdir: Path, hosts: Mapping[str, int], assignment: Assignment
+    ) -> Iterator[Machines]:
+        """The machines at work; whatever happens inside, nothing runs on them afterwards."""
+        launch_id = uuid.uuid4().hex
+        machines = Machines(workdir, launch_id)
+        try:
+            if self.hostfile:
+                machines.start_on_hosts(hosts, self.remote_shell, assignment)
+            elif self.rendezvous:
+                machines.start_with_rendezvous(self.rendezvous, self.nodes, Path(self.announced), assignment)
+            else:
+                machines.start_here(assignment)
+            yield machines
+        finally:
+            if stuck := machines.end(self.grace_s):
+                context.log.error(f"Processes that could not be ended, even by SIGKILL: {stuck}")
+
+    def _resolve(self) -> tuple[Literal["auto", "cpu", "cuda"], dict[str, int]]:
+        """Device, and processes on each machine, that the settings mean here."""
+        if self.hostfile and self.rendezvous:
+            raise InputError(
+                "The launcher has both a hostfile (RAREC_HOSTFILE) and a rendezvous (RAREC_RENDEZVOUS); set only one."
+            )
+        if self.hostfile:
+            if self.nproc or self.nodes > 1:
+                raise InputError(
+                    "The launcher has a hostfile (RAREC_HOSTFILE), whose lines and slots say how many machines and "
+                    "processes; leave nproc (RAREC_NPROC) and nodes (RAREC_NODES) unset."
+                )
+            return self.device, read_hostfile(Path(self.hostfile))  # what GPUs this machine has means nothing there
+        if bool(self.rendezvous) != (self.nodes > 1):
+            raise InputError(
+                f"The launcher's rendezvous (RAREC_RENDEZVOUS) is {self.rendezvous!r} and nodes (RAREC_NODES) is "
+                f"{self.nodes}; to train on several machines set the one to this machine's address and the other to "
+                "their number, else neither."
+            )
+        if self.rendezvous and not self.announced:
+            raise InputError("The launcher has a rendezvous; set announced to a folder that the machines share, too.")
         gpus = 0 if self.device == "cpu" else _gpu_count()
         if self.device == "cuda" and gpus == 0:
             raise InputError(
@@ -125,47 +202,8 @@ class TrainingLauncher(dg.ConfigurableResource):
                 f"The launcher's nproc (RAREC_NPROC) is {self.nproc} but this machine has {gpus} GPU(s); set it to 0 "
                 f"(all of them) or at most {gpus}, or the launcher's device to 'cpu'."
             )
-        return ("cuda" if gpus else "cpu"), self.nproc or max(gpus, 1)
-
-
-class _LogFollower:
-    """The workers' output file: they write, we forward what is new to the Dagster log."""
-
-    def __init__(self, path: Path, context: dg.AssetExecutionContext) -> None:
-        self._path = path
-        self._context = context
-        self._rest = b""
-        self.last_lines: deque[str] = deque(maxlen=LAST_LINES)
-        self.stream: IO[bytes]
-        self._reader: IO[bytes]
-
-    def __enter__(self) -> "_LogFollower":
-        self.stream = self._path.open("ab")
-        self._reader = self._path.open("rb")
-        self._reader.seek(0, os.SEEK_END)  # earlier attempts stay in the file and are not told again
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.forward()
-        self._tell([self._rest] if self._rest else [])
-        self.stream.close()
-        self._reader.close()
-
-    def forward(self) -> None:
-        """Log the complete lines written since the last call."""
-        *lines, self._rest = (self._rest + self._reader.read()).split(b"\n")
-        self._tell(lines)
-
-    def _tell(self, lines: list[bytes]) -> None:
-        # A progress bar redraws its line with carriage returns: keep its last state.
-        texts = [line.decode("utf-8", errors="replace").rstrip("\r").rsplit("\r", 1)[-1] for line in lines]
-        texts = [text for text in texts if text.strip()]
-        self.last_lines.extend(texts)
-        if len(texts) > LOG_LINES_PER_EVENT:
-            hidden = len(texts) - LOG_LINES_PER_EVENT
-            texts = [f"... {hidden} more lines in {self._path}", *texts[hidden:]]
-        if texts:
-            self._context.log.info("\n".join(texts))
+        machines = ["this machine", *(f"machine {number} that joins" for number in range(2, self.nodes + 1))]
+        return ("cuda" if gpus else "cpu"), dict.fromkeys(machines, self.nproc or max(gpus, 1))
 
 
 class _ProgressRelay:
@@ -227,77 +265,24 @@ class _ProgressRelay:
         self._unobserved = None
 
 
-def end_processes(launch_id: str, grace_s: float) -> list[int]:
-    """End every process of a launch: SIGTERM, `grace_s` to leave, SIGKILL. Returns the pids of those still there.
-
-    Process groups do not help: torchrun gives each worker its own. Processes are found by the launch id in their
-    environment, which they keep when their parent dies, and as children of those.
-    """
-    known: set[psutil.Process] = set()
-
-    def alive() -> set[psutil.Process]:
-        known.update(_processes_of(launch_id))
-        return {process for process in known if _is_alive(process)}
-
-    def send(number: signal.Signals, processes: set[psutil.Process]) -> None:
-        for process in processes:
-            try:
-                process.send_signal(number)
-            except psutil.NoSuchProcess:
-                continue
-
-    try:
-        send(signal.SIGTERM, alive())
-        deadline = time.monotonic() + grace_s
-        while alive() and time.monotonic() < deadline:
-            time.sleep(0.1)
-    finally:  # also when a second interrupt cuts the wait short
-        deadline = time.monotonic() + KILL_WAIT_S
-        while (left := alive()) and time.monotonic() < deadline:
-            send(signal.SIGKILL, left)
-            time.sleep(0.1)
-    return sorted(process.pid for process in left)
+def _collect_stacks(machines: Machines, workdir: Path, ranks: int) -> dict[int, str]:
+    """The Python stacks of each rank that answers."""
+    machines.ask_for_stacks()
+    deadline = time.monotonic() + STACKS_WAIT_S
+    while True:
+        files = {rank: stacks_file(workdir, rank) for rank in range(ranks)}
+        stacks = {rank: file.read_text() for rank, file in files.items() if file.exists() and file.stat().st_size}
+        if len(stacks) == ranks or time.monotonic() > deadline:
+            return stacks
+        time.sleep(POLL_S)
 
 
-def _processes_of(launch_id: str) -> set[psutil.Process]:
-    found: set[psutil.Process] = set()
-    for process in psutil.process_iter():
-        try:
-            if process.environ().get(LAUNCH_ID) == launch_id:
-                found |= {process, *process.children(recursive=True)}
-        except psutil.Error:  # gone meanwhile, or of another user
-            continue
-    return found
-
-
-def _is_alive(process: psutil.Process) -> bool:
-    try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-
-
-def _command(module: str, job_file: Path, nproc: int) -> list[str]:
-    if nproc == 1:  # torchrun would add seconds and nothing else
-        return [sys.executable, "-m", module, str(job_file)]
-    return [
-        *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1"),
-        *(f"--nproc-per-node={nproc}", "-m", module, str(job_file)),
-    ]
-
-
-def _worker_environment(device: Literal["cpu", "cuda"], nproc: int, threads: int) -> dict[str, str]:
-    environment = {
-        "DS_ACCELERATOR": device,
-        "OMP_NUM_THREADS": str(threads or max(1, (os.cpu_count() or 1) // nproc)),
-        "PYTHONUNBUFFERED": "1",
-    }
+def _device_environment(device: Literal["auto", "cpu", "cuda"]) -> dict[str, str]:
+    environment = {"PYTHONUNBUFFERED": "1"}
+    if device != "auto":  # each worker then sees for itself
+        environment["DS_ACCELERATOR"] = device
     if device == "cpu":
         environment["CUDA_VISIBLE_DEVICES"] = ""  # the worker then finds no GPU and takes gloo
-    if sys.platform == "linux":  # one machine: the ranks meet on the loopback interface
-        environment |= {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
-    if nproc == 1:
-        environment |= LONE_WORKER
     return environment
 
 
@@ -305,35 +290,3 @@ def _gpu_count() -> int:
     import torch  # seconds to import, and not needed when the device is "cpu"
 
     return torch.cuda.device_count()
-
-
-def _failure(workdir: Path, exit_code: int, last_lines: deque[str], timeout_s: float | None) -> dg.Failure:
-    """The worker that failed first, in its own words."""
-    log = str(workdir / "log.txt")
-    metadata: dict[str, Any] = {
-        "exit code": exit_code,
-        "log": dg.MetadataValue.path(log),
-        "last lines": "\n".join(last_lines),
-    }
-    errors = [json.loads(path.read_text(encoding="utf-8")) for path in workdir.glob("error-*.json")]
-    errors.sort(key=lambda error: (not error["input_error"], error["time"]))
-    if errors and errors[0]["input_error"]:
-        return dg.Failure(errors[0]["message"], metadata=metadata, allow_retries=False)
-    tail = "\n".join(last_lines) or "(no output)"
-    if timeout_s is not None:
-        return dg.Failure(
-            f"Training ran longer than timeout_s = {timeout_s:g} s and was ended. Last lines:\n{tail}", metadata
-        )
-    if errors:
-        first = errors[0]
-        return dg.Failure(
-            f"Training worker {first['rank']} failed: {first['type']}: {first['message']} (exit code {exit_code}; full "
-            f"log {log})\n{first['traceback']}",
-            metadata,
-        )
-    cause = f"exit code {exit_code}"
-    if exit_code < 0:
-        cause = f"killed by {signal.Signals(-exit_code).name}"
-        if exit_code == -signal.SIGKILL:
-            cause += ", as the system does when memory runs out"
-    return dg.Failure(f"Training worker failed: {cause}. Last lines of {log}:\n{tail}", metadata)

@@ -147,7 +147,7 @@ def train_scratch(
     ]
     count = np.bincount(items[allowed], minlength=len(catalogue.names))
     names = [catalogue.names[item] for item in np.argsort(-count, kind="stable").tolist() if count[item]]
-    tokenizer = from_rank_0(
+    tokenizer: Any = from_rank_0(
         train_tokenizer(texts, settings.vocabulary, list(dict.fromkeys(names)), answers) if rank() == 0 else None
     )
     # Descriptions are documents too: one part each, where a prompt has its question.

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -48,7 +49,7 @@ class HistoryPieces:
 class LanguageLoss(nn.Module):
     """The model and the cross-entropy of every token but the first."""
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: Any):
         super().__init__()
         self.model = model
 
@@ -69,7 +70,7 @@ class ScratchObjective:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: Any,
         tokens: PromptTokens,
         pieces: HistoryPieces,
         described: IntArray,

@@ -66,8 +66,9 @@ class FitSettings(Settings):
 class Objective(Protocol):
     """What a stage gives the loop."""
 
-    choice: str | None
-    """The validation metric by which weights are chosen, the greater, the better; None: the last are taken."""
+    @property
+    def choice(self) -> str | None:
+        """The validation metric by which weights are chosen, the greater, the better; None: the last are taken."""
 
     @property
     def model(self) -> nn.Module:

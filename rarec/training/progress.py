@@ -5,6 +5,7 @@ alone or under torchrun. Under Dagster rank 0 reports through Dagster Pipes; oth
 """
 
 import ctypes
+import faulthandler
 import json
 import os
 import signal
@@ -22,8 +23,10 @@ from typing import Any
 import psutil
 
 from rarec.errors import InputError
+from rarec.training.gpu import gpu_figures
+from rarec.training.signs import Heartbeat, clear_signs, leave_error, log_file, stacks_file
 
-LAUNCHER_PID = "RAREC_LAUNCHER_PID"  # set by the launcher: a worker ends when this process is gone
+LAUNCHER_PID = "RAREC_LAUNCHER_PID"  # set by the process that starts the worker, with which the worker ends
 # What torchrun would set for a single process; port 0 lets the system choose a free one.
 LONE_WORKER = {
     "RANK": "0",
@@ -77,10 +80,11 @@ def duration(seconds: float) -> str:
 
 
 class ProgressReporter:
-    """Reports the progress of rank 0, at most every `interval_s` seconds; on other ranks it does nothing."""
+    """Reports the progress of rank 0, at most every `interval_s` seconds; on every rank a report is a sign of life."""
 
-    def __init__(self, interval_s: float = 0.5) -> None:
+    def __init__(self, interval_s: float = 0.5, heartbeat: Heartbeat | None = None) -> None:
         self._interval_s = interval_s
+        self._heartbeat = heartbeat
         self._resources = ExitStack()
         self._send: Callable[[Progress], None] | None = None
         self._sent_at = -float("inf")
@@ -111,7 +115,11 @@ class ProgressReporter:
         """Report where the stage stands; dropped if the last report is too recent, unless `force` (end of an epoch).
 
         Without `eta_s` the time to the end of the stage is estimated from the pace of the steps since its first report.
+        The training loop of every rank must report: a rank that does not for the launcher's `heartbeat_s` seconds is
+        taken for hung.
         """
+        if self._heartbeat is not None and self._heartbeat.is_due():
+            self._heartbeat.beat(Progress(stage=stage, epoch=epoch, epochs=epochs, step=step, steps=steps).line())
         if self._send is None:
             return
         now = time.monotonic()
@@ -131,7 +139,7 @@ class ProgressReporter:
                 steps=steps,
                 loss=None if loss is None else float(loss),
                 eta_s=eta_s,
-                metrics={name: float(value) for name, value in metrics.items()},
+                metrics={name: float(value) for name, value in metrics.items()} | gpu_figures(),
             )
         )
 
@@ -157,31 +165,51 @@ def worker_main(work: Callable[[dict[str, Any], ProgressReporter], None]) -> Non
     if len(sys.argv) != 2:
         raise SystemExit("Give one argument, the job file: python -m <module> job.json")
     job_file = Path(sys.argv[1])
+    rank, folder = launched_rank(), job_file.parent
     _die_with_launcher()
+    clear_signs(folder, rank)
+    if LAUNCHER_PID in os.environ:
+        _tell_launcher(folder, rank)
     try:
         job = json.loads(job_file.read_text(encoding="utf-8"))
-        with ProgressReporter() as reporter:
+        heartbeat = Heartbeat(folder, rank)
+        heartbeat.beat("start")
+        with ProgressReporter(heartbeat=heartbeat) as reporter:
             work(job, reporter)
+        heartbeat.end()
     except Exception as error:
         bad_input = isinstance(error, InputError)
-        report = {
-            "rank": launched_rank(),
-            "time": time.time(),
-            "type": type(error).__name__,
-            "message": str(error),
-            "input_error": bad_input,
-            "traceback": traceback.format_exc(),
-        }
+        exit_code = INPUT_ERROR_EXIT if bad_input else 1
         if bad_input:
             print(f"InputError: {error}", file=sys.stderr)
         else:
             traceback.print_exc()
         try:
-            job_file.with_name(f"error-{launched_rank()}.json").write_text(json.dumps(report), encoding="utf-8")
+            leave_error(
+                folder,
+                rank,
+                message=str(error),
+                exit_code=exit_code,
+                type=type(error).__name__,
+                input_error=bad_input,
+                traceback=traceback.format_exc(),
+            )
         finally:
             sys.stdout.flush()
             sys.stderr.flush()
-            os._exit(INPUT_ERROR_EXIT if bad_input else 1)
+            os._exit(exit_code)
+
+
+def _tell_launcher(folder: Path, rank: int) -> None:
+    """Let the launcher read this rank's output apart from the others', and ask it for its stacks with SIGUSR1."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        output = os.open(log_file(folder, rank), os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        os.dup2(output, 1)
+        os.dup2(output, 2)
+        os.close(output)
+    faulthandler.enable()  # a crash in native code shows where, too
+    stacks = os.open(stacks_file(folder, rank), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)  # stays open for good
+    faulthandler.register(signal.SIGUSR1, stacks)
 
 
 def launched_rank() -> int:

@@ -5,9 +5,10 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
-from pipelines.definitions import STAGE_SETTINGS, build_defs
+from pipelines.definitions import STAGE_SETTINGS, build_defs, default_resources
 from pipelines.jobs import TRACKS
 from rarec.errors import InputError
+from rarec.training.engine_settings import EngineSettings
 from resources.home import RarecHome
 from resources.tracking import MlflowTracking
 
@@ -84,6 +85,42 @@ def test_resources_follow_the_environment_and_can_be_replaced(tmp_path):
     assert defs.resources["store"].root == "memory://store"
     assert defs.resources["folders"].data == str(tmp_path.resolve() / "data")
     assert defs.resources["tracking"] is tracking
+
+
+def test_several_machines_come_from_the_environment(tmp_path):
+    variables = {"RAREC_RENDEZVOUS": "a", "RAREC_NODES": "2", "RAREC_HEARTBEAT": "60", "TOKEN": "secret-7"}
+    variables |= {"RAREC_HOME": str(tmp_path), "RAREC_WORKER_ENVIRONMENT": "TOKEN"}
+    launcher = default_resources(RarecHome.from_environment(variables))["launcher"]
+    assert (launcher.rendezvous, launcher.nodes, launcher.heartbeat_s) == ("a", 2, 60)
+    assert launcher.announced == str(tmp_path / "announced")  # where pipelines.join looks
+    assert "secret-7" not in repr(launcher)
+    assert launcher.environment["TOKEN"].get_value() is None  # Dagster reads it when a step starts
+
+
+def test_deepspeed_comes_from_the_environment(tmp_path):
+    (tmp_path / "own.json").write_text('{"zero_optimization": {"stage": 2}, "wall_clock_breakdown": true}')
+    variables = {"RAREC_HOME": str(tmp_path), "RAREC_PRECISION": "bf16", "RAREC_CHECKPOINT_MINUTES": "2.5"}
+    variables |= {"RAREC_DEEPSPEED": str(tmp_path / "own.json"), "RAREC_OFFLOAD": "true"}
+    launcher = default_resources(RarecHome.from_environment(variables))["launcher"]
+    engine = EngineSettings(**launcher.engine)
+    assert (engine.precision, engine.stage, engine.offload, engine.checkpoint_minutes) == ("bf16", 2, True, 2.5)
+    assert engine.configuration("cuda")["wall_clock_breakdown"] is True
+    assert launcher.result_settings() == {"precision": "bf16"}
+    assert default_resources(RarecHome.from_environment({}))["launcher"].result_settings() == {}
+    for name, value, message in (
+        ("RAREC_ZERO_STAGE", "3", "zero_stage is 3, but deepspeed says stage 2"),
+        ("RAREC_ZERO_STAGE", "5", "RAREC_ZERO_STAGE: Input should be less than or equal to 3"),
+        ("RAREC_PRECISION", "int8", "RAREC_PRECISION: Input should be 'fp32', 'bf16' or 'fp16'"),
+        ("RAREC_DEEPSPEED", str(tmp_path / "none.json"), r"RAREC_DEEPSPEED is .*none\.json, which cannot be read"),
+    ):
+        with pytest.raises(InputError, match=message):
+            RarecHome.from_environment({**variables, name: value})
+    (tmp_path / "own.json").write_text('{"optimizer": {}}')
+    with pytest.raises(InputError, match="deepspeed: optimizer is RaRec's own: each stage brings its own"):
+        RarecHome.from_environment(variables)
+    (tmp_path / "own.json").write_text("[]")
+    with pytest.raises(InputError, match="must hold a JSON object"):
+        RarecHome.from_environment(variables)
 
 
 def test_training_steps_share_one_pool(tmp_path):

@@ -13,11 +13,15 @@ from rarec.training.progress import worker_main
 SLEEPER = [sys.executable, "-c", "import signal, time; signal.signal(15, signal.SIG_IGN); time.sleep(300)"]
 
 
+def hangs_here():
+    time.sleep(300)
+
+
 def work(job, reporter):
     rank, folder = int(os.environ["RANK"]), Path(job["folder"])
     if job["mode"] == "environment":
         names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "OMP_NUM_THREADS", "DS_ACCELERATOR")
-        names += ("CUDA_VISIBLE_DEVICES",)
+        names += ("CUDA_VISIBLE_DEVICES", *job.get("names", []))
         (folder / f"rank-{rank}").write_text("\n".join(f"{name}={os.environ[name]}" for name in names))
     elif job["mode"] == "reduce":
         import torch
@@ -42,7 +46,24 @@ def work(job, reporter):
             raise RuntimeError("loss is not finite")
         time.sleep(300)
     elif job["mode"] == "killed":
-        os.kill(os.getpid(), signal.SIGKILL)
+        if rank == job.get("failing_rank", 0):
+            while job.get("others") and not (folder / "noisy").exists():
+                time.sleep(0.05)
+            print(f"last words of {rank}", flush=True)
+            os.kill(os.getpid(), signal.SIGKILL)
+        while True:
+            print(f"noise of {rank}", flush=True)
+            (folder / "noisy").touch()
+            time.sleep(0.05)
+    elif job["mode"] == "memory":
+        raise MemoryError("bytearray of 9 TiB")
+    elif job["mode"] == "hang":
+        for step in range(10_000):
+            reporter.report(stage="pretrain", epoch=1, epochs=2, step=step, steps=10_000)
+            (folder / f"ready-{rank}").touch()
+            if rank == job["failing_rank"] and step == job.get("at_step", 0):
+                hangs_here()
+            time.sleep(0.05)
     elif job["mode"] == "stubborn":
         # Ignores SIGTERM, has a child and a grandchild that do too, and an orphan whose parent is gone.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -48,6 +48,30 @@ def test_the_process_environment_is_the_default(monkeypatch):
     assert home.mlflow_ui == "https://mlflow.example"
 
 
+def test_several_machines_and_heartbeat(monkeypatch):
+    variables = {
+        "RAREC_HOSTFILE": "/shared/hostfile",
+        "RAREC_REMOTE_SHELL": "ssh -p 2222",
+        "RAREC_RENDEZVOUS": "trainer-0:29500",
+        "RAREC_NODES": "4",
+        "RAREC_HEARTBEAT": "0",
+        "RAREC_WORKER_ENVIRONMENT": "LD_LIBRARY_PATH, TOKEN",
+        "LD_LIBRARY_PATH": "/opt/lib",
+        "TOKEN": "secret",
+    }
+    home = RarecHome.from_environment(variables)
+    assert home.hostfile == "/shared/hostfile"
+    assert home.remote_shell == "ssh -p 2222"
+    assert (home.rendezvous, home.nodes, home.heartbeat_s) == ("trainer-0:29500", 4, 0)
+    assert home.worker_environment == ("LD_LIBRARY_PATH", "TOKEN")
+    assert "secret" not in repr(home)
+    assert RarecHome.from_environment({}).heartbeat_s == 1800
+    with pytest.raises(InputError, match=r"RAREC_WORKER_ENVIRONMENT names LD_LIBRARY_PATH, TOKEN, which is not set"):
+        RarecHome.from_environment({"RAREC_WORKER_ENVIRONMENT": "LD_LIBRARY_PATH,TOKEN"})
+    with pytest.raises(InputError, match="RAREC_NODES is 'two'; set it to a whole number"):
+        RarecHome.from_environment({"RAREC_NODES": "two"})
+
+
 def test_home_that_is_a_file_is_refused(tmp_path):
     (tmp_path / "home").write_text("")
     with pytest.raises(InputError, match=r"RAREC_HOME is .*/home, which is a file; set it to a folder"):

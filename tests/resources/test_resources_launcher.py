@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,9 +13,12 @@ import psutil
 import pytest
 
 from rarec.errors import InputError
+from rarec.training import signs
 from rarec.training.progress import Progress
+from rarec.training.signs import leave_error
 from resources import launcher as launcher_module
 from resources.launcher import TrainingLauncher
+from resources.pulse import Pulse
 
 HERE = Path(__file__).parent
 pytestmark = pytest.mark.filterwarnings("ignore:.*expected_writer_count")  # Dagster's own use of a preview property
@@ -28,10 +32,15 @@ def worker_path(monkeypatch):
 def materialize(folder, job, partition=None, on_progress=None, **settings):
     """Materialise an asset that launches the test worker; returns the result and the failure of the step, if any."""
     partitions = dg.StaticPartitionsDefinition(["demo"]) if partition else None
+    raised = []
 
     @dg.asset(partitions_def=partitions)
     def model(context: dg.AssetExecutionContext, training: TrainingLauncher) -> dg.MaterializeResult:
-        training.launch(context, "launcher_worker", {**job, "folder": str(folder)}, folder / "work", on_progress)
+        try:
+            training.launch(context, "launcher_worker", {**job, "folder": str(folder)}, folder / "work", on_progress)
+        except dg.Failure as failure:
+            raised.append(failure)
+            raise
         return dg.MaterializeResult()
 
     settings = {"device": "cpu", "nproc": 1, "threads_per_process": 1, "grace_s": 1, **settings}
@@ -43,6 +52,7 @@ def materialize(folder, job, partition=None, on_progress=None, **settings):
             resources={"training": TrainingLauncher(**settings)},
             raise_on_error=False,
         )
+        result.raised = raised[0] if raised else None
         result.log_lines = [record.user_message for record in instance.all_logs(result.run_id)]
     failures = [event.step_failure_data for event in result.all_events if event.is_step_failure]
     return result, failures[0] if failures else None
@@ -132,7 +142,7 @@ def test_input_error_of_a_worker_is_a_failure_without_retries(tmp_path):
     assert description(failure) == "The job has no encoder; set encoder to sasrec."
     assert failure.user_failure_data.metadata["exit code"].value == 2
     assert failure.error.cls_name == "Failure"
-    assert not launcher_module._failure(tmp_path / "work", 2, launcher_module.deque(), None).allow_retries
+    assert not result.raised.allow_retries
 
 
 @pytest.mark.parametrize("nproc", [1, 2])
@@ -145,7 +155,7 @@ def test_failed_worker_is_quoted_and_the_other_one_ended(tmp_path, monkeypatch, 
         f"Training worker {nproc - 1} failed: RuntimeError: loss is not finite (exit code 1; full log"
     )
     assert 'raise RuntimeError("loss is not finite")' in text
-    assert launcher_module._failure(tmp_path / "work", 1, launcher_module.deque(), None).allow_retries
+    assert result.raised.allow_retries
     assert processes_of(tmp_path) == []
 
 
@@ -153,8 +163,79 @@ def test_error_of_an_earlier_attempt_is_forgotten(tmp_path):
     materialize(tmp_path, {"mode": "bad input"})
     _, failure = materialize(tmp_path, {"mode": "killed"})
     assert description(failure).startswith(
-        "Training worker failed: killed by SIGKILL, as the system does when memory runs out. Last lines of"
+        "Training worker 0 was killed by SIGKILL, as the system does when memory runs out. Last lines of"
     )
+
+
+def test_killed_rank_is_named_with_its_own_last_lines(tmp_path, monkeypatch):
+    monkeypatch.setenv("RAREC_TEST_FOLDER", str(tmp_path))
+    (tmp_path / "work").mkdir()
+    leave_error(tmp_path / "work", 5, message="of an attempt with more ranks", exit_code=1)
+    result, failure = materialize(tmp_path, {"mode": "killed", "failing_rank": 1, "others": True}, nproc=2)
+    assert description(failure) == (
+        "Training worker 1 was killed by SIGKILL, as the system does when memory runs out. "
+        f"Last lines of {tmp_path}/work/log-1.txt:\nlast words of 1"
+    )
+    assert result.raised.allow_retries
+    assert any("[rank 0] noise of 0" in line for line in result.log_lines)
+    assert failure.user_failure_data.metadata["exit code"].value == 128 + signal.SIGKILL
+    assert processes_of(tmp_path) == []
+
+
+def test_kill_is_laid_to_memory_if_the_system_counted_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(signs, "CONTAINER_EVENTS", tmp_path / "missing")
+    monkeypatch.setattr(signs, "MACHINE_EVENTS", tmp_path / "vmstat")
+    assert signs.memory_kills() == 0
+    (tmp_path / "vmstat").write_text("nr_free_pages 5\noom_kill 3\n")
+    assert signs.memory_kills() == 3
+    signs.leave_ended(tmp_path, 1, -signal.SIGKILL, memory_ran_out=True)
+    assert json.loads((tmp_path / "error-1.json").read_text())["message"] == (
+        "was killed by SIGKILL: the system ran out of memory"
+    )
+
+
+def test_out_of_memory_is_named(tmp_path):
+    result, failure = materialize(tmp_path, {"mode": "memory"})
+    assert description(failure).startswith(
+        "Training worker 0 ran out of memory: MemoryError: bytearray of 9 TiB; use smaller batches or more machines"
+    )
+    assert result.raised.allow_retries
+
+
+def test_hung_rank_is_named_with_its_stack(tmp_path, monkeypatch):
+    monkeypatch.setenv("RAREC_TEST_FOLDER", str(tmp_path))
+    silent = Pulse.silent
+
+    def once_started(pulse, limit_s):  # the start may take longer than a test wants to wait for a hang
+        started = (tmp_path / "ready-0").exists() and (tmp_path / "ready-1").exists()
+        return silent(pulse, limit_s if started else 1000.0)
+
+    monkeypatch.setattr(Pulse, "silent", once_started)
+    job = {"mode": "hang", "failing_rank": 1, "at_step": 30}
+    result, failure = materialize(tmp_path, job, nproc=2, heartbeat_s=4)
+    text = description(failure)
+    last = r"pretrain  epoch 1/2  step [23]\d/10000"
+    assert re.match(
+        rf"Training worker 1 hung: no sign of life for \d s \(heartbeat_s = 4\); it last reported: {last}\n", text
+    )
+    assert "Training worker 0" not in text
+    assert "in hangs_here" in text
+    log = "\n".join(result.log_lines)
+    assert "Stacks of worker 0:" in log
+    assert "Stacks of worker 1:" in log
+    assert result.raised.allow_retries
+    assert processes_of(tmp_path) == []
+
+
+def test_environment_reaches_the_workers_and_no_log(tmp_path):
+    settings = {"TOKEN_OF_TEST": "secret-7", "OMP_NUM_THREADS": "3"}
+    job = {"mode": "environment", "names": ["TOKEN_OF_TEST"]}
+    result, _ = materialize(tmp_path, job, environment=settings, threads_per_process=0)
+    assert result.success
+    got = environment(tmp_path / "rank-0")
+    assert (got["TOKEN_OF_TEST"], got["OMP_NUM_THREADS"]) == ("secret-7", "3")
+    assert not any("secret-7" in line for line in result.log_lines)
+    assert not any("secret-7" in path.read_text() for path in (tmp_path / "work").iterdir())
 
 
 def test_module_that_does_not_exist_shows_pythons_own_words(tmp_path, monkeypatch):
@@ -198,6 +279,7 @@ import sys
 from pathlib import Path
 import dagster as dg
 from resources.launcher import TrainingLauncher
+from resources.pulse import Pulse
 
 @dg.asset
 def model(context: dg.AssetExecutionContext, training: TrainingLauncher) -> dg.MaterializeResult:
@@ -215,6 +297,8 @@ dg.materialize([model], resources={"training": launcher}, instance=dg.DagsterIns
     ("number", "mode", "nproc"),
     [
         (signal.SIGINT, "stubborn", 1),
+        (signal.SIGTERM, "stubborn", 1),
+        ("SIGINT twice", "stubborn", 1),
         (signal.SIGKILL, "waiting", 1),
         (signal.SIGKILL, "waiting", 2),
     ],
@@ -228,10 +312,14 @@ def test_signal_to_the_dagster_process_leaves_no_worker(tmp_path, number, mode, 
     )
     try:
         wait_for(lambda: len(list(tmp_path.glob("ready-*"))) == nproc)
+        if number == "SIGINT twice":
+            step.send_signal(signal.SIGINT)
+            time.sleep(0.5)  # the second comes while the first is waiting for stubborn workers
+            number = signal.SIGINT
         step.send_signal(number)
         _, errors = step.communicate(timeout=20)
         assert step.returncode != 0
-        if number == signal.SIGINT:
+        if number != signal.SIGKILL:
             assert "DagsterExecutionInterruptedError" in errors or "KeyboardInterrupt" in errors
         assert "PreviewWarning" not in errors
         wait_for(lambda: processes_of(tmp_path) == [])
@@ -241,13 +329,13 @@ def test_signal_to_the_dagster_process_leaves_no_worker(tmp_path, number, mode, 
 
 def test_settings_the_machine_cannot_fulfil(monkeypatch):
     monkeypatch.setattr(launcher_module, "_gpu_count", lambda: 0)
-    assert TrainingLauncher()._resolve() == ("cpu", 1)
-    assert TrainingLauncher(nproc=3)._resolve() == ("cpu", 3)
+    assert TrainingLauncher()._resolve() == ("cpu", {"this machine": 1})
+    assert TrainingLauncher(nproc=3)._resolve() == ("cpu", {"this machine": 3})
     with pytest.raises(InputError, match="device is 'cuda' but this machine shows no GPU"):
         TrainingLauncher(device="cuda")._resolve()
     monkeypatch.setattr(launcher_module, "_gpu_count", lambda: 4)
-    assert TrainingLauncher()._resolve() == ("cuda", 4)
-    assert TrainingLauncher(nproc=2)._resolve() == ("cuda", 2)
-    assert TrainingLauncher(device="cpu")._resolve() == ("cpu", 1)
+    assert TrainingLauncher()._resolve() == ("cuda", {"this machine": 4})
+    assert TrainingLauncher(nproc=2)._resolve() == ("cuda", {"this machine": 2})
+    assert TrainingLauncher(device="cpu")._resolve() == ("cpu", {"this machine": 1})
     with pytest.raises(InputError, match=r"nproc \(RAREC_NPROC\) is 8 but this machine has 4 GPU\(s\)"):
         TrainingLauncher(nproc=8)._resolve()

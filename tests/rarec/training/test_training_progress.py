@@ -118,7 +118,8 @@ def run_worker(tmp_path, job, **environment):
 def test_worker_runs_alone_and_imports_neither_dagster_nor_torch(tmp_path):
     done = run_worker(tmp_path, {"step": 7})
     assert (done.returncode, done.stdout, done.stderr) == (0, "pretrain  step 7\n", "")
-    assert [path.name for path in tmp_path.iterdir()] == ["job.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["alive-0", "job.json"]
+    assert (tmp_path / "alive-0").read_text() == "2 ended"
 
 
 def test_worker_leaves_its_error_for_the_launcher(tmp_path):
