@@ -13,7 +13,7 @@ from rarec.rella import tuning
 from rarec.rella.scoring import score
 from rarec.rella.shots import draw_shots
 from rarec.rella.tuning import TUNING, TuningObjective, TuningSettings, add_adapter, tune
-from rarec.training.fit import STATE
+from rarec.training.checkpoint import STATE
 
 pytestmark = pytest.mark.usefixtures("single_process")
 
