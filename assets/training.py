@@ -3,6 +3,10 @@
 import functools
 import json
 import logging
+import multiprocessing
+import os
+import signal
+import threading
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
@@ -24,6 +28,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 # A worker killed, memory short for a moment, a connection lost: tried again after 5, 15 and 35 seconds, from the
 # checkpoint. Bad input is a Failure without retries (`refuse_bad_input`).
 RETRIES = dg.RetryPolicy(max_retries=3, delay=5, backoff=dg.Backoff.EXPONENTIAL)
+WATCH = "run-watch"
 progress_log = logging.getLogger("rarec.progress")  # `make run` shows it in the terminal
 
 
@@ -32,10 +37,14 @@ class Cancelled(dg.DagsterError, dg.DagsterExecutionInterruptedError):
 
 
 def cancellable(asset: F) -> F:
-    """For assets with `RETRIES`: a cancel ends them for good, and the terminal hears of what is tried again."""
+    """For assets with `RETRIES`: a cancel ends them for good, and the terminal hears of what is tried again.
+
+    So does kill -9 of the run's process: Dagster holds the run for failed and lets its step train on.
+    """
 
     @functools.wraps(asset)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
+        _end_with_run()
         try:
             return asset(*args, **kwargs)
         except (dg.DagsterExecutionInterruptedError, KeyboardInterrupt) as interrupt:
@@ -49,6 +58,19 @@ def cancellable(asset: F) -> F:
             raise
 
     return typing.cast(F, wrapper)
+
+
+def _end_with_run() -> None:
+    """Cancel this process, if it was started for one step, when the process of its run is gone."""
+    run = multiprocessing.parent_process()
+    if run is None or any(thread.name == WATCH for thread in threading.enumerate()):
+        return
+
+    def watch() -> None:
+        run.join()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, name=WATCH, daemon=True).start()
 
 
 def train(

@@ -183,7 +183,7 @@ def test_the_second_run_goes_on_where_the_first_failed(workshop, force):
 
 
 TRAIN_FOR_EVER = """
-import sys, time
+import multiprocessing, sys, time
 from pathlib import Path
 from test_assets_turns import Workshop
 
@@ -192,13 +192,20 @@ def train(checkpoint):
     (checkpoint / "state").write_text("epoch 3")
     time.sleep(300)
 
-Workshop(Path(sys.argv[1])).run(train)
+def run():
+    Workshop(Path(sys.argv[1])).run(train)
+
+if sys.argv[2] == "step":  # in a process of its own, as where Dagster runs each step in one
+    multiprocessing.get_context("fork").Process(target=run).start()
+    time.sleep(300)
+run()
 """
 
 
-def test_a_run_takes_over_from_a_process_that_was_killed(workshop, tmp_path):
+@pytest.mark.parametrize("where", ["run", "step"])
+def test_a_run_takes_over_from_one_whose_process_was_killed(workshop, tmp_path, where):
     environment = {**os.environ, "PYTHONPATH": f"{Path(__file__).parents[2]}:{Path(__file__).parent}"}
-    process = subprocess.Popen([sys.executable, "-c", TRAIN_FOR_EVER, str(tmp_path)], env=environment)
+    process = subprocess.Popen([sys.executable, "-c", TRAIN_FOR_EVER, str(tmp_path), where], env=environment)
     try:
         wait_for(lambda: list(tmp_path.glob("work/model/*/checkpoint/state")), 100)
         seen = []
