@@ -311,7 +311,7 @@ def test_signal_to_the_dagster_process_leaves_no_worker(tmp_path, number, mode, 
         text=True,
     )
     try:
-        wait_for(lambda: len(list(tmp_path.glob("ready-*"))) == nproc)
+        wait_for(lambda: len(list(tmp_path.glob("ready-*"))) == nproc, seconds=60)  # a busy machine starts slowly
         if number == "SIGINT twice":
             step.send_signal(signal.SIGINT)
             time.sleep(0.5)  # the second comes while the first is waiting for stubborn workers
