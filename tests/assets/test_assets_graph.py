@@ -353,7 +353,7 @@ def test_a_training_outlives_a_failure_behind_it(plant, first, monkeypatch, laun
             return outcome(*arguments)
         (checkpoint,) = plant.home.work.glob("raserec_finetuned/*/checkpoint/state.safetensors")
         with safe_open(checkpoint, framework="np") as file:
-            trained.extend(json.loads(file.metadata()["history"]))
+            trained.extend(json.loads(file.metadata()["state"])["history"])
         raise ConnectionError("the store went away")
 
     monkeypatch.setattr(assets.recommender, "training_outcome", lost)
