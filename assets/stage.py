@@ -37,7 +37,7 @@ OWNER = "team:data-engineering"
 TERMINAL_METRICS = (
     "learning_rate",
     "samples_per_s",
-    "gpu_memory_mib",
+    "gpu_memory_gib",
     "HR@10",
     "NDCG@10",
     "masked_NDCG@10",

@@ -238,7 +238,7 @@ class _Loop:
                     stage=self.stage, epoch=epoch + 1, epochs=settings.epochs, step=step, steps=steps,
                     loss=float(sums["loss"]) * world_size() / seen, learning_rate=rate,
                     samples_per_s=(seen - state.seen) / elapsed,
-                    eta_s=elapsed / (step - first) * (steps * (settings.epochs - epoch) - step), **_gpu_memory(),
+                    eta_s=elapsed / (step - first) * (steps * (settings.epochs - epoch) - step),
                 )  # fmt: skip
             if step < steps and self._is_due(step):
                 whole = {name: float(all_sum(value.clone())) for name, value in sums.items()}
@@ -293,9 +293,3 @@ def best_epoch(history: list[dict[str, float]], choice: str | None) -> int:
     if choice is None:
         return len(history) - 1
     return max(range(len(history)), key=lambda e: (history[e][choice], -e))
-
-
-def _gpu_memory() -> dict[str, float]:
-    if worker_device().type != "cuda":
-        return {}
-    return {"gpu_memory_mib": torch.cuda.max_memory_allocated() / 2**20}
