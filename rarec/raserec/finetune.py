@@ -81,7 +81,6 @@ class FinetuneLoss(nn.Module):
         queries, neighbours, targets = batch
         memories, items = self._constants
         h = self.module(queries, memories.representations, memories.next_items, neighbours.users, neighbours.items)
-        h = h.float()
         return full_softmax_loss(h, items, targets), {}
 
 

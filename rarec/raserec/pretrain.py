@@ -37,7 +37,7 @@ from rarec.training.engine import (
 from rarec.training.engine_settings import EngineSettings
 from rarec.training.fit import Report, fit
 from rarec.training.progress import ProgressReporter, worker_main
-from rarec.training.softmax import full_softmax_loss
+from rarec.training.softmax import full_softmax_loss, single_or_double
 
 
 class SameNextItem:
@@ -77,7 +77,7 @@ class PretrainLoss(nn.Module):
             batch: packed windows that yield B prefixes and then, with contrast, their B partners; the (B,) next items.
         """
         windows, targets = batch
-        h = self.encoder(windows).float()
+        h = single_or_double(self.encoder(windows))
         own, partners = h[: len(targets)], h[len(targets) :]
         loss = full_softmax_loss(own, self.encoder.item_embedding, targets)
         parts = {"recommendation_loss": loss.detach()}

@@ -196,8 +196,8 @@ class TuningObjective:
 
     def _cut(self, own: IntArray) -> list[IntArray]:
         """Pieces of at most ``piece_tokens``, and at least ``accumulation`` of them if there are as many prompts."""
-        most = min(self.settings.piece_tokens, -(-int(self.lengths[own].sum()) // self.accumulation))
-        return [own[rows] for rows in by_length(self.lengths[own], most)]
+        parts = np.array_split(own, self.accumulation)
+        return [part[rows] for part in parts for rows in by_length(self.lengths[part], self.settings.piece_tokens)]
 
     def random_state(self) -> dict[str, Tensor]:
         """PyTorch's own generators, which PEFT's dropout draws from."""

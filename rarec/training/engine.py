@@ -93,6 +93,8 @@ def initialise_engine(
     engine, *_ = deepspeed.initialize(
         model=model.to(device), optimizer=optimizer(parameters), config=settings.configuration(device.type, clip)
     )
+    if world_size() == 1 and settings.stage == 0:
+        engine.enable_backward_allreduce = False  # it would copy every gradient twice, to add it to nothing
     return engine
 
 

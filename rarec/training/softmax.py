@@ -53,6 +53,11 @@ class _FullSoftmax(torch.autograd.Function):
         )
 
 
+def single_or_double(x: Tensor) -> Tensor:
+    """``x`` in float32 at least, as losses are computed whatever the precision."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def full_softmax_loss(h: Tensor, items: Tensor, targets: Tensor) -> Tensor:
     """Summed cross-entropy of ``targets`` (M,) under softmax(h · itemsᵀ), h (M, D), items (I, D).
 
@@ -61,6 +66,5 @@ def full_softmax_loss(h: Tensor, items: Tensor, targets: Tensor) -> Tensor:
     vanishes.
     """
     with torch.autocast(h.device.type, enabled=False):  # products into given blocks are not cast
-        dtype = torch.promote_types(torch.promote_types(h.dtype, items.dtype), torch.float32)
-        loss: Tensor = _FullSoftmax.apply(h.to(dtype), items.to(dtype), targets)
+        loss: Tensor = _FullSoftmax.apply(single_or_double(h), single_or_double(items), targets)
     return loss

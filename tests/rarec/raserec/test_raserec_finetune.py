@@ -15,6 +15,7 @@ from rarec.raserec.finetune import FinetuneObjective, Memories, Neighbours, augm
 from rarec.raserec.pretrain import PretrainObjective, validation_metrics
 from rarec.raserec.settings import MemorySettings
 from rarec.retrieval.memory import MemoryBank, Queries
+from rarec.training import engine as engine_module
 from rarec.training.dropout import DropoutBits
 from rarec.training.fit import SUMMARY, FitSettings, fit
 from rarec.training.progress import ProgressReporter
@@ -83,8 +84,8 @@ def test_an_epoch_holds_every_prefix_once_with_its_own_constants(untrained, rank
     for epoch in (0, 1, 0):
         rows, samples_of_step = [], []
         for rank in range(ranks):
-            monkeypatch.setattr(finetune_module, "rank", lambda r=rank: r)
-            monkeypatch.setattr(finetune_module, "world_size", lambda: ranks)
+            monkeypatch.setattr(engine_module, "rank", lambda r=rank: r)
+            monkeypatch.setattr(engine_module, "world_size", lambda: ranks)
             steps = objective.start_epoch(epoch)
             batches = list(objective.batches())
             assert len(batches) == steps == -(-len(prefixes) // 16)
@@ -158,6 +159,7 @@ def test_validation_queries_are_the_validation_prefixes_and_see_training_memorie
             objective.model.module, objective.valid_queries, objective.valid_neighbours, objective.memories
         ),
         encoder,
+        objective.model,
     )
     assert objective.validate() == expected
 
@@ -204,7 +206,7 @@ def test_finetuning_keeps_the_encoder_and_learns(half_trained, tmp_path, beta):
     items = encoder.item_embedding.detach()
     neighbours = find_neighbours(bank, queries, items.numpy(), settings)
     represented = augment(module, torch.from_numpy(queries.vectors), neighbours, Memories(bank, items))
-    metrics = validation_metrics(sequences, lambda _: represented, encoder)
+    metrics = validation_metrics(sequences, lambda _: represented, encoder, encoder)
     assert metrics["NDCG@10"] == pytest.approx(best["NDCG@10"])
 
 
@@ -219,7 +221,9 @@ def test_what_the_encoder_does_not_know_comes_from_the_memories(tmp_path, shuffl
     torch.manual_seed(0)
     encoder = build_encoder(sequences.n_items, QUICK, DropoutBits(0)).eval()
     torch.nn.init.normal_(encoder.item_embedding)
-    before = validation_metrics(sequences, lambda p: encoder.encode(sequences, p), encoder)
+    before = validation_metrics(
+        sequences, lambda p: encoder.encode(sequences, sequences.prefixes("valid")[p]), encoder, encoder
+    )
     assert before["NDCG@10"] < 0.15
     settings = QUICK_FINETUNE.model_copy(
         update={"alpha": 0.1, "beta": beta, "epochs": 15, "patience": 15, "learning_rate": 5e-3}
@@ -268,7 +272,7 @@ def test_worker_entry_and_stale_bank(half_trained, tmp_path):
     save_encoder(encoder, folders["encoder"])
     bank.save(folders["bank"])
     settings = QUICK_FINETUNE.model_copy(update={"epochs": 1})
-    job = {**{name: str(folder) for name, folder in folders.items()}, "settings": settings.model_dump()}
+    job = {**{name: str(folder) for name, folder in folders.items()}, "settings": settings.model_dump(), "engine": {}}
     with ProgressReporter() as reporter:
         with pytest.raises(InputError, match="made by encoder enc and cannot serve encoder other"):
             finetune_module.work({**job, "encoder_fingerprint": "other"}, reporter)

@@ -12,6 +12,7 @@ from rarec.raserec import pretrain as pretrain_module
 from rarec.raserec.encoders import load_encoder
 from rarec.raserec.pretrain import PretrainObjective, SameNextItem, pretrain, validation_metrics
 from rarec.raserec.settings import PretrainSettings
+from rarec.training import engine as engine_module
 from rarec.training.fit import SUMMARY
 from rarec.training.progress import ProgressReporter
 
@@ -108,8 +109,8 @@ def test_ranks_share_every_step_without_overlap(sequences, ranks, monkeypatch):
     settings = PretrainSettings(dim=8, inner_dim=8, max_length=10, batch_size=16)
 
     def windows_of(rank, world):
-        monkeypatch.setattr(pretrain_module, "rank", lambda: rank)
-        monkeypatch.setattr(pretrain_module, "world_size", lambda: world)
+        monkeypatch.setattr(engine_module, "rank", lambda: rank)
+        monkeypatch.setattr(engine_module, "world_size", lambda: world)
         objective = PretrainObjective(sequences, settings, CPU)
         packed = recorded(objective)
         objective.start_epoch(0)
@@ -144,7 +145,7 @@ def test_validation_is_the_full_ranking_of_the_validation_targets(sequences):
     assert metrics["masked_NDCG@10"] == pytest.approx(ranking_table(np.array(masked))["NDCG@10"])
     assert unmasked != masked
     perfect = objective.encoder.item_embedding.detach()[sequences.next_items(prefixes)]
-    best = validation_metrics(sequences, lambda _: 1e3 * perfect, objective.encoder)
+    best = validation_metrics(sequences, lambda _: 1e3 * perfect, objective.encoder, objective.model)
     assert 0.5 < best["NDCG@10"] <= 1
 
 
@@ -168,7 +169,9 @@ def test_chains_are_learnt(tmp_path, kind, epochs, bound):
     assert best["loss"] == pytest.approx(best["recommendation_loss"] + 0.1 * best["contrastive_loss"], rel=1e-4)
     assert json.loads((tmp_path / "checkpoint" / SUMMARY).read_text()) == summary
     encoder = load_encoder(tmp_path, sequences.n_items)
-    metrics = validation_metrics(sequences, lambda p: encoder.encode(sequences, p), encoder)
+    metrics = validation_metrics(
+        sequences, lambda p: encoder.encode(sequences, sequences.prefixes("valid")[p]), encoder, encoder
+    )
     assert metrics["NDCG@10"] == pytest.approx(best["NDCG@10"])  # the best weights were written
 
 
@@ -230,6 +233,6 @@ def test_worker_entry(tmp_path):
     settings = QUICK.model_copy(update={"epochs": 1})
     with ProgressReporter() as reporter:
         job = {name: str(folder) for name, folder in folders.items()}
-        pretrain_module.work({**job, "settings": settings.model_dump()}, reporter)
+        pretrain_module.work({**job, "settings": settings.model_dump(), "engine": {}}, reporter)
     assert load_encoder(folders["output"]).settings.dim == settings.dim
     assert isinstance(UserSequences.load(folders["sequences"]), UserSequences)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from peft import PeftModel
-from rella_toys import BASE, CPU, KINDS, TEMPLATE, slow_probability, toy_data
+from rella_toys import BASE, CPU, KINDS, LIMIT, TEMPLATE, slow_probability, toy_data
 
 from rarec.errors import InputError
 from rarec.rella import scoring
@@ -28,7 +28,7 @@ def plain_name(name):
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_language_model_from_vectors_to_a_tuned_adapter(kind, tmp_path, monkeypatch):
     texts = item_texts(DATA.items, TEMPLATE.description)
-    states = describe(DATA.model(kind), DATA.tokenizer, texts, CPU)
+    states = describe(DATA.model(kind), DATA.tokenizer, texts, CPU, LIMIT)[0]
     assert states.shape == (len(texts), 16)
     assert np.isfinite(states).all()
     assert check_vectors(reduce(states)[0])[0]

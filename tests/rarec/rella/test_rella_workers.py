@@ -29,7 +29,7 @@ def test_tuned_by_one_worker_and_asked_by_two(tmp_path, monkeypatch):
         folder.mkdir()
     settings = {"epochs": 2, "batch_size": 8, "learning_rate": 0.02}
     places = {"shots": str(shots), "output": str(adapter), "checkpoint": str(checkpoint)}
-    tuning.work(job | places | {"settings": settings, "seed": 5, "mode": "mixed"}, REPORTER)
+    tuning.work(job | places | {"settings": settings, "engine": {}, "seed": 5, "mode": "mixed"}, REPORTER)
     assert len(json.loads((adapter / HISTORY).read_text())["history"]) == 2
 
     settings = {"valid_samples": 5, "test_samples": 8, "seed": 2}
