@@ -236,3 +236,19 @@ def test_worker_entry(tmp_path):
         pretrain_module.work({**job, "settings": settings.model_dump(), "engine": {}}, reporter)
     assert load_encoder(folders["output"]).settings.dim == settings.dim
     assert isinstance(UserSequences.load(folders["sequences"]), UserSequences)
+
+
+def test_a_step_in_pieces_is_the_same_without_contrast_and_refused_with_it(sequences):
+    settings = PretrainSettings(
+        dim=8, inner_dim=8, max_length=10, batch_size=16, contrastive_weight=0, hidden_dropout=0, attention_dropout=0
+    )
+    losses = []
+    for accumulation in (1, 3):
+        objective = PretrainObjective(sequences, settings, CPU, accumulation)
+        objective.start_epoch(0)
+        batches = list(objective.batches())
+        assert {len(pieces) for pieces, _ in batches} == {accumulation}
+        losses.append([sum(float(objective.model(piece)[0].detach()) for piece in pieces) for pieces, _ in batches])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    with pytest.raises(InputError, match="accumulation is 3, but the contrastive loss compares all prefixes of a step"):
+        PretrainObjective(sequences, settings.model_copy(update={"contrastive_weight": 0.1}), CPU, 3)
