@@ -17,7 +17,6 @@ def two_ranks(tmp_path_factory):
     return folder
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("single_process")
 def test_two_ranks_train_as_one(two_ranks, tmp_path):
     """Losses, validation figures and weights of both stages; sums run in another order, hence the tolerance."""

@@ -18,7 +18,6 @@ def two_ranks(tmp_path_factory):
     return folder
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("single_process")
 def test_two_ranks_tune_as_one(two_ranks, tmp_path):
     """Losses, validation figures and the adapter; also where one rank has fewer pieces, or no prompt at all."""
@@ -47,7 +46,6 @@ def test_two_ranks_tune_as_one(two_ranks, tmp_path):
             torch.testing.assert_close(double[name], value, rtol=1e-3, atol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("single_process")
 def test_two_ranks_train_one_scratch_model(two_ranks, tmp_path):
     tune_on_ranks(tmp_path)
