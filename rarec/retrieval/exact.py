@@ -2,7 +2,6 @@
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from rarec.data.sequences import IntArray
 from rarec.retrieval.index import FloatArray
@@ -41,7 +40,7 @@ class ExactSearch:
         block = max(1, _PRODUCTS // self.ntotal)
         for start in range(0, len(queries), block):
             part = torch.from_numpy(queries[start : start + block])
-            best: tuple[Tensor, Tensor] = (on_device(part, self._vectors.device) @ self._vectors.T).topk(found)
-            for table, values in zip((score, place), best, strict=True):
-                table[start : start + block, :found] = values.cpu().numpy()
+            best = (on_device(part, self._vectors.device) @ self._vectors.T).topk(found)
+            score[start : start + block, :found] = best.values.cpu().numpy()
+            place[start : start + block, :found] = best.indices.cpu().numpy()
         return score, place
