@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install run ui test test-all lint bench constraints clean-venv
+.PHONY: help install run ui test test-all lint bench bench-gpu constraints clean-venv
 
 PYTHON ?= python3.11
 VENV := .venv
@@ -16,6 +16,7 @@ OTHER := $(if $(filter gpu,$(EXTRA)),cpu,gpu)
 DATASET := demo
 TRACK := everything
 CONFIG := {}
+PART := matmul
 NPROC := $(RAREC_NPROC)
 export CONFIG
 export RAREC_DATA
@@ -46,6 +47,9 @@ lint: $(STAMP)  ## ruff and mypy
 
 bench: $(STAMP)  ## measure speed and scale; results go to benchmarks/results
 	@$(BIN)/python -m benchmarks --record
+
+bench-gpu: $(STAMP)  ## measure a part on this machine's GPU (PART, ARGS; docs/gpu.md); results go to benchmarks/results
+	@$(BIN)/python -m benchmarks.gpu $(PART) $(ARGS)
 
 install: $(STAMP)  ## .venv with everything the other targets need (EXTRA=cpu or gpu)
 

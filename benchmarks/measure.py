@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, Literal
 
 import faiss
 import torch
@@ -22,17 +22,19 @@ from rarec.training.fit import FitSettings, Objective, Report, fit
 from rarec.training.progress import LONE_WORKER
 
 # What the launcher sets for a lone worker on the CPU.
-WORKER_ENVIRONMENT = {**LONE_WORKER, "DS_ACCELERATOR": "cpu"}
+WORKER_ENVIRONMENT = {**LONE_WORKER, "DS_ACCELERATOR": "cpu"}  # on a GPU: "cuda"
 _RESET_PEAK = "5"  # what `clear_refs` takes to forget the largest resident size (proc(5))
 
 Column = dict[str, float | int | str]
 Figures = dict[str, Column]
 """A benchmark's result: column (a workload or a size) to row to value."""
+FAILED = "failed"
+"""The row of a column that has no other, since what it measures failed: why."""
 
 
-def become_worker(threads: int) -> None:
+def become_worker(threads: int, device: Literal["cpu", "cuda"] = "cpu") -> None:
     """Set this process up like a training worker with ``threads`` threads; both sides of a comparison profit alike."""
-    os.environ.update(WORKER_ENVIRONMENT)
+    os.environ.update(WORKER_ENVIRONMENT | {"DS_ACCELERATOR": device})
     keep_freed_memory()
     torch.set_num_threads(threads)
     faiss.omp_set_num_threads(threads)

@@ -33,17 +33,26 @@ def table(figures: Figures) -> str:
     return "\n".join(lines)
 
 
-def markdown(results: Mapping[str, Figures], command: str, machine: Column, measured: str) -> str:
-    """A page of one or more benchmarks."""
+def markdown(
+    results: Mapping[str, Figures], command: str, machine: Column, measured: str, about: Mapping[str, str] | None = None
+) -> str:
+    """A page of one or more benchmarks; ``about``: what they measure, where they are not among `BENCHMARKS`."""
     facts = ", ".join(f"{name} {value}" for name, value in machine.items())
-    parts = [f"    {command}", f"Measured {measured} on: {facts}.", SHARED.strip()]
+    parts = [f"    {command}", f"Measured {measured} on: {facts}.", *([] if about else [SHARED.strip()])]
     for name, figures in results.items():
-        parts += [f"## {name}", inspect.getdoc(BENCHMARKS[name]) or "", table(figures)]
+        text = about[name] if about else inspect.getdoc(BENCHMARKS[name]) or ""
+        parts += [f"## {name}", text, table(figures)]
     return "\n\n".join(parts) + "\n"
 
 
 def write(
-    stem: Path, results: Mapping[str, Figures], command: str, machine: Column, measured: str, effort: dict[str, Any]
+    stem: Path,
+    results: Mapping[str, Figures],
+    command: str,
+    machine: Column,
+    measured: str,
+    effort: dict[str, Any],
+    about: Mapping[str, str] | None = None,
 ) -> None:
     """Write ``stem``.json and ``stem``.md."""
     stem.parent.mkdir(parents=True, exist_ok=True)
@@ -55,7 +64,7 @@ def write(
         "results": {name: {title: _plain(column) for title, column in f.items()} for name, f in results.items()},
     }
     stem.with_suffix(".json").write_text(json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
-    stem.with_suffix(".md").write_text(markdown(results, command, machine, measured))
+    stem.with_suffix(".md").write_text(markdown(results, command, machine, measured, about))
 
 
 def _plain(column: Column) -> dict[str, float | int | str | None]:

@@ -102,7 +102,8 @@ def full_ranking(
     starts = list(range(0, n_users, block))
     stops = [min(start + block, n_users) for start in starts]
     seen_bounds = torch.searchsorted(seen_keys, torch.tensor([*starts, n_users], device=device) * n_items).tolist()
-    columns = [(int(targets[start]), int(targets[stop - 1])) for start, stop in zip(starts, stops, strict=True)]
+    ends = [targets[torch.tensor(places, dtype=torch.int64)].tolist() for places in (starts, [s - 1 for s in stops])]
+    columns = list(zip(*ends, strict=True))
 
     rank = torch.empty(n_users, dtype=torch.int64, device=device)
     rank_masked = torch.empty_like(rank)

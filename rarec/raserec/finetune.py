@@ -26,6 +26,7 @@ from rarec.training.engine_settings import EngineSettings
 from rarec.training.fit import Report, fit
 from rarec.training.progress import ProgressReporter, worker_main
 from rarec.training.softmax import full_softmax_loss
+from rarec.training.transfer import on_device
 
 
 @dataclass(frozen=True)
@@ -140,7 +141,7 @@ class FinetuneObjective:
         """This rank's part of every step."""
         for step in self._steps[first:]:
             parts = np.array_split(shares(step), self.accumulation)
-            pieces = [torch.from_numpy(part).to(self.device) for part in parts]
+            pieces = [on_device(torch.from_numpy(part), self.device) for part in parts]
             yield [(self.queries[rows], self.neighbours[rows], self.targets[rows]) for rows in pieces], len(step)
 
     def random_state(self) -> dict[str, Tensor]:

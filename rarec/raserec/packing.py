@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from rarec.data.sequences import IntArray, UserSequences, Windows, ranges
+from rarec.training.transfer import on_device
 
 _SHORTEST_ROW = 32  # shorter rows would make many small products
 
@@ -39,11 +40,7 @@ class PackedRows:
     def to(self, device: torch.device) -> "PackedRows":
         """The same batch on ``device``."""
         return PackedRows(
-            self.items.to(device),
-            self.positions.to(device),
-            self.first.to(device),
-            self.last.to(device),
-            self.outputs.to(device),
+            *(on_device(part, device) for part in (self.items, self.positions, self.first, self.last, self.outputs))
         )
 
 
@@ -63,7 +60,7 @@ class PackedSteps:
 
     def to(self, device: torch.device) -> "PackedSteps":
         """The same batch on ``device``; the counts stay, since PyTorch wants them on the CPU."""
-        return PackedSteps(self.items.to(device), self.windows, self.outputs.to(device))
+        return PackedSteps(on_device(self.items, device), self.windows, on_device(self.outputs, device))
 
 
 def pack_rows(

@@ -38,6 +38,7 @@ from rarec.training.engine_settings import EngineSettings
 from rarec.training.fit import Report, fit
 from rarec.training.progress import ProgressReporter, worker_main
 from rarec.training.softmax import full_softmax_loss, single_or_double
+from rarec.training.transfer import on_device
 
 
 class SameNextItem:
@@ -143,7 +144,7 @@ class PretrainObjective:
     def _piece(self, rows: IntArray) -> tuple[Any, Tensor]:
         windows = self.windows.take(rows)
         prefixes = windows.prefixes()
-        targets = torch.from_numpy(self.sequences.next_items(prefixes)).to(self.device)
+        targets = on_device(torch.from_numpy(self.sequences.next_items(prefixes)), self.device)
         if self.settings.contrastive_weight:
             partners = single_windows(
                 self.sequences,

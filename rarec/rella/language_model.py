@@ -22,6 +22,7 @@ from rarec.config import Settings
 from rarec.data.files import sha256_of
 from rarec.errors import InputError, one_line
 from rarec.text.tokens import frame_texts
+from rarec.training.transfer import on_device
 
 Quantisation = Literal["none", "8bit", "nf4"]
 REFERENCE = "reference.json"
@@ -214,6 +215,7 @@ def load_model(folder: Path, device: torch.device, quantisation: Quantisation = 
             if quantisation == "8bit"
             else BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)
         )
+    if device.type == "cuda":  # straight there: ranks need no room for a whole model each in the machine's memory
         options["device_map"] = {"": device}
     try:
         model = AutoModelForCausalLM.from_pretrained(folder, **options)
@@ -322,9 +324,8 @@ def pad(tokens: np.ndarray, lengths: np.ndarray, rows: np.ndarray, device: torch
     place = np.arange(int(chosen.max(initial=0)))
     real = place < chosen[:, None]
     ids = np.where(real, tokens[np.where(real, starts[:, None] + place, 0)], 0)
-    return PaddedBatch(
-        torch.from_numpy(ids.astype(np.int64)).to(device), torch.from_numpy(chosen.astype(np.int64)).to(device)
-    )
+    parts = (torch.from_numpy(part.astype(np.int64)) for part in (ids, chosen))
+    return PaddedBatch(*(on_device(part, device) for part in parts))
 
 
 def last_logits(model: Any, batch: PaddedBatch) -> Tensor:

@@ -54,20 +54,25 @@ def score(
     if ours is not None:
         batch_tokens = min(batch_tokens, BATCH_TOKENS)
 
+    chosen = torch.tensor(answers.tokens, device=device)
+
     def answer_logits(batch: PaddedBatch) -> Tensor:
-        return last_logits(model, batch)[:, answers.tokens] if ours is None else ours.answer_logits(batch)
+        return last_logits(model, batch)[:, chosen] if ours is None else ours.answer_logits(batch)
 
     for start in range(0, len(parts), _CHUNK):
         part = slice(start, min(start + _CHUNK, len(parts)))
         made = prompts.prompts(parts[part])
         dropped[part] = made.dropped
+        answered = []  # fetched at the chunk's end: a GPU goes on while the next batch is laid out
         for rows in by_length(made.lengths, batch_tokens):
             batch = pad(made.tokens, made.lengths, rows, device)
             with explain_out_of_memory(out_of_memory(batch, setting)):
                 logits = answer_logits(batch)
             done += len(rows)
             report(step=done, steps=len(parts))
-            probability[start + rows] = logits.double().softmax(1)[:, 1].cpu().numpy()
+            answered.append((rows, logits.double().softmax(1)[:, 1]))
+        for rows, yes in answered:
+            probability[start + rows] = yes.cpu().numpy()
     model.train(was_training)
     return probability, dropped
 

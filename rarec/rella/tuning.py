@@ -40,6 +40,7 @@ from rarec.training.engine_settings import EngineSettings
 from rarec.training.fit import FitSettings, Report, fit
 from rarec.training.memory import explain_out_of_memory
 from rarec.training.progress import ProgressReporter, worker_main
+from rarec.training.transfer import on_device
 
 TUNING = "tuning.json"
 
@@ -212,7 +213,7 @@ class TuningObjective:
         answers = np.array(self.classes)[self.label[rows].astype(np.int64)]
         return Piece(
             pad(made.tokens, made.lengths, np.arange(len(rows)), self.device),
-            torch.from_numpy(answers).to(self.device),
+            on_device(torch.from_numpy(answers), self.device),
             torch.full((len(rows),), weight, device=self.device),
         )
 

@@ -1,5 +1,6 @@
 """Faiss indexes by inner product: settings, construction, device."""
 
+import os
 from typing import Any, Literal
 
 import faiss
@@ -64,6 +65,13 @@ def can_use_gpu(settings: IndexSettings, count: int) -> bool:
     """Whether Faiss was built for GPUs, has one, and can search such an index for ``count`` neighbours there."""
     has_gpu = getattr(faiss, "get_num_gpus", lambda: 0)() > 0
     return has_gpu and settings.index != "hnsw" and count <= GPU_MOST
+
+
+def gpus_of_this_process() -> list[int]:
+    """A training worker's own GPU, where its peers do the same on theirs; else all that Faiss sees."""
+    if "LOCAL_RANK" in os.environ:
+        return [int(os.environ["LOCAL_RANK"])]
+    return list(range(faiss.get_num_gpus()))
 
 
 def normalised(vectors: FloatArray) -> FloatArray:

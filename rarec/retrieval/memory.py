@@ -19,7 +19,9 @@ import numpy.typing as npt
 from rarec.data.sequences import IntArray, UserSequences, ranges
 from rarec.errors import InputError
 from rarec.raserec.settings import MemorySettings
-from rarec.retrieval.index import FloatArray, can_use_gpu, new_index, normalised
+from rarec.retrieval.exact import ExactSearch
+from rarec.retrieval.index import FloatArray, can_use_gpu, gpus_of_this_process, new_index, normalised
+from rarec.training.engine import worker_device
 
 NO_USER = -1  # a query by somebody who is not in the data
 
@@ -261,10 +263,13 @@ class MemoryBank:
         # With the time cut, queries of one period search only what was known by the period's end.
         by_time = np.argsort(self.known_at, kind="stable")
         directions = normalised(self.representations[by_time])
+        device = worker_device()
+        on_gpu = ExactSearch(directions, device) if device.type == "cuda" else None
         for rows in np.array_split(np.argsort(queries.times, kind="stable"), min(64, len(queries))):
             known = int(np.searchsorted(self.known_at[by_time], queries.times[rows].max(), side="right"))
             if known:
-                yield rows, partial(_named_search, vectors=directions[:known], names=by_time)
+                part = _FaissSearch(directions[:known]) if on_gpu is None else on_gpu.first(known)
+                yield rows, partial(_named_search, part, names=by_time)
 
     def _search(self, queries: FloatArray, count: int) -> IntArray:
         """Ids of the ``count`` memories that the index finds for each query, allowed or not."""
@@ -272,11 +277,18 @@ class MemoryBank:
         return ids
 
     def _device_index(self, count: int) -> Any:
-        """The index, as a copy on the GPUs where Faiss was built for them and can do it there."""
-        if not can_use_gpu(self.settings, count):
+        """The index, as a copy on a GPU where Faiss, or for exact search PyTorch, can do it there."""
+        by_faiss = can_use_gpu(self.settings, count)
+        by_torch = self.settings.index == "flat" and worker_device().type == "cuda"
+        if not (by_faiss or by_torch):
             return self.index
-        if self._gpu_index is None or self._gpu_index.ntotal != len(self):
-            self._gpu_index = faiss.index_cpu_to_all_gpus(self.index)
+        made_by_faiss = not isinstance(self._gpu_index, ExactSearch)
+        if self._gpu_index is None or self._gpu_index.ntotal != len(self) or made_by_faiss != by_faiss:
+            self._gpu_index = (
+                faiss.index_cpu_to_gpus_list(self.index, gpus=gpus_of_this_process())
+                if by_faiss
+                else ExactSearch(normalised(self.representations), worker_device())
+            )
         return self._gpu_index
 
 
@@ -290,7 +302,19 @@ def first_allowed(ids: IntArray, allowed: npt.NDArray[np.bool_], k: int) -> tupl
     return kept, take.sum(1)
 
 
-def _named_search(queries: FloatArray, count: int, vectors: FloatArray, names: IntArray) -> IntArray:
+@dataclass(frozen=True)
+class _FaissSearch:
+    """Exact search in vectors that no index holds."""
+
+    vectors: FloatArray
+
+    def search(self, queries: FloatArray, count: int) -> tuple[FloatArray, IntArray]:
+        """As a Faiss index does it."""
+        found: tuple[FloatArray, IntArray] = faiss.knn(queries, self.vectors, count, metric=faiss.METRIC_INNER_PRODUCT)
+        return found
+
+
+def _named_search(vectors: ExactSearch | _FaissSearch, queries: FloatArray, count: int, names: IntArray) -> IntArray:
     """Exact search in ``vectors`` whose ids are ``names``."""
-    rows = faiss.knn(queries, vectors, count, metric=faiss.METRIC_INNER_PRODUCT)[1]
+    rows = vectors.search(queries, count)[1]
     return np.where(rows >= 0, names[rows], -1)

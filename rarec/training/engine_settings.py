@@ -102,6 +102,7 @@ class EngineSettings(Settings):
             "steps_per_print": 2**31,
             "zero_allow_untested_optimizer": True,
             "zero_force_ds_cpu_optimizer": False,  # it would have to be compiled
+            "timers": {"throughput": {"enabled": False}},  # it makes the CPU wait for the GPU twice a step
             **given,
             "zero_optimization": {**zero, **given.get("zero_optimization", {})},
         }

@@ -1,12 +1,14 @@
 import numpy as np
 import pytest
+import torch
 from raserec_toys import random_sequences, sequences_of, unchanged, unit
 
 from rarec.data.sequences import ranges
 from rarec.errors import InputError
 from rarec.raserec.settings import MemorySettings
+from rarec.retrieval import exact as exact_module
 from rarec.retrieval import memory as memory_module
-from rarec.retrieval.index import normalised
+from rarec.retrieval.index import gpus_of_this_process, normalised
 from rarec.retrieval.memory import NO_USER, MemoryBank, Queries, first_allowed
 
 DIM, ITEMS = 5, 14
@@ -308,15 +310,73 @@ def test_a_gpu_takes_the_searches_that_it_can(sequences, monkeypatch, settings, 
     bank = new_bank(sequences, MemorySettings(**settings))
     copies = []
 
-    def to_gpu(index):
+    def to_gpu(index, gpus):
+        assert gpus == [0]
         copies.append(memory_module.faiss.clone_index(index))
         return copies[-1]
 
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
     monkeypatch.setattr(memory_module.faiss, "get_num_gpus", lambda: 1, raising=False)
-    monkeypatch.setattr(memory_module.faiss, "index_cpu_to_all_gpus", to_gpu, raising=False)
+    monkeypatch.setattr(memory_module.faiss, "index_cpu_to_gpus_list", to_gpu, raising=False)
     for count in (20, 2048, 2049):
         assert (bank._device_index(count) is bank.index) == (count > gpu_up_to)
     assert len(copies) == (gpu_up_to > 0)  # copied once
+
+
+def test_a_training_worker_searches_on_its_own_gpu(monkeypatch):
+    """Its peers search on theirs; elsewhere all are at hand."""
+    monkeypatch.setattr(memory_module.faiss, "get_num_gpus", lambda: 4, raising=False)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    assert gpus_of_this_process() == [0, 1, 2, 3]
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    assert gpus_of_this_process() == [2]
+
+
+@pytest.mark.parametrize("products", [1, 100, 2**28])
+def test_exact_search_answers_as_faiss_does(monkeypatch, products):
+    """In blocks of any size; beyond the vectors that there are, nothing is found."""
+    monkeypatch.setattr(exact_module, "_PRODUCTS", products)
+    rows, asked = normalised(vectors(40)), normalised(vectors(7, seed=1))
+    index = memory_module.faiss.IndexFlatIP(DIM)
+    index.add(rows)
+    search = exact_module.ExactSearch(rows, torch.device("cpu"))
+    assert search.ntotal == 40
+    for count in (1, 5, 40):
+        score, place = search.search(asked, count)
+        expected_score, expected_place = index.search(asked, count)
+        assert np.array_equal(place, expected_place)
+        np.testing.assert_allclose(score, expected_score, rtol=1e-5, atol=1e-6)
+    score, place = search.first(3).search(asked, 5)
+    assert np.array_equal(np.sort(place[:, :3], 1), np.tile(np.arange(3), (7, 1)))
+    assert (place[:, 3:] == -1).all()
+    assert np.isneginf(score[:, 3:]).all()
+
+
+@pytest.mark.parametrize("time_cut", [False, True])
+def test_a_bank_finds_the_same_with_pytorch_on_the_gpu(sequences, monkeypatch, time_cut):
+    """Where Faiss has no GPU: `ExactSearch`, here on a CPU that passes for one."""
+    bank = new_bank(sequences, MemorySettings(time_cut=time_cut))
+    queries = all_queries(sequences)
+    expected = bank.similar_users(queries, 5)
+    assert (expected >= 0).mean() > 0.5
+    used = []
+
+    class OnCpu(exact_module.ExactSearch):
+        def __init__(self, rows, device):
+            assert device.type == "cuda"
+            used.append(len(rows))
+            super().__init__(rows, torch.device("cpu"))
+
+    monkeypatch.setattr(memory_module, "worker_device", lambda: torch.device("cuda", 0))
+    monkeypatch.setattr(memory_module, "ExactSearch", OnCpu)
+    assert np.array_equal(bank.similar_users(queries, 5), expected)
+    assert used == [len(bank)]
+    if not time_cut:  # the copy is kept until memories are added
+        bank.similar_users(queries, 5)
+        assert used == [len(bank)]
+        bank.append(sequences, sequences.prefixes("valid"), vectors(len(sequences.prefixes("valid")), seed=3))
+        bank.similar_users(queries, 5)
+        assert used[1:] == [len(bank)]
 
 
 def test_new_memories_suit_queries_that_were_asked_before(sequences):
