@@ -168,6 +168,9 @@ class _Loop:
             clip=clip,
         )
         self.state, self._random = restore_state(checkpoint, self.engine)
+        if rank() == 0 and self.state.total:
+            # Into the log of the run, where an operator looks for whether a second attempt lost anything.
+            print(f"{stage}: goes on after {len(self.state.history)} epochs and {self.state.step} steps", flush=True)
         self._began = time.perf_counter() - self.state.seconds
         self._saved_at = time.perf_counter()
 
