@@ -1,7 +1,7 @@
 """One process that materialises assets as `make run` does, for test_drills_kill.py: `drill_step.py plan.json`.
 
-The plan holds `assets`, `config` and perhaps `with_upstream`; the last line that it prints is an account in JSON. Retries
-wait a moment instead of seconds; all else is the product's own.
+The plan holds `assets`, `config` and perhaps `with_upstream`; the last line that it prints is an account in JSON.
+Retries wait a moment instead of seconds; all else is the product's own.
 """
 
 import json
@@ -15,7 +15,7 @@ import assets.training
 
 assets.training.RETRIES = dg.RetryPolicy(max_retries=assets.training.RETRIES.max_retries, delay=0.2)
 
-from pipelines.definitions import defs
+from pipelines.definitions import defs  # noqa: E402 - its assets take the policy when they are defined
 
 
 def main():

@@ -17,7 +17,7 @@ import pytest
 import requests
 
 from pipelines.run import INTERRUPTED
-from resources.launcher import LAUNCH_ID, end_processes
+from rarec.training.processes import LAUNCH_ID, end_processes
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.slow
