@@ -10,16 +10,19 @@ import json
 import os
 import random
 import shutil
+import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
-from contextlib import suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 import pytest
+from safetensors.torch import load_file
 from test_drills_cancel import TINY, wait_for
 
 from rarec.training.checkpoint import STATE
@@ -472,8 +475,9 @@ def test_disk_full_at_a_checkpoint(drill, record, left):
         assert not account["success"]
         (failure,) = account["failures"]
         print(failure)
-        assert f"{STATE} cannot be written: " in failure
-        assert "make room there, then run again: it goes on from the checkpoint before" in failure
+        # A rank that cannot leave a word is spoken for by the launcher.
+        assert f"{STATE} cannot be written: " in failure or f"the disk of the working folder {work}" in failure
+        assert "make room there, then run again: " in failure
         assert account["retries"] == 0
         assert drill.processes() == []
         assert load_file(drill.state(asset))  # whole
@@ -587,9 +591,10 @@ def _page(rows, notes):
         "",
         "    RAREC_DRILLS_RECORD=1 python -m pytest -m slow tests/drills/test_drills_kill.py",
         "",
-        "Two ranks on two CPU cores, a checkpoint every second step, the synthetic data set of the drills. Each training's",
-        "final artifact (weights, history, settings) is compared with that of an undisturbed run file by file, by SHA-256:",
-        "no tolerance. Meanwhile the artifact store was looked at several times a second, and everything in it verified.",
+        "Two ranks on two CPU cores, a checkpoint every second step, the synthetic data set of the drills. Each",
+        "training's final artifact (weights, history, settings) is compared with that of an undisturbed run file by",
+        "file, by SHA-256: no tolerance. Meanwhile the artifact store was looked at several times a second, and all",
+        "that stood in it verified.",
         "",
         "| asset | moment of kill -9 | killed | checkpoint | others gone after, s | went on | from | result |",
         "|---|---|---|---|---|---|---|---|",
