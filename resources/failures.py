@@ -80,7 +80,7 @@ def failure(ending: Ending, errors: Errors, output: OutputFollower, stacks: dict
     """
     errors.look()
     error = errors.cause()
-    # On a full disk ranks cannot leave why they ended, and what they do say is about some file that happened to be next.
+    # On a full disk ranks cannot leave why they ended, or they speak of the file that happened to be the next.
     if not (error and error.get("input_error")) and (full := full_disk(folder)):
         said = f"worker {error['rank']}: {error['message']}" if error else output.last_lines()
         return _failure(f"Training failed: {full}. Last words: {said}", ending.exit_code, output, allow_retries=False)
