@@ -50,7 +50,7 @@ UPSTREAM = {  # trained assets: itself, and on what it rests
 }
 ROLES = ("rank 0", "rank 1", "torchrun", "agent", "step")
 GONE_S = 20.0  # the grace of the agent's SIGTERM, and some
-LATE_S = 90.0
+LATE_S = 180.0  # for what takes seconds on an idle machine
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ class Drill:
         """A process that makes this trained asset with the settings of the undisturbed run."""
         return self.start(asset, config={asset: CONFIG[asset]}, **environment)
 
-    def account(self, process, seconds=180):
+    def account(self, process, seconds=400):
         """What a step tells of itself when it ends."""
         process.wait(seconds)
         lines = process.log.read_text().splitlines()
