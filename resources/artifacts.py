@@ -262,7 +262,8 @@ class ArtifactStore(dg.ConfigurableResource):
                 commit = self._commit_local if self._is_local else self._commit_remote
                 commit(folder, manifest, replace)
             except Exception as error:
-                if _is_full_disk(error):
+                # A failure that is final has said what is to be done, perhaps about another disk (a checkpoint's).
+                if _is_full_disk(error) and getattr(error, "allow_retries", not isinstance(error, InputError)):
                     raise _storage_full(folder, place) from error
                 raise
             draft._artifact = self.open(asset, partition, fingerprint)

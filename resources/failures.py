@@ -1,6 +1,7 @@
 """Why a training ended: which rank, what happened to it and what it said last, as one Dagster failure."""
 
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from rarec.training.progress import duration
 from resources.output import OutputFollower
 from resources.pulse import Silence
 
+FULL_BYTES = 1 << 20  # less than this is left on a disk that is full
 OUT_OF_MEMORY = ("OutOfMemoryError", "MemoryError")
 # What a rank says whose peer went away: a consequence, not the cause.
 LOST_PEER = ("connection closed by peer", "connection reset by peer", "broken pipe", "distbackenderror", "distnetwork")
@@ -58,14 +60,30 @@ def _is_consequence(error: dict[str, Any]) -> int:
     return 2
 
 
-def failure(ending: Ending, errors: Errors, output: OutputFollower, stacks: dict[int, str]) -> dg.Failure:
+def full_disk(folder: Path) -> str:
+    """That a working folder's disk is full and what to do; empty where there is room."""
+    free = shutil.disk_usage(folder).free
+    if free >= FULL_BYTES:
+        return ""
+    return (
+        f"the disk of the working folder {folder} is full ({free:,} bytes are left); make room there, then run again: "
+        "the training goes on from its last checkpoint"
+    )
+
+
+def failure(ending: Ending, errors: Errors, output: OutputFollower, stacks: dict[int, str], folder: Path) -> dg.Failure:
     """What the asset fails with.
 
     Args:
         stacks: of each rank, where it was asked for them.
+        folder: the training's working folder.
     """
     errors.look()
     error = errors.cause()
+    # On a full disk ranks cannot leave why they ended, or they speak of the file that happened to be the next.
+    if not (error and error.get("input_error")) and (full := full_disk(folder)):
+        said = f"worker {error['rank']}: {error['message']}" if error else output.last_lines()
+        return _failure(f"Training failed: {full}. Last words: {said}", ending.exit_code, output, allow_retries=False)
     if ending.hung:
         return _hung(ending, output, stacks)
     if ending.timed_out_s:

@@ -17,7 +17,7 @@ from rarec.training.engine_settings import EngineSettings
 from rarec.training.node import Assignment
 from rarec.training.progress import Progress, duration
 from rarec.training.signs import clear_signs, stacks_file
-from resources.failures import Ending, Errors, failure
+from resources.failures import Ending, Errors, failure, full_disk
 from resources.home import HEARTBEAT_S, REMOTE_SHELL
 from resources.machines import Machines, read_hostfile
 from resources.output import OutputFollower
@@ -88,6 +88,8 @@ class TrainingLauncher(dg.ConfigurableResource):
         job = {**job, "engine": self.engine}
         workdir = workdir.absolute()
         workdir.mkdir(parents=True, exist_ok=True)
+        if full := full_disk(workdir):  # else it would end at some file, and look like a fault of that
+            raise InputError(full)
         clear_signs(workdir)
         job_file = workdir / "job.json"
         job_file.write_text(json.dumps(dict(job), indent=1, sort_keys=True), encoding="utf-8")
@@ -124,7 +126,7 @@ class TrainingLauncher(dg.ConfigurableResource):
         for rank, text in stacks.items():
             context.log.error(f"Stacks of worker {rank}:\n{text}")
         if ending != Ending(exit_code=0):
-            raise failure(ending, errors, output, stacks)
+            raise failure(ending, errors, output, stacks, workdir)
 
     def result_settings(self) -> dict[str, Any]:
         """What of these settings changes a training's result, and so belongs to its artifact's identity."""

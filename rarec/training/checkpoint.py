@@ -32,7 +32,7 @@ class TrainingState:
         seconds: time it took so far.
         step: steps done of the epoch after those in ``history``; 0 between epochs.
         seen: samples of these steps.
-        sums: what these steps' losses add up to over all ranks.
+        sums: what these steps' losses add up to on each rank.
         total: samples of all steps so far.
     """
 
@@ -41,7 +41,7 @@ class TrainingState:
     seconds: float = 0.0
     step: int = 0
     seen: int = 0
-    sums: dict[str, float] = field(default_factory=dict)
+    sums: dict[str, list[float]] = field(default_factory=dict)
     total: int = 0
 
 

@@ -168,6 +168,9 @@ class _Loop:
             clip=clip,
         )
         self.state, self._random = restore_state(checkpoint, self.engine)
+        if rank() == 0 and self.state.total:
+            # Into the log of the run, where an operator looks for whether a second attempt lost anything.
+            print(f"{stage}: goes on after {len(self.state.history)} epochs and {self.state.step} steps", flush=True)
         self._began = time.perf_counter() - self.state.seconds
         self._saved_at = time.perf_counter()
 
@@ -219,7 +222,7 @@ class _Loop:
         steps = self.objective.start_epoch(epoch)
         if state.step:
             self.objective.restore_random_state(self._random)
-        sums = {name: torch.tensor(value / world_size()) for name, value in state.sums.items()}
+        sums = {name: torch.tensor(values[rank()]) for name, values in state.sums.items()}
         first, seen = state.step, state.seen
         for step, (pieces, samples) in enumerate(self.objective.batches(first), start=first + 1):
             rate = settings.rate(epoch, step - 1, steps)
@@ -241,8 +244,10 @@ class _Loop:
                     eta_s=elapsed / (step - first) * (steps * (settings.epochs - epoch) - step),
                 )  # fmt: skip
             if step < steps and self._is_due(step):
-                whole = {name: float(all_sum(value.clone())) for name, value in sums.items()}
-                self._save(self.objective.random_state(), step=step, seen=seen, sums=whole)
+                # Each rank's own: shares of their total would round otherwise than in an undisturbed run.
+                ranks = from_every_rank({name: float(value) for name, value in sums.items()})
+                own = {name: [one[name] for one in ranks] for name in sums}
+                self._save(self.objective.random_state(), step=step, seen=seen, sums=own)
         state.step, state.seen, state.sums = 0, 0, {}
         record = {name: float(all_sum(value)) / seen for name, value in sums.items()}
         return {"epoch": epoch + 1, **record, "train_seconds": time.perf_counter() - clock}

@@ -14,7 +14,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -180,10 +180,11 @@ def worker_main(work: Callable[[dict[str, Any], ProgressReporter], None]) -> Non
     except Exception as error:
         bad_input = isinstance(error, InputError)
         exit_code = INPUT_ERROR_EXIT if bad_input else 1
-        if bad_input:
-            print(f"InputError: {error}", file=sys.stderr)
-        else:
-            traceback.print_exc()
+        with suppress(OSError):  # a full disk takes no output, but perhaps the small file below
+            if bad_input:
+                print(f"InputError: {error}", file=sys.stderr, flush=True)
+            else:
+                traceback.print_exc()
         try:
             leave_error(
                 folder,
@@ -195,8 +196,9 @@ def worker_main(work: Callable[[dict[str, Any], ProgressReporter], None]) -> Non
                 traceback=traceback.format_exc(),
             )
         finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
+            with suppress(OSError):
+                sys.stdout.flush()
+                sys.stderr.flush()
             os._exit(exit_code)
 
 
