@@ -94,7 +94,7 @@ def test_cause_is_told_from_its_consequences(tmp_path, leave, text, first):
     if not first:
         leave(tmp_path)
     output = OutputFollower(tmp_path, dg.build_asset_context())
-    assert str(failure(Ending(exit_code=1), errors, output, {}).description).startswith(text)
+    assert str(failure(Ending(exit_code=1), errors, output, {}, tmp_path).description).startswith(text)
 
 
 def test_of_equal_errors_the_first_seen_is_the_cause(tmp_path):
