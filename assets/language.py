@@ -180,9 +180,10 @@ def ctr_predictions(
         values |= {
             "prompts": prompts,
             "behaviours_dropped": dropped,
-            "prompts_per_s": round(prompts / max(fact["seconds"] for fact in facts), 1),
             "models": len(table.columns) - 2,
         }
+        if scored := sum(fact["scored"] for fact in facts):  # else an attempt before this one did it all
+            values["prompts_per_s"] = round(scored / max(fact["seconds"] for fact in facts), 1)
         return Outcome(values, metrics=dict(values))
 
     result, _ = materialise(

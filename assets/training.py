@@ -103,8 +103,9 @@ def run_worker(
     module: str,
     job: Mapping[str, object],
 ) -> None:
-    """Run a worker without checkpoints, in the working folder of ``run``'s artifact."""
+    """Run a worker in the working folder of ``run``'s artifact; it gets a ``checkpoint`` folder and may use it."""
     workdir = folders.workdir(context.asset_key.to_user_string(), run.fingerprint)
+    job = {**job, "checkpoint": str(workdir / "checkpoint")}
     launcher.launch(context, module, job, workdir, training_progress(run))
 
 

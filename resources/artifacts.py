@@ -32,6 +32,7 @@ from rarec.errors import InputError
 
 MANIFEST = "manifest.json"
 STAGING = ".staging"
+COMMIT_LOCK = ".commit"
 FOREIGN_STAGING_AGE_S = 24 * 3600  # staging of another host is left alone this long: its locks may be invisible here
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
@@ -273,25 +274,21 @@ class ArtifactStore(dg.ConfigurableResource):
         _sync_folders(folder)
         final = Path(self._place(manifest.asset, manifest.partition, manifest.fingerprint))
         final.parent.mkdir(parents=True, exist_ok=True)
-        # Two tries: a second writer may commit between our look and our rename.
-        for _ in range(2):
+        # One writer at a time, or a second one could move aside what the first has committed since the second looked.
+        with (self._local_root / COMMIT_LOCK).open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
             if not replace and self._intact(manifest):
                 return
             old = folder.with_name(folder.name + ".old")
             had_old = _rename(final, old)
             try:
-                moved = _rename(folder, final)
+                folder.rename(final)
             except BaseException:
                 if had_old:
                     _rename(old, final)
                 raise
-            if moved:
-                _sync_folder(final.parent)
-                shutil.rmtree(old, ignore_errors=True)
-                return
-            shutil.rmtree(old, ignore_errors=True)
-        if not self._intact(manifest):
-            raise RuntimeError(f"{final} is being replaced by several processes at once; run this asset again")
+            _sync_folder(final.parent)
+        shutil.rmtree(old, ignore_errors=True)
 
     def _commit_remote(self, folder: Path, manifest: Manifest, replace: bool) -> None:
         if not replace and self._intact(manifest):

@@ -78,26 +78,37 @@ def predict_all(
     base: str,
     samples: dict[Split, np.ndarray],
     report: Callable[..., None],
+    kept: Path,
 ) -> tuple[dict[Split, dict[str, np.ndarray]], dict[str, float]]:
-    """Probabilities by split and model, and figures on how it went: prompts, seconds, behaviours dropped.
+    """Probabilities by split and model, and figures on how it went: prompts, how many of them were scored now and in
+    how many seconds, behaviours dropped.
 
-    ``model`` is the language model without adapter; ``base`` its identity.
+    Args:
+        model: the language model without adapter.
+        base: its identity.
+        kept: folder in which each split's probabilities of each model are kept; what a call finds there it takes.
     """
     predictions: dict[Split, dict[str, np.ndarray]] = {split: {} for split in samples}
-    dropped = prompts = 0
+    dropped = prompts = scored = 0
+    kept.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()
 
     def run(label: str, model: Any, history: History) -> None:
-        nonlocal dropped, prompts
+        nonlocal dropped, prompts, scored
         for split, rows in samples.items():
-            probability, left_out = predictor.predict(
-                model,
-                rows,
-                history,
-                partial(report, stage=f"{label}, {split}"),
-            )
-            predictions[split][label] = probability
-            dropped, prompts = dropped + left_out, prompts + len(rows)
+            file = kept / f"{label}, {split}.npz"
+            if not file.exists():
+                probability, left_out = predictor.predict(
+                    model, rows, history, partial(report, stage=f"{label}, {split}")
+                )
+                partial_file = file.with_suffix(".partial.npz")
+                np.savez(partial_file, probability=probability, dropped=left_out)
+                partial_file.replace(file)
+                scored += len(rows)
+            with np.load(file) as found:
+                predictions[split][label] = found["probability"]
+                dropped += int(found["dropped"])
+            prompts += len(rows)
 
     for history in HISTORIES:
         run(untuned(history), model, history)
@@ -107,12 +118,13 @@ def predict_all(
             run(variant.label(history), adapted, history)
         model = adapted.unload()
     seconds = time.perf_counter() - started
-    return predictions, {"prompts": prompts, "seconds": seconds, "behaviours_dropped": dropped}
+    return predictions, {"prompts": prompts, "scored": scored, "seconds": seconds, "behaviours_dropped": dropped}
 
 
 def work(job: dict[str, Any], reporter: ProgressReporter) -> None:
     """Worker entry: ``job`` holds ``settings``, what `open_prompts` reads, the language model's identity ``base``,
-    ``adapters`` (name, folder), and the folder ``output``, which gets this rank's share as ``<split>-<rank>.parquet``.
+    ``adapters`` (name, folder), and the folders ``output``, which gets this rank's share as ``<split>-<rank>.parquet``,
+    and ``checkpoint``, for a later attempt.
     """
     keep_freed_memory()
     rank, world = launched_rank(), int(os.environ.get("WORLD_SIZE", "1"))
@@ -127,6 +139,7 @@ def work(job: dict[str, Any], reporter: ProgressReporter) -> None:
         job["base"],
         samples,
         reporter.report,
+        Path(job["checkpoint"]) / f"{rank}-of-{world}",
     )
     output = Path(job["output"])
     for split, columns in predictions.items():

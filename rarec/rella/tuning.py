@@ -7,6 +7,7 @@ The language model below the adapter is frozen.
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -152,6 +153,7 @@ class TuningObjective:
         seed: int,
         device: torch.device,
         accumulation: int = 1,
+        report: Report = lambda **_: None,
     ):
         # Answers as the loss counts them: tokens, or places among the two.
         few = settings.loss_over == "answers"
@@ -163,6 +165,7 @@ class TuningObjective:
         self.answers = answers
         self.device = device
         self.accumulation = accumulation
+        self.report = partial(report, stage="adapter tuning, validation")
         self.parts = source.rows(shots.sample, shots.retrieved)
         self.label = source.samples.label[shots.sample]
         made = prompts.prompts(self.parts)
@@ -224,7 +227,7 @@ class TuningObjective:
         chosen = every if is_shared_out(self.model) else shares(every)
         own, _ = score(
             self.model.model, self.prompts, self.validation_parts[chosen], self.answers, self.device,
-            self.settings.piece_tokens, setting="piece_tokens",
+            self.settings.piece_tokens, self.report, setting="piece_tokens",
         )  # fmt: skip
         return own if len(own) == len(every) else joined(torch.from_numpy(own), len(every)).numpy()
 
@@ -313,6 +316,7 @@ def work(job: dict[str, Any], reporter: ProgressReporter) -> None:
         seed,
         worker_device(),
         engine.accumulation,
+        reporter.report,
     )
     tune(objective, job["base"], Path(job["output"]), Path(job["checkpoint"]), reporter.report, engine)
 

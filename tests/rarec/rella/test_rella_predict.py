@@ -1,3 +1,6 @@
+import tempfile
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -34,14 +37,14 @@ def adapters(tmp_path_factory):
     return [(variant, folder / variant.name) for variant in VARIANTS]
 
 
-def predict(adapters, model=None, reports=None):
-    report = (lambda **_: None) if reports is None else (lambda **values: reports.append(values))
-    return predict_all(PREDICTOR, DATA.model() if model is None else model, adapters, BASE, SAMPLES, report)
+def predict(adapters, model=None, report=lambda **_: None):
+    with tempfile.TemporaryDirectory() as kept:
+        return predict_all(PREDICTOR, model or DATA.model(), adapters, BASE, SAMPLES, report, Path(kept))
 
 
 def test_every_model_has_a_column_in_every_split(adapters):
     reports = []
-    predictions, facts = predict(adapters, reports=reports)
+    predictions, facts = predict(adapters, report=lambda **values: reports.append(values))
     names = [
         "zero-shot, recent",
         "zero-shot, retrieved",
@@ -57,7 +60,7 @@ def test_every_model_has_a_column_in_every_split(adapters):
         values = np.array(list(columns.values()))
         assert values.shape == (7, len(SAMPLES[split]))
         assert len(np.unique(values.round(9), axis=0)) == 7  # no two models say the same
-    assert facts["prompts"] == 7 * 14
+    assert facts["prompts"] == facts["scored"] == 7 * 14
     assert facts["behaviours_dropped"] == 0
     assert facts["seconds"] > 0
     assert list(dict.fromkeys(report["stage"] for report in reports)) == [
@@ -97,14 +100,33 @@ def test_the_order_of_adapters_does_not_matter_and_nothing_stays(adapters):
     assert same_data(dict(model.state_dict()), dict(DATA.model().state_dict()))
 
 
-def test_behaviours_left_out_are_added_up(adapters):
+def test_second_attempt_scores_only_what_the_first_did_not_finish(adapters, tmp_path):
+    def fail(**values):
+        if values["stage"] == "tuned on mixed, retrieved (seed 3), valid":
+            raise ConnectionError
+
+    expected, _ = predict(adapters)
+    with pytest.raises(ConnectionError):
+        predict_all(PREDICTOR, DATA.model(), adapters, BASE, SAMPLES, fail, tmp_path)
+    stages = []
+    predictions, facts = predict_all(
+        PREDICTOR, DATA.model(), adapters, BASE, SAMPLES, lambda **values: stages.append(values["stage"]), tmp_path
+    )
+    assert stages[0] == "tuned on mixed, retrieved (seed 3), valid"
+    assert (facts["prompts"], facts["scored"]) == (7 * 14, 4 * 14)
+    for split, columns in expected.items():
+        for name, values in columns.items():
+            np.testing.assert_array_equal(predictions[split][name], values)
+
+
+def test_behaviours_left_out_are_added_up(tmp_path):
     from rarec.text.tokens import PromptTokens
 
     whole = [DATA.prompts.prompts(DATA.source.rows(s, r)).lengths for s in SAMPLES.values() for r in (False, True)]
     limit = int(max(lengths.max() for lengths in whole)) - 1
     short = PromptTokens.of(DATA.source.parts, DATA.tokenizer, limit)
     predictor = Predictor(DATA.source, short, DATA.answers, CPU, 500)
-    _, facts = predict_all(predictor, DATA.model(), [], BASE, SAMPLES, lambda **_: None)
+    _, facts = predict_all(predictor, DATA.model(), [], BASE, SAMPLES, lambda **_: None, tmp_path)
     expected = sum(int((lengths > limit).sum()) for lengths in whole)  # one behaviour each has to go
     assert facts["behaviours_dropped"] == expected > 0
 
