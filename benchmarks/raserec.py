@@ -75,7 +75,7 @@ def _stage1(sequences: UserSequences, effort: Effort) -> Column:
     )
     tokens, samples = _tokens(objective, effort.our_steps)
     return {
-        **_sizes(sequences),
+        **sizes(sequences),
         **_protocol(effort),
         **_epochs(ours[1:], plain[1:], prefixes),
         "tokens a prefix, ours": tokens / samples,
@@ -117,7 +117,7 @@ def _stage2(sequences: UserSequences, effort: Effort) -> Column:
     )
     epochs = _epochs(ours[1:], plain[1:], len(bank))
     return {
-        **_sizes(sequences),
+        **sizes(sequences),
         **_protocol(effort),
         **epochs,
         "constants of the stage, ours, s": once,
@@ -163,7 +163,7 @@ def _memory(sequences: UserSequences, effort: Effort) -> Column:
         for ids in (found["ours"][sample], found["plain"])
     )
     return {
-        **_sizes(sequences),
+        **sizes(sequences),
         "rounds": effort.rounds,
         "queries of the plain side": len(sample),
         "encode all prefixes, ours, s": encoding,
@@ -211,7 +211,7 @@ def _ranking(sequences: UserSequences, effort: Effort) -> Column:
     encoding = clock(lambda: encoder.encode(sequences, prefixes))
     metrics = clock(lambda: (ranking_table(rank), ranking_table(rank)))
     return {
-        **_sizes(sequences),
+        **sizes(sequences),
         "users ranked": len(prefixes),
         "rounds": effort.rounds,
         "users of the plain side": len(users),
@@ -277,7 +277,7 @@ def _scale(sequences: UserSequences, column: Column) -> None:
         lambda: validation_metrics(sequences, lambda p: encoder.encode(sequences, valid[p]), encoder, encoder)
     )
     column |= {
-        **_sizes(sequences),
+        **sizes(sequences),
         "stage 1, an epoch, s": stage1_rate * len(prefixes),
         "encode and build the bank, s": building,
         "exact lists, s": exact,
@@ -328,7 +328,7 @@ def _overhead(sequences: UserSequences, effort: Effort) -> Column:
     loop = [rate * len(worker.prefixes) for rate in plain[1:]]
     checkpoint = (summary["seconds"] - inside) / epochs
     return {
-        **_sizes(sequences),
+        **sizes(sequences),
         "steps a round": effort.our_steps,
         "rounds": effort.rounds,
         **timing("epoch in a worker, s (extrapolated)", epoch),
@@ -358,7 +358,8 @@ def _tokens(objective: PretrainObjective, steps: int) -> tuple[int, int]:
     return sum(tokens), sum(samples)
 
 
-def _sizes(sequences: UserSequences) -> Column:
+def sizes(sequences: UserSequences) -> Column:
+    """How large a workload is."""
     return {
         "users": sequences.n_users,
         "items": sequences.n_items,

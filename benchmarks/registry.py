@@ -2,8 +2,12 @@
 
 from collections.abc import Callable
 
-from benchmarks import raserec, rella
+from benchmarks import launched, raserec, rella
 from benchmarks.measure import Figures
 from benchmarks.workloads import Setup
 
-BENCHMARKS: dict[str, Callable[[Setup], Figures]] = {**raserec.BENCHMARKS, **rella.BENCHMARKS}
+BENCHMARKS: dict[str, Callable[[Setup], Figures]] = {
+    **raserec.BENCHMARKS,
+    **launched.BENCHMARKS,
+    **rella.BENCHMARKS,
+}
