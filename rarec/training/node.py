@@ -83,8 +83,8 @@ class Assignment:
         elif "OMP_NUM_THREADS" not in self.environment:
             environment["OMP_NUM_THREADS"] = str(share)
         # Threads that wait by spinning, as OpenMP's do for milliseconds, take the cores from whoever else works there:
-        # beside another training a step took ten times as long.
-        environment.setdefault("GOMP_SPINCOUNT", "1000")
+        # beside another training a step took ten times as long. Fewer turns than these cost time where nobody else is.
+        environment.setdefault("GOMP_SPINCOUNT", "30000")
         interface = _interface(self.address.rpartition(":")[0]) if self.nodes > 1 else "lo"
         if interface and sys.platform == "linux":
             for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
