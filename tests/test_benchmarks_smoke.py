@@ -256,6 +256,14 @@ def test_every_benchmark_measures_something(name):
         assert 0 < figures["3x"]["inverted lists, recall@20"] <= 1
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("worker")
+def test_a_launched_training_is_compared_with_a_bare_loop():
+    figures = BENCHMARKS["launched"](Setup({"tiny": synthetic(users=20, items=50)}, TINY))["tiny"]
+    assert 0 < figures["epoch in a bare loop, s, best"] <= figures["epoch in a bare loop, s, median"] < 1000
+    assert 0 < figures["start, end and checkpoints of a training, s"] < 1000
+
+
 def test_growth_is_the_slope_of_the_logarithms(monkeypatch):
     """A stand-in that takes interactions squared seconds has exponent 2."""
 
