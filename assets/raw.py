@@ -1,4 +1,4 @@
-"""Group `raw`: files as published, then the three clean tables."""
+"""Group `raw`: new files as they arrive, files as published, then the three clean tables."""
 
 import functools
 import json
@@ -9,23 +9,79 @@ import dagster as dg
 import pandas as pd
 
 from assets.checks import artifact_check
-from assets.stage import OWNER, Outcome, StageConfig, markdown_table, materialise, refuse_bad_input, upstream
+from assets.stage import (
+    OWNER,
+    Outcome,
+    StageConfig,
+    markdown_table,
+    materialise,
+    progress_log,
+    refuse_bad_input,
+    upstream,
+)
 from rarec.data.checks import check_published_counts, check_schema, check_time_order, check_unique_interactions
 from rarec.data.download import locate_source
 from rarec.data.files import sha256_of
+from rarec.data.incoming import merge_incoming
 from rarec.data.raw import RawTables, read_raw
 from rarec.data.schemas import INTERACTIONS, ITEMS, USERS
 from rarec.data.spec import DatasetSpec
 from rarec.data.tables import Tables, build_tables
+from rarec.errors import one_line
 from resources.artifacts import Artifact, ArtifactStore
 from resources.folders import Folders
+from resources.incoming import Report, ingest, wait_for_settled
 from resources.tracking import MlflowTracking, TrackedRun
 
 CODE_VERSION = "1"
+SHOWN = 20  # files and bad rows in metadata
 CLEAN = ("interactions", "item_catalog", "user_profiles")
 
 
 @dg.asset(
+    group_name="raw",
+    kinds={"sqlite", "parquet"},
+    owners=[OWNER],
+    code_version=CODE_VERSION,
+)
+@refuse_bad_input
+def incoming_interactions(context: dg.AssetExecutionContext, folders: Folders) -> dg.MaterializeResult:
+    """The ledger of files that arrived after publication: each content judged once, bad rows set aside, rows kept."""
+    name = context.partition_key
+    spec, source, ledger = folders.spec(name), folders.incoming_files(name), folders.ledger(name)
+    try:
+        settled, settling = wait_for_settled(source, ledger, folders.settle_s)
+        report = ingest(source, ledger, spec, settled) if settled else Report()
+    except Exception as error:  # each kind of store has errors of its own
+        raise dg.Failure(f"new files in {source.url} cannot be taken in: {one_line(error)}") from error
+    state, files = ledger.state(), ledger.files()
+    metadata: dict[str, Any] = {
+        "reused": not report.judged,
+        "folder": source.url,
+        "files_judged_now": len(report.judged),
+        "files_not_settled": len(settling) + len(report.changing),
+    }
+    if len(files):
+        refused = files[files["refused"] != ""]
+        accepted = files[files["entry"].isin(state.entries)]
+        metadata |= {
+            "files": len(accepted),
+            "files_refused": len(refused),
+            "bad_rows": int(accepted["bad_rows"].sum()),
+            "dagster/row_count": int(accepted["rows"].sum()),
+            "ledger": dg.MetadataValue.path(str(ledger.folder)),
+        }
+        if report.judged:
+            metadata["judged now"] = dg.MetadataValue.md(_first_rows(report.table))
+        if len(refused):
+            metadata["refused"] = dg.MetadataValue.md(_first_rows(refused[["names", "refused", "recorded"]][::-1]))
+        text = f"{len(report.judged)} files judged now, {len(accepted)} hold {accepted['rows'].sum()} rows"
+        progress_log.info("%s", f"incoming_interactions: {text}")
+    return dg.MaterializeResult(metadata=metadata, data_version=dg.DataVersion(state.version or "empty"))
+
+
+@dg.asset(
+    deps=["incoming_interactions"],
     group_name="raw",
     kinds={"parquet", "pandas"},
     owners=[OWNER],
@@ -39,33 +95,47 @@ def raw_interactions(
     tracking: MlflowTracking,
     folders: Folders,
 ) -> dg.MaterializeResult:
-    """Interactions, items and users as published, as parquet, with provenance and a quarantine of unreadable rows."""
+    """Interactions, items and users as published and arrived since, with provenance and a quarantine of bad rows."""
     spec = folders.spec(context.partition_key)
     located = locate_source(spec, Path(folders.data), Path(folders.cache))
     names = {**spec.files(located.source), **spec.optional_files(located.source)}
     paths = {name: located.folder / name for name in names.values() if (located.folder / name).is_file()}
+    ledger = folders.ledger(spec.name)
+    state = ledger.state()
 
     def build(folder: Path, run: TrackedRun) -> Outcome:
         raw = read_raw(spec, located.folder)
+        provenance: dict[str, Any] = {
+            "data_set": spec.title,
+            "format": located.source.format,
+            "files": raw.sources,
+        }
+        counts: dict[str, int] = {}
+        tables = {"provenance": markdown_table(pd.DataFrame(raw.sources))}
+        if state.version:
+            incoming = ledger.read(state)
+            merged = merge_incoming(spec, raw, incoming)
+            raw, counts = merged.raw, merged.counts
+            arrived = incoming.files.drop(columns="entry")
+            provenance["incoming"] = {**counts, "files": json.loads(arrived.to_json(orient="records"))}
+            tables["incoming files"] = _first_rows(arrived[::-1])
         for name in ("interactions", "items", "users", "quarantine"):
             table: pd.DataFrame | None = getattr(raw, name)
             if table is not None:
                 table.to_parquet(folder / f"{name}.parquet", index=False)
-        provenance = {"data_set": spec.title, "format": located.source.format, "files": raw.sources}
         (folder / "provenance.json").write_text(json.dumps(provenance, indent=1))
         values = {
             "rows": len(raw.interactions),
             "quarantined_rows": len(raw.quarantine),
             "format": located.source.format,
+            **counts,
             "dagster/row_count": len(raw.interactions),
         }
-        tables = {
-            "provenance": markdown_table(pd.DataFrame(raw.sources)),
-            "preview": markdown_table(raw.interactions.head()),
-        }
+        tables["preview"] = markdown_table(raw.interactions.head())
         if len(raw.quarantine):
-            tables["quarantine"] = markdown_table(raw.quarantine.head(20))
-        return Outcome(values, tables, {"rows": len(raw.interactions), "quarantined_rows": len(raw.quarantine)})
+            tables["quarantine"] = _first_rows(raw.quarantine)
+        metrics: dict[str, float] = {"rows": len(raw.interactions), "quarantined_rows": len(raw.quarantine), **counts}
+        return Outcome(values, tables, metrics)
 
     result, _ = materialise(
         context,
@@ -73,7 +143,9 @@ def raw_interactions(
         tracking,
         code_version=CODE_VERSION,
         settings=_identity(spec),
-        inputs={name: sha256_of(path) for name, path in paths.items()},
+        # Without incoming rows the identity is that of the published files alone.
+        inputs={name: sha256_of(path) for name, path in paths.items()}
+        | ({"incoming_interactions": state.version} if state.version else {}),
         force=config.force,
         build=build,
     )
@@ -152,6 +224,11 @@ def _identity(spec: DatasetSpec) -> dict[str, Any]:
     return {"spec": spec.model_dump(mode="json", exclude={"overrides", "published", "template"})}
 
 
+def _first_rows(table: pd.DataFrame) -> str:
+    more = len(table) - SHOWN
+    return markdown_table(table.head(SHOWN)) + (f"\n\n… and {more} more" if more > 0 else "")
+
+
 def load_raw(artifact: Artifact) -> RawTables:
     """The raw tables of an artifact of `raw_interactions`."""
 
@@ -163,7 +240,8 @@ def load_raw(artifact: Artifact) -> RawTables:
     assert interactions is not None
     assert quarantine is not None
     provenance = json.loads(artifact.file("provenance.json").read_text())
-    return RawTables(interactions, read("items"), read("users"), quarantine, provenance["files"])
+    arrived = provenance.get("incoming", {}).get("incoming_rows", 0)
+    return RawTables(interactions, read("items"), read("users"), quarantine, provenance["files"], arrived)
 
 
 def load_table(artifact: Artifact, name: str) -> pd.DataFrame:

@@ -39,8 +39,11 @@ def user_sequences(
         table = load_table(inputs["interactions"], "interactions")
         users = load_table(inputs["user_profiles"], "users")["user_id"]
         n_items = len(load_table(inputs["item_catalog"], "items"))
+        # Someone new has one interaction at first, which must not stop everybody's training.
+        arrived = load_counts(inputs["interactions"]).get("incoming_rows", 0)
+        short_users = "train-only" if arrived else spec.short_users
         sequences = build_sequences(
-            table["user_index"], table["item_index"], table["timestamp"], len(users), n_items, spec.short_users, users
+            table["user_index"], table["item_index"], table["timestamp"], len(users), n_items, short_users, users
         )
         sequences.save(folder)
         prefixes = sequences.prefixes("train")

@@ -7,8 +7,9 @@ import dagster as dg
 
 from assets import ctr_reports, instruction, language, raw, recommender, reports, semantic, sequences, text
 from assets.stage import make_settings
-from pipelines.jobs import track_jobs
+from pipelines.jobs import ingest_job, track_jobs
 from pipelines.partitions import dataset_partitions
+from pipelines.sensors import incoming_sensor
 from rarec.data.spec import DatasetSpec
 from rarec.errors import InputError
 from resources.artifacts import ArtifactStore
@@ -37,7 +38,13 @@ def default_resources(home: RarecHome) -> dict[str, Any]:
             tracking_uri=home.tracking_uri, ui_url=home.mlflow_ui, artifact_root=str(home.mlflow / "artifacts")
         ),
         "folders": Folders(
-            data=str(home.data), datasets=str(home.datasets), cache=str(home.cache), work=str(home.work)
+            data=str(home.data),
+            datasets=str(home.datasets),
+            cache=str(home.cache),
+            work=str(home.work),
+            incoming=home.incoming,
+            ledgers=str(home.ledgers),
+            settle_s=home.settle_s,
         ),
         "launcher": TrainingLauncher(
             nproc=home.nproc,
@@ -67,10 +74,12 @@ def build_defs(home: RarecHome | None = None, resource_overrides: Mapping[str, A
     partitions = dataset_partitions(specs)
     found = [a for a in dg.load_assets_from_modules(ASSET_MODULES) if isinstance(a, dg.AssetsDefinition)]
     assets = dg.map_asset_specs(lambda spec: spec.replace_attributes(partitions_def=partitions), found)
+    ingest = ingest_job(partitions)
     return dg.Definitions(
         assets=assets,
         asset_checks=CHECKS,
-        jobs=track_jobs(partitions),
+        jobs=[*track_jobs(partitions), ingest],
+        sensors=[incoming_sensor(ingest, sorted(specs), home.incoming_interval_s)],
         resources={**default_resources(home), **(resource_overrides or {})},
     )
 

@@ -12,6 +12,26 @@ TRACKS = {
 }
 
 
+INGEST = (
+    "incoming_interactions",
+    "raw_interactions",
+    "interactions",
+    "item_catalog",
+    "user_profiles",
+    "user_sequences",
+)
+
+
+def ingest_job(partitions: dg.StaticPartitionsDefinition) -> Any:
+    """The job that takes in new files."""
+    return dg.define_asset_job(
+        "ingest",
+        selection=dg.AssetSelection.assets(*INGEST),
+        partitions_def=partitions,
+        description="Takes in the files that arrived for one data set and makes its tables and sequences anew.",
+    )
+
+
 def track_jobs(partitions: dg.StaticPartitionsDefinition) -> list[Any]:
     """One job a track, and `everything`."""
     jobs = [

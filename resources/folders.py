@@ -5,7 +5,10 @@ from pathlib import Path
 import dagster as dg
 from pydantic import Field
 
+from rarec.data.download import INCOMING
+from rarec.data.ledger import Ledger
 from rarec.data.spec import DatasetSpec, find_spec, load_specs
+from resources.incoming import IncomingFiles
 
 
 class Folders(dg.ConfigurableResource):
@@ -15,6 +18,11 @@ class Folders(dg.ConfigurableResource):
     datasets: str = Field(description="TOML files that declare the user's own data sets; need not exist.")
     cache: str = Field(description="Unpacked, downloaded and generated files; may be deleted at any time.")
     work: str = Field(description="Working folders of trainings: job, log and checkpoint.")
+    incoming: str = Field(
+        default="", description="Folder or fsspec URL where new files arrive (RAREC_INCOMING); empty: `data`."
+    )
+    ledgers: str = Field(description="Ledgers of incoming files, one folder a data set.")
+    settle_s: float = Field(default=60, ge=0, description="How long a new file must stay as it is (RAREC_SETTLE).")
 
     @property
     def hub_cache(self) -> Path:
@@ -28,6 +36,14 @@ class Folders(dg.ConfigurableResource):
     def spec(self, name: str) -> DatasetSpec:
         """The declaration of the data set called ``name``."""
         return find_spec(name, known_specs(Path(self.datasets)))
+
+    def incoming_files(self, name: str) -> IncomingFiles:
+        """Where new files of the data set called ``name`` arrive."""
+        return IncomingFiles(f"{(self.incoming or self.data).rstrip('/')}/{name}/{INCOMING}")
+
+    def ledger(self, name: str) -> Ledger:
+        """What came out of the new files of the data set called ``name``."""
+        return Ledger(Path(self.ledgers) / name)
 
 
 def known_specs(user_folder: Path) -> dict[str, DatasetSpec]:

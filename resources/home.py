@@ -13,6 +13,8 @@ from rarec.errors import InputError
 from rarec.training.engine_settings import EngineSettings
 
 REMOTE_SHELL = "ssh -o BatchMode=yes -o ServerAliveInterval=15"  # fails rather than ask; notices a cut network
+SETTLE_S = 60
+INCOMING_INTERVAL_S = 30
 HEARTBEAT_S = 1800  # validation by rank 0 alone, or a language model's loading, may take long
 
 
@@ -32,6 +34,22 @@ class RarecHome(Settings):
     mlflow_ui: str = Field(
         description="MLFLOW_UI_URL: address of the MLflow page that links in Dagster point to. Default: the tracking "
         "server itself, or http://127.0.0.1:5000 (`make ui`) for the sqlite file."
+    )
+
+    incoming: str = Field(
+        default="",
+        description="RAREC_INCOMING: where new interaction files arrive, a folder or any fsspec URL with a folder "
+        "<data set>/incoming/ for each data set. Default: RAREC_DATA.",
+    )
+    settle_s: int = Field(
+        default=SETTLE_S,
+        ge=0,
+        description="RAREC_SETTLE: seconds a new file must stay as it is before it is read. Default: 60.",
+    )
+    incoming_interval_s: int = Field(
+        default=INCOMING_INTERVAL_S,
+        ge=1,
+        description="RAREC_INCOMING_INTERVAL: least seconds between two ticks of `incoming_sensor`. Default: 30.",
     )
 
     nproc: int = Field(
@@ -88,6 +106,9 @@ class RarecHome(Settings):
         own_page = tracking_uri if tracking_uri.startswith(("http://", "https://")) else "http://127.0.0.1:5000"
         return cls(
             root=root,
+            incoming=_place(values.get("RAREC_INCOMING", "")),
+            settle_s=_whole_number(values, "RAREC_SETTLE", SETTLE_S),
+            incoming_interval_s=max(1, _whole_number(values, "RAREC_INCOMING_INTERVAL", INCOMING_INTERVAL_S)),
             nproc=_whole_number(values, "RAREC_NPROC"),
             threads=_whole_number(values, "RAREC_THREADS"),
             hostfile=values.get("RAREC_HOSTFILE", ""),
@@ -129,9 +150,19 @@ class RarecHome(Settings):
         return self.root / "announced"
 
     @property
+    def ledgers(self) -> Path:
+        """What came out of incoming files, a folder for each data set; it cannot be made again from anything else."""
+        return self.root / "incoming"
+
+    @property
     def datasets(self) -> Path:
         """TOML files that declare the user's own data sets."""
         return self.root / "datasets"
+
+
+def _place(text: str) -> str:
+    """A URL as it is, a folder in full."""
+    return text if not text or "://" in text else str(Path(text).expanduser().resolve())
 
 
 def _whole_number(values: Mapping[str, str], name: str, default: int = 0) -> int:

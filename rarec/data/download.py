@@ -13,6 +13,8 @@ from rarec.data.files import whole_folder
 from rarec.data.spec import DatasetSpec, SourceSpec
 from rarec.errors import InputError
 
+INCOMING = "incoming"  # folder of a data set in which new files arrive; what lies there was not published
+
 
 @dataclass(frozen=True)
 class Located:
@@ -51,7 +53,7 @@ def locate_source(spec: DatasetSpec, data_root: Path | None, cache: Path) -> Loc
     wanted = {name for source in spec.sources for name in spec.files(source).values()}
     wanted |= {name for source in spec.sources for name in spec.optional_files(source).values()}
     if folder and folder.is_dir():
-        nested = sorted(path for path in folder.iterdir() if path.is_dir())
+        nested = sorted(path for path in folder.iterdir() if path.is_dir() and path.name != INCOMING)
         for place in (folder, *nested):
             if source := find_source(spec, place):
                 return Located(place, source)

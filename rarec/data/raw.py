@@ -26,6 +26,7 @@ class RawTables:
         users: user_id and other columns, unique by user_id; None if not published.
         quarantine: [file, line, reason, text] of the rows that cannot be read.
         sources: role, file, bytes, sha256 and rows (readable ones) of each file.
+        incoming_rows: how many of the interactions arrived after publication (`rarec.data.incoming`).
     """
 
     interactions: pd.DataFrame
@@ -33,6 +34,7 @@ class RawTables:
     users: pd.DataFrame | None
     quarantine: pd.DataFrame
     sources: list[dict[str, str | int]]
+    incoming_rows: int = 0
 
 
 def read_raw(spec: DatasetSpec, folder: Path) -> RawTables:

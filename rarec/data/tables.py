@@ -119,6 +119,8 @@ def k_core(users: np.ndarray, items: np.ndarray, k: int) -> np.ndarray:
 
 def _read_counts(raw: RawTables) -> dict[str, int]:
     counts = {"interactions_read": len(raw.interactions)}
+    if raw.incoming_rows:
+        counts["incoming_rows"] = raw.incoming_rows
     for name, table in (("items", raw.items), ("users", raw.users)):
         if table is not None:
             counts[f"{name}_read"] = len(table)

@@ -118,7 +118,7 @@ class Plant:
         self.store = ArtifactStore(root=self.home.artifacts, cache=str(self.home.cache))
 
     def spec(self, name: str) -> DatasetSpec:
-        folders = Folders(data="", datasets=str(self.home.datasets), cache="", work="")
+        folders = Folders(data="", datasets=str(self.home.datasets), cache="", work="", ledgers="")
         return folders.spec(name)
 
     def run(self, dataset="tiny", only=(), resources=None, track="raserec", **config) -> dg.ExecuteInProcessResult:

@@ -47,7 +47,7 @@ class Workshop:
 
     def __init__(self, root: Path):
         self.store = ArtifactStore(root=str(root / "artifacts"), cache=str(root / "cache"))
-        self.folders = Folders(data="", datasets=str(root / "none"), cache="", work=str(root / "work"))
+        self.folders = Folders(data="", datasets=str(root / "none"), cache="", work=str(root / "work"), ledgers="")
         self.tracking = Tracking()
         self.logs: list[str] = []
 

@@ -54,6 +54,8 @@ def read_delimited(
     make_column: MakeColumn,
     quarantine: Quarantine,
     block_size: int = BLOCK,
+    kept_lines: list[np.ndarray] | None = None,
+    allow_empty: bool = False,
 ) -> pd.DataFrame:
     """Table of the file's readable rows, in file order.
 
@@ -65,10 +67,12 @@ def read_delimited(
         make_column: builder of each column, by our name.
         quarantine: takes the unreadable rows.
         block_size: bytes parsed at a time.
+        kept_lines: takes the line numbers of the readable rows, block by block.
+        allow_empty: a file without rows gives an empty table.
 
     Raises:
-        InputError: no rows, a required column missing, UTF-8 where the layout says latin-1, or more unreadable rows
-            than allowed.
+        InputError: no rows (unless there may be none), a required column missing, UTF-8 where the layout says latin-1,
+            or more unreadable rows than allowed.
     """
     total = count_lines(path)
     with path.open("rb") as stream:
@@ -98,6 +102,8 @@ def read_delimited(
                 bad |= found
             for column in columns:
                 column.keep(~bad if bad.any() else None)
+            if kept_lines is not None:
+                kept_lines.append(line + lines[~bad])
             line += _count(block)
             # Checked against the whole file at once, so that a wholly unreadable one is not hoarded line by line.
             quarantine.check(path.name, total)
@@ -109,7 +115,7 @@ def read_delimited(
         )
     table = pd.DataFrame({name: column.finish() for name, column in zip(names, columns, strict=True)})
     quarantine.check(path.name, len(table) + quarantine.count(path.name))
-    if not len(table):
+    if not len(table) and not allow_empty:
         raise InputError(f"{path.name}: the file holds no rows; get a complete copy of it.")
     return table
 

@@ -1,0 +1,273 @@
+"""The ledger of incoming files: every content judged once, its rows kept, in one SQLite file a data set.
+
+A file is known by the hash of its content, so that reading it again, under this name or another, changes nothing. What
+is recorded together is committed together: a process that dies leaves all of it or none. SQLite's rollback journal
+and full synchronisation keep that promise against kill -9 and a lost power supply, on shared folders too.
+
+An entry's rows never change. An entry that turns out to be the beginning of a later one (the file has grown) is
+superseded: its rows stay in the ledger and are no longer read.
+"""
+
+import hashlib
+import io
+import sqlite3
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal
+
+import pandas as pd
+
+from rarec.data.incoming import BAD_COLUMNS, ROW_TYPES, Incoming, no_rows
+
+Kind = Literal["csv", "parquet"]
+
+FILE = "ledger.sqlite"
+LOCK_WAIT_S = 60.0
+PART_ROWS = 1 << 20  # a part with its index stays far below SQLite's limit of 1 GB a value
+
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS entries (
+    entry INTEGER PRIMARY KEY AUTOINCREMENT, sha256 TEXT NOT NULL, kind TEXT NOT NULL, file TEXT NOT NULL,
+    bytes INTEGER NOT NULL, refused TEXT NOT NULL, row_count INTEGER NOT NULL, bad_rows INTEGER NOT NULL,
+    first INTEGER, last INTEGER, recorded TEXT NOT NULL, superseded_by INTEGER, UNIQUE (sha256, kind));
+CREATE TABLE IF NOT EXISTS names (
+    name TEXT NOT NULL, entry INTEGER NOT NULL, bytes INTEGER NOT NULL, stamp TEXT NOT NULL,
+    PRIMARY KEY (name, entry)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS parts (part INTEGER PRIMARY KEY, content BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS bad_rows (entry INTEGER NOT NULL, line INTEGER NOT NULL, reason TEXT NOT NULL,
+    text TEXT NOT NULL);
+CREATE INDEX IF NOT EXISTS bad_rows_of ON bad_rows (entry);
+CREATE TABLE IF NOT EXISTS looks (
+    name TEXT PRIMARY KEY, bytes INTEGER NOT NULL, stamp TEXT NOT NULL, since REAL NOT NULL) WITHOUT ROWID;
+"""
+
+
+@dataclass(frozen=True, order=True)
+class Seen:
+    """A file as a listing shows it; `stamp` is the store's text for when it was last written."""
+
+    name: str
+    bytes: int
+    stamp: str
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What was found in a file.
+
+    Attributes:
+        seen: the file.
+        kind: how it was read.
+        sha256: of its content.
+        rows: its good rows, columns `ROW_TYPES` without `entry`; none of a refused file.
+        bad: [line, reason, text] of its bad rows; none of a refused file.
+        refused: why the file as a whole is refused, else empty.
+        began_as: sha256 of earlier contents under its name that its content begins with.
+    """
+
+    seen: Seen
+    kind: Kind
+    sha256: str
+    rows: pd.DataFrame
+    bad: pd.DataFrame
+    refused: str = ""
+    began_as: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class State:
+    """What the ledger held at one moment.
+
+    Attributes:
+        entries: numbers of the entries whose rows count, in the order in which they were recorded.
+        version: hash over their contents in that order; empty where they hold no row.
+    """
+
+    entries: tuple[int, ...]
+    version: str
+
+
+class Ledger:
+    """The ledger in `folder`; nothing is written before `look` or `record` has something to write."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._file = folder / FILE
+
+    def look(self, files: Iterable[Seen], now: float, settle_s: float) -> tuple[list[Seen], list[Seen]]:
+        """Take in a listing: files yet to be judged that have settled, and those that have not.
+
+        A file has settled when it was seen with the same size and stamp `settle_s` seconds ago. Only moments of our own
+        clock are compared, never a file's stamp with it.
+        """
+        files = sorted(files)
+        if not files and not self._file.is_file():
+            return [], []
+        with self._connect() as database:
+            known = set(database.execute("SELECT name, bytes, stamp FROM names"))
+            before = {name: seen for name, *seen in database.execute("SELECT name, bytes, stamp, since FROM looks")}
+            settled: list[Seen] = []
+            settling: list[Seen] = []
+            changed = []
+            for file in files:
+                if (file.name, file.bytes, file.stamp) in known:
+                    continue
+                size, stamp, since = before.pop(file.name, (None, None, now))
+                if (size, stamp) != (file.bytes, file.stamp) or since > now:  # later than now: our clock was set back
+                    since = now
+                    changed.append((file.name, file.bytes, file.stamp, now))
+                (settled if now - since >= settle_s else settling).append(file)
+            if changed or before:
+                with _transaction(database):
+                    database.executemany("INSERT OR REPLACE INTO looks VALUES (?, ?, ?, ?)", changed)
+                    database.executemany("DELETE FROM looks WHERE name = ?", [(name,) for name in before])
+        return settled, settling
+
+    def unjudged(self, files: Iterable[Seen]) -> list[Seen]:
+        """Those of the files that no entry stands for."""
+        with self._connect() as database:
+            known = set(database.execute("SELECT name, bytes, stamp FROM names"))
+        return [file for file in files if (file.name, file.bytes, file.stamp) not in known]
+
+    def accepted(self) -> dict[str, dict[int, str]]:
+        """Name -> size -> sha256 of every accepted content that was seen under it."""
+        found: dict[str, dict[int, str]] = {}
+        with self._connect() as database:
+            for name, size, sha256 in database.execute(
+                "SELECT name, entries.bytes, sha256 FROM names JOIN entries USING (entry) WHERE refused = ''"
+            ):
+                found.setdefault(name, {})[size] = sha256
+        return found
+
+    def record(self, judged: Iterable[Judged]) -> list[Judged]:
+        """Keep what was found, all of it or nothing; returns those whose content is new to the ledger."""
+        new, rows = [], []
+        recorded = datetime.now(UTC).isoformat(timespec="seconds")
+        with self._connect() as database, _transaction(database):
+            for one in judged:
+                number, is_new = _entry(database, one, recorded)
+                if is_new:
+                    new.append(one)
+                    if len(one.rows):
+                        rows.append(one.rows.assign(entry=number))
+                    database.executemany(
+                        "INSERT INTO bad_rows VALUES (?, ?, ?, ?)",
+                        [(number, *row) for row in one.bad[BAD_COLUMNS].itertuples(index=False, name=None)],
+                    )
+                database.execute(
+                    "INSERT OR REPLACE INTO names VALUES (?, ?, ?, ?)",
+                    (one.seen.name, number, one.seen.bytes, one.seen.stamp),
+                )
+                if not one.refused:
+                    database.executemany(
+                        "UPDATE entries SET superseded_by = ? WHERE sha256 = ? AND kind = ? AND superseded_by IS NULL",
+                        [(number, sha256, one.kind) for sha256 in one.began_as],
+                    )
+            if rows:
+                table = pd.concat(rows, ignore_index=True)[list(ROW_TYPES)]
+                for start in range(0, len(table), PART_ROWS):
+                    database.execute(
+                        "INSERT INTO parts (content) VALUES (?)", (_parquet(table[start : start + PART_ROWS]),)
+                    )
+        return new
+
+    def state(self) -> State:
+        """What is in force now."""
+        if not self._file.is_file():
+            return State((), "")
+        with self._connect() as database:
+            found = database.execute(
+                "SELECT entry, sha256, row_count FROM entries "
+                "WHERE refused = '' AND superseded_by IS NULL ORDER BY entry"
+            ).fetchall()
+        text = "\n".join(f"{sha256} {rows}" for _, sha256, rows in found if rows)
+        version = hashlib.sha256(text.encode()).hexdigest()[:32] if text else ""
+        return State(tuple(entry for entry, _, _ in found), version)
+
+    def read(self, state: State) -> Incoming:
+        """The rows of that state, in the order of their entries and lines; the ledger may have grown meanwhile."""
+        wanted = pd.Index(state.entries, dtype="int64")
+        with self._connect() as database:
+            parts = [
+                part[part["entry"].isin(wanted)]
+                for (content,) in database.execute("SELECT content FROM parts ORDER BY part")
+                if len(part := pd.read_parquet(io.BytesIO(content)))
+            ]
+            entries = pd.read_sql(
+                "SELECT entry, file, bytes, sha256, row_count AS rows, bad_rows, first, last FROM entries", database
+            )
+            bad = pd.read_sql(
+                "SELECT entry, file, line, reason, text FROM bad_rows JOIN entries USING (entry) ORDER BY entry, line",
+                database,
+            )
+        rows = pd.concat([no_rows(), *parts], ignore_index=True)
+        return Incoming(
+            rows=rows.astype(ROW_TYPES),
+            files=entries[entries["entry"].isin(wanted)].reset_index(drop=True),
+            bad=bad[bad["entry"].isin(wanted)].reset_index(drop=True),
+        )
+
+    def files(self) -> pd.DataFrame:
+        """Every entry, accepted or refused, with all names its content was seen under; in order of record."""
+        if not self._file.is_file():
+            return pd.DataFrame()
+        with self._connect() as database:
+            return pd.read_sql(
+                "SELECT entry, (SELECT group_concat(name, ', ') FROM names WHERE entry = entries.entry) AS names, "
+                "sha256, bytes, row_count AS rows, bad_rows, first, last, refused, superseded_by, recorded "
+                "FROM entries ORDER BY entry",
+                database,
+            )
+
+    @contextmanager
+    def _connect(self) -> Iterator[sqlite3.Connection]:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        database = sqlite3.connect(self._file, timeout=LOCK_WAIT_S, isolation_level=None)
+        try:
+            database.execute("PRAGMA synchronous = FULL")
+            if not database.execute("SELECT 1 FROM sqlite_master WHERE name = 'looks'").fetchone():
+                with _transaction(database):
+                    for statement in SCHEMA.split(";")[:-1]:
+                        database.execute(statement)
+            yield database
+        finally:
+            database.close()
+
+
+@contextmanager
+def _transaction(database: sqlite3.Connection) -> Iterator[None]:
+    """All or nothing; other writers wait from the start, so that what is read in the block stays true."""
+    database.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+    except BaseException:
+        database.execute("ROLLBACK")
+        raise
+    database.execute("COMMIT")
+
+
+def _entry(database: sqlite3.Connection, one: Judged, recorded: str) -> tuple[int, bool]:
+    """Number of the entry of this content, and whether it was made now."""
+    times = one.rows["timestamp"][one.rows["timestamp"] >= 0]
+    first, last = (int(times.min()), int(times.max())) if len(times) else (None, None)
+    cursor = database.execute(
+        "INSERT OR IGNORE INTO entries (sha256, kind, file, bytes, refused, row_count, bad_rows, first, last, "
+        "recorded) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (
+            *(one.sha256, one.kind, one.seen.name, one.seen.bytes, one.refused),
+            *(len(one.rows), len(one.bad), first, last, recorded),
+        ),
+    )
+    (number,) = database.execute(
+        "SELECT entry FROM entries WHERE sha256 = ? AND kind = ?", (one.sha256, one.kind)
+    ).fetchone()
+    return number, cursor.rowcount == 1
+
+
+def _parquet(rows: pd.DataFrame) -> bytes:
+    stream = io.BytesIO()
+    rows.to_parquet(stream, index=False, compression="zstd")
+    return stream.getvalue()

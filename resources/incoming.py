@@ -1,0 +1,188 @@
+"""Taking in new interaction files: a folder or bucket is listed, what has settled is copied, judged and recorded.
+
+Nothing is ever written there. Everything that is known about a file is in the data set's ledger (`rarec.data.ledger`).
+"""
+
+import fcntl
+import hashlib
+import shutil
+import time
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pandas as pd
+
+from rarec.data.incoming import BAD_COLUMNS, no_rows, parse_incoming
+from rarec.data.ledger import Judged, Kind, Ledger, Seen
+from rarec.data.spec import DatasetSpec
+from rarec.errors import InputError, one_line
+
+KINDS: dict[str, Kind] = {".csv": "csv", ".parquet": "parquet"}
+# What a store calls the moment of the last write, and where it has none, what else changes with it.
+STAMPS = ("mtime", "LastModified", "last_modified", "updated", "modified", "created", "ETag", "etag")
+BATCH_FILES = 256
+BATCH_BYTES = 64 << 20
+CHUNK = 1 << 22
+
+
+class IncomingFiles:
+    """The files that arrive for one data set, in a local folder or under any fsspec URL."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self._fs, self._path = fsspec.core.url_to_fs(url)
+
+    def listing(self) -> list[Seen]:
+        """The files there; none without the folder. What is not meant, or not finished, by its name is left out.
+
+        That is: links, names that begin with `.` or `_`, end otherwise than `.csv` or `.parquet`, or cannot be printed.
+
+        Raises whatever the store raises when it cannot be reached.
+        """
+        self._fs.invalidate_cache()
+        try:
+            entries = self._fs.ls(self._path, detail=True)
+        except FileNotFoundError:
+            return []
+        return sorted(seen for entry in entries if (seen := _seen(entry)) is not None)
+
+    def copy(self, seen: Seen, target: Path, sizes: Collection[int]) -> tuple[str, dict[int, str]] | None:
+        """Copy to `target`: sha256 of the content, and of its first bytes for each of `sizes`.
+
+        None where the file is no longer as it was seen.
+        """
+        path = f"{self._path}/{seen.name}"
+        digest, done = hashlib.sha256(), 0
+        beginnings: dict[int, str] = {}
+        marks = [size for size in sorted(sizes) if 0 < size < seen.bytes]
+        try:
+            with self._fs.open(path, "rb") as source, target.open("wb") as copy:
+                while chunk := source.read(marks[0] - done if marks and marks[0] - done < CHUNK else CHUNK):
+                    copy.write(chunk)
+                    digest.update(chunk)
+                    done += len(chunk)
+                    if marks and done == marks[0]:
+                        beginnings[marks.pop(0)] = digest.hexdigest()
+            self._fs.invalidate_cache()
+            unchanged = _seen(self._fs.info(path)) == seen and done == seen.bytes
+        except FileNotFoundError:
+            return None
+        return (digest.hexdigest(), beginnings) if unchanged else None
+
+
+def _seen(entry: Mapping[str, Any]) -> Seen | None:
+    name = str(entry["name"]).rstrip("/").rsplit("/", 1)[-1]
+    wanted = entry["type"] == "file" and not entry.get("islink") and not name.startswith((".", "_"))
+    if not wanted or not name.isprintable() or Path(name).suffix.lower() not in KINDS:
+        return None
+    stamp = next((entry[key] for key in STAMPS if entry.get(key) is not None), "")
+    return Seen(name, int(entry["size"]), str(stamp))
+
+
+@dataclass
+class Report:
+    """What one ingestion did, as tables of the files that it recorded and the names of those left for the next one."""
+
+    judged: list[dict[str, Any]] = field(default_factory=list)
+    changing: list[str] = field(default_factory=list)
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """file, rows, bad_rows, verdict of each file judged now."""
+        return pd.DataFrame(self.judged, columns=["file", "rows", "bad_rows", "verdict"])
+
+
+def ingest(
+    source: IncomingFiles, ledger: Ledger, spec: DatasetSpec, settled: Sequence[Seen], batch_files: int = BATCH_FILES
+) -> Report:
+    """Judge each of the settled files and record it, batch by batch; another process that does the same is waited for.
+
+    A file that is no longer as it was seen is left for the next look. What was judged before the store goes away is
+    kept, and its error raised.
+    """
+    report = Report()
+    with _alone(ledger.folder) as scratch:
+        files = ledger.unjudged(settled)
+        earlier = ledger.accepted()
+        batch: list[Judged] = []
+        try:
+            for seen in files:
+                judged = _judge(source, spec, seen, earlier.get(seen.name, {}), scratch)
+                if judged is None:
+                    report.changing.append(seen.name)
+                    continue
+                batch.append(judged)
+                if len(batch) >= batch_files or sum(one.seen.bytes for one in batch) >= BATCH_BYTES:
+                    _record(ledger, batch, report)
+                    batch = []
+        except Exception:  # each kind of store has errors of its own
+            _record(ledger, batch, report)
+            raise
+        _record(ledger, batch, report)
+    return report
+
+
+def wait_for_settled(source: IncomingFiles, ledger: Ledger, settle_s: float) -> tuple[list[Seen], list[Seen]]:
+    """Files yet to be judged that have settled, and the others. Where all are too new to tell, looks again later."""
+    settled, settling = ledger.look(source.listing(), time.time(), settle_s)
+    if settling and not settled:
+        time.sleep(settle_s * 1.01)  # the two clocks may differ a little
+        settled, settling = ledger.look(source.listing(), time.time(), settle_s)
+    return settled, settling
+
+
+def _judge(
+    source: IncomingFiles, spec: DatasetSpec, seen: Seen, earlier: Mapping[int, str], scratch: Path
+) -> Judged | None:
+    suffix = Path(seen.name).suffix.lower()
+    copy = scratch / f"content{suffix}"  # a name of our own: what arrives never names a path here
+    copied = source.copy(seen, copy, earlier)
+    if copied is None:
+        return None
+    sha256, beginnings = copied
+    began_as = tuple(found for size, found in beginnings.items() if earlier[size] == found)
+    rows, bad, refused = no_rows(), pd.DataFrame(columns=BAD_COLUMNS), ""
+    try:
+        parsed = parse_incoming(copy, spec, time.time())
+        rows, bad = parsed.rows, parsed.bad
+    except (OSError, MemoryError):  # of this machine, not of the file
+        raise
+    except InputError as error:
+        refused = str(error).removeprefix(f"{copy.name}: ")
+    except Exception as error:  # whatever a strange file makes a parser raise, the other files go on
+        refused = f"it cannot be read ({type(error).__name__}: {one_line(error)})"
+    finally:
+        copy.unlink(missing_ok=True)
+    return Judged(seen, KINDS[suffix], sha256, rows, bad, refused, began_as)
+
+
+def _record(ledger: Ledger, batch: list[Judged], report: Report) -> None:
+    if not batch:
+        return
+    new = ledger.record(batch)
+    for one in batch:
+        verdict = f"refused: {one.refused}" if one.refused else "accepted"
+        if not any(one is other for other in new):
+            verdict = "known already, under another name or from an earlier look"
+        report.judged.append(
+            {"file": one.seen.name, "rows": len(one.rows), "bad_rows": len(one.bad), "verdict": verdict}
+        )
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[Path]:
+    """Keep other ingestions of this ledger out; yields an empty folder for copies. A dead process's lock is free."""
+    folder.mkdir(parents=True, exist_ok=True)
+    scratch = folder / "reading"
+    with (folder / "lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir()
+        try:
+            yield scratch
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
