@@ -13,18 +13,20 @@ STAMP := $(VENV)/.installed
 EXTRA := $(or $(shell cat $(STAMP) 2>/dev/null),cpu)
 OTHER := $(if $(filter gpu,$(EXTRA)),cpu,gpu)
 
-DATASET := demo
-TRACK := everything
-CONFIG := {}
-PART := matmul
-NPROC := $(RAREC_NPROC)
+# Each may stand before `make` (in the environment) or behind it.
+DATASET ?= demo
+TRACK ?= everything
+CONFIG ?= {}
+PART ?= matmul
+NPROC ?= $(RAREC_NPROC)
+RAREC_NPROC := $(NPROC)
 export CONFIG
 export RAREC_DATA
-export RAREC_NPROC = $(NPROC)
+export RAREC_NPROC
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
-	@echo "Settings: make run DATASET=ml-100k TRACK=raserec RAREC_DATA=folder NPROC=processes CONFIG='{asset: {setting: value}}'"
+	@echo "Settings: make run DATASET=ml-100k TRACK=raserec RAREC_DATA=folder NPROC=2 CONFIG='{\"raserec_finetuned\": {\"memories\": 50}}'"
 	@echo "          EXTRA=gpu with any target installs the GPU build of Faiss instead of the CPU one."
 
 run: $(STAMP)  ## materialise a data set and print its metric tables (DATASET, TRACK, CONFIG, NPROC, RAREC_DATA)

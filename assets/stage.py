@@ -18,7 +18,7 @@ import dagster as dg
 from pydantic import Field, ValidationError, create_model
 
 from assets.turns import forget_checkpoints, forget_idle_checkpoints, turn
-from rarec.config import Settings
+from rarec.config import Settings, refusals
 from rarec.data.spec import DatasetSpec
 from rarec.errors import InputError
 from rarec.training.progress import Progress
@@ -89,13 +89,7 @@ def make_settings(settings: type[S], values: Mapping[str, Any], where: str, also
     try:
         return settings(**values)
     except ValidationError as error:
-        faults = []
-        for fault in error.errors(include_url=False):
-            message = fault["msg"].removeprefix("Value error, ")
-            if fault["type"] == "extra_forbidden":
-                message = f"no such setting; known: {', '.join((*settings.model_fields, *also)) or 'none'}"
-            faults.append(": ".join((*map(str, fault["loc"]), message)))
-        raise InputError(f"{where}: {'; '.join(faults)}") from error
+        raise InputError(f"{where}: {refusals(error, known=(*settings.model_fields, *also))}") from error
 
 
 def refuse_bad_input(asset: F) -> F:

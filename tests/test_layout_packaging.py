@@ -1,6 +1,8 @@
 """Declarations that several files repeat, or that a later edit could break silently, agree with what is there."""
 
+import os
 import re
+import subprocess
 import tomllib
 from pathlib import Path
 
@@ -113,6 +115,19 @@ def test_continuous_integration_runs_what_contributors_run():
     assert script[-1] == "make test"
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     assert {"run", "test", "test-all", "lint", "ui", "bench", "help"} <= targets
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_settings_of_make_count_before_and_behind_it(before):
+    settings = {"NPROC": "2", "DATASET": "ml-100k", "TRACK": "rella", "CONFIG": '{"a": {}}'}
+    show = "show: ; @echo $$RAREC_NPROC '$(DATASET)' '$(TRACK)' \"$$CONFIG\""
+    command = ["make", "-s", f"--eval={show}", "show"]
+    if not before:
+        command += [f"{name}={value}" for name, value in settings.items()]
+    outside = {name: value for name, value in os.environ.items() if name not in (*settings, "RAREC_NPROC", "MAKEFLAGS")}
+    environment = {**outside, **(settings if before else {})}
+    shown = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True).stdout
+    assert shown == '2 ml-100k rella {"a": {}}\n'
 
 
 def test_assets_have_the_fixed_names_and_groups(nodes):

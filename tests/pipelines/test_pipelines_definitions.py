@@ -47,9 +47,12 @@ def test_a_data_set_of_the_users_own_becomes_a_partition(tmp_path):
             "[overrides.raserec_finetuned]\nalhpa = 0.5",
             r"own.toml: \[overrides.raserec_finetuned\]: alhpa: no such s",
         ),
-        ("[overrides.raserec_finetuned]\nalpha = 2.5", r"own.toml: \[overrides.raserec_finetuned\]: alpha: Input shou"),
+        (
+            "[overrides.raserec_finetuned]\nalpha = 2.5",
+            r"own.toml: \[overrides.raserec_finetuned\]: alpha is 2.5; it must be at most 1",
+        ),
         ("[overrides.memory_bank]\nivf_lists = 4\nindex = 'ivf'", r"\[overrides.memory_bank\]: ivf_probes = 8 exceeds"),
-        ("[own]\nkey = 1", "own.toml: own: unknown key"),
+        ("[own]\nkey = 1", "own.toml: own: no such setting"),
         ("k_core =", "own.toml: not valid TOML"),
     ],
 )
@@ -108,15 +111,19 @@ def test_deepspeed_comes_from_the_environment(tmp_path):
     assert launcher.result_settings() == {"precision": "bf16"}
     assert default_resources(RarecHome.from_environment({}))["launcher"].result_settings() == {}
     for name, value, message in (
-        ("RAREC_ZERO_STAGE", "3", "zero_stage is 3, but deepspeed says stage 2"),
-        ("RAREC_ZERO_STAGE", "5", "RAREC_ZERO_STAGE: Input should be less than or equal to 3"),
-        ("RAREC_PRECISION", "int8", "RAREC_PRECISION: Input should be 'fp32', 'bf16' or 'fp16'"),
-        ("RAREC_DEEPSPEED", str(tmp_path / "none.json"), r"RAREC_DEEPSPEED is .*none\.json, which cannot be read"),
+        (
+            "RAREC_ZERO_STAGE",
+            "3",
+            r"RAREC_ZERO_STAGE is 3, but RAREC_DEEPSPEED says stage 2: keep one \(RAREC_DEEPSPEED is .*own.json\)",
+        ),
+        ("RAREC_ZERO_STAGE", "5", "RAREC_ZERO_STAGE is 5; it must be at most 3"),
+        ("RAREC_PRECISION", "int8", "RAREC_PRECISION is int8; it must be 'fp32', 'bf16' or 'fp16'"),
+        ("RAREC_DEEPSPEED", str(tmp_path / "none.json"), r"RAREC_DEEPSPEED is .*none\.json, and there is no such file"),
     ):
         with pytest.raises(InputError, match=message):
             RarecHome.from_environment({**variables, name: value})
     (tmp_path / "own.json").write_text('{"optimizer": {}}')
-    with pytest.raises(InputError, match="deepspeed: optimizer is RaRec's own: each stage brings its own"):
+    with pytest.raises(InputError, match="RAREC_DEEPSPEED: optimizer is RaRec's own: each stage brings its own"):
         RarecHome.from_environment(variables)
     (tmp_path / "own.json").write_text("[]")
     with pytest.raises(InputError, match="must hold a JSON object"):

@@ -42,15 +42,21 @@ def test_dagster_home_is_made_once_and_not_for_one_who_has_it(tmp_path, monkeypa
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"track": "rasrec"}, "error: unknown TRACK 'rasrec'; known: everything, raserec, rella"),
-        ({"dataset": "ml-100"}, "error: Unknown data set 'ml-100'; known: amazon-beauty,"),
+        (
+            {"track": "rasrec"},
+            "error: unknown TRACK 'rasrec' (did you mean 'raserec'?); known: everything, raserec, rella",
+        ),
+        ({"dataset": "ml-100"}, "error: Unknown data set 'ml-100' (did you mean 'ml-100k'?); known: amazon-beauty,"),
         ({"config": "{alpha: 1}"}, "error: CONFIG is not JSON: Expecting property name"),
-        ({"config": "[]"}, "error: CONFIG must have the form {asset: {setting: value}}, not []"),
-        ({"config": '{"raserec_finetuned": 3}'}, "error: CONFIG must have the form {asset: {setting: value}}, not {"),
-        ({"config": '{"finetuned": {}}'}, "error: CONFIG: everything has no asset 'finetuned'; it has base_lang"),
+        ({"config": "[]"}, "error: CONFIG must hold settings by asset, not []. Example: CONFIG="),
+        ({"config": '{"raserec_finetuned": 3}'}, "error: CONFIG must hold settings by asset, not {"),
+        (
+            {"config": '{"finetuned": {}}'},
+            "error: CONFIG: TRACK=everything has no asset 'finetuned' (did you mean 'raserec_finetuned'?)",
+        ),
         (
             {"config": '{"raserec_finetuned": {"alpha": 2}}'},
-            "error: CONFIG: raserec_finetuned: alpha: Input should be less than or equal to 1",
+            "error: CONFIG: raserec_finetuned: alpha is 2; it must be at most 1",
         ),
         (
             {"config": '{"raserec_finetuned": {"dim": 2}}'},
@@ -108,7 +114,7 @@ def test_the_command_ends_with_one_line_and_a_code(tmp_path):
         [sys.executable, "-m", "pipelines.run"], cwd=ROOT, capture_output=True, text=True, timeout=100, check=False
     )
     assert process.returncode == 1
-    assert process.stdout == ""
+    assert process.stdout == "demo, everything: starting\n"
     assert process.stderr.startswith("error: own.toml: [overrides.raserec_pretraining]: no such stage; stages with set")
     assert process.stderr.count("\n") == 1
 
