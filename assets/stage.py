@@ -37,6 +37,7 @@ OWNER = "team:data-engineering"
 TERMINAL_METRICS = (
     "learning_rate",
     "samples_per_s",
+    "tokens_per_s",
     "gpu_memory_gib",
     "HR@10",
     "NDCG@10",
@@ -252,7 +253,9 @@ def training_progress(run: TrackedRun) -> Callable[[Progress], None]:
     def show(progress: Progress) -> None:
         nonlocal shown_at, sent_at
         now = time.monotonic()
-        if progress.step is None or now - shown_at >= TERMINAL_INTERVAL_S:
+        # Of what has no epochs the last step is all that tells of its end.
+        ended = progress.step is None or (progress.epoch is None and progress.step == progress.steps)
+        if ended or now - shown_at >= TERMINAL_INTERVAL_S:
             few = {name: progress.metrics[name] for name in TERMINAL_METRICS if name in progress.metrics}
             progress_log.info("%s", "  " + replace(progress, metrics=few).line())
             shown_at = now

@@ -23,6 +23,8 @@ def main() -> None:
         require_free(name, port)
     prepare_dagster_home(home)
     os.environ |= {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    # Notices of MLflow's server about itself, and of what it is built with, to whoever develops it.
+    os.environ |= {"MLFLOW_LOGGING_LEVEL": "WARNING", "PYTHONWARNINGS": "ignore:starlette"}
     commands = [
         [
             *("dagster", "dev", "-w", "workspace.yaml", "--log-level", "warning"),
@@ -35,12 +37,13 @@ def main() -> None:
         commands.append(
             [
                 *("mlflow", "ui", "--backend-store-uri", home.tracking_uri, "--workers", "1"),
+                *("--registry-store-uri", home.tracking_uri),
                 *("--default-artifact-root", (home.mlflow / "artifacts").as_uri()),
                 *("--host", LOOPBACK, "--port", str(home.mlflow_port), "--uvicorn-opts", "--log-level warning"),
             ]
         )
     print(f"Dagster: {home.dagster_ui}   MLflow: {home.mlflow_ui}")
-    print("They open within half a minute; Ctrl-C ends both.", flush=True)
+    print("They open within half a minute on two cores; Ctrl-C ends both.", flush=True)
     run_together(commands)
 
 
