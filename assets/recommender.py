@@ -27,7 +27,7 @@ from rarec.config import Settings
 from rarec.data.sequences import UserSequences
 from rarec.errors import InputError
 from rarec.raserec.encoders import load_encoder
-from rarec.raserec.recommender import Recommender
+from rarec.raserec.recommender import NOW, Recommender
 from rarec.raserec.settings import FinetuneSettings, MemorySettings, PretrainSettings
 from rarec.retrieval.memory import MemoryBank, Queries
 from rarec.training.engine import worker_device
@@ -280,7 +280,7 @@ def recommendations(
             recommender.remember(sequences, sequences.prefixes(split))
         active = np.flatnonzero(sequences.lengths)
         latest = sequences.offsets[1:][active] - 1
-        _, augmented = recommender.represent(sequences, latest, at_present=True)
+        _, augmented = recommender.represent(sequences, latest, asked_at=NOW)
         ranking = recommender.rank(augmented, sequences, latest, settings.top_n)
         top_items, top_scores = ranking.lists(settings.exclude_seen)
         user, place = np.nonzero(top_items.numpy() >= 0)
