@@ -76,10 +76,17 @@ def takes(settings: type[Settings]) -> Callable[[type[C]], type[C]]:
     return extend
 
 
-def resolve(settings: type[S], config: StageConfig, spec: DatasetSpec, stage: str) -> S:
-    """Settings from, in order of precedence, the run's configuration, the data set's defaults, the fields' defaults."""
+def resolve(settings: type[S], config: StageConfig, spec: DatasetSpec, stage: str, like: str = "") -> S:
+    """Settings from, in order of precedence, the run's configuration, the data set's defaults, the fields' defaults.
+
+    ``like`` names another stage whose defaults hold where the data set has none for this one.
+    """
     given = {name: value for name, value in config.model_dump(exclude={"force"}).items() if value is not None}
-    return make_settings(settings, {**spec.overrides.get(stage, {}), **given}, f"settings of {stage} for {spec.name}")
+    return make_settings(
+        settings,
+        {**spec.overrides.get(like, {}), **spec.overrides.get(stage, {}), **given},
+        f"settings of {stage} for {spec.name}",
+    )
 
 
 def make_settings(settings: type[S], values: Mapping[str, Any], where: str, also: tuple[str, ...] = ()) -> S:

@@ -5,10 +5,23 @@ from typing import Any
 
 import dagster as dg
 
-from assets import ctr_reports, instruction, language, raw, recommender, reports, semantic, sequences, text
+from assets import (
+    ctr_reports,
+    drift,
+    instruction,
+    language,
+    promotion,
+    raw,
+    recommender,
+    reports,
+    semantic,
+    sequences,
+    text,
+)
 from assets.stage import make_settings
-from pipelines.jobs import track_jobs
+from pipelines.jobs import asset_jobs, rollback_job
 from pipelines.partitions import dataset_partitions
+from pipelines.sensors import follow_drift
 from rarec.data.spec import DatasetSpec
 from rarec.errors import InputError
 from resources.artifacts import ArtifactStore
@@ -17,15 +30,30 @@ from resources.home import RarecHome
 from resources.launcher import TrainingLauncher
 from resources.tracking import MlflowTracking
 
-ASSET_MODULES = (raw, sequences, recommender, text, semantic, instruction, language, reports, ctr_reports)
-CHECKS = [*raw.CHECKS, *sequences.CHECKS, *recommender.CHECKS, *text.CHECKS, *semantic.CHECKS]
+ASSET_MODULES = (
+    raw,
+    sequences,
+    recommender,
+    text,
+    semantic,
+    instruction,
+    language,
+    reports,
+    ctr_reports,
+    promotion,
+    drift,
+)
+CHECKS = [*raw.CHECKS, *sequences.CHECKS, *recommender.CHECKS, *text.CHECKS, *semantic.CHECKS, *promotion.CHECKS]
 STAGE_SETTINGS = {
+    **sequences.STAGE_SETTINGS,
     **recommender.STAGE_SETTINGS,
     **text.STAGE_SETTINGS,
     **semantic.STAGE_SETTINGS,
     **instruction.STAGE_SETTINGS,
     **language.STAGE_SETTINGS,
     **ctr_reports.STAGE_SETTINGS,
+    **promotion.STAGE_SETTINGS,
+    **drift.STAGE_SETTINGS,
 }
 
 
@@ -67,10 +95,12 @@ def build_defs(home: RarecHome | None = None, resource_overrides: Mapping[str, A
     partitions = dataset_partitions(specs)
     found = [a for a in dg.load_assets_from_modules(ASSET_MODULES) if isinstance(a, dg.AssetsDefinition)]
     assets = dg.map_asset_specs(lambda spec: spec.replace_attributes(partitions_def=partitions), found)
+    jobs = asset_jobs(partitions)
     return dg.Definitions(
         assets=assets,
         asset_checks=CHECKS,
-        jobs=track_jobs(partitions),
+        jobs=[*jobs, rollback_job(partitions)],
+        sensors=[follow_drift(jobs)],
         resources={**default_resources(home), **(resource_overrides or {})},
     )
 

@@ -23,6 +23,7 @@ from pydantic import Field
 
 from rarec.errors import InputError, one_line
 from resources.outbox import Outbox, Parcel
+from resources.registry import ModelRegistry, Track
 
 if TYPE_CHECKING:  # mlflow takes seconds to import, so it is imported when a run starts
     import pandas as pd
@@ -108,6 +109,11 @@ class MlflowTracking(dg.ConfigurableResource):
             outbox.give_up()
             if tracked.lost:
                 context.log.error(f"Not recorded in MLflow run {tracked.run_id}: {tracked.lost}")
+
+    def registry(self, track: Track, dataset: str) -> ModelRegistry:
+        """The registered versions of a data set's model; InputError if MLflow cannot be used."""
+        self.check()
+        return ModelRegistry(self._client(), track, dataset)
 
     def _unusable(self, error: Exception) -> InputError:
         return InputError(

@@ -77,17 +77,17 @@ class ServedRecommender:
         """``interactions``: the clean table, sorted by user and time (see `rarec.data.tables`)."""
         items = IdLookup(self.item_ids).rows(interactions["item_id"])
         known = items >= 0
-        users = interactions["user_index"].to_numpy(np.int64)
-        counts = np.bincount(users[known], minlength=int(users.max(initial=-1)) + 1)
+        opens = np.diff(interactions["user_index"].to_numpy(np.int64), prepend=-1) != 0
+        users = opens.cumsum() - 1  # without gaps, also where the table is a part of all interactions
+        counts = np.bincount(users[known], minlength=int(opens.sum()))
         sequences = UserSequences(
             np.concatenate([[0], counts.cumsum()]),
             items[known],
             interactions["timestamp"].to_numpy(np.int64)[known],
             len(self.item_ids),
         )
-        first = np.flatnonzero(np.diff(users, prepend=-1))
         positions = np.where(known, known.cumsum() - 1, -1)
-        return Translation(sequences, positions, interactions["user_id"].iloc[first].reset_index(drop=True), clock)
+        return Translation(sequences, positions, interactions["user_id"][opens].reset_index(drop=True), clock)
 
     def carried(self, translation: Translation) -> MemoryBank:
         """The bank as it is, its memories where they stand today.
@@ -143,7 +143,7 @@ class ServedRecommender:
 
 
 def _common_prefix(old: UserSequences, new: UserSequences, today: IntArray) -> IntArray:
-    """(U,) how many of each old user's items are unchanged, from the first on; ``today``: (U,) their users now, or -1."""
+    """(U,) how many of each old user's items are unchanged from the start; ``today``: (U,) their users now, or -1."""
     there = today >= 0
     lengths = np.zeros(old.n_users, dtype=np.int64)
     lengths[there] = np.minimum(old.lengths[there], new.lengths[today[there]])

@@ -114,7 +114,8 @@ def test_refresh_until_a_time_takes_nothing_younger():
 
 def test_what_is_unknown_is_left_out_of_the_translation():
     served = make_served()
-    today = table([("u1", "i3", 1), ("u1", "new", 2), ("b", "new", 3), ("u1", "i0", 4)])
+    today = table([("a", "i1", 9), ("u1", "i3", 1), ("u1", "new", 2), ("b", "new", 3), ("u1", "i0", 4)])
+    today = today[today["timestamp"] < 9]  # user numbers have a gap
     translation = served.translate(today, clock=True)
     assert translation.user_ids.tolist() == ["b", "u1"]
     assert translation.positions.tolist() == [-1, 0, -1, 1]
