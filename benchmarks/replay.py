@@ -193,7 +193,7 @@ def summarise(courses: dict[str, Course], windows: "list[Window]") -> "Figures":
         np.concatenate([window.events for window in windows]), np.concatenate([window.users for window in windows])
     )
     ranks = {name: np.concatenate(course.ranks) for name, course in courses.items()}
-    figures: "Figures" = {}
+    figures: Figures = {}
     for name, course in courses.items():
         own = whole.figures(ranks[name])
         compared = whole.compare(ranks["no update"], ranks[name])
@@ -270,7 +270,7 @@ def main(
     )
     courses, windows, begins = replay(table, trainer, first, weeks, retrain_weeks, lambda line: print(line, flush=True))
     figures = summarise(courses, windows)
-    by_week: "Figures" = {
+    by_week: Figures = {
         name: {
             f"week {int((start - first) // WEEK_S) + 1}": f"{value:.4f}"
             for start, value in zip(begins, course.ndcg, strict=True)
