@@ -29,6 +29,13 @@ GROUPS = {
     "language": {"lora_checkpoint", "ctr_predictions"},
     "sequences": {"user_sequences"},
     "recommender": {"raserec_pretrained", "memory_bank", "raserec_finetuned", "recommendations"},
+    "operations": {
+        "raserec_candidate",
+        "raserec_champion",
+        "refreshed_memory",
+        "refreshed_finetuned",
+        "drift_report",
+    },
     "baselines": {"ctr_baselines", "ranking_baselines"},
     "reports": {"ctr_metrics", "ranking_metrics", "comparison_report"},
 }
