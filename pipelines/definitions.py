@@ -9,6 +9,8 @@ from assets import ctr_reports, instruction, language, raw, recommender, reports
 from assets.stage import make_settings
 from pipelines.jobs import track_jobs
 from pipelines.partitions import dataset_partitions
+from pipelines.pods import step_executor
+from pipelines.schedules import track_schedules
 from rarec.data.spec import DatasetSpec
 from rarec.errors import InputError
 from resources.artifacts import ArtifactStore
@@ -58,7 +60,8 @@ def build_defs(home: RarecHome | None = None, resource_overrides: Mapping[str, A
     """The code location for one installation; tests replace resources by name.
 
     Raises:
-        InputError: a data set's file is wrong, or sets a default for a stage or setting that does not exist.
+        InputError: a data set's file is wrong, or sets a default for a stage or setting that does not exist; a data
+            set or a time of the schedules is none.
     """
     home = home or RarecHome.from_environment()
     specs = known_specs(home.datasets)
@@ -71,6 +74,8 @@ def build_defs(home: RarecHome | None = None, resource_overrides: Mapping[str, A
         assets=assets,
         asset_checks=CHECKS,
         jobs=track_jobs(partitions),
+        schedules=track_schedules(home, specs),
+        executor=step_executor(home, found),
         resources={**default_resources(home), **(resource_overrides or {})},
     )
 

@@ -1,0 +1,32 @@
+"""Schedules: one a track, weekly unless told otherwise, off until somebody turns them on."""
+
+import dagster as dg
+
+from pipelines.jobs import TRACKS
+from rarec.data.spec import DatasetSpec, find_spec
+from resources.home import RarecHome
+
+
+def track_schedules(home: RarecHome, specs: dict[str, DatasetSpec]) -> list[dg.ScheduleDefinition]:
+    """`rarec_<track>_weekly` for every track, over the data sets of RAREC_SCHEDULED at the times of RAREC_SCHEDULE.
+
+    Raises:
+        InputError: a data set is not known.
+    """
+    datasets = [find_spec(name, specs).name for name in home.scheduled]
+    return [_schedule(track, home.schedule, datasets) for track in TRACKS]
+
+
+def _schedule(track: str, cron: str, datasets: list[str]) -> dg.ScheduleDefinition:
+    def runs(_context: dg.ScheduleEvaluationContext) -> list[dg.RunRequest]:
+        # With the tick's time the key tells runs apart: a daemon that was killed within a tick asks for none twice.
+        return [dg.RunRequest(run_key=name, partition_key=name) for name in datasets]
+
+    return dg.ScheduleDefinition(
+        name=f"rarec_{track}_weekly",
+        job_name=track,
+        cron_schedule=cron,
+        execution_fn=runs,
+        default_status=dg.DefaultScheduleStatus.STOPPED,
+        description=f"The {track} track of {', '.join(datasets)} (RAREC_SCHEDULED, RAREC_SCHEDULE).",
+    )
