@@ -1,26 +1,32 @@
 """Schedules: one a track, weekly unless told otherwise, off until somebody turns them on."""
 
+from collections.abc import Iterator
+
 import dagster as dg
 
 from pipelines.jobs import TRACKS
 from rarec.data.spec import DatasetSpec, find_spec
-from resources.home import RarecHome
+from rarec.errors import InputError
+from resources.home import SCHEDULE, RarecHome
 
 
 def track_schedules(home: RarecHome, specs: dict[str, DatasetSpec]) -> list[dg.ScheduleDefinition]:
     """`rarec_<track>_weekly` for every track, over the data sets of RAREC_SCHEDULED at the times of RAREC_SCHEDULE.
 
     Raises:
-        InputError: a data set is not known.
+        InputError: a data set is not known, or the times are no cron expression.
     """
     datasets = [find_spec(name, specs).name for name in home.scheduled]
-    return [_schedule(track, home.schedule, datasets) for track in TRACKS]
+    try:
+        return [_schedule(track, home.schedule, datasets) for track in TRACKS]
+    except dg.DagsterInvalidDefinitionError as error:
+        raise InputError(f"RAREC_SCHEDULE is {home.schedule!r}; set it to a cron expression such as {SCHEDULE}") from error
 
 
 def _schedule(track: str, cron: str, datasets: list[str]) -> dg.ScheduleDefinition:
-    def runs(_context: dg.ScheduleEvaluationContext) -> list[dg.RunRequest]:
+    def runs(_context: dg.ScheduleEvaluationContext) -> Iterator[dg.RunRequest]:
         # With the tick's time the key tells runs apart: a daemon that was killed within a tick asks for none twice.
-        return [dg.RunRequest(run_key=name, partition_key=name) for name in datasets]
+        yield from (dg.RunRequest(run_key=name, partition_key=name) for name in datasets)
 
     return dg.ScheduleDefinition(
         name=f"rarec_{track}_weekly",

@@ -118,7 +118,7 @@ class Stack:
         self.start_postgres()
         variables = {**os.environ, "PGHOST": str(data), "PGPORT": str(self.ports["postgres"])}
         own = self.environment("postgres")
-        subprocess.run([str(DOCKER / "init-databases.sh")], check=True, env={**variables, **own}, capture_output=True)
+        subprocess.run([str(DOCKER / "init-databases.sh")], check=True, env={**variables, **own})
 
     def start_postgres(self) -> None:
         data = self.folder / "postgres"
@@ -194,7 +194,7 @@ class Stack:
             if value is None:
                 value = self.settings.get(variable)
             if value is not None:
-                values[variable] = self._here(str(value), name)
+                values[variable] = "127.0.0.1" if variable.endswith("_HOST") else self._here(str(value), name)
         return values
 
     def _here(self, value: Any, service: str) -> Any:
@@ -203,8 +203,6 @@ class Stack:
         own = LISTENS.get(service)
         for name in ("postgres", "mlflow", "code"):
             value = value.replace(f"{name}:{LISTENS[name]}", f"127.0.0.1:{self.ports[name]}")
-            if value == name:
-                value = "127.0.0.1"
         value = value.replace("0.0.0.0", "127.0.0.1")
         if own:
             value = re.sub(rf"(^|--port=|127\.0\.0\.1:){own}\b", rf"\g<1>{self.ports[service]}", value)

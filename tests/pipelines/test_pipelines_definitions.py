@@ -1,6 +1,8 @@
 import json
 import re
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import dagster as dg
 import pytest
@@ -121,6 +123,51 @@ def test_deepspeed_comes_from_the_environment(tmp_path):
     (tmp_path / "own.json").write_text("[]")
     with pytest.raises(InputError, match="must hold a JSON object"):
         RarecHome.from_environment(variables)
+
+
+def test_schedules_are_weekly_and_off_and_ask_for_each_data_set_once(tmp_path):
+    home = home_with(tmp_path, OWN).model_copy(update={"scheduled": ("demo", "own")})
+    defs = build_defs(home)
+    schedules = defs.schedules
+    assert {schedule.name: schedule.job_name for schedule in schedules} == {
+        f"rarec_{track}_weekly": track for track in TRACKS
+    }
+    for schedule in schedules:
+        assert (schedule.cron_schedule, schedule.default_status) == ("0 3 * * 1", dg.DefaultScheduleStatus.STOPPED)
+        with dg.build_schedule_context(repository_def=defs.get_repository_def()) as context:
+            asked = schedule.evaluate_tick(context).run_requests
+        assert [(one.run_key, one.partition_key) for one in asked] == [("demo", "demo"), ("own", "own")]
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "message"),
+    [
+        ("RAREC_SCHEDULED", "demo, none", "Unknown data set 'none'"),
+        ("RAREC_SCHEDULE", "weekly", "RAREC_SCHEDULE is 'weekly'; set it to a cron expression such as 0 3 "),
+    ],
+)
+def test_wrong_schedules_are_refused_when_they_are_loaded(tmp_path, variable, value, message):
+    with pytest.raises(InputError, match=message):
+        build_defs(RarecHome.from_environment({"RAREC_HOME": str(tmp_path), variable: value}))
+
+
+def test_pods_are_asked_for_gpus_where_they_train(tmp_path, monkeypatch):
+    home = home_with(tmp_path)
+    assert build_defs(home).executor is None
+    taken = []
+    fake = SimpleNamespace(k8s_job_executor=SimpleNamespace(configured=lambda settings: taken.append(settings)))
+    monkeypatch.setitem(sys.modules, "dagster_k8s", fake)
+    build_defs(home.model_copy(update={"pod_gpus": 2}))
+    graph = build_defs(home).resolve_asset_graph()
+    names = {key.to_user_string() for key in graph.materializable_asset_keys}
+    steps = {build_defs(home).resolve_assets_def(name).op for name in names}
+    training = {step.name for step in steps if step.pool == "training"}
+    limits = {"container_config": {"resources": {"limits": {"nvidia.com/gpu": "2"}}}}
+    assert taken == [{"per_step_k8s_config": dict.fromkeys(training, limits)}]
+    assert {"raserec_pretrained", "lora_checkpoint"} <= training
+    monkeypatch.setitem(sys.modules, "dagster_k8s", None)
+    with pytest.raises(InputError, match=r"RAREC_POD_GPUS is set, but dagster-k8s is missing; install rarec\[kube"):
+        build_defs(home.model_copy(update={"pod_gpus": 2}))
 
 
 def test_training_steps_share_one_pool(tmp_path):
