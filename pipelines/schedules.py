@@ -20,7 +20,9 @@ def track_schedules(home: RarecHome, specs: dict[str, DatasetSpec]) -> list[dg.S
     try:
         return [_schedule(track, home.schedule, datasets) for track in TRACKS]
     except dg.DagsterInvalidDefinitionError as error:
-        raise InputError(f"RAREC_SCHEDULE is {home.schedule!r}; set it to a cron expression such as {SCHEDULE}") from error
+        raise InputError(
+            f"RAREC_SCHEDULE is {home.schedule!r}; set it to a cron expression such as {SCHEDULE}"
+        ) from error
 
 
 def _schedule(track: str, cron: str, datasets: list[str]) -> dg.ScheduleDefinition:

@@ -36,7 +36,8 @@ class RarecHome(Settings):
     )
 
     scheduled: tuple[str, ...] = Field(
-        default=("demo",), description="RAREC_SCHEDULED: data sets of the schedules, separated by commas. Default: demo."
+        default=("demo",),
+        description="RAREC_SCHEDULED: data sets of the schedules, separated by commas. Default: demo.",
     )
     schedule: str = Field(
         default=SCHEDULE,

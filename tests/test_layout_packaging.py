@@ -103,7 +103,10 @@ def test_constraints_pin_every_dependency_as_wanted():
         assert not re.match(r"(nvidia|cuda|triton|faiss-gpu|rarec)", pin.name), pin
         versions[canonicalize_name(pin.name)] = str(pin.specifier).removeprefix("==")
     extras = PROJECT["project"]["optional-dependencies"]
-    wanted = [*PROJECT["project"]["dependencies"], *(one for extra in extras if extra != "gpu" for one in extras[extra])]
+    wanted = [
+        *PROJECT["project"]["dependencies"],
+        *(one for extra in extras if extra != "gpu" for one in extras[extra]),
+    ]
     for requirement in map(Requirement, wanted):
         assert requirement.specifier.contains(versions[canonicalize_name(requirement.name)]), requirement
 

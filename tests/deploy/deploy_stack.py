@@ -23,7 +23,11 @@ import yaml
 
 ROOT = Path(__file__).parents[2]
 DOCKER = ROOT / "docker"
-SETTINGS = {"POSTGRES_PASSWORD": "super$ecret", "DAGSTER_DB_PASSWORD": "da'gs\"t:er@1/", "MLFLOW_DB_PASSWORD": "ml f%low"}
+SETTINGS = {
+    "POSTGRES_PASSWORD": "super$ecret",
+    "DAGSTER_DB_PASSWORD": "da'gs\"t:er@1/",
+    "MLFLOW_DB_PASSWORD": "ml f%low",
+}
 # As the Dockerfile has them; a test compares.
 IMAGE = {"DAGSTER_HOME": "/opt/dagster", "RAREC_HOME": "/var/lib/rarec"}
 SERVICES = ("mlflow", "code", "webserver", "webserver-readonly", "daemon")
@@ -133,6 +137,11 @@ class Stack:
         process.send_signal(signal.SIGINT)
         process.wait(60)
 
+    def postgres_tool(self, program: str, *arguments: str, **more: Any) -> subprocess.CompletedProcess[bytes]:
+        """Run a client program as the superuser on the server's socket."""
+        server = ["-h", str(self.folder / "postgres"), "-p", str(self.ports["postgres"]), "-U", "postgres"]
+        return subprocess.run([self._postgres(program), *server, *arguments], check=True, **more)
+
     def start_store(self, buckets: tuple[str, ...]) -> None:
         """Moto's S3."""
         command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(self.ports["store"])]
@@ -151,6 +160,10 @@ class Stack:
         for name in names:
             test = self._here(self.services[name]["healthcheck"]["test"][1:], name)
             wait_for(f"{name} is healthy", lambda name=name, test=test: self._passes(name, test), seconds=180)
+
+    def run_in(self, name: str, *command: str) -> None:
+        """Run a command as in a container of a service."""
+        subprocess.run(command, check=True, env=self.environment(name), cwd=self.folder, timeout=120)
 
     def kill(self, name: str) -> None:
         """End a service and all it started at once, as the end of its container does."""

@@ -10,6 +10,9 @@ import pytest
 import yaml
 from deploy_stack import DOCKER, IMAGE, LISTENS, ROOT, SERVICES, SETTINGS, compose, interpolated
 
+from pipelines.definitions import build_defs
+from resources.home import RarecHome
+
 pytestmark = pytest.mark.deploy
 
 BIN = Path(sys.executable).parent
@@ -67,7 +70,8 @@ def test_passwords_have_no_default_and_ports_are_published_on_loopback_only():
         assert service["healthcheck"]["test"][0] == "CMD"
         assert "no-new-privileges:true" in service["security_opt"]
         assert not service.get("privileged")
-    assert "ports" not in services["postgres"] and "ports" not in services["code"]
+    assert "ports" not in services["postgres"]
+    assert "ports" not in services["code"]
     assert services["webserver-readonly"]["profiles"] == ["readonly"]
 
 
@@ -92,9 +96,9 @@ def test_kubernetes_runs_the_pinned_dagster_with_gpus_a_step():
     assert values["dagsterDaemon"]["image"]["tag"] == values["dagsterWebserver"]["image"]["tag"]
     (deployment,) = values["dagster-user-deployments"]["deployments"]
     assert int(deployment["env"]["RAREC_POD_GPUS"]) > 0
-    settings = yaml.safe_load((DOCKER / "dagster.yaml").read_text())
-    own = values["additionalInstanceConfig"]
-    assert own["concurrency"]["pools"] == settings["concurrency"]["pools"]
+    home = RarecHome.from_environment({"RAREC_POD_GPUS": deployment["env"]["RAREC_POD_GPUS"]})
+    executor = build_defs(home).executor
+    assert executor.name == "k8s", "dagster-k8s takes our settings of steps"
 
 
 def test_webserver_and_daemon_load_nothing_but_dagster():
