@@ -50,7 +50,7 @@ LAUNCH = """mutation($parameters: ExecutionParams!) { launchRun(executionParams:
     ... on RunConfigValidationInvalid { errors { message } } } }"""
 # Of stage 1 alone. SLOW is trained anew, and long enough to be met at work.
 QUICKLY = {"ops": {"raserec_pretrained": {"config": {"force": True}}}}
-SLOW = {"ops": {"raserec_pretrained": {"config": {"force": True, "epochs": 1500, "patience": 1500}}}}
+SLOW = {"ops": {"raserec_pretrained": {"config": {"force": True, "epochs": 300, "patience": 300}}}}
 
 
 @pytest.fixture(scope="module")
