@@ -21,6 +21,8 @@ from assets import (
 from assets.stage import make_settings
 from pipelines.jobs import asset_jobs, rollback_job
 from pipelines.partitions import dataset_partitions
+from pipelines.pods import step_executor
+from pipelines.schedules import weekly_schedules
 from pipelines.sensors import follow_drift
 from rarec.data.spec import DatasetSpec
 from rarec.errors import InputError
@@ -86,7 +88,8 @@ def build_defs(home: RarecHome | None = None, resource_overrides: Mapping[str, A
     """The code location for one installation; tests replace resources by name.
 
     Raises:
-        InputError: a data set's file is wrong, or sets a default for a stage or setting that does not exist.
+        InputError: a data set's file is wrong, or sets a default for a stage or setting that does not exist; a data
+            set or a time of the schedules is none.
     """
     home = home or RarecHome.from_environment()
     specs = known_specs(home.datasets)
@@ -101,6 +104,8 @@ def build_defs(home: RarecHome | None = None, resource_overrides: Mapping[str, A
         asset_checks=CHECKS,
         jobs=[*jobs, rollback_job(partitions)],
         sensors=[follow_drift(jobs)],
+        schedules=weekly_schedules(home, specs),
+        executor=step_executor(home, found),
         resources={**default_resources(home), **(resource_overrides or {})},
     )
 
