@@ -19,11 +19,11 @@ from assets import (
     text,
 )
 from assets.stage import make_settings
-from pipelines.jobs import asset_jobs, rollback_job
+from pipelines.jobs import asset_jobs, clean, rollback_job
 from pipelines.partitions import dataset_partitions
 from pipelines.pods import step_executor
 from pipelines.schedules import weekly_schedules
-from pipelines.sensors import follow_drift
+from pipelines.sensors import follow_drift, notify_failure
 from rarec.data.spec import DatasetSpec
 from rarec.errors import InputError
 from resources.artifacts import ArtifactStore
@@ -102,8 +102,8 @@ def build_defs(home: RarecHome | None = None, resource_overrides: Mapping[str, A
     return dg.Definitions(
         assets=assets,
         asset_checks=CHECKS,
-        jobs=[*jobs, rollback_job(partitions)],
-        sensors=[follow_drift(jobs)],
+        jobs=[*jobs, rollback_job(partitions), clean],
+        sensors=[follow_drift(jobs), notify_failure(home)],
         schedules=weekly_schedules(home, specs),
         executor=step_executor(home, found),
         resources={**default_resources(home), **(resource_overrides or {})},

@@ -47,6 +47,11 @@ class RarecHome(Settings):
         default=SCHEDULE,
         description="RAREC_SCHEDULE: when the schedules run, as a cron expression in UTC. Default: Mondays at 03:00.",
     )
+    webhook: str = Field(
+        default="",
+        repr=False,
+        description="RAREC_WEBHOOK: address to which failed runs are posted as JSON; a secret. Default: none.",
+    )
     pod_gpus: int = Field(
         default=0,
         ge=0,
@@ -114,6 +119,7 @@ class RarecHome(Settings):
             mlflow_port=mlflow_port,
             scheduled=_names(values.get("RAREC_SCHEDULED", "demo")),
             schedule=values.get("RAREC_SCHEDULE", SCHEDULE),
+            webhook=values.get("RAREC_WEBHOOK", ""),
             pod_gpus=_whole_number(values, "RAREC_POD_GPUS"),
             nproc=_whole_number(values, "RAREC_NPROC"),
             threads=_whole_number(values, "RAREC_THREADS"),
