@@ -145,12 +145,17 @@ def _failures(result: Any, home: RarecHome) -> str:
 def _summarise(result: Any, dataset: str, track: str, home: RarecHome, seconds: float) -> None:
     reused: list[str] = []
     built: list[str] = []
+    judged: list[str] = []
     pages: dict[str, Path] = {}
     for event in result.get_asset_materialization_events():
         materialization = event.materialization
         name = materialization.asset_key.to_user_string()
         metadata = materialization.metadata
-        (reused if metadata["reused"].value else built).append(name)
+        is_reused = "reused" in metadata and metadata["reused"].value
+        (reused if is_reused else built).append(name)
+        for word in ("verdict", "decision"):  # of operations, whose figures are few
+            if word in metadata:
+                judged.append(f"{name}: {metadata[word].value}; {metadata['reason'].value}")
         if "report" in metadata:
             pages[name] = Path(str(metadata["report"].value))
     for name, tables in (("ranking_metrics", _ranking_tables), ("ctr_metrics", _ctr_tables)):
@@ -158,6 +163,8 @@ def _summarise(result: Any, dataset: str, track: str, home: RarecHome, seconds: 
             print()
             print(tables(pages[name].with_name("report.json").read_text()))
     print()
+    for line in judged:
+        print(line)
     print(f"{dataset} {track}: done in {seconds:.0f} s; {len(built)} assets built, {len(reused)} reused")
     for page in pages.values():
         print(f"report: {page}")
