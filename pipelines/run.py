@@ -153,9 +153,8 @@ def _summarise(result: Any, dataset: str, track: str, home: RarecHome, seconds: 
         metadata = materialization.metadata
         is_reused = "reused" in metadata and metadata["reused"].value
         (reused if is_reused else built).append(name)
-        for word in ("verdict", "decision"):  # of operations, whose figures are few
-            if word in metadata:
-                judged.append(f"{name}: {metadata[word].value}; {metadata['reason'].value}")
+        words = [word for word in ("verdict", "decision") if word in metadata]
+        judged += [f"{name}: {metadata[word].value}; {metadata['reason'].value}" for word in words]
         if "report" in metadata:
             pages[name] = Path(str(metadata["report"].value))
     for name, tables in (("ranking_metrics", _ranking_tables), ("ctr_metrics", _ctr_tables)):
