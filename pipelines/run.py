@@ -71,7 +71,9 @@ def _prepare(dataset: str, track: str, config: str, home: RarecHome) -> tuple[An
     from rarec.data.spec import find_spec
     from resources.folders import known_specs
 
-    jobs = {job.name: job for job in defs.resolve_all_job_defs() if not job.name.startswith("__")}
+    # Those that materialise; the others (rollback, clean) have settings of their own, in the launchpad.
+    every = {job.name: job for job in defs.resolve_all_job_defs() if not job.name.startswith("__")}
+    jobs = {name: job for name, job in every.items() if job.asset_layer.executable_asset_keys}
     if track not in jobs:
         raise InputError(f"unknown TRACK {track!r}{closest(track, jobs)}; known: {', '.join(sorted(jobs))}")
     spec = find_spec(dataset, known_specs(home.datasets))
