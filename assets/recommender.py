@@ -1,6 +1,7 @@
 """Group `recommender`: the RaSeRec track from pre-training to recommendations."""
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 import dagster as dg
@@ -10,7 +11,8 @@ import pydantic
 
 import rarec
 from assets.checks import RECALL_AT, RECALL_SAMPLE, recall_check
-from assets.raw import load_table
+from assets.raw import load_counts, load_table
+from assets.served import MADE_OF, served
 from assets.stage import (
     OWNER,
     Outcome,
@@ -27,7 +29,7 @@ from rarec.config import Settings
 from rarec.data.sequences import UserSequences
 from rarec.errors import InputError
 from rarec.raserec.encoders import load_encoder
-from rarec.raserec.recommender import Recommender
+from rarec.raserec.recommender import NOW, Recommender
 from rarec.raserec.settings import FinetuneSettings, MemorySettings, PretrainSettings
 from rarec.retrieval.memory import MemoryBank, Queries
 from rarec.training.engine import worker_device
@@ -39,7 +41,7 @@ from resources.tracking import MODEL_NOT_LOGGED, MlflowTracking, TrackedRun
 PRETRAIN_VERSION = "2"
 MEMORY_VERSION = "3"
 FINETUNE_VERSION = "3"
-RECOMMEND_VERSION = "2"
+RECOMMEND_VERSION = "3"
 VALIDATION_FIGURES = ("HR@10", "NDCG@10")
 VALIDATION_SHOWN = ("HR@10", "NDCG@10", "masked_HR@10", "masked_NDCG@10")
 
@@ -217,19 +219,7 @@ def raserec_finetuned(
         }
         summary = train(context, launcher, folders, run, "rarec.raserec.finetune", job, folder)
         outcome = training_outcome(run, summary, VALIDATION_FIGURES, VALIDATION_SHOWN)
-        from resources import raserec_pyfunc  # it imports mlflow, which takes seconds
-
-        model = run.log_pyfunc(
-            "model",
-            Path(raserec_pyfunc.__file__),
-            {"encoder": encoder.path, "bank": bank.path, "module": folder, "items": inputs["item_catalog"].path},
-            requirements=pinned(
-                "torch", "faiss-cpu", "safetensors", "numpy", "pandas", "pyarrow", "pydantic", "scipy", "psutil"
-            ),
-            code_paths=[str(Path(rarec.__file__).parent)],
-            signature=raserec_pyfunc.signature(),
-            model_config={"encoder_fingerprint": encoder.fingerprint},
-        )
+        model = log_recommender(run, encoder, bank.path, folder, inputs["item_catalog"])
         outcome.values["mlflow_model"] = model or MODEL_NOT_LOGGED
         return outcome
 
@@ -253,7 +243,7 @@ def raserec_finetuned(
 
 
 @dg.asset(
-    deps=["user_sequences", "item_catalog", "user_profiles", "raserec_pretrained", "memory_bank", "raserec_finetuned"],
+    deps=["interactions", *MADE_OF, "raserec_champion"],
     group_name="recommender",
     kinds={"parquet"},
     owners=[OWNER],
@@ -267,28 +257,30 @@ def recommendations(
     tracking: MlflowTracking,
     folders: Folders,
 ) -> dg.MaterializeResult:
-    """The best items for every user from all that is known: one row a user and rank, with score and title."""
+    """The best items for every user from all that is known, by the champion, or by the present model where there is
+    none yet: one row a user and rank, with score and title.
+    """
     settings = resolve(RecommendSettings, config, folders.spec(context.partition_key), "recommendations")
-    inputs = upstream(
-        context, store, *("user_sequences", "item_catalog", "user_profiles"),
-        *("raserec_pretrained", "memory_bank", "raserec_finetuned"),
-    )  # fmt: skip
+    champion = tracking.registry("raserec", context.partition_key).champion()
+    if champion is None:
+        inputs = made_of = upstream(context, store, *MADE_OF)
+    else:
+        made_of = champion.open(store, context.partition_key)
+        inputs = {**made_of, **upstream(context, store, "interactions")}
 
     def build(folder: Path, run: TrackedRun) -> Outcome:
-        sequences, recommender = load_recommender(inputs)
-        for split in ("valid", "test"):
-            recommender.remember(sequences, sequences.prefixes(split))
+        sequences, recommender, user_ids = _at_work(inputs, champion is None)
         active = np.flatnonzero(sequences.lengths)
         latest = sequences.offsets[1:][active] - 1
-        _, augmented = recommender.represent(sequences, latest, at_present=True)
+        _, augmented = recommender.represent(sequences, latest, asked_at=NOW)
         ranking = recommender.rank(augmented, sequences, latest, settings.top_n)
         top_items, top_scores = ranking.lists(settings.exclude_seen)
         user, place = np.nonzero(top_items.numpy() >= 0)
-        items = load_table(inputs["item_catalog"], "items")
+        items = load_table(made_of["item_catalog"], "items")
         chosen = top_items.numpy()[user, place]
         table = pd.DataFrame(
             {
-                "user_id": load_table(inputs["user_profiles"], "users")["user_id"].take(active[user]).array,
+                "user_id": user_ids.take(active[user]).array,
                 "rank": (place + 1).astype(np.int32),
                 "item_id": items["item_id"].take(chosen).array,
                 "title": items["title"].take(chosen).array,
@@ -296,7 +288,8 @@ def recommendations(
             }
         )
         table.to_parquet(folder / "recommendations.parquet", index=False)
-        values = {"users": len(active), "rows": len(table), "dagster/row_count": len(table)}
+        model = "the present raserec_finetuned" if champion is None else f"champion, version {champion.number}"
+        values = {"model": model, "users": len(active), "rows": len(table), "dagster/row_count": len(table)}
         return Outcome(values, {"preview": markdown_table(table.head(10))}, {"users": len(active), "rows": len(table)})
 
     result, _ = materialise(
@@ -310,6 +303,38 @@ def recommendations(
         build=build,
     )
     return result
+
+
+def log_recommender(run: TrackedRun, encoder: Artifact, bank: Path, module: Path, items: Artifact) -> str | None:
+    """Log the model as an MLflow model; its URI, or None if MLflow is away."""
+    from resources import raserec_pyfunc  # it imports mlflow, which takes seconds
+
+    return run.log_pyfunc(
+        "model",
+        Path(raserec_pyfunc.__file__),
+        {"encoder": encoder.path, "bank": bank, "module": module, "items": items.path},
+        requirements=pinned(
+            "torch", "faiss-cpu", "safetensors", "numpy", "pandas", "pyarrow", "pydantic", "scipy", "psutil"
+        ),
+        code_paths=[str(Path(rarec.__file__).parent)],
+        signature=raserec_pyfunc.signature(),
+        model_config={"encoder_fingerprint": encoder.fingerprint},
+    )
+
+
+def _at_work(inputs: dict[str, Artifact], untested: bool) -> tuple[UserSequences, Recommender, pd.Series]:
+    """Everybody's sequences, the model with its memory, and the users' ids; ``untested``: no champion yet."""
+    if untested:
+        sequences, recommender = load_recommender(inputs)
+        for split in ("valid", "test"):
+            recommender.remember(sequences, sequences.prefixes(split))
+        return sequences, recommender, load_table(inputs["user_profiles"], "users")["user_id"]
+    model = served(inputs)
+    interactions = inputs["interactions"]
+    clock = load_counts(interactions)["time"] == "clock"
+    translation = model.translate(load_table(interactions, "interactions"), clock)
+    recommender = replace(model.recommender, bank=model.carried(translation))
+    return translation.sequences, recommender, translation.user_ids
 
 
 def load_recommender(inputs: dict[str, Artifact]) -> tuple[UserSequences, Recommender]:

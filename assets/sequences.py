@@ -4,16 +4,40 @@ from pathlib import Path
 
 import dagster as dg
 import numpy as np
+import pandas as pd
+import pydantic
 
 from assets.checks import artifact_check
 from assets.raw import load_counts, load_table
-from assets.stage import OWNER, Outcome, StageConfig, materialise, refuse_bad_input, upstream
+from assets.stage import OWNER, Outcome, StageConfig, materialise, refuse_bad_input, resolve, takes, upstream
+from rarec.config import Settings
 from rarec.data.sequences import UserSequences, build_sequences, check_splits
+from rarec.errors import InputError
 from resources.artifacts import ArtifactStore
 from resources.folders import Folders
 from resources.tracking import MlflowTracking, TrackedRun
 
 CODE_VERSION = "1"
+DAY_S = 86_400
+
+
+class SequenceSettings(Settings):
+    """Settings of the sequences."""
+
+    window_days: float = pydantic.Field(
+        default=0,
+        ge=0,
+        description="Newest days (of the data set's own clock) that no training sees, by which a model can be compared "
+        "with the champion; 0: none.",
+    )
+
+
+@takes(SequenceSettings)
+class SequenceConfig(StageConfig):
+    """Run configuration of `user_sequences`."""
+
+
+STAGE_SETTINGS: dict[str, type[Settings]] = {"user_sequences": SequenceSettings}
 
 
 @dg.asset(
@@ -26,14 +50,16 @@ CODE_VERSION = "1"
 @refuse_bad_input
 def user_sequences(
     context: dg.AssetExecutionContext,
-    config: StageConfig,
+    config: SequenceConfig,
     store: ArtifactStore,
     tracking: MlflowTracking,
     folders: Folders,
 ) -> dg.MaterializeResult:
     """Item sequences in time order with their leave-one-out split: last item test, last but one validation."""
     spec = folders.spec(context.partition_key)
+    settings = resolve(SequenceSettings, config, spec, "user_sequences")
     inputs = upstream(context, store, "interactions", "item_catalog", "user_profiles")
+    time = load_counts(inputs["interactions"])["time"]
 
     def build(folder: Path, run: TrackedRun) -> Outcome:
         table = load_table(inputs["interactions"], "interactions")
@@ -41,7 +67,11 @@ def user_sequences(
         n_items = len(load_table(inputs["item_catalog"], "items"))
         # Someone new has one interaction at first, which must not stop everybody's training.
         arrived = load_counts(inputs["interactions"]).get("incoming_rows", 0)
-        short_users = "train-only" if arrived else spec.short_users
+        window, short_users = {}, "train-only" if arrived else spec.short_users
+        until = window_start(settings, table["timestamp"], time == "clock")
+        if until is not None:
+            table = table[table["timestamp"] < until]
+            window, short_users = {"until": until}, "train-only"  # whoever is new has all their events in the window
         sequences = build_sequences(
             table["user_index"], table["item_index"], table["timestamp"], len(users), n_items, short_users, users
         )
@@ -56,7 +86,8 @@ def user_sequences(
             "mean_length": float(sequences.lengths.mean()),
             "median_length": float(np.median(sequences.lengths)),
             "longest": int(sequences.lengths.max()),
-            "time": load_counts(inputs["interactions"])["time"],
+            "time": time,
+            **window,
         }
         return Outcome(values, metrics={k: v for k, v in values.items() if not isinstance(v, str)})
 
@@ -65,12 +96,29 @@ def user_sequences(
         store,
         tracking,
         code_version=CODE_VERSION,
-        settings={"split": spec.split, "short_users": spec.short_users},
+        settings={
+            "split": spec.split,
+            "short_users": spec.short_users,
+            **({"window_days": settings.window_days} if settings.window_days else {}),
+        },
         inputs=inputs,
         force=config.force,
         build=build,
     )
     return result
+
+
+def window_start(settings: SequenceSettings, timestamps: pd.Series, clock: bool) -> int | None:
+    """The time (seconds) from which on events stay out of every training; None without a window.
+
+    Raises:
+        InputError: a window of data without a clock.
+    """
+    if not settings.window_days:
+        return None
+    if not clock:
+        raise InputError("window_days needs clock timestamps, which this data set has not; set window_days = 0")
+    return int(timestamps.max()) + 1 - round(settings.window_days * DAY_S)
 
 
 CHECKS = [

@@ -18,7 +18,7 @@ import dagster as dg
 from pydantic import Field, ValidationError, create_model
 
 from assets.turns import forget_checkpoints, forget_idle_checkpoints, turn
-from rarec.config import Settings
+from rarec.config import Settings, refusals
 from rarec.data.spec import DatasetSpec
 from rarec.errors import InputError
 from rarec.training.progress import Progress
@@ -37,6 +37,7 @@ OWNER = "team:data-engineering"
 TERMINAL_METRICS = (
     "learning_rate",
     "samples_per_s",
+    "tokens_per_s",
     "gpu_memory_gib",
     "HR@10",
     "NDCG@10",
@@ -75,10 +76,17 @@ def takes(settings: type[Settings]) -> Callable[[type[C]], type[C]]:
     return extend
 
 
-def resolve(settings: type[S], config: StageConfig, spec: DatasetSpec, stage: str) -> S:
-    """Settings from, in order of precedence, the run's configuration, the data set's defaults, the fields' defaults."""
+def resolve(settings: type[S], config: StageConfig, spec: DatasetSpec, stage: str, like: str = "") -> S:
+    """Settings from, in order of precedence, the run's configuration, the data set's defaults, the fields' defaults.
+
+    ``like`` names another stage whose defaults hold where the data set has none for this one.
+    """
     given = {name: value for name, value in config.model_dump(exclude={"force"}).items() if value is not None}
-    return make_settings(settings, {**spec.overrides.get(stage, {}), **given}, f"settings of {stage} for {spec.name}")
+    return make_settings(
+        settings,
+        {**spec.overrides.get(like, {}), **spec.overrides.get(stage, {}), **given},
+        f"settings of {stage} for {spec.name}",
+    )
 
 
 def make_settings(settings: type[S], values: Mapping[str, Any], where: str, also: tuple[str, ...] = ()) -> S:
@@ -89,13 +97,7 @@ def make_settings(settings: type[S], values: Mapping[str, Any], where: str, also
     try:
         return settings(**values)
     except ValidationError as error:
-        faults = []
-        for fault in error.errors(include_url=False):
-            message = fault["msg"].removeprefix("Value error, ")
-            if fault["type"] == "extra_forbidden":
-                message = f"no such setting; known: {', '.join((*settings.model_fields, *also)) or 'none'}"
-            faults.append(": ".join((*map(str, fault["loc"]), message)))
-        raise InputError(f"{where}: {'; '.join(faults)}") from error
+        raise InputError(f"{where}: {refusals(error, known=(*settings.model_fields, *also))}") from error
 
 
 def refuse_bad_input(asset: F) -> F:
@@ -258,7 +260,9 @@ def training_progress(run: TrackedRun) -> Callable[[Progress], None]:
     def show(progress: Progress) -> None:
         nonlocal shown_at, sent_at
         now = time.monotonic()
-        if progress.step is None or now - shown_at >= TERMINAL_INTERVAL_S:
+        # Of what has no epochs the last step is all that tells of its end.
+        ended = progress.step is None or (progress.epoch is None and progress.step == progress.steps)
+        if ended or now - shown_at >= TERMINAL_INTERVAL_S:
             few = {name: progress.metrics[name] for name in TERMINAL_METRICS if name in progress.metrics}
             progress_log.info("%s", "  " + replace(progress, metrics=few).line())
             shown_at = now

@@ -141,9 +141,10 @@ def training_outcome(
 def _effort(summary: Mapping[str, Any], history: pd.DataFrame) -> dict[str, float]:
     """What the training took, as far as its worker told: the memory is that of the rank that took most."""
     effort = {"seconds": float(summary["seconds"]), "peak_memory_mib": float(summary["peak_memory_mib"])}
-    if "samples" in summary:
-        effort["samples"] = float(summary["samples"])
-        effort["samples_per_s"] = effort["samples"] / float(history["train_seconds"].sum())
+    for unit in ("samples", "tokens"):
+        if unit in summary:
+            effort[unit] = float(summary[unit])
+            effort[f"{unit}_per_s"] = effort[unit] / float(history["train_seconds"].sum())
     gpu = [rank for rank in summary.get("ranks", []) if "gpu_seconds" in rank]
     if gpu:
         effort["gpu_seconds"] = float(sum(rank["gpu_seconds"] for rank in gpu))

@@ -5,11 +5,25 @@ from typing import Any
 
 import dagster as dg
 
-from assets import ctr_reports, instruction, language, raw, recommender, reports, semantic, sequences, text
+from assets import (
+    ctr_reports,
+    drift,
+    instruction,
+    language,
+    promotion,
+    raw,
+    recommender,
+    reports,
+    semantic,
+    sequences,
+    text,
+)
 from assets.stage import make_settings
-from pipelines.jobs import ingest_job, track_jobs
+from pipelines.jobs import asset_jobs, clean, rollback_job
 from pipelines.partitions import dataset_partitions
-from pipelines.sensors import incoming_sensor
+from pipelines.pods import step_executor
+from pipelines.schedules import weekly_schedules
+from pipelines.sensors import follow_drift, incoming_sensor, notify_failure
 from rarec.data.spec import DatasetSpec
 from rarec.errors import InputError
 from resources.artifacts import ArtifactStore
@@ -18,15 +32,30 @@ from resources.home import RarecHome
 from resources.launcher import TrainingLauncher
 from resources.tracking import MlflowTracking
 
-ASSET_MODULES = (raw, sequences, recommender, text, semantic, instruction, language, reports, ctr_reports)
-CHECKS = [*raw.CHECKS, *sequences.CHECKS, *recommender.CHECKS, *text.CHECKS, *semantic.CHECKS]
+ASSET_MODULES = (
+    raw,
+    sequences,
+    recommender,
+    text,
+    semantic,
+    instruction,
+    language,
+    reports,
+    ctr_reports,
+    promotion,
+    drift,
+)
+CHECKS = [*raw.CHECKS, *sequences.CHECKS, *recommender.CHECKS, *text.CHECKS, *semantic.CHECKS, *promotion.CHECKS]
 STAGE_SETTINGS = {
+    **sequences.STAGE_SETTINGS,
     **recommender.STAGE_SETTINGS,
     **text.STAGE_SETTINGS,
     **semantic.STAGE_SETTINGS,
     **instruction.STAGE_SETTINGS,
     **language.STAGE_SETTINGS,
     **ctr_reports.STAGE_SETTINGS,
+    **promotion.STAGE_SETTINGS,
+    **drift.STAGE_SETTINGS,
 }
 
 
@@ -65,7 +94,8 @@ def build_defs(home: RarecHome | None = None, resource_overrides: Mapping[str, A
     """The code location for one installation; tests replace resources by name.
 
     Raises:
-        InputError: a data set's file is wrong, or sets a default for a stage or setting that does not exist.
+        InputError: a data set's file is wrong, or sets a default for a stage or setting that does not exist; a data
+            set or a time of the schedules is none.
     """
     home = home or RarecHome.from_environment()
     specs = known_specs(home.datasets)
@@ -74,12 +104,18 @@ def build_defs(home: RarecHome | None = None, resource_overrides: Mapping[str, A
     partitions = dataset_partitions(specs)
     found = [a for a in dg.load_assets_from_modules(ASSET_MODULES) if isinstance(a, dg.AssetsDefinition)]
     assets = dg.map_asset_specs(lambda spec: spec.replace_attributes(partitions_def=partitions), found)
-    ingest = ingest_job(partitions)
+    jobs = asset_jobs(partitions)
     return dg.Definitions(
         assets=assets,
         asset_checks=CHECKS,
-        jobs=[*track_jobs(partitions), ingest],
-        sensors=[incoming_sensor(ingest, sorted(specs), home.incoming_interval_s)],
+        jobs=[*jobs, rollback_job(partitions), clean],
+        sensors=[
+            follow_drift(jobs),
+            incoming_sensor(next(job for job in jobs if job.name == "ingest"), sorted(specs), home.incoming_interval_s),
+            notify_failure(home),
+        ],
+        schedules=weekly_schedules(home, specs),
+        executor=step_executor(home, found),
         resources={**default_resources(home), **(resource_overrides or {})},
     )
 

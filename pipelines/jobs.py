@@ -1,8 +1,17 @@
-"""Jobs: which assets run together."""
+"""Jobs: which assets run together, and what is done with models in use."""
 
 from typing import Any
 
 import dagster as dg
+from pydantic import Field
+
+from assets.cleaning import clean_up
+from rarec.errors import InputError
+from resources.registry import TRACKS as MODELS
+from resources.tracking import MlflowTracking
+
+WINDOW_DAYS = 7  # of the data set's clock that a candidate is compared on, when it is trained for promotion
+OPERATIONS = "operations"
 
 TRACKS = {
     "raserec": dg.AssetSelection.groups("raw", "sequences", "recommender")
@@ -10,30 +19,49 @@ TRACKS = {
     "rella": dg.AssetSelection.groups("raw", "text", "semantic", "index", "instruction", "language")
     | dg.AssetSelection.assets("ctr_metrics"),
 }
+PROMOTION = dg.AssetSelection.assets("raserec_candidate", "raserec_champion")
+NEWEST = dg.AssetSelection.groups("raw")
+IN_USE = PROMOTION | dg.AssetSelection.assets("recommendations")
+
+# Name: what it does, which assets, their settings. From cheap to dear.
+CASCADE: dict[str, tuple[str, dg.AssetSelection, dict[str, dict[str, Any]]]] = {
+    "ingest": (
+        "Take in the files that arrived, and make tables and sequences anew.",
+        NEWEST | dg.AssetSelection.assets("user_sequences"),
+        {},
+    ),
+    "drift": (
+        "Measure the champion on the events since its promotion.",
+        NEWEST | dg.AssetSelection.assets("drift_report"),
+        {},
+    ),
+    "refresh": (
+        "Let the champion's memory take in what happened since; train nothing. Minutes.",
+        NEWEST | dg.AssetSelection.assets("refreshed_memory") | IN_USE,
+        {"raserec_candidate": {"source": "refreshed"}},
+    ),
+    "finetune": (
+        "Train stage 2 anew on the champion's encoder and its refreshed memory. Tens of minutes.",
+        NEWEST | dg.AssetSelection.assets("refreshed_memory", "refreshed_finetuned") | IN_USE,
+        {"raserec_candidate": {"source": "finetuned"}, "refreshed_memory": {"window_days": WINDOW_DAYS}},
+    ),
+    "pretrain": (
+        "Train both stages anew on all but the newest days. Hours.",
+        NEWEST
+        | dg.AssetSelection.assets("user_sequences", "raserec_pretrained", "memory_bank", "raserec_finetuned")
+        | IN_USE,
+        {"user_sequences": {"window_days": WINDOW_DAYS}},
+    ),
+    "promote": (
+        "Compare the present models with the champion, and let them take its place if they are not worse.",
+        IN_USE,
+        {},
+    ),
+}
 
 
-INGEST = (
-    "incoming_interactions",
-    "raw_interactions",
-    "interactions",
-    "item_catalog",
-    "user_profiles",
-    "user_sequences",
-)
-
-
-def ingest_job(partitions: dg.StaticPartitionsDefinition) -> Any:
-    """The job that takes in new files."""
-    return dg.define_asset_job(
-        "ingest",
-        selection=dg.AssetSelection.assets(*INGEST),
-        partitions_def=partitions,
-        description="Takes in the files that arrived for one data set and makes its tables and sequences anew.",
-    )
-
-
-def track_jobs(partitions: dg.StaticPartitionsDefinition) -> list[Any]:
-    """One job a track, and `everything`."""
+def asset_jobs(partitions: dg.StaticPartitionsDefinition) -> list[Any]:
+    """One job a track, `everything` but operations, and the jobs of the cascade."""
     jobs = [
         dg.define_asset_job(
             track,
@@ -45,8 +73,62 @@ def track_jobs(partitions: dg.StaticPartitionsDefinition) -> list[Any]:
     ]
     everything = dg.define_asset_job(
         "everything",
-        selection=dg.AssetSelection.all(),
+        selection=dg.AssetSelection.all() - dg.AssetSelection.groups(OPERATIONS),
         partitions_def=partitions,
-        description="Every asset of one data set.",
+        description="Every asset of one data set but those that concern the model in use.",
     )
-    return [*jobs, everything]
+    cascade = [
+        dg.define_asset_job(
+            name,
+            selection=selection,
+            partitions_def=partitions,
+            description=description,
+            config={"ops": {asset: {"config": settings} for asset, settings in config.items()}},
+        )
+        for name, (description, selection, config) in CASCADE.items()
+    ]
+    return [*jobs, everything, *cascade]
+
+
+class RollbackConfig(dg.Config):
+    """Which champion is taken back, and in favour of which version."""
+
+    track: str = Field(default="raserec", description="raserec or rella.")
+    version: int = Field(default=0, ge=0, description="The version to go back to; 0: the one that was replaced.")
+
+
+@dg.op
+def roll_back(context: dg.OpExecutionContext, config: RollbackConfig, tracking: MlflowTracking) -> None:
+    """Move the alias `champion` back."""
+    dataset = context.partition_key
+    try:
+        chosen = [track for track in MODELS if track == config.track]
+        if not chosen:
+            raise InputError(f"track is {config.track}; it must be 'raserec' or 'rella'")
+        before, now = tracking.registry(chosen[0], dataset).roll_back(config.version or None)
+    except InputError as error:
+        raise dg.Failure(str(error), allow_retries=False) from error
+    context.log.info(f"{now.model}: champion is version {now.number} again, no longer {before.number}")
+    metadata: dict[str, dg.RawMetadataValue] = {
+        "version": now.number,
+        "before": f"version {before.number}",
+        "reason": "rolled back",
+        "moved": True,
+    }
+    context.log_event(dg.AssetMaterialization(f"{config.track}_champion", partition=dataset, metadata=metadata))
+
+
+@dg.job(description="Delete expired artifacts and working folders that nothing refers to. A dry run by default.")
+def clean() -> None:
+    """The job `clean`."""
+    clean_up()
+
+
+def rollback_job(partitions: dg.StaticPartitionsDefinition) -> dg.JobDefinition:
+    """The job `rollback`."""
+
+    @dg.job(name="rollback", partitions_def=partitions, description="Take the champion back; the one before it serves.")
+    def rollback() -> None:
+        roll_back()
+
+    return rollback

@@ -12,9 +12,10 @@ from typing import Annotated, Any
 import typer
 
 from rarec.config import Settings
-from rarec.errors import InputError
+from rarec.errors import InputError, closest
 from resources.home import RarecHome
 
+EXAMPLE = """Example: CONFIG='{"raserec_finetuned": {"memories": 50}}'"""
 INTERRUPTED = "interrupted; the same command goes on from the last checkpoint"
 
 
@@ -31,11 +32,13 @@ def prepare_dagster_home(home: RarecHome) -> None:
 
 def main(
     dataset: Annotated[str, typer.Option(help="Data set, one of the partitions.")] = "demo",
-    track: Annotated[str, typer.Option(help="Job: raserec, rella or everything.")] = "everything",
+    track: Annotated[str, typer.Option(help="Which assets: raserec, rella or everything.")] = "everything",
     config: Annotated[str, typer.Option(help="Run configuration, JSON: {asset: {setting: value}}.")] = "{}",
 ) -> None:
     """Materialise one data set and print its metric tables, the report's path and how to open the UIs."""
     warnings.filterwarnings("ignore")
+    started = time.perf_counter()
+    print(f"{dataset}, {track}: starting", flush=True)  # at once, as the imports take seconds
     try:
         home = RarecHome.from_environment()
         prepare_dagster_home(home)
@@ -44,9 +47,8 @@ def main(
         raise SystemExit(f"error: {error}") from error
     import dagster as dg
 
-    print(f"{dataset}, {track}; everything is kept in {home.root}", flush=True)
-    _show_progress()
-    started = time.perf_counter()
+    print(f"everything is kept in {home.root}", flush=True)
+    _show_progress(started)
     with dg.DagsterInstance.get() as instance:
         try:
             result = job.execute_in_process(
@@ -59,7 +61,7 @@ def main(
             raise SystemExit(INTERRUPTED) from None
         if not result.success:
             raise SystemExit(_failures(result, home))
-        _summarise(result, dataset, track, time.perf_counter() - started)
+        _summarise(result, dataset, track, home, time.perf_counter() - started)
 
 
 def _prepare(dataset: str, track: str, config: str, home: RarecHome) -> tuple[Any, dict[str, Any]]:
@@ -69,15 +71,18 @@ def _prepare(dataset: str, track: str, config: str, home: RarecHome) -> tuple[An
     from rarec.data.spec import find_spec
     from resources.folders import known_specs
 
-    jobs = {job.name: job for job in defs.resolve_all_job_defs() if not job.name.startswith("__")}
+    # Those that materialise; the others (rollback, clean) have settings of their own, in the launchpad.
+    every = {job.name: job for job in defs.resolve_all_job_defs() if not job.name.startswith("__")}
+    jobs = {name: job for name, job in every.items() if job.asset_layer.executable_asset_keys}
     if track not in jobs:
-        raise InputError(f"unknown TRACK {track!r}; known: {', '.join(sorted(jobs))}")
+        raise InputError(f"unknown TRACK {track!r}{closest(track, jobs)}; known: {', '.join(sorted(jobs))}")
     spec = find_spec(dataset, known_specs(home.datasets))
     known = {key.to_user_string() for key in jobs[track].asset_layer.executable_asset_keys}
     ops: dict[str, Any] = {}
     for asset, values in _parse(config).items():
         if asset not in known:
-            raise InputError(f"CONFIG: {track} has no asset {asset!r}; it has {', '.join(sorted(known))}")
+            it_has = ", ".join(sorted(known))
+            raise InputError(f"CONFIG: TRACK={track} has no asset {asset!r}{closest(asset, known)}; it has {it_has}")
         settings = {name: value for name, value in values.items() if name != "force"}
         make_settings(
             STAGE_SETTINGS.get(asset, Settings),
@@ -96,15 +101,14 @@ def _parse(config: str) -> dict[str, dict[str, Any]]:
     try:
         settings = json.loads(config)
     except json.JSONDecodeError as error:
-        raise InputError(f"CONFIG is not JSON: {error}") from error
+        raise InputError(f"CONFIG is not JSON: {error}. {EXAMPLE}") from error
     if not isinstance(settings, dict) or not all(isinstance(values, dict) for values in settings.values()):
-        raise InputError(f"CONFIG must have the form {{asset: {{setting: value}}}}, not {config}")
+        raise InputError(f"CONFIG must hold settings by asset, not {config}. {EXAMPLE}")
     return settings
 
 
-def _show_progress() -> None:
+def _show_progress(started: float) -> None:
     """Print the lines of the logger `rarec.progress`, one after the other, with the time since the start."""
-    started = time.perf_counter()
 
     class Elapsed(logging.Formatter):
         def format(self, record: logging.LogRecord) -> str:
@@ -140,15 +144,19 @@ def _failures(result: Any, home: RarecHome) -> str:
     return "error: " + ("\n".join(lines) or "the run failed") + f"\nDetails: make ui (runs are kept in {home.dagster})"
 
 
-def _summarise(result: Any, dataset: str, track: str, seconds: float) -> None:
+def _summarise(result: Any, dataset: str, track: str, home: RarecHome, seconds: float) -> None:
     reused: list[str] = []
     built: list[str] = []
+    judged: list[str] = []
     pages: dict[str, Path] = {}
     for event in result.get_asset_materialization_events():
         materialization = event.materialization
         name = materialization.asset_key.to_user_string()
         metadata = materialization.metadata
-        (reused if metadata["reused"].value else built).append(name)
+        is_reused = "reused" in metadata and metadata["reused"].value
+        (reused if is_reused else built).append(name)
+        words = [word for word in ("verdict", "decision") if word in metadata]
+        judged += [f"{name}: {metadata[word].value}; {metadata['reason'].value}" for word in words]
         if "report" in metadata:
             pages[name] = Path(str(metadata["report"].value))
     for name, tables in (("ranking_metrics", _ranking_tables), ("ctr_metrics", _ctr_tables)):
@@ -156,10 +164,12 @@ def _summarise(result: Any, dataset: str, track: str, seconds: float) -> None:
             print()
             print(tables(pages[name].with_name("report.json").read_text()))
     print()
+    for line in judged:
+        print(line)
     print(f"{dataset} {track}: done in {seconds:.0f} s; {len(built)} assets built, {len(reused)} reused")
     for page in pages.values():
         print(f"report: {page}")
-    print("UIs:    make ui   (Dagster at http://127.0.0.1:3000, MLflow at http://127.0.0.1:5000)")
+    print(f"UIs:    make ui   (Dagster at {home.dagster_ui}, MLflow at {home.mlflow_ui})")
 
 
 def _ranking_tables(report: str) -> str:

@@ -11,24 +11,24 @@ import uuid
 from pipelines.run import prepare_dagster_home
 from rarec.errors import InputError
 from rarec.training.processes import LAUNCH_ID, end_processes
-from resources.home import RarecHome
+from resources.home import LOOPBACK, RarecHome
 
-HOST = "127.0.0.1"
 GRACE_S = 30.0  # for runs in progress to end their training workers
 
 
 def main() -> None:
     """Start both servers on the loopback interface, wait, and end both together."""
     home = RarecHome.from_environment()
-    ports = {name: free_port(name, default) for name, default in (("DAGSTER_PORT", 3000), ("MLFLOW_PORT", 5000))}
+    for name, port in (("DAGSTER_PORT", home.dagster_port), ("MLFLOW_PORT", home.mlflow_port)):
+        require_free(name, port)
     prepare_dagster_home(home)
-    mlflow_url = f"http://{HOST}:{ports['MLFLOW_PORT']}"
-    os.environ.setdefault("MLFLOW_UI_URL", mlflow_url)  # links of runs that are started on the page
     os.environ |= {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    # Notices of MLflow's server about itself, and of what it is built with, to whoever develops it.
+    os.environ |= {"MLFLOW_LOGGING_LEVEL": "WARNING", "PYTHONWARNINGS": "ignore:starlette"}
     commands = [
         [
             *("dagster", "dev", "-w", "workspace.yaml", "--log-level", "warning"),
-            *("-h", HOST, "-p", str(ports["DAGSTER_PORT"])),
+            *("-h", LOOPBACK, "-p", str(home.dagster_port)),
         ]
     ]
     external = home.tracking_uri.startswith(("http://", "https://"))
@@ -37,12 +37,13 @@ def main() -> None:
         commands.append(
             [
                 *("mlflow", "ui", "--backend-store-uri", home.tracking_uri, "--workers", "1"),
+                *("--registry-store-uri", home.tracking_uri),
                 *("--default-artifact-root", (home.mlflow / "artifacts").as_uri()),
-                *("--host", HOST, "--port", str(ports["MLFLOW_PORT"]), "--uvicorn-opts", "--log-level warning"),
+                *("--host", LOOPBACK, "--port", str(home.mlflow_port), "--uvicorn-opts", "--log-level warning"),
             ]
         )
-    print(f"Dagster: http://{HOST}:{ports['DAGSTER_PORT']}   MLflow: {home.tracking_uri if external else mlflow_url}")
-    print("They open within half a minute; Ctrl-C ends both.", flush=True)
+    print(f"Dagster: {home.dagster_ui}   MLflow: {home.mlflow_ui}")
+    print("They open within half a minute on two cores; Ctrl-C ends both.", flush=True)
     run_together(commands)
 
 
@@ -75,18 +76,14 @@ def run_together(commands: list[list[str]]) -> None:
         end_processes(launch_id, GRACE_S)
 
 
-def free_port(variable: str, default: int) -> int:
-    """The port that the environment variable names, or the default; InputError if it is no port or taken."""
-    text = os.environ.get(variable) or str(default)
-    if not text.isdecimal() or not 0 < int(text) < 65536:
-        raise InputError(f"{variable} is {text!r}; set it to a port number")
+def require_free(variable: str, port: int) -> None:
+    """InputError if another process has the port that this environment variable sets."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((HOST, int(text)))
+            probe.bind((LOOPBACK, port))
         except OSError as error:
-            raise InputError(f"port {text} is in use; choose another: make ui {variable}=...") from error
-    return int(text)
+            raise InputError(f"port {port} is in use; choose another: make ui {variable}=...") from error
 
 
 if __name__ == "__main__":

@@ -1,9 +1,62 @@
-"""Base class of every settings object: immutable, and strict about names."""
+"""Base class of every settings object: immutable, and strict about names; and what to say of those refused."""
 
-from pydantic import BaseModel, ConfigDict
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from rarec.errors import closest
+
+# What a value must be, by pydantic's name of the fault; the braces are filled from the fault's context.
+_WANTED = {
+    "greater_than": "greater than {gt}",
+    "greater_than_equal": "at least {ge}",
+    "less_than": "less than {lt}",
+    "less_than_equal": "at most {le}",
+    "literal_error": "{expected}",
+    "int_parsing": "a whole number",
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_parsing": "a number",
+    "float_type": "a number",
+    "finite_number": "a finite number",
+    "bool_parsing": "true or false",
+    "bool_type": "true or false",
+    "string_type": "a text",
+    "list_type": "a list",
+    "tuple_type": "a list",
+    "dict_type": "a table of names and values",
+}
 
 
 class Settings(BaseModel):
     """Frozen settings; an unknown field is an error, so that no option is silently ignored."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+def refusals(error: ValidationError, names: Mapping[str, str] | None = None, known: Iterable[str] = ()) -> str:
+    """Why settings were refused, in words: each setting with its value and what it must be.
+
+    Args:
+        names: what fields are called where the user sets them, if not by their own names.
+        known: names that may be set, to be listed when an unknown one is met.
+    """
+    return "; ".join(_refusal(dict(fault), names or {}, tuple(known)) for fault in error.errors(include_url=False))
+
+
+def _refusal(fault: dict[str, Any], names: Mapping[str, str], known: tuple[str, ...]) -> str:
+    first, *rest = map(str, fault["loc"] or ("",))
+    key = ".".join((names.get(first, first), *rest))
+    if fault["type"] == "extra_forbidden":
+        listed = f"; known: {', '.join(known) or 'none'}" if known else ""
+        return f"{key}: no such setting{closest(key, known)}{listed}"
+    if fault["type"] == "missing":
+        return f"{key} is missing"
+    wanted = _WANTED.get(fault["type"])
+    if wanted is None:
+        message = fault["msg"].removeprefix("Value error, ")
+        return f"{key}: {message}" if key else message
+    given = fault["input"] if isinstance(fault["input"], str) else json.dumps(fault["input"], default=str)
+    return f"{key} is {given}; it must be {wanted.format(**fault.get('ctx', {}))}"

@@ -2,16 +2,19 @@
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field, ValidationError
 
-from rarec.config import Settings
+from rarec.config import Settings, refusals
 from rarec.errors import InputError
 from rarec.training.engine_settings import EngineSettings
 
+LOOPBACK = "127.0.0.1"  # where `make ui` serves
+SCHEDULE = "0 3 * * 1"  # Mondays, 03:00 UTC
 REMOTE_SHELL = "ssh -o BatchMode=yes -o ServerAliveInterval=15"  # fails rather than ask; notices a cut network
 SETTLE_S = 60
 INCOMING_INTERVAL_S = 30
@@ -33,7 +36,29 @@ class RarecHome(Settings):
     )
     mlflow_ui: str = Field(
         description="MLFLOW_UI_URL: address of the MLflow page that links in Dagster point to. Default: the tracking "
-        "server itself, or http://127.0.0.1:5000 (`make ui`) for the sqlite file."
+        "server itself, or that of `make ui` for the sqlite file."
+    )
+    dagster_port: int = Field(default=3000, description="DAGSTER_PORT: of `make ui`. Default: 3000.")
+    mlflow_port: int = Field(default=5000, description="MLFLOW_PORT: of `make ui`. Default: 5000.")
+
+    scheduled: tuple[str, ...] = Field(
+        default=("demo",),
+        description="RAREC_SCHEDULED: data sets of the schedules, separated by commas. Default: demo.",
+    )
+    schedule: str = Field(
+        default=SCHEDULE,
+        description="RAREC_SCHEDULE: when the schedules run, as a cron expression in UTC. Default: Mondays at 03:00.",
+    )
+    webhook: str = Field(
+        default="",
+        repr=False,
+        description="RAREC_WEBHOOK: address to which failed runs are posted as JSON; a secret. Default: none.",
+    )
+    pod_gpus: int = Field(
+        default=0,
+        ge=0,
+        description="RAREC_POD_GPUS: on Kubernetes, every step in a pod of its own, with so many GPUs where it trains. "
+        "Default 0: steps are processes beside each other.",
     )
 
     incoming: str = Field(
@@ -103,12 +128,20 @@ class RarecHome(Settings):
             raise InputError(f"RAREC_HOME is {root}, which is a file; set it to a folder.")
         data = Path(values.get("RAREC_DATA", root / "data")).expanduser().resolve()
         tracking_uri = values.get("MLFLOW_TRACKING_URI", f"sqlite:///{root / 'mlflow' / 'mlflow.db'}")
-        own_page = tracking_uri if tracking_uri.startswith(("http://", "https://")) else "http://127.0.0.1:5000"
+        mlflow_port = _port(values, "MLFLOW_PORT", 5000)
+        served = tracking_uri.startswith(("http://", "https://"))
+        own_page = tracking_uri if served else f"http://{LOOPBACK}:{mlflow_port}"
         return cls(
             root=root,
             incoming=_place(values.get("RAREC_INCOMING", "")),
             settle_s=_whole_number(values, "RAREC_SETTLE", SETTLE_S),
             incoming_interval_s=max(1, _whole_number(values, "RAREC_INCOMING_INTERVAL", INCOMING_INTERVAL_S)),
+            dagster_port=_port(values, "DAGSTER_PORT", 3000),
+            mlflow_port=mlflow_port,
+            scheduled=_names(values.get("RAREC_SCHEDULED", "demo")),
+            schedule=values.get("RAREC_SCHEDULE", SCHEDULE),
+            webhook=values.get("RAREC_WEBHOOK", ""),
+            pod_gpus=_whole_number(values, "RAREC_POD_GPUS"),
             nproc=_whole_number(values, "RAREC_NPROC"),
             threads=_whole_number(values, "RAREC_THREADS"),
             hostfile=values.get("RAREC_HOSTFILE", ""),
@@ -123,6 +156,11 @@ class RarecHome(Settings):
             tracking_uri=tracking_uri,
             mlflow_ui=values.get("MLFLOW_UI_URL", own_page).rstrip("/"),
         )
+
+    @property
+    def dagster_ui(self) -> str:
+        """Address of the Dagster page that `make ui` opens."""
+        return f"http://{LOOPBACK}:{self.dagster_port}"
 
     @property
     def mlflow(self) -> Path:
@@ -172,11 +210,20 @@ def _whole_number(values: Mapping[str, str], name: str, default: int = 0) -> int
     return int(text)
 
 
+def _port(values: Mapping[str, str], name: str, default: int) -> int:
+    port = _whole_number(values, name, default)
+    if not 0 < port < 65536:
+        raise InputError(f"{name} is {port}; set it to a port number, 1 to 65535.")
+    return port
+
+
 def _engine(values: Mapping[str, str]) -> EngineSettings:
     variables = {f"RAREC_{name.upper()}": name for name in EngineSettings.model_fields}
     given: dict[str, Any] = {name: values[variable] for variable, name in variables.items() if variable in values}
     if "deepspeed" in given:
         file = Path(given["deepspeed"]).expanduser()
+        if not file.is_file():
+            raise InputError(f"RAREC_DEEPSPEED is {file}, and there is no such file; correct or unset it.")
         try:
             given["deepspeed"] = json.loads(file.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
@@ -186,20 +233,22 @@ def _engine(values: Mapping[str, str]) -> EngineSettings:
     try:
         return EngineSettings(**given)
     except ValidationError as error:
-        names = {name: variable for variable, name in variables.items()}
-        faults = []
-        for fault in error.errors(include_url=False):
-            message = fault["msg"].removeprefix("Value error, ")
-            faults.append(": ".join([*(names[str(name)] for name in fault["loc"][:1]), message]))
-        raise InputError("; ".join(faults)) from error
+        # Contradictions speak of fields; here they are set by variables.
+        said = re.sub(rf"\b({'|'.join(variables.values())})\b", lambda m: f"RAREC_{m[0].upper()}", refusals(error))
+        file_of = f" (RAREC_DEEPSPEED is {values['RAREC_DEEPSPEED']})" if "RAREC_DEEPSPEED" in values else ""
+        raise InputError(said + file_of) from error
 
 
 def _present_names(values: Mapping[str, str], name: str) -> tuple[str, ...]:
-    names = tuple(part.strip() for part in values.get(name, "").split(",") if part.strip())
+    names = _names(values.get(name, ""))
     missing = [one for one in names if one not in values]
     if missing:
         raise InputError(f"{name} names {', '.join(missing)}, which is not set; set it or leave its name out.")
     return names
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
 def _project_root() -> Path:

@@ -1,6 +1,7 @@
 """Runs training in worker processes and owns them: whatever happens to the asset, no process is left behind."""
 
 import json
+import logging
 import time
 import uuid
 import warnings
@@ -26,6 +27,7 @@ from resources.pulse import Pulse
 POLL_S = 0.2
 OBSERVATION_INTERVAL_S = 15.0
 SETTLE_S = 5.0  # between the first error and the end of all: others may have something to say, too
+progress_log = logging.getLogger("rarec.progress")  # `make run` shows it in the terminal
 STACKS_WAIT_S = 8.0  # for the ranks to write their stacks, also on machines that look at announcements
 
 # Dagster warns about its own use of a preview property at every Pipes session.
@@ -93,6 +95,11 @@ class TrainingLauncher(dg.ConfigurableResource):
         clear_signs(workdir)
         job_file = workdir / "job.json"
         job_file.write_text(json.dumps(dict(job), indent=1, sort_keys=True), encoding="utf-8")
+        engine, processes = EngineSettings(**self.engine), sum(hosts.values())
+        threads = f"threads {self.threads_per_process} each" if self.threads_per_process else "cores shared out"
+        progress_log.info(
+            "%s", f"  processes {processes}  {threads}  device {device}  {engine.precision}  ZeRO {engine.stage}"
+        )
         where = " and ".join(f"{slots} on {host}" for host, slots in hosts.items())
         context.log.info(f"Training with {module} in {where} ({device}); working folder {workdir}")
 

@@ -28,6 +28,7 @@ from rarec.training.processes import KILL_WAIT_S, LAUNCH_ID, end_processes
 REFRESH_S = 2.0  # of the announcement, and of the agents' knowledge that we are alive
 READY_S = 60.0  # for a remote shell to connect and start Python there
 # Of this process's variables, those that hosts of a hostfile get; `environment` adds others.
+UNRESOLVED = re.compile("(?i)could not resolve hostname|name or service not known")  # what ssh says
 PASSED_ON = ("PYTHONPATH", "RAREC_", "NCCL_", "GLOO_", "HF_", "TRANSFORMERS_", "TOKENIZERS_", "TORCH_", "DS_")
 
 
@@ -209,7 +210,9 @@ def read_hostfile(path: Path) -> dict[str, int]:
 
 
 def _wait_until_ready(node: Node, start: int) -> int:
-    """A free port of the node's machine; dg.Failure with the remote shell's own words if its agent does not start."""
+    """A free port of the node's machine; dg.Failure with the remote shell's own words if its agent does not start,
+    InputError if the host's name means nothing.
+    """
     deadline = time.monotonic() + READY_S
     while True:
         ended = node.process.poll()
@@ -219,6 +222,8 @@ def _wait_until_ready(node: Node, start: int) -> int:
             return int(match[1])
         if ended is not None or time.monotonic() > deadline:
             node.process.kill()  # it would not notice that its input ends
+            if UNRESOLVED.search(said):  # a typing error, which no retry mends
+                raise InputError(f"Host {node.name} of the launcher's hostfile is not known here: {said.strip()}")
             how = f"no answer in {READY_S:g} s" if ended is None else f"exit code {ended}"
             raise dg.Failure(
                 f"Host {node.name} of the launcher's hostfile cannot be used: {how} from its remote shell. Check that "

@@ -23,6 +23,7 @@ from pydantic import Field
 
 from rarec.errors import InputError, one_line
 from resources.outbox import Outbox, Parcel
+from resources.registry import ModelRegistry, Track
 
 if TYPE_CHECKING:  # mlflow takes seconds to import, so it is imported when a run starts
     import pandas as pd
@@ -109,6 +110,11 @@ class MlflowTracking(dg.ConfigurableResource):
             if tracked.lost:
                 context.log.error(f"Not recorded in MLflow run {tracked.run_id}: {tracked.lost}")
 
+    def registry(self, track: Track, dataset: str) -> ModelRegistry:
+        """The registered versions of a data set's model; InputError if MLflow cannot be used."""
+        self.check()
+        return ModelRegistry(self._client(), track, dataset)
+
     def _unusable(self, error: Exception) -> InputError:
         return InputError(
             f"MLflow at {self.tracking_uri} cannot be used: {type(error).__name__}: {one_line(error)}. Start the "
@@ -136,7 +142,7 @@ class MlflowTracking(dg.ConfigurableResource):
             os.environ.setdefault(name, value)
         import mlflow
 
-        for logger in ("alembic", "mlflow.store.db.utils"):  # they tell of every table of a new database
+        for logger in ("alembic", "mlflow.store.db.utils", "mlflow.tracking._model_registry.fluent"):  # of every step
             logging.getLogger(logger).setLevel(logging.WARNING)
         mlflow.set_tracking_uri(self.tracking_uri)  # for log_pyfunc, whose MLflow code takes no client
         return mlflow.MlflowClient(self.tracking_uri)

@@ -1,6 +1,8 @@
 """Declarations that several files repeat, or that a later edit could break silently, agree with what is there."""
 
+import os
 import re
+import subprocess
 import tomllib
 from pathlib import Path
 
@@ -19,7 +21,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 # docs: architecture, "The graph". Names are fixed; a stage that is not built yet is absent.
 GROUPS = {
-    "raw": {"raw_interactions", "item_catalog", "user_profiles", "interactions"},
+    "raw": {"incoming_interactions", "raw_interactions", "item_catalog", "user_profiles", "interactions"},
     "text": {"ctr_samples", "textual_samples"},
     "semantic": {"base_language_model", "semantic_item_vectors"},
     "index": {"item_index"},
@@ -27,6 +29,13 @@ GROUPS = {
     "language": {"lora_checkpoint", "ctr_predictions"},
     "sequences": {"user_sequences"},
     "recommender": {"raserec_pretrained", "memory_bank", "raserec_finetuned", "recommendations"},
+    "operations": {
+        "raserec_candidate",
+        "raserec_champion",
+        "refreshed_memory",
+        "refreshed_finetuned",
+        "drift_report",
+    },
     "baselines": {"ctr_baselines", "ranking_baselines"},
     "reports": {"ctr_metrics", "ranking_metrics", "comparison_report"},
 }
@@ -102,8 +111,11 @@ def test_constraints_pin_every_dependency_as_wanted():
         assert re.fullmatch(r"==[0-9][0-9a-z.]*", str(pin.specifier)), f"{pin} is no plain pin"  # no +cpu, no path
         assert not re.match(r"(nvidia|cuda|triton|faiss-gpu|rarec)", pin.name), pin
         versions[canonicalize_name(pin.name)] = str(pin.specifier).removeprefix("==")
-    wanted = [*PROJECT["project"]["dependencies"], *PROJECT["project"]["optional-dependencies"]["cpu"]]
-    wanted += PROJECT["project"]["optional-dependencies"]["dev"]
+    extras = PROJECT["project"]["optional-dependencies"]
+    wanted = [
+        *PROJECT["project"]["dependencies"],
+        *(one for extra in extras if extra != "gpu" for one in extras[extra]),
+    ]
     for requirement in map(Requirement, wanted):
         assert requirement.specifier.contains(versions[canonicalize_name(requirement.name)]), requirement
 
@@ -113,6 +125,19 @@ def test_continuous_integration_runs_what_contributors_run():
     assert script[-1] == "make test"
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     assert {"run", "test", "test-all", "lint", "ui", "bench", "help"} <= targets
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_settings_of_make_count_before_and_behind_it(before):
+    settings = {"NPROC": "2", "DATASET": "ml-100k", "TRACK": "rella", "CONFIG": '{"a": {}}'}
+    show = "show: ; @echo $$RAREC_NPROC '$(DATASET)' '$(TRACK)' \"$$CONFIG\""
+    command = ["make", "-s", f"--eval={show}", "show"]
+    if not before:
+        command += [f"{name}={value}" for name, value in settings.items()]
+    outside = {name: value for name, value in os.environ.items() if name not in (*settings, "RAREC_NPROC", "MAKEFLAGS")}
+    environment = {**outside, **(settings if before else {})}
+    shown = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True).stdout
+    assert shown == '2 ml-100k rella {"a": {}}\n'
 
 
 def test_assets_have_the_fixed_names_and_groups(nodes):

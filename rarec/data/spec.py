@@ -13,9 +13,9 @@ from typing import Literal, Self
 import numpy as np
 from pydantic import Field, ValidationError, model_validator
 
-from rarec.config import Settings
+from rarec.config import Settings, refusals
 from rarec.data.demo import DemoSettings
-from rarec.errors import InputError
+from rarec.errors import InputError, closest
 from rarec.text.templates import Template
 
 Format = Literal[
@@ -227,13 +227,7 @@ def _load(text: str, where: str, stem: str) -> DatasetSpec:
     except tomllib.TOMLDecodeError as error:
         raise InputError(f"{where}: not valid TOML: {error}.") from error
     except ValidationError as error:
-        faults = []
-        for fault in error.errors(include_url=False):
-            key = ".".join(str(part) for part in fault["loc"])
-            told = fault["msg"].removeprefix("Value error, ")
-            message = "unknown key" if fault["type"] == "extra_forbidden" else told
-            faults.append(f"{key}: {message}" if key else message)
-        raise InputError(f"{where}: {'; '.join(faults)}.") from error
+        raise InputError(f"{where}: {refusals(error)}.") from error
     if spec.name != stem:
         raise InputError(f"{where}: name is {spec.name!r}, but the file is called {stem}.toml; make them equal.")
     return spec
@@ -267,5 +261,5 @@ def load_specs(*extra_folders: Path) -> dict[str, DatasetSpec]:
 def find_spec(name: str, specs: Mapping[str, DatasetSpec]) -> DatasetSpec:
     """The data set called `name`; InputError listing the known ones if there is none."""
     if name not in specs:
-        raise InputError(f"Unknown data set {name!r}; known: {', '.join(sorted(specs))}.")
+        raise InputError(f"Unknown data set {name!r}{closest(name, specs)}; known: {', '.join(sorted(specs))}.")
     return specs[name]

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from matplotlib.figure import Figure
 
 from rarec.evaluation.ctr_records import CtrReport
-from rarec.evaluation.ctr_tables import ordered_models, short, with_interval
+from rarec.evaluation.ctr_tables import ordered_models, with_interval
 from rarec.evaluation.plots import COLOURS, INK, Drawing, Plot, curve_drawing, finish, legend
 from rarec.evaluation.tables import number
 
@@ -36,7 +36,7 @@ def _metric_plot(report: CtrReport) -> Iterator[Drawing]:
             axes.plot([one.low, one.high], [place, place], color=COLOURS[0], linewidth=2)
             axes.plot(one.value, place, "o", color=COLOURS[0], markersize=5)
             axes.annotate(
-                short(one.value), (one.value, place), (0, 5), textcoords="offset points", ha="center", fontsize=8
+                number(one.value), (one.value, place), (0, 5), textcoords="offset points", ha="center", fontsize=8
             )
         if models[0] == report.yardstick:
             axes.axvline(estimates[0].value, color=INK, alpha=0.4, linewidth=1, linestyle="dashed", zorder=0)

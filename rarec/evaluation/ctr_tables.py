@@ -13,18 +13,11 @@ CARD_METRICS = ("AUC", "LogLoss", "ACC")
 GROUP_METRICS = ("AUC", "LogLoss")
 
 
-def short(value: float, spec: str = ".4f") -> str:
-    """A number without the 0 before its point, as `.7440` or `+.0123`; a dash if it is undefined."""
-    text = number(value, spec)
-    sign, digits = (text[0], text[1:]) if text[0] in "+-" else ("", text)
-    return sign + digits.removeprefix("0") if digits.startswith("0.") else text
-
-
 def with_interval(estimate: Estimate) -> str:
-    """Words such as `.7440 (.731 to .757)`."""
+    """Words such as `0.7440 (0.731 to 0.757)`."""
     if math.isnan(estimate.value):
         return UNDEFINED
-    return f"{short(estimate.value)} ({short(estimate.low, '.3f')} to {short(estimate.high, '.3f')})"
+    return f"{number(estimate.value)} ({number(estimate.low, '.3f')} to {number(estimate.high, '.3f')})"
 
 
 def reading(metric: str, difference: Estimate) -> str:
@@ -50,13 +43,13 @@ def ctr_cards(report: CtrReport) -> list[Card]:
     for name in CARD_METRICS if own else ():
         details = [report.chosen, f"95% interval {_range(own[name])}"]
         if against:
-            details.append(f"{report.yardstick}: {short(against[name].value)}")
-        cards.append(Card(f"{name}, {split}", short(own[name].value), tuple(details)))
+            details.append(f"{report.yardstick}: {number(against[name].value)}")
+        cards.append(Card(f"{name}, {split}", number(own[name].value), tuple(details)))
     compared = report.compared(report.yardstick, report.chosen, split)
     if compared:
         auc = compared.differences["AUC"]
         details = [f"{report.chosen} minus {report.yardstick}", f"95% interval {_range(auc, '+.4f')}"]
-        cards.append(Card(f"AUC difference, {split}", short(auc.value, "+.4f"), (*details, reading("AUC", auc))))
+        cards.append(Card(f"AUC difference, {split}", number(auc.value, "+.4f"), (*details, reading("AUC", auc))))
     return cards
 
 
@@ -108,9 +101,9 @@ def _comparison_tables(report: CtrReport, split: Split) -> Iterator[Table]:
             (
                 name,
                 reading(name, own),
-                short(candidate[name].value),
-                short(baseline[name].value),
-                short(own.value, "+.4f"),
+                number(candidate[name].value),
+                number(baseline[name].value),
+                number(own.value, "+.4f"),
                 _range(own, "+.4f"),
             )
             for name, own in compared.differences.items()
@@ -121,7 +114,7 @@ def _comparison_tables(report: CtrReport, split: Split) -> Iterator[Table]:
 
 
 def _range(estimate: Estimate, spec: str = ".4f") -> str:
-    return f"{short(estimate.low, spec)} to {short(estimate.high, spec)}"
+    return f"{number(estimate.low, spec)} to {number(estimate.high, spec)}"
 
 
 def _group_tables(report: CtrReport, split: Split) -> Iterator[Table]:
@@ -138,7 +131,7 @@ def _group_tables(report: CtrReport, split: Split) -> Iterator[Table]:
         names = [group.group for group in groups if group.grouping == grouping]
         cells = [(metric, name) for metric in GROUP_METRICS for name in names]
         rows = tuple(
-            (model, *(short(figures[model, grouping, name][metric]) for metric, name in cells))
+            (model, *(number(figures[model, grouping, name][metric]) for metric, name in cells))
             for model in ordered_models(report, split)
         )
         header = ("Model", *(f"{metric}, {name}" for metric, name in cells))
@@ -154,7 +147,7 @@ def _calibration_table(report: CtrReport) -> Iterator[Table]:
         return
     rows = []
     for bins in zip(*(of_model[model].bins for model in models), strict=True):
-        cells = [(f"{one.n_samples:,}", short(one.mean_probability, ".3f"), short(one.likes, ".3f")) for one in bins]
+        cells = [(f"{one.n_samples:,}", number(one.mean_probability, ".3f"), number(one.likes, ".3f")) for one in bins]
         rows.append((f"{bins[0].low:.1f} to {bins[0].high:.1f}", *(cell for of_one in cells for cell in of_one)))
     columns = [f"{what}, {model}" for model in models for what in ("Samples", "Mean probability", "Share of likes")]
     yield Table("calibration", "Bins", provenance(report, split), ("Probability", *columns), tuple(rows))
@@ -174,7 +167,7 @@ def _heterogeneity_tables(report: CtrReport) -> Iterator[Table]:
 
 def _similarity_tables(report: CtrReport) -> Iterator[Table]:
     for split in dict.fromkeys(one.split for one in report.similarity):
-        rows = tuple((one.history, short(one.cosine)) for one in report.similarity if one.split == split)
+        rows = tuple((one.history, number(one.cosine)) for one in report.similarity if one.split == split)
         header = ("History", "Mean cosine to the target")
         yield Table("similarity", "Similarity", provenance(report, split), header, rows)
 
@@ -194,10 +187,10 @@ def _seed_table(report: CtrReport) -> Iterator[Table]:
     ]
     if report.yardstick:
         of_yardstick = report.of(report.yardstick, "test")
-        rows.insert(0, (report.yardstick, UNDEFINED, UNDEFINED, *(short(of_yardstick[name].value) for name in names)))
+        rows.insert(0, (report.yardstick, UNDEFINED, UNDEFINED, *(number(of_yardstick[name].value) for name in names)))
     header = ("Training", "Evaluated on", "Seeds", *names)
     yield Table("seeds", "Mean ± standard deviation", provenance(report, "test"), header, tuple(rows), n_text=3)
 
 
 def _spread(mean: float, deviation: float) -> str:
-    return short(mean) if math.isnan(deviation) else f"{short(mean)} ± {short(deviation)}"
+    return number(mean) if math.isnan(deviation) else f"{number(mean)} ± {number(deviation)}"

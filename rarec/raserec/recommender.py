@@ -18,6 +18,8 @@ from rarec.raserec.finetune import Memories, augment, find_neighbours
 from rarec.retrieval.memory import NO_USER, MemoryBank, Queries
 from rarec.training.engine import worker_device
 
+NOW = np.iinfo(np.int64).max  # later than anything known
+
 
 @dataclass
 class Recommender:
@@ -46,19 +48,24 @@ class Recommender:
         return self.encoder.item_embedding.detach()
 
     def represent(
-        self, sequences: UserSequences, prefixes: IntArray, known_users: bool = True, at_present: bool = False
+        self,
+        sequences: UserSequences,
+        prefixes: IntArray,
+        known_users: bool = True,
+        asked_at: IntArray | int | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Representations (Q, D) of prefixes before and after augmentation.
 
         Without ``known_users`` the sequences are of people who are not in the data, so no memory is their own. With
-        ``at_present`` the question is asked now, not at the time of the prefix's last item: no memory is in its future.
+        ``asked_at`` (seconds, one or (Q,)) the question is asked then, not at the time of the prefix's last item: what
+        became known in between is no longer its future.
         """
         vectors = self.encoder.encode(sequences, prefixes)
         queries = Queries.of(sequences, prefixes, vectors.cpu().numpy())
         if not known_users:
             queries = replace(queries, users=np.full_like(queries.users, NO_USER))
-        if at_present:
-            queries = replace(queries, times=np.full_like(queries.times, np.iinfo(np.int64).max))
+        if asked_at is not None:
+            queries = replace(queries, times=np.broadcast_to(asked_at, queries.times.shape))
         embeddings = self.item_embeddings
         found = find_neighbours(self.bank, queries, embeddings.cpu().numpy(), self.module.settings).to(vectors.device)
         if self._memories is None:
@@ -103,7 +110,7 @@ def recommend_histories(
     if len(asked) == 0:
         return result
     prefixes = offsets[1:][asked] - 1
-    _, vectors = recommender.represent(sequences, prefixes, known_users=False, at_present=True)
+    _, vectors = recommender.represent(sequences, prefixes, known_users=False, asked_at=NOW)
     ranking = recommender.rank(vectors, sequences, prefixes, top_n)
     top_items, top_scores = ranking.lists(exclude_seen)
     for row, history in enumerate(asked):

@@ -206,6 +206,9 @@ def load_model(folder: Path, device: torch.device, quantisation: Quantisation = 
             a machine without bitsandbytes or a GPU.
     """
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # whoever waits has our own lines
 
     options: dict[str, Any] = {"dtype": torch.bfloat16 if device.type == "cuda" else torch.float32}
     if quantisation != "none":

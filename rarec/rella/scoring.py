@@ -69,7 +69,7 @@ def score(
             with explain_out_of_memory(out_of_memory(batch, setting)):
                 logits = answer_logits(batch)
             done += len(rows)
-            report(step=done, steps=len(parts))
+            report(step=done, steps=len(parts), unit="prompt", force=done == len(parts))
             answered.append((rows, logits.double().softmax(1)[:, 1]))
         for rows, yes in answered:
             probability[start + rows] = yes.cpu().numpy()

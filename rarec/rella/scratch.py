@@ -160,7 +160,7 @@ def train_scratch(
     objective = ScratchObjective(model, tokens, pieces, described, settings, device, engine.accumulation)
     summary = fit(
         objective, objective.fit_settings(), stage="scratch language model", output=folder, checkpoint=checkpoint,
-        report=report, engine=engine, optimizer=adam_w, clip=CLIP,
+        report=report, engine=engine, optimizer=adam_w, clip=CLIP, unit="tokens",
     )  # fmt: skip
     if rank():
         return {}
@@ -172,7 +172,7 @@ def train_scratch(
         "read": f"in a mean epoch {shares[1]:.2%} of the tokens of {len(catalogue.descriptions)} item descriptions, "
         f"and {shares[0]:.2%} of those of {len(allowed)} training behaviours with the profiles of their users",
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "tokens_read": summary["samples"],
+        "tokens_read": summary["tokens"],
         **dict(zip(SHARES, shares, strict=True)),
         "loss_by_epoch": [record["loss"] for record in summary["history"]],
         "settings": settings.model_dump(),

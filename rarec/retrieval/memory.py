@@ -119,6 +119,17 @@ class MemoryBank:
         self.targets = np.concatenate([self.targets, sequences.next_items(prefixes)])
         self.known_at = np.concatenate([self.known_at, sequences.timestamps[prefixes + 1]])
 
+    def keep(self, chosen: npt.NDArray[np.bool_] | IntArray) -> None:
+        """Forget all memories but the chosen ones: (N,) whether each is, or their ids, in whose order they then stand.
+
+        A trained index stays trained.
+        """
+        self._by_item = None
+        for name in _ARRAYS:
+            setattr(self, name, getattr(self, name)[chosen])
+        self.index.reset()
+        self.index.add(normalised(self.representations))
+
     def copy(self) -> "MemoryBank":
         """A bank that can be appended to while this one stays as it is."""
         return replace(self, index=faiss.clone_index(self.index), _gpu_index=None)

@@ -109,6 +109,7 @@ def fit(
     engine: EngineSettings | None = None,
     optimizer: Callable[[list[nn.Parameter], float], torch.optim.Optimizer] = adam,
     clip: float = 0.0,
+    unit: str = "samples",
 ) -> dict[str, Any]:
     """Train until ``patience`` epochs bring no better validation ``choice``; leave the best weights in the model.
 
@@ -120,17 +121,19 @@ def fit(
     Args:
         optimizer: of parameters and learning rate.
         clip: greatest norm of a step's gradient; 0: any.
+        unit: what the objective counts.
 
     Returns:
-        ``history`` (one record an epoch), ``best_epoch``, ``seconds``, ``samples``, ``peak_memory_mib``,
-        ``world_size``, and ``ranks``: peak memory of each, on a GPU also that one's, and its seconds.
+        ``history`` (one record an epoch), ``best_epoch``, ``seconds``, how many of the ``unit`` under its own name,
+        ``peak_memory_mib``, ``world_size``, and ``ranks``: peak memory of each, on a GPU that one's and its
+        seconds, too.
 
     Raises:
         InputError: the loss is not finite, memory does not hold a step, a checkpoint does not fit or cannot be
             written.
     """
     engine = engine or EngineSettings()
-    loop = _Loop(objective, settings, engine, stage, checkpoint, report, optimizer, clip)
+    loop = _Loop(objective, settings, engine, stage, checkpoint, report, optimizer, clip, unit)
     loop.run()
     summary = loop.summary()
     put_weights(objective.model, loop.state.best)
@@ -157,9 +160,10 @@ class _Loop:
         report: Report,
         optimizer: Callable[[list[nn.Parameter], float], torch.optim.Optimizer],
         clip: float,
+        unit: str,
     ):
         self.objective, self.settings, self.options = objective, settings, engine
-        self.stage, self.checkpoint, self.report = stage, checkpoint, report
+        self.stage, self.checkpoint, self.report, self.unit = stage, checkpoint, report, unit
         self.engine = initialise_engine(
             objective.model,
             lambda parameters: optimizer(parameters, settings.learning_rate),
@@ -209,7 +213,7 @@ class _Loop:
             "history": self.state.history,
             "best_epoch": best_epoch(self.state.history, self.objective.choice),
             "seconds": seconds,
-            "samples": self.state.total,
+            self.unit: self.state.total,
             "peak_memory_mib": peak_memory_mib(),
             "world_size": world_size(),
             "ranks": from_every_rank(own),
@@ -240,8 +244,8 @@ class _Loop:
                 self.report(
                     stage=self.stage, epoch=epoch + 1, epochs=settings.epochs, step=step, steps=steps,
                     loss=float(sums["loss"]) * world_size() / seen, learning_rate=rate,
-                    samples_per_s=(seen - state.seen) / elapsed,
                     eta_s=elapsed / (step - first) * (steps * (settings.epochs - epoch) - step),
+                    **{f"{self.unit}_per_s": (seen - state.seen) / elapsed},
                 )  # fmt: skip
             if step < steps and self._is_due(step):
                 # Each rank's own: shares of their total would round otherwise than in an undisturbed run.

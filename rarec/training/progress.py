@@ -54,11 +54,12 @@ class Progress:
     loss: float | None = None
     eta_s: float | None = None  # seconds to the end of the stage
     metrics: dict[str, float] = field(default_factory=dict)
+    unit: str = "step"  # what steps are
 
     def line(self) -> str:
         """One line for a terminal."""
         parts = [self.stage]
-        for name, value, total in (("epoch", self.epoch, self.epochs), ("step", self.step, self.steps)):
+        for name, value, total in (("epoch", self.epoch, self.epochs), (self.unit, self.step, self.steps)):
             if value is not None:
                 parts.append(f"{name} {value}" + (f"/{total}" if total is not None else ""))
         if self.loss is not None:
@@ -110,6 +111,7 @@ class ProgressReporter:
         loss: float | None = None,
         eta_s: float | None = None,
         force: bool = False,
+        unit: str = "step",
         **metrics: float,
     ) -> None:
         """Report where the stage stands; dropped if the last report is too recent, unless `force` (end of an epoch).
@@ -140,6 +142,7 @@ class ProgressReporter:
                 loss=None if loss is None else float(loss),
                 eta_s=eta_s,
                 metrics={name: float(value) for name, value in metrics.items()} | gpu_figures(),
+                unit=unit,
             )
         )
 

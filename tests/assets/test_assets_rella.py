@@ -222,9 +222,13 @@ def test_another_ones_model_passes_the_same_track(plant, first, tmp_path):
     [
         ({"base_language_model": {"source": "path:/nowhere"}}, "base_language_model", "holds no language model"),
         ({"base_language_model": {"source": "hub:gpt2"}}, "base_language_model", "a hub model needs its revision"),
-        ({"mixed_reit_samples": {"modes": ["blended"]}}, "mixed_reit_samples", "modes: 0: Input should be 'recent'"),
+        (
+            {"mixed_reit_samples": {"modes": ["blended"]}},
+            "mixed_reit_samples",
+            "modes.0 is blended; it must be 'recent'",
+        ),
         ({"ctr_samples": {"minimum_history": 500}}, "ctr_samples", "the train split is empty"),
-        ({"textual_samples": {"behaviours": 0}}, "textual_samples", "behaviours: Input should be greater"),
+        ({"textual_samples": {"behaviours": 0}}, "textual_samples", "behaviours is 0; it must be at least 1"),
         ({"semantic_item_vectors": {"encoder": "bert"}}, "semantic_item_vectors", "neither language-model nor"),
     ],
 )

@@ -180,6 +180,11 @@ class Dagster:
             return False
 
 
+def step_of(worker):
+    """The process of the step that started this worker: the first above it that is not of the training."""
+    return next(one for one in worker.parents() if "rarec.training" not in " ".join(one.cmdline()))
+
+
 @pytest.fixture(scope="module")
 def dagster(tmp_path_factory):
     home = tmp_path_factory.mktemp("home")
@@ -235,8 +240,8 @@ def test_a_run_cancelled_on_the_page_leaves_nothing_and_the_next_one_starts(dags
 def test_a_killed_step_is_tried_again_in_the_same_run(dagster):
     run = dagster.launch("raserec_pretrained")
     (worker, *_) = wait_for(dagster.training, 120, "it trains")
-    step = worker.parent()
-    dagster.show("before kill -9 of the step")
+    step = step_of(worker)
+    dagster.show(f"before kill -9 of the step, process {step.pid}")
     step.kill()
     wait_for(lambda: not worker.is_running(), 30, "its worker is gone")
     wait_for(dagster.training, 90, "it trains again")
@@ -250,7 +255,7 @@ def test_a_killed_step_is_tried_again_in_the_same_run(dagster):
 def test_a_killed_run_frees_its_slot(dagster):
     run = dagster.launch("raserec_pretrained")
     (worker, *_) = wait_for(dagster.training, 120, "it trains")
-    process = worker.parent().parent()  # the step's process, and the run's
+    process = step_of(worker).parent()
     dagster.show(f"before kill -9 of the run, process {process.pid}")
     process.kill()
     wait_for(lambda: dagster.status(run) == "FAILURE", 120, "the run is failed")

@@ -71,6 +71,17 @@ def test_ranks_of_several_machines(tmp_path):
     assert sum(joined._resolve()[1].values()) == 6
 
 
+def test_host_whose_name_is_unknown_is_refused_for_good(tmp_path, monkeypatch):
+    monkeypatch.setattr(machines_module, "READY_S", 10)
+    said = "ssh: Could not resolve hostname far: Name or service not known"
+    machines = Machines(tmp_path, "1")
+    try:
+        with pytest.raises(InputError, match=r"Host far of the launcher's hostfile is not known here: ssh: Could not"):
+            machines.start_on_hosts({"far": 1}, f"sh -c 'echo {said}; exit 255'", ASSIGNMENT)
+    finally:
+        machines.end(0.1)
+
+
 @pytest.mark.parametrize(
     ("shell", "message"),
     [

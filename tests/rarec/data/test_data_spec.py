@@ -60,17 +60,20 @@ def test_user_folder_adds_and_replaces(tmp_path):
 
 
 def test_unknown_data_set_lists_known_ones():
-    with pytest.raises(InputError, match=r"Unknown data set 'ml-2m'; known: amazon-beauty, .*, ml-latest-small\."):
+    with pytest.raises(
+        InputError,
+        match=r"Unknown data set 'ml-2m' \(did you mean 'ml-25m'\?\); known: amazon-beauty, .*, ml-latest-small\.",
+    ):
         find_spec("ml-2m", builtin_specs())
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (OWN.replace("domain", "domian"), r"own\.toml: domain: Field required; domian: unknown key\."),
-        (OWN + "colums = 3\n", r"own\.toml: sources\.0\.colums: unknown key\."),
+        (OWN.replace("domain", "domian"), r"own\.toml: domain is missing; domian: no such setting\."),
+        (OWN + "colums = 3\n", r"own\.toml: sources\.0\.colums: no such setting\."),
         (OWN + 'format = "x"\n', r"own\.toml: not valid TOML: "),
-        (OWN.replace("recbole", "parquet"), r"own\.toml: sources\.0\.format: Input should be 'recbole', "),
+        (OWN.replace("recbole", "parquet"), r"own\.toml: sources\.0\.format is parquet; it must be 'recbole', "),
         (OWN.replace('"own"', '"other"'), r"own\.toml: name is 'other', but the file is called own\.toml"),
     ],
 )

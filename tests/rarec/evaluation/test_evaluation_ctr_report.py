@@ -26,7 +26,8 @@ from rarec.evaluation.ctr_report import (
     ctr_text_tables,
     write_ctr_report,
 )
-from rarec.evaluation.ctr_tables import ctr_cards, ctr_tables, reading, short, with_interval
+from rarec.evaluation.ctr_tables import ctr_cards, ctr_tables, reading, with_interval
+from rarec.evaluation.tables import number
 
 YARDSTICK, RECENT, MIXED = "five numbers", "tuned on recent", "tuned on mixed"
 SIZES = {"validation": 300, "test": 400}
@@ -103,7 +104,7 @@ def test_grid_holds_the_metrics_and_intervals_of_every_model(tmp_path):
             assert own[name].value == value
             assert own[name].low == pytest.approx(expected[name].low)
             assert own[name].high == pytest.approx(expected[name].high)
-            assert cells[name].startswith(f"{value:.4f} (".removeprefix("0"))
+            assert cells[name].startswith(f"{value:.4f} (")
             assert f"<td>{cells[name]}</td>" in html
         size = next(size for size in report.sizes if size.split == outcome.split)
         assert (size.n_samples, size.n_users) == (len(labels), len(np.unique(users)))
@@ -126,7 +127,7 @@ def test_comparisons_are_paired_and_read_in_words():
                 (expected[name].value, expected[name].low, expected[name].high)
             )
             cells = cells_of(report, f"{c.candidate} minus {c.baseline}", c.split)[name]
-            assert cells["Difference"] == short(own.value, "+.4f")
+            assert cells["Difference"] == number(own.value, "+.4f")
             assert cells["The interval"] == reading(name, own)
 
 
@@ -159,8 +160,8 @@ def test_groups_partition_the_samples():
     new = data["target_count"]["test"] == 0
     expected = ctr_metrics(outcomes[1].probability[new], data["labels"]["test"][new])
     cells = cells_of(report, "By item popularity", "test")[YARDSTICK]
-    assert cells["AUC, new"] == short(expected[0])
-    assert cells["LogLoss, new"] == short(expected[1])
+    assert cells["AUC, new"] == number(expected[0])
+    assert cells["LogLoss, new"] == number(expected[1])
 
 
 def test_group_edges_are_those_of_the_test_samples():
@@ -202,9 +203,9 @@ def test_chosen_model_is_the_best_on_validation_or_the_last():
     assert report.of(MIXED, "test")["AUC"].value > report.of(RECENT, "test")["AUC"].value
     assert report.chosen == RECENT
     card = ctr_cards(report)[0]
-    assert (card.label, card.value) == ("AUC, test", short(report.of(RECENT, "test")["AUC"].value))
+    assert (card.label, card.value) == ("AUC, test", number(report.of(RECENT, "test")["AUC"].value))
     assert card.details[0] == RECENT
-    assert f"{YARDSTICK}: {short(report.of(YARDSTICK, 'test')['AUC'].value)}" in card.details
+    assert f"{YARDSTICK}: {number(report.of(YARDSTICK, 'test')['AUC'].value)}" in card.details
     assert ctr_cards(report)[3].label == "AUC difference, test"
     assert make_report(chosen=MIXED).chosen == MIXED
     assert make_report(make_outcomes(splits=("test",))).chosen == MIXED
@@ -222,8 +223,8 @@ def test_bins_are_those_of_calibration():
     mean, share, count = calibration(outcomes[-1].probability, data["labels"]["test"])
     rows = list(cells_of(report, "Bins", "test").values())
     assert [row[f"Samples, {MIXED}"] for row in rows] == [str(n) for n in count]
-    assert [row[f"Mean probability, {MIXED}"] for row in rows] == [short(m, ".3f") for m in mean]
-    assert [row[f"Share of likes, {MIXED}"] for row in rows] == [short(s, ".3f") for s in share]
+    assert [row[f"Mean probability, {MIXED}"] for row in rows] == [number(m, ".3f") for m in mean]
+    assert [row[f"Share of likes, {MIXED}"] for row in rows] == [number(s, ".3f") for s in share]
     assert f"Samples, {YARDSTICK}" in rows[0]
 
 
@@ -236,8 +237,8 @@ def test_seeds_give_mean_and_sample_deviation():
     assert mixed.deviation["AUC"] == pytest.approx(abs(aucs[0] - aucs[1]) / math.sqrt(2))
     assert math.isnan(recent.deviation["AUC"])
     cells = cells_of(report, "Mean ± standard deviation", "test")
-    assert cells["tuned on mixed"]["AUC"] == f"{short(mixed.mean['AUC'])} ± {short(mixed.deviation['AUC'])}"
-    assert cells["tuned on recent"]["AUC"] == short(aucs[1])
+    assert cells["tuned on mixed"]["AUC"] == f"{number(mixed.mean['AUC'])} ± {number(mixed.deviation['AUC'])}"
+    assert cells["tuned on recent"]["AUC"] == number(aucs[1])
     assert make_report(seed_runs=[SeedRun(mode="mixed", seed=1, history="recent", model=MIXED)]).seed_summaries == ()
 
 
@@ -246,7 +247,7 @@ def test_heterogeneity_and_similarity_tables():
     genres = cells_of(report, "Distinct genres", "test")
     assert list(genres) == ["K = 5", "K = 10"]
     assert (genres["K = 5"]["recent"], genres["K = 10"]["retrieved"]) == ("2.50", "3.33")
-    assert cells_of(report, "Similarity", "test")["random"]["Mean cosine to the target"] == ".1250"
+    assert cells_of(report, "Similarity", "test")["random"]["Mean cosine to the target"] == "0.1250"
 
 
 def test_json_round_trip_with_null_for_undefined(tmp_path):
@@ -329,15 +330,9 @@ def test_markdown_and_text_tables_hold_the_figures():
     assert "Distinct genres" not in text
 
 
-def test_numbers_without_the_leading_zero():
-    assert (short(0.74401), short(1.2), short(-0.01, "+.4f"), short(0.01, "+.4f")) == (
-        ".7440",
-        "1.2000",
-        "-.0100",
-        "+.0100",
-    )
-    assert (short(math.nan), short(10.5, ".1f")) == ("–", "10.5")
-    assert with_interval(Estimate(value=0.744, low=0.7312, high=0.757)) == ".7440 (.731 to .757)"
+def test_an_estimate_is_shown_with_its_interval():
+    assert with_interval(Estimate(value=0.744, low=0.7312, high=0.757)) == "0.7440 (0.731 to 0.757)"
+    assert with_interval(Estimate(value=math.nan, low=math.nan, high=math.nan)) == "–"
 
 
 def test_input_is_not_modified():

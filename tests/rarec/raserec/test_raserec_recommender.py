@@ -4,7 +4,7 @@ from raserec_toys import sequences_of
 
 from rarec.raserec.augment import RetrievalAugmentedModule
 from rarec.raserec.encoders import build_encoder
-from rarec.raserec.recommender import Recommender, recommend_histories
+from rarec.raserec.recommender import NOW, Recommender, recommend_histories
 from rarec.raserec.settings import EncoderSettings, FinetuneSettings, MemorySettings
 from rarec.retrieval.memory import MemoryBank
 from rarec.training.dropout import DropoutBits
@@ -41,7 +41,7 @@ def test_a_question_asked_now_may_use_what_became_known_since():
     sequences, recommender = make_recommender(time_cut=True)
     first = sequences.offsets[:1]  # user 0 after one item, at time 10: nobody's next item was known then
     own, then = recommender.represent(sequences, first)
-    _, now = recommender.represent(sequences, first, at_present=True)
+    _, now = recommender.represent(sequences, first, asked_at=NOW)
     torch.testing.assert_close(then, own)
     assert not torch.allclose(now, own)
 

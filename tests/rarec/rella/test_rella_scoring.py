@@ -58,7 +58,7 @@ def test_the_mode_stays_and_behaviours_left_out_are_counted():
     assert model.training
     assert np.array_equal(dropped, short.prompts(rows).dropped)
     assert 0 < dropped.sum() < len(rows)
-    assert reports[-1] == {"step": len(rows), "steps": len(rows)}
+    assert reports[-1] == {"step": len(rows), "steps": len(rows), "unit": "prompt", "force": True}
     assert [report["step"] for report in reports] == sorted({report["step"] for report in reports})
     whole, _ = score(model.eval(), DATA.prompts, rows, DATA.answers, CPU)
     assert (np.abs(got - whole)[dropped > 0] > 1e-5).all()

@@ -38,7 +38,7 @@ def test_tuned_by_one_worker_and_asked_by_two(tmp_path, monkeypatch):
         for rank in range(world):
             monkeypatch.setenv("RANK", str(rank))
             monkeypatch.setenv("WORLD_SIZE", str(world))
-            predict.work(asked | {"output": str(folder)}, REPORTER)
+            predict.work(asked | {"output": str(folder), "checkpoint": str(folder / "checkpoint")}, REPORTER)
     model = load_adapter(DATA.model(), adapter, BASE)
     for split, most in (("valid", 5), ("test", 8)):
         whole = pd.read_parquet(one / f"{split}-0.parquet")

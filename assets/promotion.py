@@ -1,0 +1,260 @@
+"""Group `operations`: candidates compared with the champion, and the champion that everything in use is made with."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import numpy as np
+import pandas as pd
+import pydantic
+
+from assets.checks import artifact_check
+from assets.raw import load_counts, load_table
+from assets.recommender import log_recommender
+from assets.served import MADE_OF, REFITTED, REFRESHED, module_of, served, unseen_since
+from assets.stage import (
+    OWNER,
+    Outcome,
+    StageConfig,
+    markdown_table,
+    materialise,
+    refuse_bad_input,
+    resolve,
+    takes,
+    upstream,
+)
+from rarec.config import Settings
+from rarec.errors import InputError
+from rarec.evaluation.promotion import PASSES, Decision, Rule, evidence
+from rarec.evaluation.window import Window, newest_window, unknown_shares
+from rarec.raserec.served import ServedRecommender
+from resources.artifacts import Artifact, ArtifactStore
+from resources.folders import Folders
+from resources.registry import Kind, Version
+from resources.tracking import MODEL_NOT_LOGGED, MlflowTracking, TrackedRun
+
+CANDIDATE_VERSION = "1"
+EVIDENCE = "evidence.json"
+
+
+class CandidateSettings(Rule):
+    """What is compared with the champion, and by what rule it passes."""
+
+    source: Kind = pydantic.Field(
+        default="trained",
+        description="The present `raserec_finetuned` (trained), or the champion with the present `refreshed_memory` "
+        "(refreshed) and `refreshed_finetuned` (finetuned).",
+    )
+    least_events: int = pydantic.Field(
+        default=100,
+        ge=1,
+        description="With fewer events since either model's training the last event of every user is taken instead "
+        "(the leave-one-out test).",
+    )
+
+
+@takes(CandidateSettings)
+class CandidateConfig(StageConfig):
+    """Run configuration of `raserec_candidate`."""
+
+
+STAGE_SETTINGS: dict[str, type[Settings]] = {"raserec_candidate": CandidateSettings}
+
+
+@dg.asset(
+    deps=["interactions", *MADE_OF, REFRESHED, REFITTED],
+    group_name="operations",
+    kinds={"mlflow"},
+    owners=[OWNER],
+    code_version=CANDIDATE_VERSION,
+)
+@refuse_bad_input
+def raserec_candidate(
+    context: dg.AssetExecutionContext,
+    config: CandidateConfig,
+    store: ArtifactStore,
+    tracking: MlflowTracking,
+    folders: Folders,
+) -> dg.MaterializeResult:
+    """The model that could be the next champion: registered in MLflow, and compared with the champion of today."""
+    dataset = context.partition_key
+    settings = resolve(CandidateSettings, config, folders.spec(dataset), "raserec_candidate")
+    registry = tracking.registry("raserec", dataset)
+    champion = registry.champion()
+    interactions = upstream(context, store, "interactions")["interactions"]
+    made_of = _made_of(context, store, settings.source, champion, dataset)
+    identities = {name: artifact.fingerprint for name, artifact in made_of.items()}
+
+    def build(folder: Path, run: TrackedRun) -> Outcome:
+        version = registry.register(_logged_model(run, made_of), identities, settings.source)
+        compared = champion is not None and champion.artifacts != identities
+        proof = _compare(
+            settings,
+            interactions,
+            made_of,
+            champion.open(store, dataset) if champion is not None and compared else None,
+            "first" if champion is None else "same",
+        )
+        proof |= {"version": version.number, "against": champion.number if champion else 0}
+        if proof["decision"] != "same":  # the champion keeps the figures of its promotion
+            registry.record(version, proof)
+        (folder / EVIDENCE).write_text(json.dumps(proof, indent=1))
+        values = {
+            **{name: proof[name] for name in ("decision", "reason", "version")},
+            "champion": f"version {champion.number}" if champion else "none yet",
+            "model": version.uri,
+            **{f"window {name}": value for name, value in proof["window"].items()},
+        }
+        sides = {name: proof[name] for name in ("champion", "candidate") if name in proof}
+        shown = markdown_table(pd.DataFrame(sides).round(4).rename_axis("figure").reset_index())
+        metrics = {f"{side}/{name}": value for side, figures in sides.items() for name, value in figures.items()}
+        return Outcome(values, {"comparison": shown}, metrics)
+
+    result, _ = materialise(
+        context,
+        store,
+        tracking,
+        code_version=CANDIDATE_VERSION,
+        settings={**settings.model_dump(mode="json"), "against": champion.artifacts if champion else {}},
+        inputs={"interactions": interactions, **identities},
+        force=config.force,
+        build=build,
+    )
+    return result
+
+
+@dg.asset(
+    deps=["raserec_candidate"],
+    group_name="operations",
+    kinds={"mlflow"},
+    owners=[OWNER],
+    code_version=CANDIDATE_VERSION,
+)
+@refuse_bad_input
+def raserec_champion(
+    context: dg.AssetExecutionContext, store: ArtifactStore, tracking: MlflowTracking
+) -> dg.MaterializeResult:
+    """The model in use: MLflow's alias `champion` moves to the candidate that passed its check."""
+    dataset = context.partition_key
+    candidate = upstream(context, store, "raserec_candidate")["raserec_candidate"]
+    proof = json.loads(candidate.file(EVIDENCE).read_text())
+    if proof["decision"] not in PASSES:  # the check stops a job, but not somebody who materialises this asset alone
+        raise InputError(f"the candidate for {dataset} is worse than the champion, which stays: {proof['reason']}")
+    registry = tracking.registry("raserec", dataset)
+    version = next(one for one in registry.versions() if one.number == proof["version"])
+    before = registry.champion()
+    now = registry.promote(version)
+    moved = before is None or before.number != now.number
+    metadata = {
+        "version": now.number,
+        "moved": moved,
+        "before": f"version {before.number}" if before else "none",
+        "reason": proof["reason"],
+        "model": f"models:/{now.model}@champion",
+    }
+    return dg.MaterializeResult(metadata=metadata, data_version=dg.DataVersion(candidate.fingerprint))
+
+
+def _made_of(
+    context: dg.AssetExecutionContext, store: ArtifactStore, source: Kind, champion: Version | None, dataset: str
+) -> dict[str, Artifact]:
+    """Asset to artifact."""
+    if source == "trained":
+        return upstream(context, store, *MADE_OF)
+    if champion is None:
+        raise InputError(f"{dataset} has no champion whose memory could be refreshed; run the job `promote` first")
+    names = (REFRESHED, REFITTED) if source == "finetuned" else (REFRESHED,)
+    made = upstream(context, store, *names)
+    own = champion.open(store, dataset)
+    for name, artifact in made.items():
+        if artifact.manifest.inputs["encoder"] != own["raserec_pretrained"].fingerprint:
+            raise InputError(f"{name} of {dataset} was made for another champion; materialise it again")
+    replaced = {"memory_bank", *(("raserec_finetuned", REFITTED) if source == "finetuned" else ())}
+    return {**{name: artifact for name, artifact in own.items() if name not in replaced}, **made}
+
+
+def _logged_model(run: TrackedRun, made_of: Mapping[str, Artifact]) -> str:
+    """URI of the MLflow model: that of the training, or a new one with the refreshed memory."""
+    if REFRESHED not in made_of:
+        uri: str = made_of["raserec_finetuned"].metadata["values"]["mlflow_model"]
+        if uri != MODEL_NOT_LOGGED:
+            return uri
+    bank = made_of.get(REFRESHED) or made_of["memory_bank"]
+    encoder, module = made_of["raserec_pretrained"], module_of(made_of)
+    logged = log_recommender(run, encoder, bank.path, module.path, made_of["item_catalog"])
+    if logged is None:
+        raise InputError("the model could not be logged, as MLflow went away; materialise raserec_candidate again")
+    return logged
+
+
+def ranks_in(model: ServedRecommender, table: pd.DataFrame, clock: bool, window: Window) -> np.ndarray:
+    """(E,) rank of each event of the window by the model with its memory as it is."""
+    translation = model.translate(table, clock)
+    return model.ranks(translation, window.events, model.carried(translation))
+
+
+def choose_window(table: pd.DataFrame, clock: bool, since: int, least_events: int) -> tuple[Window, dict[str, Any]]:
+    """The events that none of the models was trained on, and what they are in words and numbers.
+
+    Args:
+        since: the time (seconds) from which on no model was trained.
+        least_events: with fewer the leave-one-out test is taken.
+    """
+    window, what = newest_window(table, since), "all events that came after the training data"
+    if not clock or len(window) < least_events:
+        window, what = newest_window(table, None), "the last event of every user (leave-one-out)"
+    if len(window) == 0:
+        raise InputError("there is no event by which models could be compared: no user has three different items")
+    times = table["timestamp"].to_numpy()
+    return window, {
+        "what": what,
+        "events": len(window),
+        "users": len(np.unique(window.users)),
+        "from": int(times[window.events].min()),
+        "to": int(times[window.events].max()),
+        "newest": int(times.max()),
+    }
+
+
+def figures_of(model: ServedRecommender, table: pd.DataFrame, window: Window, ranks: np.ndarray) -> dict[str, float]:
+    """Figures of a model's ranks, and what share of the events it cannot know."""
+    return {**window.figures(ranks), **unknown_shares(table, window, model.item_ids, model.user_ids)}
+
+
+def _compare(
+    settings: CandidateSettings,
+    interactions: Artifact,
+    candidate: Mapping[str, Artifact],
+    champion: Mapping[str, Artifact] | None,
+    otherwise: Decision,
+) -> dict[str, Any]:
+    """The evidence; without a champion to compare with the decision is ``otherwise``."""
+    table, clock = load_table(interactions, "interactions"), load_counts(interactions)["time"] == "clock"
+    since = max(unseen_since(made_of) for made_of in (candidate, champion) if made_of is not None)
+    window, where = choose_window(table, clock, since, settings.least_events)
+    model = served(candidate)
+    ranks = ranks_in(model, table, clock, window)
+    own = figures_of(model, table, window, ranks)
+    if champion is None:
+        reasons = {"first": "there was no champion before", "same": "it is the champion"}
+        return evidence(otherwise, reasons[otherwise], where, candidate=own)
+    against = served(champion)
+    theirs = ranks_in(against, table, clock, window)
+    decision, reason = settings.decide(window.compare(theirs, ranks, settings.seed))
+    return evidence(decision, reason, where, candidate=own, champion=figures_of(against, table, window, theirs))
+
+
+CHECKS = [
+    artifact_check(
+        "not_worse",
+        "raserec_candidate",
+        "On the same events the candidate's NDCG@10 is not worse than the champion's: paired over users.",
+        lambda _spec, artifact: _examine(json.loads(artifact.file(EVIDENCE).read_text())),
+    )
+]
+
+
+def _examine(proof: dict[str, Any]) -> tuple[bool, dict[str, Any]]:
+    return proof["decision"] in PASSES, {name: proof[name] for name in ("decision", "reason", "version", "against")}

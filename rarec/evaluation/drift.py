@@ -1,0 +1,112 @@
+"""How the champion fares on what happened since its promotion, and which step of the cascade that asks for."""
+
+from pathlib import Path
+from typing import Literal
+
+import pydantic
+
+from rarec.config import Settings
+from rarec.evaluation.page import ReportPaths, write_page
+from rarec.evaluation.records import Figure, Report, Text
+from rarec.evaluation.tables import Card, Table, as_markdown, number
+from rarec.evaluation.window import CHOICE
+
+Verdict = Literal["none", "wait", "refresh", "finetune", "pretrain"]
+
+
+class DriftRule(Settings):
+    """What asks for which step; the dearest one that is asked for wins."""
+
+    least_events: int = pydantic.Field(
+        default=100, ge=1, description="New events below which nothing is judged and the verdict is `wait`."
+    )
+    finetune_drop: float = pydantic.Field(
+        default=0.15, ge=0, description="Fall of NDCG@10 since promotion, as a share of it, that asks for fine-tuning."
+    )
+    pretrain_drop: float = pydantic.Field(default=0.4, ge=0, description="The same for pre-training.")
+    pretrain_unknown_items: float = pydantic.Field(
+        default=0.1, ge=0, le=1, description="Share of new events with items unknown to the champion, for pre-training."
+    )
+    pretrain_distance: float = pydantic.Field(
+        default=0.8,
+        ge=0,
+        le=1,
+        description="Jensen-Shannon distance of new events' items from those before, for pre-training.",
+    )
+
+    @pydantic.model_validator(mode="after")
+    def _ordered(self) -> "DriftRule":
+        if self.pretrain_drop < self.finetune_drop:
+            raise ValueError("pretrain_drop is below finetune_drop, so that fine-tuning would never be asked for")
+        return self
+
+    def judge(self, events: int, before: dict[str, float], now: dict[str, float]) -> tuple[Verdict, str]:
+        """The step that is asked for, and why in words.
+
+        Args:
+            events: new ones.
+            before: the champion's figures at its promotion; only NDCG@10 is read.
+            now: its figures on the new events, with ``unknown_items`` and ``item_distance``.
+        """
+        if events == 0:
+            return "none", "no event is newer than those by which the champion was promoted"
+        if events < self.least_events:
+            return "wait", f"{events} new events, fewer than least_events = {self.least_events}"
+        drop = 1 - now[CHOICE] / before[CHOICE] if before[CHOICE] > 0 else 0.0
+        fell = f"{CHOICE} went from {before[CHOICE]:.4f} to {now[CHOICE]:.4f} ({-drop:+.1%})"
+        if now["unknown_items"] >= self.pretrain_unknown_items:
+            share, limit = now["unknown_items"], self.pretrain_unknown_items
+            return "pretrain", f"{share:.1%} of new events have unknown items (pretrain_unknown_items = {limit:.1%})"
+        if now["item_distance"] >= self.pretrain_distance:
+            distance, limit = now["item_distance"], self.pretrain_distance
+            return "pretrain", f"new items' distribution is {distance:.3f} away (pretrain_distance = {limit:.3f})"
+        if drop >= self.pretrain_drop:
+            return "pretrain", f"{fell}, at least pretrain_drop = {self.pretrain_drop:.1%}"
+        if drop >= self.finetune_drop:
+            return "finetune", f"{fell}, at least finetune_drop = {self.finetune_drop:.1%}"
+        return "refresh", f"{events} new events to remember; {fell}"
+
+
+class DriftReport(Report):
+    """The champion then and now."""
+
+    version: int = pydantic.Field(description="The champion's, in MLflow.")
+    events: int
+    users: int
+    first: int = pydantic.Field(description="Time of the oldest new event, seconds.")
+    last: int = pydantic.Field(description="Time of the newest one, seconds.")
+    before: dict[str, Figure] = pydantic.Field(description="Figures on the window of its promotion.")
+    now: dict[str, Figure]
+    rule: DriftRule
+    verdict: Verdict
+    reason: Text
+
+
+def drift_tables(report: DriftReport) -> list[Table]:
+    """Each figure beside its value at the promotion."""
+    undefined = float("nan")
+    rows = []
+    for name, value in report.now.items():
+        then = report.before.get(name, undefined)
+        rows.append((name, number(then), number(value), number(value - then, "+.4f")))
+    where = f"{report.dataset}, version {report.version}, {report.events:,} new events of {report.users:,} users"
+    return [Table("drift", "Drift", where, ("Figure", "At promotion", "Now", "Difference"), tuple(rows))]
+
+
+def drift_markdown(report: DriftReport) -> str:
+    """`drift_tables` as Markdown."""
+    return as_markdown(drift_tables(report))
+
+
+def write_drift_report(report: DriftReport, folder: Path) -> ReportPaths:
+    """Write `report.json` and `report.html` into ``folder``."""
+    cards = [
+        Card("Asked for", report.verdict, (report.reason,)),
+        Card(
+            f"{CHOICE} now",
+            number(report.now.get(CHOICE, float("nan"))),
+            (f"at promotion {number(report.before.get(CHOICE, float('nan')))}",),
+        ),
+        Card("New events", f"{report.events:,}", (f"{report.users:,} users",)),
+    ]
+    return write_page(folder, "drift.html", report, cards, drift_tables(report), [])

@@ -1,0 +1,46 @@
+"""Whether a candidate may take the champion's place: a paired comparison on the same events, and the rule."""
+
+from typing import Any, Literal
+
+import pydantic
+
+from rarec.config import Settings
+from rarec.evaluation.significance import PairedComparison
+
+Decision = Literal["first", "same", "better", "not worse", "worse"]
+PASSES = ("first", "same", "better", "not worse")
+
+
+class Rule(Settings):
+    """When a candidate is good enough."""
+
+    tolerance: float = pydantic.Field(
+        default=0.01,
+        ge=0,
+        description="How much worse than the champion a candidate may look, as a share of the champion's figure, while "
+        "the interval of the difference includes 0.",
+    )
+    seed: int = pydantic.Field(default=42, ge=0, description="Seed of the resampled users.")
+
+    def decide(self, compared: PairedComparison) -> tuple[Decision, str]:
+        """The decision, and why in words. The greater figure is the better."""
+        interval = f"{compared.ci_low:+.4f} to {compared.ci_high:+.4f}"
+        shown = (
+            f"{compared.candidate_mean:.4f} against {compared.baseline_mean:.4f}, difference "
+            f"{compared.difference:+.4f} (95% interval {interval}, {compared.n_users} users)"
+        )
+        if compared.ci_low > 0:
+            return "better", shown
+        if compared.ci_high < 0:
+            return "worse", f"{shown}: significantly worse"
+        least = -self.tolerance * compared.baseline_mean
+        # Written so that an undefined difference is refused.
+        if not compared.difference >= least:
+            return "worse", f"{shown}: more than the tolerance of {self.tolerance:.1%} below"
+        return "not worse", shown
+
+
+def evidence(decision: Decision, reason: str, window: dict[str, Any], **figures: dict[str, float]) -> dict[str, Any]:
+    """What is kept of a comparison: JSON, small enough for a tag."""
+    rounded = {name: {key: round(value, 6) for key, value in values.items()} for name, values in figures.items()}
+    return {"decision": decision, "reason": reason, "window": window, **rounded}

@@ -1,0 +1,90 @@
+"""How recommenders fare on the newest events, and how far these are from what came before."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from scipy.spatial.distance import jensenshannon
+
+from rarec.data.sequences import HELD_OUT, IntArray
+from rarec.evaluation.ranking import hit_rate, ndcg
+from rarec.evaluation.significance import PairedComparison, compare_paired
+
+CHOICE = "NDCG@10"
+FIGURES = {"HR@5": (hit_rate, 5), "HR@10": (hit_rate, 10), CHOICE: (ndcg, 10)}
+
+FloatArray = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Window:
+    """E events to be foreseen.
+
+    Attributes:
+        events: (E,) rows of the interactions, ascending.
+        users: (E,) whose they are (`user_index`).
+    """
+
+    events: IntArray
+    users: IntArray
+
+    def __len__(self) -> int:
+        return len(self.events)
+
+    def per_user(self, values: npt.ArrayLike) -> FloatArray:
+        """(U,) the mean of each user's events, in the order of users."""
+        _, user = np.unique(self.users, return_inverse=True)
+        return np.bincount(user, np.asarray(values, dtype=np.float64)) / np.bincount(user)
+
+    def figures(self, ranks: FloatArray) -> dict[str, float]:
+        """Means over users of their means over events, and the share of events that nothing could be said of.
+
+        Users count alike, however much they did.
+        """
+        values = {name: float(self.per_user(measure(ranks, k)).mean()) for name, (measure, k) in FIGURES.items()}
+        return {**values, "missed": float(np.isinf(ranks).mean())}
+
+    def compare(self, baseline: FloatArray, candidate: FloatArray, seed: int = 42) -> PairedComparison:
+        """Candidate minus baseline in NDCG@10, paired by user; both (E,) ranks of the same events."""
+        measure, k = FIGURES[CHOICE]
+        pair = (self.per_user(measure(ranks, k)) for ranks in (baseline, candidate))
+        return compare_paired(*pair, seed=seed)
+
+
+def newest_window(interactions: pd.DataFrame, since: int | None) -> Window:
+    """The events from ``since`` (seconds) on; with None the leave-one-out test: the last event of every user who has
+    at least three.
+
+    Events whose item their user already had are left out.
+
+    Args:
+        interactions: the clean table, sorted by user and time.
+    """
+    users = interactions["user_index"].to_numpy(np.int64)
+    repeated = interactions.duplicated(["user_index", "item_index"]).to_numpy()
+    if since is None:
+        last = np.append(users[1:] != users[:-1], True) if len(users) else np.zeros(0, dtype=bool)
+        chosen = last & (np.bincount(users)[users] > HELD_OUT)
+    else:
+        chosen = interactions["timestamp"].to_numpy() >= since
+    events = np.flatnonzero(chosen & ~repeated)
+    return Window(events, users[events])
+
+
+def unknown_shares(
+    interactions: pd.DataFrame, window: Window, item_ids: pd.Series, user_ids: pd.Series
+) -> dict[str, float]:
+    """Shares of the window's events whose item, or whose user, a model does not know."""
+    rows = interactions.iloc[window.events]
+    pairs = {"unknown_items": ("item_id", item_ids), "unknown_users": ("user_id", user_ids)}
+    return {
+        name: 1 - float(rows[column].astype(str).isin(set(ids.astype(str))).mean())
+        for name, (column, ids) in pairs.items()
+    }
+
+
+def item_distance(before: pd.Series, after: pd.Series) -> float:
+    """Jensen-Shannon distance (base 2; 0: alike, 1: nothing in common) of two samples' distributions over items."""
+    counts = pd.concat([before.value_counts(), after.value_counts()], axis=1).fillna(0)
+    return float(jensenshannon(counts.iloc[:, 0], counts.iloc[:, 1], base=2))

@@ -1,0 +1,171 @@
+"""Which trained model is in use: versions registered in MLflow, the alias `champion`, and the evidence for it."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+from rarec.errors import InputError
+from resources.artifacts import Artifact, ArtifactStore
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
+
+CHAMPION = "champion"
+Track = Literal["raserec", "rella"]
+TRACKS: tuple[Track, ...] = ("raserec", "rella")
+Kind = Literal["trained", "refreshed", "finetuned"]
+
+_ARTIFACTS = "rarec.artifacts"
+_KIND = "rarec.kind"
+_EVIDENCE = "rarec.evidence"
+_REPLACED = "rarec.replaced"
+_ROLLED_BACK = "rarec.rolled_back"
+
+
+@dataclass(frozen=True)
+class Version:
+    """A registered version of a model.
+
+    Attributes:
+        model: its registered name.
+        number: counted from 1.
+        artifacts: asset to fingerprint: what it is made of in the artifact store.
+        kind: trained as a whole, or another version with a refreshed memory, or with stage 2 trained anew on that.
+        evidence: how it compared with the champion of then.
+        replaced: number of the champion it took the place of.
+        rolled_back: whether it was champion and taken back.
+    """
+
+    model: str
+    number: int
+    artifacts: dict[str, str]
+    kind: Kind
+    evidence: dict[str, Any] = field(default_factory=dict)
+    replaced: int | None = None
+    rolled_back: bool = False
+
+    @property
+    def uri(self) -> str:
+        """For `mlflow.pyfunc.load_model`."""
+        return f"models:/{self.model}/{self.number}"
+
+    def open(self, store: ArtifactStore, partition: str) -> dict[str, Artifact]:
+        """Its artifacts by asset.
+
+        Raises:
+            InputError: one is no longer in the store.
+        """
+        found, missing = {}, []
+        for asset, identity in self.artifacts.items():
+            artifact = store.find(asset, partition, identity)
+            if artifact is None:
+                missing.append(f"{asset}/{partition}/{identity}")
+            else:
+                found[asset] = artifact
+        if missing:
+            raise InputError(
+                f"version {self.number} of {self.model} has lost {', '.join(missing)} from the artifact store. Restore "
+                f"it from a backup, or run the job `rollback` for {partition} to use the champion before it"
+            )
+        return found
+
+
+class ModelRegistry:
+    """The versions of one data set's model of one track."""
+
+    def __init__(self, client: "MlflowClient", track: Track, dataset: str) -> None:
+        self._client = client
+        self.name = f"rarec-{dataset}-{track}"
+
+    def versions(self) -> list[Version]:
+        """All of them, oldest first."""
+        found = self._client.search_model_versions(f"name='{self.name}'", max_results=10_000)
+        return sorted((_version(one) for one in found), key=lambda version: version.number)
+
+    def champion(self) -> Version | None:
+        """The version in use; None before the first promotion."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return _version(self._client.get_model_version_by_alias(self.name, CHAMPION))
+        except MlflowException as error:
+            if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):  # no model; no alias
+                return None
+            raise
+
+    def register(self, model_uri: str, artifacts: Mapping[str, str], kind: Kind) -> Version:
+        """A version of the logged model; the present one where these artifacts are registered already."""
+        import mlflow
+
+        for version in self.versions():
+            if version.artifacts == dict(artifacts):
+                return version
+        tags = {_ARTIFACTS: json.dumps(dict(artifacts), sort_keys=True), _KIND: kind}
+        made = mlflow.register_model(model_uri, self.name, tags=tags)
+        return _version(self._client.get_model_version(self.name, made.version))
+
+    def record(self, version: Version, evidence: Mapping[str, Any]) -> None:
+        """Put the evidence into the version's tags."""
+        self._tag(version, _EVIDENCE, json.dumps(dict(evidence), sort_keys=True))
+
+    def promote(self, version: Version) -> Version:
+        """Make it the champion."""
+        before = self.champion()
+        if before is None or before.number != version.number:
+            if before is not None:
+                self._tag(version, _REPLACED, str(before.number))
+            if version.rolled_back:
+                self._client.delete_model_version_tag(self.name, str(version.number), _ROLLED_BACK)
+            # Last, so that a champion always tells whom it replaced.
+            self._client.set_registered_model_alias(self.name, CHAMPION, str(version.number))
+        return _version(self._client.get_model_version(self.name, str(version.number)))
+
+    def roll_back(self, number: int | None = None) -> tuple[Version, Version]:
+        """Take the champion back: the alias goes to the one it replaced, or to version ``number``.
+
+        A version once rolled back is passed over, so that repeated calls go ever further back.
+
+        Returns:
+            The champion before and now.
+
+        Raises:
+            InputError: there is no champion, no such version, or none before.
+        """
+        known = {version.number: version for version in self.versions()}
+        before = self.champion()
+        if before is None:
+            raise InputError(f"{self.name} has no champion; run the job `promote` first")
+        if number is None:
+            number = before.replaced
+            passed = {before.number}
+            while number in known and known[number].rolled_back and number not in passed:
+                passed.add(number)
+                number = known[number].replaced
+        if number is None or number not in known or number == before.number:
+            wanted = "before the champion" if number is None or number == before.number else f"with number {number}"
+            listed = ", ".join(str(one) for one in known)
+            raise InputError(
+                f"{self.name} has no version {wanted}; the champion is version {before.number}, there are {listed}"
+            )
+        self._tag(before, _ROLLED_BACK, datetime.now(UTC).isoformat(timespec="seconds"))
+        self._client.set_registered_model_alias(self.name, CHAMPION, str(number))
+        return before, known[number]
+
+    def _tag(self, version: Version, key: str, value: str) -> None:
+        self._client.set_model_version_tag(self.name, str(version.number), key, value)
+
+
+def _version(found: "ModelVersion") -> Version:
+    tags = found.tags
+    return Version(
+        model=found.name,
+        number=int(found.version),
+        artifacts=json.loads(tags.get(_ARTIFACTS, "{}")),
+        kind=cast(Kind, tags.get(_KIND, "trained")),
+        evidence=json.loads(tags.get(_EVIDENCE, "{}")),
+        replaced=int(tags[_REPLACED]) if _REPLACED in tags else None,
+        rolled_back=_ROLLED_BACK in tags,
+    )

@@ -1,0 +1,285 @@
+"""The model in use: promoted, refreshed, measured, fine-tuned, taken back; on a data set that grows."""
+
+import shutil
+
+import dagster as dg
+import pandas as pd
+import pytest
+from assets_plant import Plant, failed_checks, failures, metadata
+
+from rarec.data.demo import DemoSettings, generate_demo
+from rarec.evaluation.promotion import Rule
+from rarec.evaluation.significance import compare_paired
+from resources.registry import CHAMPION
+
+GROWING = """
+name = "{name}"
+title = "Growing"
+domain = "movies"
+rating_scale = [1, 5]
+label_threshold = 3
+short_users = "train-only"
+
+[[sources]]
+format = "recbole"
+
+[overrides.raserec_pretrained]
+dim = 8
+inner_dim = 8
+layers = 1
+heads = 1
+max_length = 8
+batch_size = 64
+epochs = 3
+
+[overrides.raserec_finetuned]
+memories = 5
+alpha = 0.6
+heads = 1
+inner_dim = 8
+epochs = 2
+
+[overrides.raserec_candidate]
+tolerance = 0.5
+least_events = 20
+
+[overrides.drift_report]
+least_events = 20
+"""
+DAY = 86_400
+
+
+@pytest.fixture(scope="module")
+def ratings(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("demo")
+    generate_demo(DemoSettings(users=60, items=100, interactions_per_user=25), folder)
+    names = ["user_id:token", "item_id:token", "rating:float", "timestamp:float"]
+    table = pd.read_csv(folder / "ratings.dat", sep="::", engine="python", names=names)
+    return table.sort_values("timestamp:float", kind="stable", ignore_index=True)
+
+
+@pytest.fixture(scope="module")
+def plant(tmp_path_factory):
+    with dg.DagsterInstance.ephemeral() as instance:
+        yield Plant(tmp_path_factory.mktemp("plant"), instance, own=GROWING)
+
+
+@pytest.fixture(scope="module")
+def grow(plant, ratings):
+    def publish(share, extra=()):
+        folder = plant.home.data / "own"
+        folder.mkdir(parents=True, exist_ok=True)
+        rows = pd.concat([ratings.iloc[: int(share * len(ratings))], pd.DataFrame(extra, columns=ratings.columns)])
+        rows.to_csv(folder / "own.inter", sep="\t", index=False)
+
+    return publish
+
+
+def run(plant, job, **config):
+    return plant.run("own", track=job, **config)
+
+
+def registry(plant):
+    return plant.defs.resources["tracking"].registry("raserec", "own")
+
+
+@pytest.fixture(scope="module")
+def promoted(plant, grow):
+    """The first champion, on three quarters of the data."""
+    grow(0.75)
+    early = run(plant, "drift")
+    assert "has no champion yet; run the job `promote` first" in failures(early)["drift_report"]
+    result = run(plant, "raserec")
+    assert result.success, failures(result)
+    assert metadata(result)["recommendations"]["model"] == "the present raserec_finetuned"
+    result = run(plant, "promote")
+    assert result.success, failures(result)
+    return result
+
+
+def test_the_first_candidate_becomes_champion(plant, promoted):
+    told = metadata(promoted)
+    assert told["raserec_candidate"]["decision"] == "first"
+    assert told["raserec_champion"]["moved"] is True
+    assert told["recommendations"]["model"] == "champion, version 1"
+    champion = registry(plant).champion()
+    assert (champion.number, champion.kind, champion.replaced) == (1, "trained", None)
+    assert 0 < champion.evidence["candidate"]["NDCG@10"] < 1
+    assert champion.evidence["window"]["what"] == "the last event of every user (leave-one-out)"
+    again = run(plant, "promote")
+    assert again.success
+    assert metadata(again)["raserec_candidate"]["decision"] == "same"
+    assert metadata(again)["raserec_champion"]["moved"] is False
+    assert [version.evidence["decision"] for version in registry(plant).versions()] == ["first"]
+
+
+def test_registered_model_recommends(plant, promoted):
+    import mlflow
+
+    mlflow.set_tracking_uri(plant.home.tracking_uri)
+    model = mlflow.pyfunc.load_model(f"models:/rarec-own-raserec@{CHAMPION}")
+    lists = model.predict(pd.DataFrame({"history": [["1", "2", "3"]]}), params={"top_n": 4})
+    assert len(lists["items"][0]) == 4
+
+
+def test_without_new_events_nothing_is_asked_for(plant, promoted):
+    result = run(plant, "drift")
+    assert result.success, failures(result)
+    assert metadata(result)["drift_report"]["verdict"] == "none"
+
+
+@pytest.fixture(scope="module")
+def refreshed(plant, promoted, grow):
+    """New events, one of them late, and the champion's memory refreshed."""
+    grow(0.85, extra=[("1", "2", 4.0, 956_700_001)])
+    measured = run(plant, "drift", drift_report={"finetune_drop": 5, "pretrain_drop": 5})
+    assert measured.success, failures(measured)
+    result = run(plant, "refresh", raserec_candidate={"source": "refreshed", "tolerance": 1.0})
+    assert result.success, failures(result)
+    return measured, result
+
+
+def test_new_events_are_measured_and_remembered(plant, refreshed):
+    measured, result = refreshed
+    drift = metadata(measured)["drift_report"]
+    assert drift["verdict"] == "refresh"
+    assert drift["new events"] > 20
+    assert 0 <= drift["unknown_items"] < 1
+    told = metadata(result)
+    assert told["refreshed_memory"]["new memories"] > 0
+    assert told["refreshed_memory"]["no longer valid"] > 0  # behind the late event
+    assert told["raserec_candidate"]["window what"] == "all events that came after the training data"
+    champion = registry(plant).champion()
+    assert (champion.number, champion.kind, champion.replaced) == (2, "refreshed", 1)
+    assert "memory_bank" not in champion.artifacts
+    assert told["recommendations"]["model"] == "champion, version 2"
+    assert not any(
+        name.startswith("raserec_pre") or name.startswith("raserec_fine") for name in told
+    )  # nothing trained
+
+
+def test_finetuned_on_the_refreshed_memory(plant, refreshed, grow):
+    grow(0.95)
+    result = run(
+        plant, "finetune",
+        refreshed_memory={"window_days": 30}, raserec_candidate={"source": "finetuned", "tolerance": 1.0},
+    )  # fmt: skip
+    assert result.success, failures(result)
+    told = metadata(result)
+    unseen = told["refreshed_memory"]["unseen_since"]
+    assert told["refreshed_finetuned"]["unseen_since"] == unseen
+    assert told["raserec_candidate"]["window from"] >= unseen
+    champion = registry(plant).champion()
+    assert (champion.number, champion.kind, champion.replaced) == (3, "finetuned", 2)
+    artifacts = champion.artifacts
+    assert {"refreshed_memory", "refreshed_finetuned", "raserec_pretrained"} <= artifacts.keys()
+    assert not {"memory_bank", "raserec_finetuned"} & artifacts.keys()
+
+
+def test_pretrained_with_a_window_that_no_training_sees(plant, refreshed, grow, monkeypatch):
+    grow(1.0)
+    before = registry(plant).champion()
+    monkeypatch.setattr(Rule, "decide", lambda *_: ("worse", "planted"))
+    result = run(plant, "pretrain", user_sequences={"window_days": 30})
+    assert not result.success
+    told = metadata(result)
+    assert told["raserec_candidate"]["window from"] >= told["user_sequences"]["until"]
+    ((check, details),) = failed_checks(result).items()
+    assert check == ("raserec_candidate", "not_worse")
+    assert details["reason"] == told["raserec_candidate"]["reason"] == "planted"
+    assert "raserec_champion" not in told
+    assert registry(plant).champion() == before
+    alone = run(plant, "promote", only=[])  # what was judged stays judged
+    assert not alone.success
+    direct = plant.run("own", track="promote", only=["raserec_champion"])
+    assert "is worse than the champion, which stays: planted" in failures(direct)["raserec_champion"]
+
+
+def test_taken_back_step_by_step_and_no_further(plant, refreshed):
+    job = plant.defs.resolve_job_def("rollback")
+    seen = [registry(plant).champion().number]
+    while True:
+        result = job.execute_in_process(instance=plant.instance, partition_key="own", raise_on_error=False)
+        if not result.success:
+            break
+        seen.append(registry(plant).champion().number)
+    assert seen == list(range(seen[0], 0, -1))
+    assert "has no version before the champion" in failures(result)["roll_back"]
+    config = {"ops": {"roll_back": {"config": {"version": 2}}}}
+    assert job.execute_in_process(instance=plant.instance, partition_key="own", run_config=config).success
+    assert registry(plant).champion().number == 2
+    wrong = {"ops": {"roll_back": {"config": {"track": "rarec"}}}}
+    result = job.execute_in_process(
+        instance=plant.instance, partition_key="own", run_config=wrong, raise_on_error=False
+    )
+    assert failures(result)["roll_back"].startswith("track is rarec; it must be")
+
+
+def test_a_champion_whose_artifact_is_gone_is_told_with_the_way_back(plant, refreshed):
+    champion = registry(plant).champion()
+    name, identity = next(iter(champion.artifacts.items()))
+    folder = plant.home.root / "artifacts" / name / "own" / identity
+    shutil.move(folder, folder.with_name("away"))
+    try:
+        result = plant.run("own", track="promote", only=["recommendations"])
+        message = failures(result)["recommendations"]
+        assert f"version {champion.number} of rarec-own-raserec has lost {name}/own/{identity}" in message
+        assert "run the job `rollback` for own" in message
+    finally:
+        shutil.move(folder.with_name("away"), folder)
+
+
+def test_the_sensor_asks_once_for_what_the_newest_report_asks_for(plant, refreshed):
+    sensor = plant.defs.get_repository_def().get_sensor_def("follow_drift")
+    context = dg.build_sensor_context(instance=plant.instance, definitions=plant.defs)
+    data = sensor.evaluate_tick(context)
+    (request,) = data.run_requests
+    assert (request.job_name, request.partition_key) == ("refresh", "own")
+    assert "new events to remember" in request.tags["rarec/reason"]
+    later = dg.build_sensor_context(instance=plant.instance, definitions=plant.defs, cursor=data.cursor)
+    assert sensor.evaluate_tick(later).run_requests == []
+
+
+@pytest.mark.parametrize(
+    ("candidate", "tolerance", "decision"),
+    [
+        ([0.5, 0.6, 0.7, 0.9], 0.01, "better"),
+        ([0.1, 0.0, 0.1, 0.2], 0.99, "worse"),  # significantly
+        ([0.4, 0.5, 0.5, 0.6], 0.0, "not worse"),
+        ([0.4, 0.5, 0.1, 0.7], 0.01, "worse"),  # the interval holds 0, but it looks a good deal worse
+        ([0.4, 0.5, 0.1, 0.7], 0.5, "not worse"),
+    ],
+)
+def test_rule(candidate, tolerance, decision):
+    compared = compare_paired([0.4, 0.5, 0.5, 0.6], candidate, seed=1)
+    assert Rule(tolerance=tolerance).decide(compared)[0] == decision
+
+
+def test_operations_are_no_part_of_everything(plant):
+    keys = {key.to_user_string() for key in plant.defs.resolve_job_def("everything").asset_layer.executable_asset_keys}
+    assert not {"drift_report", "raserec_candidate", "raserec_champion", "refreshed_memory"} & keys
+
+
+def test_clean_up_tells_first_and_spares_what_is_in_use(plant, refreshed, grow):
+    grow(0.5)  # the champion's data are no longer those of today
+    assert run(plant, "drift").success
+    before = {(one.asset, one.fingerprint) for one in plant.store.manifests()}
+    job = plant.defs.resolve_job_def("clean")
+
+    def clean(**config):
+        return job.execute_in_process(
+            instance=plant.instance, run_config={"ops": {"clean_up": {"config": {"days": 1e-9, **config}}}}
+        )
+
+    told = clean().all_node_events
+    (output,) = [event for event in told if event.event_type_value == "STEP_OUTPUT"]
+    would = output.step_output_data.metadata["would go"].value
+    assert would > 0
+    assert {(one.asset, one.fingerprint) for one in plant.store.manifests()} == before
+    assert clean(dry_run=False).success
+    after = {(one.asset, one.fingerprint) for one in plant.store.manifests()}
+    assert after < before
+    for version in registry(plant).versions():
+        assert version.open(plant.store, "own").keys() == version.artifacts.keys()
+        assert set(version.artifacts.items()) <= after
+    assert run(plant, "drift").success  # all that is needed is there

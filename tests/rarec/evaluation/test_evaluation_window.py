@@ -1,0 +1,51 @@
+import numpy as np
+import pandas as pd
+import pytest
+
+from rarec.evaluation.window import Window, item_distance, newest_window, unknown_shares
+
+TABLE = pd.DataFrame(
+    {
+        "user_id": ["a", "a", "a", "a", "b", "b", "c", "c", "c"],
+        "item_id": ["x", "y", "x", "z", "x", "y", "x", "y", "x"],
+        "user_index": [0, 0, 0, 0, 1, 1, 2, 2, 2],
+        "item_index": [0, 1, 0, 2, 0, 1, 0, 1, 0],
+        "timestamp": [1, 5, 6, 9, 5, 7, 1, 2, 8],
+    }
+)
+
+
+def test_window_holds_the_events_since_a_time_but_for_repeated_ones():
+    window = newest_window(TABLE, 5)
+    assert window.events.tolist() == [1, 3, 4, 5]  # x of a at 6 and of c at 8 were there before
+    assert window.users.tolist() == [0, 0, 1, 1]
+
+
+def test_without_a_time_it_is_the_last_event_of_users_with_three():
+    assert newest_window(TABLE, None).events.tolist() == [3]  # b is too short, c repeats
+    assert len(newest_window(TABLE.iloc[:0], None)) == 0
+
+
+def test_users_count_alike():
+    window = Window(np.array([1, 2, 3, 7]), np.array([0, 0, 0, 4]))
+    ranks = np.array([1.0, 11.0, np.inf, 2.0])
+    figures = window.figures(ranks)
+    assert figures["HR@10"] == pytest.approx((1 / 3 + 1) / 2)
+    assert figures["NDCG@10"] == pytest.approx((1 / 3 + 1 / np.log2(3)) / 2)
+    assert figures["missed"] == 0.25
+    better = window.compare(ranks, np.array([1.0, 1.0, np.inf, 1.0]))
+    assert better.n_users == 2
+    assert better.difference == pytest.approx((1 / 3 + (1 - 1 / np.log2(3))) / 2)
+
+
+def test_shares_of_what_is_unknown():
+    shares = unknown_shares(TABLE, newest_window(TABLE, 5), pd.Series(["x", "z"]), pd.Series(["a"]))
+    assert shares == {"unknown_items": 0.5, "unknown_users": 0.5}
+
+
+def test_distance_of_item_distributions():
+    assert item_distance(pd.Series(["x", "y"]), pd.Series(["y", "x", "x", "y"])) == pytest.approx(0)
+    assert item_distance(pd.Series(["x"]), pd.Series([1])) == pytest.approx(1)
+    # Half of the mass moves: divergence = 1/2 KL([1/2,1/2] | [3/4,1/4]) + 1/2 KL([1, 0] | [3/4, 1/4]).
+    divergence = 0.5 * (0.5 * np.log2(0.5 / 0.75) + 0.5 * np.log2(0.5 / 0.25)) + 0.5 * np.log2(1 / 0.75)
+    assert item_distance(pd.Series(["x", "y"]), pd.Series(["x"])) == pytest.approx(np.sqrt(divergence))
