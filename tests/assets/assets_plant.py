@@ -108,7 +108,13 @@ class Plant:
 
     def __init__(self, root: Path, instance: dg.DagsterInstance, **datasets: str) -> None:
         self.home = RarecHome.from_environment(
-            {"RAREC_HOME": str(root), "RAREC_DATA": str(root / "data"), "RAREC_NPROC": "1", "RAREC_THREADS": "1"}
+            {
+                "RAREC_HOME": str(root),
+                "RAREC_DATA": str(root / "data"),
+                "RAREC_NPROC": "1",
+                "RAREC_THREADS": "1",
+                "RAREC_SETTLE": "0",
+            }
         )
         self.home.datasets.mkdir(parents=True)
         for name, text in datasets.items():
