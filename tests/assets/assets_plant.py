@@ -168,10 +168,11 @@ class Plant:
 
 
 def metadata(result: dg.ExecuteInProcessResult) -> dict[str, dict]:
-    """Asset -> metadata of what this run materialised, plain values."""
+    """Asset -> metadata of what this run materialised, plain values; but for the ledger, which is no artifact."""
     return {
         event.asset_key.to_user_string(): {k: v.value for k, v in event.materialization.metadata.items()}
         for event in result.get_asset_materialization_events()
+        if event.asset_key.to_user_string() != "incoming_interactions"
     }
 
 
