@@ -3,12 +3,14 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install run ui test test-all lint bench bench-gpu constraints clean-venv
+.PHONY: help install run ui test test-all test-deploy lint audit bench bench-gpu constraints clean-venv
 
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+DEPLOY := $(VENV)/.installed-deploy
+SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 # `cpu` or `gpu`; once installed it stays until the other is asked for. The stamp file remembers.
 EXTRA := $(or $(shell cat $(STAMP) 2>/dev/null),cpu)
 OTHER := $(if $(filter gpu,$(EXTRA)),cpu,gpu)
@@ -40,12 +42,25 @@ test: $(STAMP)  ## the tests that need no real data, in minutes
 
 test-all: export RAREC_DATA := $(or $(RAREC_DATA),$(abspath $(wildcard ../shared/datasets)))
 test-all: $(STAMP)  ## all tests, with the real data sets under RAREC_DATA (default: ../shared/datasets)
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m ""
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not deploy"
 
-lint: $(STAMP)  ## ruff and mypy
+test-deploy: $(DEPLOY)  ## the deployment of docker/: its files linted, its services run as processes with Postgres and MLflow
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m deploy tests/deploy
+
+lint: $(STAMP)  ## ruff, mypy and audit
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+	@$(MAKE) --no-print-directory audit
+
+# Without its service nothing is known, which is no fault of the code; pip-audit finds no fault in what it was told nothing of.
+audit: $(STAMP)  ## known vulnerabilities of the pinned packages, where the network lets pip-audit ask
+	@said=$$(timeout 300 $(BIN)/pip-audit --progress-spinner off --timeout 5 --no-deps --disable-pip -r requirements/constraints.txt 2>&1); \
+	 code=$$?; all=$$(grep -c == requirements/constraints.txt); unknown=$$(grep -c "could not be audited" <<< "$$said"); \
+	 if grep -q "known vulnerabilit" <<< "$$said" && [ $$unknown -lt $$all ]; then \
+	   grep -v "could not be audited\|Skip Reason\|^WARNING\|^[- ]*$$" <<< "$$said"; \
+	   [ $$unknown -eq 0 ] || echo "audit: the service told nothing of $$unknown of $$all packages"; exit $$code; \
+	 else echo "audit: not done, the service told nothing: $$(tail -n 1 <<< "$$said" | cut -c -150)"; fi
 
 bench: $(STAMP)  ## measure speed and scale; results go to benchmarks/results
 	@$(BIN)/python -m benchmarks --record
@@ -65,14 +80,20 @@ $(STAMP): pyproject.toml requirements/constraints.txt
 	@PYTHONWARNINGS=ignore $(BIN)/pip install --quiet --disable-pip-version-check -c requirements/constraints.txt -e ".[$(EXTRA),dev]"
 	@echo $(EXTRA) > $@
 
+$(DEPLOY): $(STAMP)
+	@ls /usr/lib/postgresql/*/bin/initdb > /dev/null 2>&1 || \
+	 { $(SUDO) apt-get update -qq && $(SUDO) apt-get install -y -qq --no-install-recommends postgresql; }
+	@PYTHONWARNINGS=ignore $(BIN)/pip install --quiet --disable-pip-version-check -c requirements/constraints.txt -e ".[$(EXTRA),dev,deploy,kubernetes,deploy-test]"
+	@touch $@
+
 # Torch without its local tag and no CUDA packages: both follow from where pip finds torch, not from this list.
-constraints: $(STAMP)  ## write requirements/constraints.txt from what is installed now
+constraints: $(DEPLOY)  ## write requirements/constraints.txt from what is installed now
 	@{ echo "# A set of versions that works together; pip install -c requirements/constraints.txt -e \".[cpu,dev]\""; \
 	   echo "# Written by \`make constraints\` from the .venv in use; change versions there, run the tests, then run it again."; \
 	   $(BIN)/pip freeze --exclude-editable | grep -Eiv '^(#|-e|cuda-|nvidia-|triton|faiss-gpu)|@' | sed 's/+[a-z0-9.]*$$//'; \
 	 } > requirements/constraints.txt.new
 	@mv requirements/constraints.txt.new requirements/constraints.txt
-	@touch $(STAMP)
+	@touch $(STAMP) $(DEPLOY)
 
 clean-venv:  ## remove .venv, for a fresh install
 	rm -rf $(VENV)

@@ -98,7 +98,8 @@ def raserec_candidate(
             "first" if champion is None else "same",
         )
         proof |= {"version": version.number, "against": champion.number if champion else 0}
-        registry.record(version, proof)
+        if proof["decision"] != "same":  # the champion keeps the figures of its promotion
+            registry.record(version, proof)
         (folder / EVIDENCE).write_text(json.dumps(proof, indent=1))
         return outcome_of(proof, version, champion)
 

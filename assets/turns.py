@@ -60,6 +60,15 @@ def forget_idle_checkpoints(workdir: Path) -> None:
                 forget_checkpoints(workdir)
 
 
+def is_busy(workdir: Path) -> bool:
+    """Whether a run works in this folder."""
+    lock = workdir / "lock"
+    if not lock.exists():
+        return False
+    with lock.open("a+") as stream:
+        return not _locked(stream.fileno())
+
+
 def _locked(file: int) -> bool:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

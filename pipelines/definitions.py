@@ -20,9 +20,11 @@ from assets import (
     text,
 )
 from assets.stage import make_settings
-from pipelines.jobs import asset_jobs, rollback_job
+from pipelines.jobs import asset_jobs, clean, rollback_job
 from pipelines.partitions import dataset_partitions
-from pipelines.sensors import follow_drift
+from pipelines.pods import step_executor
+from pipelines.schedules import weekly_schedules
+from pipelines.sensors import follow_drift, notify_failure
 from rarec.data.spec import DatasetSpec
 from rarec.errors import InputError
 from resources.artifacts import ArtifactStore
@@ -97,7 +99,8 @@ def build_defs(home: RarecHome | None = None, resource_overrides: Mapping[str, A
     """The code location for one installation; tests replace resources by name.
 
     Raises:
-        InputError: a data set's file is wrong, or sets a default for a stage or setting that does not exist.
+        InputError: a data set's file is wrong, or sets a default for a stage or setting that does not exist; a data
+            set or a time of the schedules is none.
     """
     home = home or RarecHome.from_environment()
     specs = known_specs(home.datasets)
@@ -110,8 +113,10 @@ def build_defs(home: RarecHome | None = None, resource_overrides: Mapping[str, A
     return dg.Definitions(
         assets=assets,
         asset_checks=CHECKS,
-        jobs=[*jobs, rollback_job(partitions)],
-        sensors=[follow_drift(jobs)],
+        jobs=[*jobs, rollback_job(partitions), clean],
+        sensors=[follow_drift(jobs), notify_failure(home)],
+        schedules=weekly_schedules(home, specs),
+        executor=step_executor(home, found),
         resources={**default_resources(home), **(resource_overrides or {})},
     )
 

@@ -5,8 +5,9 @@ from typing import Any
 import dagster as dg
 from pydantic import Field
 
+from assets.cleaning import clean_up
 from rarec.errors import InputError
-from resources.registry import Track
+from resources.registry import TRACKS as MODELS
 from resources.tracking import MlflowTracking
 
 WINDOW_DAYS = 7  # of the data set's clock that a candidate is compared on, when it is trained for promotion
@@ -99,12 +100,12 @@ class RollbackConfig(dg.Config):
 @dg.op
 def roll_back(context: dg.OpExecutionContext, config: RollbackConfig, tracking: MlflowTracking) -> None:
     """Move the alias `champion` back."""
-    tracks: dict[str, Track] = {"raserec": "raserec", "rella": "rella"}
     dataset = context.partition_key
     try:
-        if config.track not in tracks:
+        chosen = [track for track in MODELS if track == config.track]
+        if not chosen:
             raise InputError(f"track is {config.track}; it must be 'raserec' or 'rella'")
-        before, now = tracking.registry(tracks[config.track], dataset).roll_back(config.version or None)
+        before, now = tracking.registry(chosen[0], dataset).roll_back(config.version or None)
     except InputError as error:
         raise dg.Failure(str(error), allow_retries=False) from error
     context.log.info(f"{now.model}: champion is version {now.number} again, no longer {before.number}")
@@ -115,6 +116,12 @@ def roll_back(context: dg.OpExecutionContext, config: RollbackConfig, tracking: 
         "moved": True,
     }
     context.log_event(dg.AssetMaterialization(f"{config.track}_champion", partition=dataset, metadata=metadata))
+
+
+@dg.job(description="Delete expired artifacts and working folders that nothing refers to. A dry run by default.")
+def clean() -> None:
+    """The job `clean`."""
+    clean_up()
 
 
 def rollback_job(partitions: dg.StaticPartitionsDefinition) -> dg.JobDefinition:

@@ -18,7 +18,7 @@ import socket
 import time
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
@@ -268,6 +268,25 @@ class ArtifactStore(dg.ConfigurableResource):
                     raise _storage_full(folder, place) from error
                 raise
             draft._artifact = self.open(asset, partition, fingerprint)
+
+    def manifests(self) -> Iterator[Manifest]:
+        """Those of all artifacts; damaged ones are passed over."""
+        fs, root = fsspec.core.url_to_fs(str(self._local_root) if self._is_local else self.root)
+        for path in sorted(fs.glob(f"{root}/[!.]*/*/*/{MANIFEST}")):
+            with suppress(DamagedArtifact):
+                yield Manifest.from_json(bytes(fs.cat_file(path)).decode("utf-8", errors="replace"), path)
+
+    def remove(self, asset: str, partition: str, fingerprint: str) -> None:
+        """Delete an artifact: at one moment it is whole, at the next no reader sees it."""
+        place = self._place(asset, partition, fingerprint)
+        if self._is_local:
+            with _staging_folder(self._staging_root, f"removed-{fingerprint[:12]}") as folder:
+                _rename(Path(place), folder / "artifact")
+        else:
+            fs, path = fsspec.core.url_to_fs(place)
+            fs.rm_file(f"{path}/{MANIFEST}")  # first: without it the rest is nothing
+            fs.rm(path, recursive=True)
+            shutil.rmtree(Path(self.cache) / asset / partition / fingerprint, ignore_errors=True)
 
     def _commit_local(self, folder: Path, manifest: Manifest, replace: bool) -> None:
         _write_synced(folder / MANIFEST, manifest.to_json())

@@ -14,6 +14,7 @@ from rarec.errors import InputError
 from rarec.training.engine_settings import EngineSettings
 
 LOOPBACK = "127.0.0.1"  # where `make ui` serves
+SCHEDULE = "0 3 * * 1"  # Mondays, 03:00 UTC
 REMOTE_SHELL = "ssh -o BatchMode=yes -o ServerAliveInterval=15"  # fails rather than ask; notices a cut network
 HEARTBEAT_S = 1800  # validation by rank 0 alone, or a language model's loading, may take long
 
@@ -37,6 +38,26 @@ class RarecHome(Settings):
     )
     dagster_port: int = Field(default=3000, description="DAGSTER_PORT: of `make ui`. Default: 3000.")
     mlflow_port: int = Field(default=5000, description="MLFLOW_PORT: of `make ui`. Default: 5000.")
+
+    scheduled: tuple[str, ...] = Field(
+        default=("demo",),
+        description="RAREC_SCHEDULED: data sets of the schedules, separated by commas. Default: demo.",
+    )
+    schedule: str = Field(
+        default=SCHEDULE,
+        description="RAREC_SCHEDULE: when the schedules run, as a cron expression in UTC. Default: Mondays at 03:00.",
+    )
+    webhook: str = Field(
+        default="",
+        repr=False,
+        description="RAREC_WEBHOOK: address to which failed runs are posted as JSON; a secret. Default: none.",
+    )
+    pod_gpus: int = Field(
+        default=0,
+        ge=0,
+        description="RAREC_POD_GPUS: on Kubernetes, every step in a pod of its own, with so many GPUs where it trains. "
+        "Default 0: steps are processes beside each other.",
+    )
 
     nproc: int = Field(
         default=0, ge=0, description="RAREC_NPROC: training processes. Default: one a GPU, or one without GPUs."
@@ -96,6 +117,10 @@ class RarecHome(Settings):
             root=root,
             dagster_port=_port(values, "DAGSTER_PORT", 3000),
             mlflow_port=mlflow_port,
+            scheduled=_names(values.get("RAREC_SCHEDULED", "demo")),
+            schedule=values.get("RAREC_SCHEDULE", SCHEDULE),
+            webhook=values.get("RAREC_WEBHOOK", ""),
+            pod_gpus=_whole_number(values, "RAREC_POD_GPUS"),
             nproc=_whole_number(values, "RAREC_NPROC"),
             threads=_whole_number(values, "RAREC_THREADS"),
             hostfile=values.get("RAREC_HOSTFILE", ""),
@@ -184,11 +209,15 @@ def _engine(values: Mapping[str, str]) -> EngineSettings:
 
 
 def _present_names(values: Mapping[str, str], name: str) -> tuple[str, ...]:
-    names = tuple(part.strip() for part in values.get(name, "").split(",") if part.strip())
+    names = _names(values.get(name, ""))
     missing = [one for one in names if one not in values]
     if missing:
         raise InputError(f"{name} names {', '.join(missing)}, which is not set; set it or leave its name out.")
     return names
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
 def _project_root() -> Path:

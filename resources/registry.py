@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 CHAMPION = "champion"
 Track = Literal["raserec", "rella"]
+TRACKS: tuple[Track, ...] = ("raserec", "rella")
 Kind = Literal["trained", "refreshed", "finetuned"]
 
 _ARTIFACTS = "rarec.artifacts"

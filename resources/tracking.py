@@ -142,7 +142,7 @@ class MlflowTracking(dg.ConfigurableResource):
             os.environ.setdefault(name, value)
         import mlflow
 
-        for logger in ("alembic", "mlflow.store.db.utils"):  # they tell of every table of a new database
+        for logger in ("alembic", "mlflow.store.db.utils", "mlflow.tracking._model_registry.fluent"):  # of every step
             logging.getLogger(logger).setLevel(logging.WARNING)
         mlflow.set_tracking_uri(self.tracking_uri)  # for log_pyfunc, whose MLflow code takes no client
         return mlflow.MlflowClient(self.tracking_uri)

@@ -29,6 +29,13 @@ GROUPS = {
     "language": {"lora_checkpoint", "ctr_predictions"},
     "sequences": {"user_sequences"},
     "recommender": {"raserec_pretrained", "memory_bank", "raserec_finetuned", "recommendations"},
+    "operations": {
+        "raserec_candidate",
+        "raserec_champion",
+        "refreshed_memory",
+        "refreshed_finetuned",
+        "drift_report",
+    },
     "baselines": {"ctr_baselines", "ranking_baselines"},
     "reports": {"ctr_metrics", "ranking_metrics", "comparison_report"},
 }
@@ -104,8 +111,11 @@ def test_constraints_pin_every_dependency_as_wanted():
         assert re.fullmatch(r"==[0-9][0-9a-z.]*", str(pin.specifier)), f"{pin} is no plain pin"  # no +cpu, no path
         assert not re.match(r"(nvidia|cuda|triton|faiss-gpu|rarec)", pin.name), pin
         versions[canonicalize_name(pin.name)] = str(pin.specifier).removeprefix("==")
-    wanted = [*PROJECT["project"]["dependencies"], *PROJECT["project"]["optional-dependencies"]["cpu"]]
-    wanted += PROJECT["project"]["optional-dependencies"]["dev"]
+    extras = PROJECT["project"]["optional-dependencies"]
+    wanted = [
+        *PROJECT["project"]["dependencies"],
+        *(one for extra in extras if extra != "gpu" for one in extras[extra]),
+    ]
     for requirement in map(Requirement, wanted):
         assert requirement.specifier.contains(versions[canonicalize_name(requirement.name)]), requirement
 

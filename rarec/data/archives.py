@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO
+from typing import IO, cast
 
 from rarec.data.files import check_file, sha256_of, whole_folder
 from rarec.errors import InputError
@@ -19,6 +19,8 @@ SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz")
 # Rating files shrink five- to tenfold; far above that the archive is a bomb, not data.
 LARGEST_RATIO = 100
 SMALL = 1 << 20
+# Python unpacks the others of a zip without bound, however little is asked for.
+ZIP_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 # RuntimeError: a zip encrypted or packed in a way unknown to Python. A full disk (OSError) is no fault of the archive.
 DAMAGED = (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile, RuntimeError)
 
@@ -62,8 +64,44 @@ def unpack(archive: Path, wanted: set[str], cache: Path) -> Path:
     return target
 
 
+class _Bounded:
+    """What a compressed tar unpacks to, up to a size: headers alone may be a bomb, and tarfile reads them whole."""
+
+    def __init__(self, stream: IO[bytes], archive: Path) -> None:
+        self._stream = stream
+        self._archive = archive
+        self._most = _largest_content(archive)
+
+    def read(self, size: int) -> bytes:
+        self._check(self.tell() + size)
+        return self._stream.read(size)
+
+    def seek(self, position: int) -> None:
+        self._check(position)
+        self._stream.seek(position)
+
+    def tell(self) -> int:
+        return self._stream.tell()
+
+    def _check(self, position: int) -> None:
+        # tarfile asks for whole blocks, also behind the end.
+        if position > self._most + tarfile.RECORDSIZE:
+            raise _too_large(self._archive)
+
+
+def _largest_content(archive: Path) -> int:
+    return max(SMALL, LARGEST_RATIO * archive.stat().st_size)
+
+
+def _too_large(archive: Path) -> InputError:
+    return InputError(
+        f"{archive}: its files are more than {LARGEST_RATIO} times its size; not unpacked. Unpack it by hand if it is "
+        "right."
+    )
+
+
 def _extract(archive: Path, members: Iterator[_Member], wanted: set[str], folder: Path) -> None:
-    left = max(SMALL, LARGEST_RATIO * archive.stat().st_size)
+    left = _largest_content(archive)
     for member in members:
         path = PurePosixPath(member.name.replace("\\", "/"))
         if path.is_absolute() or ".." in path.parts or member.is_link:
@@ -75,10 +113,7 @@ def _extract(archive: Path, members: Iterator[_Member], wanted: set[str], folder
             raise InputError(f"{archive}: holds two files called {path.name!r}; unpack the right one by hand.")
         left -= member.size
         if left < 0:
-            raise InputError(
-                f"{archive}: its files are more than {LARGEST_RATIO} times its size; not unpacked. "
-                "Unpack it by hand if it is right."
-            )
+            raise _too_large(archive)
         with member.open() as stream, target.open("wb") as copy:
             # Neither zip nor tar yields more than the size it declares; both raise if it yields less.
             shutil.copyfileobj(stream, copy)
@@ -92,13 +127,18 @@ def _members(archive: Path) -> Iterator[Iterator[_Member]]:
         with zipfile.ZipFile(archive) as file:
             yield (_zip_member(file, info) for info in file.infolist())
     else:
-        with tarfile.open(archive) as file_:
-            yield (_tar_member(file_, info) for info in file_)
+        compressed = archive.name.lower().endswith("gz")
+        with gzip.open(archive) if compressed else archive.open("rb") as stream:
+            bounded = cast(IO[bytes], _Bounded(cast(IO[bytes], stream), archive))
+            with tarfile.open(fileobj=bounded, mode="r:") as file_:
+                yield (_tar_member(file_, info) for info in file_)
 
 
 def _zip_member(file: zipfile.ZipFile, info: zipfile.ZipInfo) -> _Member:
     # Unix mode in the upper half; 0o12 is a symbolic link.
     is_link = (info.external_attr >> 28) == 0o12
+    if info.compress_type not in ZIP_METHODS:
+        raise zipfile.BadZipFile(f"{info.filename} is neither stored nor deflated")
     return _Member(info.filename, not info.is_dir(), is_link, info.file_size, lambda: file.open(info))
 
 

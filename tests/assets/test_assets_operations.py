@@ -110,7 +110,7 @@ def test_the_first_candidate_becomes_champion(plant, promoted):
     assert again.success
     assert metadata(again)["raserec_candidate"]["decision"] == "same"
     assert metadata(again)["raserec_champion"]["moved"] is False
-    assert len(registry(plant).versions()) == 1
+    assert [version.evidence["decision"] for version in registry(plant).versions()] == ["first"]
 
 
 def test_registered_model_recommends(plant, promoted):
@@ -258,3 +258,28 @@ def test_rule(candidate, tolerance, decision):
 def test_operations_are_no_part_of_everything(plant):
     keys = {key.to_user_string() for key in plant.defs.resolve_job_def("everything").asset_layer.executable_asset_keys}
     assert not {"drift_report", "raserec_candidate", "raserec_champion", "refreshed_memory"} & keys
+
+
+def test_clean_up_tells_first_and_spares_what_is_in_use(plant, refreshed, grow):
+    grow(0.5)  # the champion's data are no longer those of today
+    assert run(plant, "drift").success
+    before = {(one.asset, one.fingerprint) for one in plant.store.manifests()}
+    job = plant.defs.resolve_job_def("clean")
+
+    def clean(**config):
+        return job.execute_in_process(
+            instance=plant.instance, run_config={"ops": {"clean_up": {"config": {"days": 1e-9, **config}}}}
+        )
+
+    told = clean().all_node_events
+    (output,) = [event for event in told if event.event_type_value == "STEP_OUTPUT"]
+    would = output.step_output_data.metadata["would go"].value
+    assert would > 0
+    assert {(one.asset, one.fingerprint) for one in plant.store.manifests()} == before
+    assert clean(dry_run=False).success
+    after = {(one.asset, one.fingerprint) for one in plant.store.manifests()}
+    assert after < before
+    for version in registry(plant).versions():
+        assert version.open(plant.store, "own").keys() == version.artifacts.keys()
+        assert set(version.artifacts.items()) <= after
+    assert run(plant, "drift").success  # all that is needed is there

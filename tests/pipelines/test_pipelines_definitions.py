@@ -1,12 +1,14 @@
 import json
 import re
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import dagster as dg
 import pytest
 
 from pipelines.definitions import STAGE_SETTINGS, build_defs, default_resources
-from pipelines.jobs import TRACKS
+from pipelines.jobs import CASCADE, TRACKS
 from rarec.errors import InputError
 from rarec.training.engine_settings import EngineSettings
 from resources.home import RarecHome
@@ -65,7 +67,9 @@ def test_jobs_cover_their_groups(tmp_path):
     defs = build_defs(home_with(tmp_path))
     graph = defs.resolve_asset_graph()
     everything = defs.resolve_job_def("everything").asset_layer.executable_asset_keys
-    assert set(everything) == set(graph.materializable_asset_keys)
+    operations = {key for key in graph.materializable_asset_keys if graph.get(key).group_name == "operations"}
+    assert set(everything) == set(graph.materializable_asset_keys) - operations
+    assert operations <= {key for job in CASCADE for key in defs.resolve_job_def(job).asset_layer.executable_asset_keys}
     reports = {"raserec": "ranking_metrics", "rella": "ctr_metrics"}
     groups = {
         "raserec": {"raw", "sequences", "recommender"},
@@ -130,6 +134,51 @@ def test_deepspeed_comes_from_the_environment(tmp_path):
         RarecHome.from_environment(variables)
 
 
+def test_schedules_are_weekly_and_off_and_ask_for_each_data_set_once(tmp_path):
+    home = home_with(tmp_path, OWN).model_copy(update={"scheduled": ("demo", "own")})
+    defs = build_defs(home)
+    schedules = defs.schedules
+    assert {schedule.name: schedule.job_name for schedule in schedules} == {
+        f"rarec_{job}_weekly": job for job in (*TRACKS, "drift")
+    }
+    for schedule in schedules:
+        assert (schedule.cron_schedule, schedule.default_status) == ("0 3 * * 1", dg.DefaultScheduleStatus.STOPPED)
+        with dg.build_schedule_context(repository_def=defs.get_repository_def()) as context:
+            asked = schedule.evaluate_tick(context).run_requests
+        assert [(one.run_key, one.partition_key) for one in asked] == [("demo", "demo"), ("own", "own")]
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "message"),
+    [
+        ("RAREC_SCHEDULED", "demo, none", "Unknown data set 'none'"),
+        ("RAREC_SCHEDULE", "weekly", "RAREC_SCHEDULE is 'weekly'; set it to a cron expression such as 0 3 "),
+    ],
+)
+def test_wrong_schedules_are_refused_when_they_are_loaded(tmp_path, variable, value, message):
+    with pytest.raises(InputError, match=message):
+        build_defs(RarecHome.from_environment({"RAREC_HOME": str(tmp_path), variable: value}))
+
+
+def test_pods_are_asked_for_gpus_where_they_train(tmp_path, monkeypatch):
+    home = home_with(tmp_path)
+    assert build_defs(home).executor is None
+    taken = []
+    fake = SimpleNamespace(k8s_job_executor=SimpleNamespace(configured=lambda settings: taken.append(settings)))
+    monkeypatch.setitem(sys.modules, "dagster_k8s", fake)
+    build_defs(home.model_copy(update={"pod_gpus": 2}))
+    graph = build_defs(home).resolve_asset_graph()
+    names = {key.to_user_string() for key in graph.materializable_asset_keys}
+    steps = {build_defs(home).resolve_assets_def(name).op for name in names}
+    training = {step.name for step in steps if step.pool == "training"}
+    limits = {"container_config": {"resources": {"limits": {"nvidia.com/gpu": "2"}}}}
+    assert taken == [{"per_step_k8s_config": dict.fromkeys(training, limits)}]
+    assert {"raserec_pretrained", "lora_checkpoint"} <= training
+    monkeypatch.setitem(sys.modules, "dagster_k8s", None)
+    with pytest.raises(InputError, match=r"RAREC_POD_GPUS is set, but dagster-k8s is missing; install rarec\[kube"):
+        build_defs(home.model_copy(update={"pod_gpus": 2}))
+
+
 def test_training_steps_share_one_pool(tmp_path):
     """Two trainings at once would share the same cores or GPU."""
     defs = build_defs(home_with(tmp_path))
@@ -159,7 +208,7 @@ def test_the_readme_lists_every_setting_and_its_default(stage):
     settings = readme.split("| asset | settings (default) |")[1].split("\n\n")[0]
     rows = {match[1]: match[2] for match in re.finditer(r"^\| `(\w+)` \| (.*) \|$", settings, re.MULTILINE)}
     row = rows[stage]
-    if match := re.match(r"as `(\w+)`, without `(\w+)`$", row):
+    if match := re.match(r"as `(\w+)`(?:, without `(\w+)`)?$", row):
         row = re.sub(rf" `{match[2]}` \([^)]*\),?", "", rows[match[1]])
     told = {name: _value(text) for name, text in re.findall(r"`(\w+)` \(([^;)]*)", row)}
     fields = STAGE_SETTINGS[stage].model_fields

@@ -1,5 +1,6 @@
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -9,6 +10,7 @@ import psutil
 import pytest
 import yaml
 
+from pipelines import ui
 from pipelines.run import main, prepare_dagster_home
 from resources.home import RarecHome
 
@@ -44,7 +46,7 @@ def test_dagster_home_is_made_once_and_not_for_one_who_has_it(tmp_path, monkeypa
     [
         (
             {"track": "rasrec"},
-            "error: unknown TRACK 'rasrec' (did you mean 'raserec'?); known: everything, raserec, rella",
+            "error: unknown TRACK 'rasrec' (did you mean 'raserec'?); known: drift, everything, finetune,",
         ),
         ({"dataset": "ml-100"}, "error: Unknown data set 'ml-100' (did you mean 'ml-100k'?); known: amazon-beauty,"),
         ({"config": "{alpha: 1}"}, "error: CONFIG is not JSON: Expecting property name"),
@@ -63,8 +65,8 @@ def test_dagster_home_is_made_once_and_not_for_one_who_has_it(tmp_path, monkeypa
             "error: CONFIG: raserec_finetuned: dim: no such setting; known: learning_rate, epochs, patience, schedule,",
         ),
         (
-            {"config": '{"user_sequences": {"k": 2}}'},
-            "error: CONFIG: user_sequences: k: no such setting; known: force",
+            {"config": '{"item_catalog": {"k": 2}}'},
+            "error: CONFIG: item_catalog: k: no such setting; known: force",
         ),
         # On demo `max_length` is 16: the data set's own defaults count.
         (
@@ -117,6 +119,21 @@ def test_the_command_ends_with_one_line_and_a_code(tmp_path):
     assert process.stdout == "demo, everything: starting\n"
     assert process.stderr.startswith("error: own.toml: [overrides.raserec_pretraining]: no such stage; stages with set")
     assert process.stderr.count("\n") == 1
+
+
+def test_the_pages_are_served_on_the_loopback_interface_alone(monkeypatch):
+    with socket.socket() as one, socket.socket() as other:
+        ports = []
+        for probe in (one, other):
+            probe.bind(("127.0.0.1", 0))
+            ports.append(str(probe.getsockname()[1]))
+    monkeypatch.setattr(os, "environ", {**os.environ, "DAGSTER_PORT": ports[0], "MLFLOW_PORT": ports[1]})
+    started = []
+    monkeypatch.setattr(ui, "run_together", started.extend)
+    ui.main()
+    dagster, mlflow = started
+    assert dagster[dagster.index("-h") + 1 : dagster.index("-p") + 2] == ["127.0.0.1", "-p", ports[0]]
+    assert mlflow[mlflow.index("--host") + 1 : mlflow.index("--port") + 2] == ["127.0.0.1", "--port", ports[1]]
 
 
 SERVE = """

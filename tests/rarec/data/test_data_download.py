@@ -5,6 +5,7 @@ import io
 import shutil
 import tarfile
 import threading
+import tracemalloc
 import zipfile
 
 import pytest
@@ -207,6 +208,26 @@ def test_size_is_bounded(tmp_path):
     archive = make_zip(tmp_path / "x.zip", ("ratings.dat", b"0" * (8 << 20)))
     with pytest.raises(InputError, match=f"its files are more than {LARGEST_RATIO} times its size"):
         unpack(archive, WANTED, tmp_path / "cache")
+
+
+@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.REGTYPE])
+def test_what_surrounds_the_files_is_bounded_too(tmp_path, kind):
+    """Headers of 64 MiB, which tarfile would read whole, and a file that nobody wants."""
+    archive = make_tar(tmp_path / "x.tgz", ("other", b"0" * (64 << 20)), ("ratings.dat", b"1"), kind=kind)
+    tracemalloc.start()
+    with pytest.raises(InputError, match=f"its files are more than {LARGEST_RATIO} times its size"):
+        unpack(archive, WANTED, tmp_path / "cache")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 8 << 20
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_methods_that_are_unpacked_without_bound(tmp_path, method):
+    with zipfile.ZipFile(tmp_path / "x.zip", "w", method) as file:
+        file.writestr("ratings.dat", b"1::2::3::4\n")
+    with pytest.raises(InputError, match=r"damaged or cut short \(ratings\.dat is neither stored nor deflated\)"):
+        unpack(tmp_path / "x.zip", WANTED, tmp_path / "cache")
 
 
 def test_two_files_of_one_name(tmp_path):

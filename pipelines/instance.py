@@ -1,0 +1,67 @@
+"""Parts of the Dagster instance that docker/dagster.yaml describes; code location, webserver and daemon load them.
+
+Imports nothing else of RaRec: the image of webserver and daemon holds Dagster only.
+"""
+
+import logging
+import time
+from typing import Any
+
+from dagster import DagsterRun
+from dagster._core.errors import DagsterUserCodeUnreachableError
+from dagster._core.launcher import CheckRunHealthResult, DefaultRunLauncher, WorkerStatus
+from dagster._grpc.types import CanCancelExecutionRequest, CanCancelExecutionResult
+from dagster._serdes import deserialize_value
+from dagster_postgres import DagsterPostgresStorage
+from sqlalchemy import event
+from sqlalchemy.engine import Engine
+
+# Dagster asks six times, so that it gives up after two minutes.
+WAIT_S = 20.0
+LOOK_INTERVAL_S = 0.5
+FINAL = ("authentication failed", "does not exist", "permission denied")
+
+
+class CheckedRunLauncher(DefaultRunLauncher):
+    """Dagster's launcher, which run monitoring can ask whether a run's process still lives.
+
+    Without the question a run whose code server was restarted counts as running for ever, and keeps its pool.
+    """
+
+    @property
+    def supports_check_run_worker_health(self) -> bool:
+        """Always."""
+        return True
+
+    def check_run_worker_health(self, run: DagsterRun) -> CheckRunHealthResult:
+        """FAILED if the code server does not know the run; a server that does not answer is asked again later."""
+        client = self._get_grpc_client_for_termination(run.run_id)
+        if client is None:  # it ended meanwhile
+            return CheckRunHealthResult(WorkerStatus.RUNNING)
+        try:
+            answer = client.can_cancel_execution(CanCancelExecutionRequest(run_id=run.run_id), timeout=10)
+        except DagsterUserCodeUnreachableError:
+            return CheckRunHealthResult(WorkerStatus.RUNNING, "the code server does not answer")
+        if deserialize_value(answer, CanCancelExecutionResult).can_cancel:
+            return CheckRunHealthResult(WorkerStatus.RUNNING)
+        return CheckRunHealthResult(WorkerStatus.FAILED, "the code server was restarted and knows nothing of this run")
+
+
+class PatientPostgresStorage(DagsterPostgresStorage):
+    """Dagster's Postgres storage; connections of every process that loads it wait while the server is away."""
+
+
+@event.listens_for(Engine, "do_connect")
+def wait_for_server(dialect: Any, _record: Any, arguments: list[Any], parameters: dict[str, Any]) -> Any:
+    """Connect to Postgres, again and again for WAIT_S if it is away, at once an error if it refuses us."""
+    if dialect.name != "postgresql":
+        return None
+    deadline = time.monotonic() + WAIT_S
+    while True:
+        try:
+            return dialect.connect(*arguments, **parameters)
+        except dialect.loaded_dbapi.OperationalError as error:
+            if time.monotonic() > deadline or any(text in str(error) for text in FINAL):
+                raise
+            logging.getLogger(__name__).warning("Postgres is away, trying again: %s", error)
+            time.sleep(LOOK_INTERVAL_S)

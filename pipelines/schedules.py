@@ -1,0 +1,41 @@
+"""Schedules: each track, and drift; weekly unless told otherwise, off until somebody turns them on."""
+
+from collections.abc import Iterator
+
+import dagster as dg
+
+from pipelines.jobs import TRACKS
+from rarec.data.spec import DatasetSpec, find_spec
+from rarec.errors import InputError
+from resources.home import SCHEDULE, RarecHome
+
+
+def weekly_schedules(home: RarecHome, specs: dict[str, DatasetSpec]) -> list[dg.ScheduleDefinition]:
+    """`rarec_<job>_weekly` for every track and for `drift`, over the data sets of RAREC_SCHEDULED at the times of
+    RAREC_SCHEDULE.
+
+    Raises:
+        InputError: a data set is not known, or the times are no cron expression.
+    """
+    datasets = [find_spec(name, specs).name for name in home.scheduled]
+    try:
+        return [_schedule(job, home.schedule, datasets) for job in (*TRACKS, "drift")]
+    except dg.DagsterInvalidDefinitionError as error:
+        raise InputError(
+            f"RAREC_SCHEDULE is {home.schedule!r}; set it to a cron expression such as {SCHEDULE}"
+        ) from error
+
+
+def _schedule(job: str, cron: str, datasets: list[str]) -> dg.ScheduleDefinition:
+    def runs(_context: dg.ScheduleEvaluationContext) -> Iterator[dg.RunRequest]:
+        # With the tick's time the key tells runs apart: a daemon that was killed within a tick asks for none twice.
+        yield from (dg.RunRequest(run_key=name, partition_key=name) for name in datasets)
+
+    return dg.ScheduleDefinition(
+        name=f"rarec_{job}_weekly",
+        job_name=job,
+        cron_schedule=cron,
+        execution_fn=runs,
+        default_status=dg.DefaultScheduleStatus.STOPPED,
+        description=f"The job {job} for {', '.join(datasets)} (RAREC_SCHEDULED, RAREC_SCHEDULE).",
+    )
