@@ -121,7 +121,8 @@ def rella_candidate(
         proof = _evidence(settings, table, samples.label[rows], answers, made_of, against, champion is None)
         version = registry.register(_logged_model(run, made_of), identities, "trained")
         proof |= {"version": version.number, "against": champion.number if champion else 0}
-        registry.record(version, proof)
+        if proof["decision"] != "same":  # the champion keeps the figures of its promotion
+            registry.record(version, proof)
         (folder / EVIDENCE).write_text(json.dumps(proof, indent=1))
         return outcome_of(proof, version, champion)
 
