@@ -245,7 +245,8 @@ def _measure(
         dataset=title,
         data_version=data_version,
         seeds={},
-        split_rule=f"Events from {since} (seconds) on, each asked for just before it happened.",
+        split_rule=f"Events from {pd.Timestamp(since, unit='s'):%Y-%m-%d %H:%M:%S} on the data set's clock, each "
+        "asked for just before it happened.",
         models=(f"version {champion.number}",),
         links=tuple(links),
         version=champion.number,

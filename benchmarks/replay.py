@@ -44,7 +44,6 @@ class Course:
 
     served: "ServedRecommender"
     seconds: float = 0.0
-    spent: list[float] = field(default_factory=list)
     ndcg: list[float] = field(default_factory=list)
     ranks: list[Any] = field(default_factory=list)
 
@@ -163,7 +162,6 @@ def replay(
             ranks = course.served.ranks(translation, window.events, course.served.carried(translation))
             course.ranks.append(ranks)
             course.ndcg.append(window.figures(ranks)[CHOICE])
-            course.spent.append(course.seconds)
             say(
                 f"week {week + 1}/{weeks}  {name}: {CHOICE} {course.ndcg[-1]:.4f}  missed "
                 f"{window.figures(ranks)['missed']:.1%} of {len(window)} events  {course.seconds:.0f} s so far"
@@ -208,27 +206,29 @@ def summarise(courses: dict[str, Course], windows: "list[Window]") -> "Figures":
     return figures
 
 
-def draw(courses: dict[str, Course], begins: list[int], title: str, png: Path) -> None:
-    """Quality week by week, and quality against seconds spent."""
-    import numpy as np
+def draw(figures: "Figures", by_week: "Figures", title: str, png: Path) -> None:
+    """Quality week by week, and quality of all weeks against seconds spent."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter
 
     from rarec.evaluation.plots import COLOURS, legend, style
 
     with style():
         figure = Figure(figsize=(10, 4.2), layout="constrained")
         left, right = figure.subplots(1, 2, width_ratios=(3, 2))
-        weeks = (np.array(begins) - begins[0]) / WEEK_S + 1
-        for colour, (name, course) in zip(COLOURS, courses.items(), strict=False):
-            left.plot(weeks, course.ndcg, color=colour, marker="o", markersize=3, label=name)
-            mean = np.cumsum(course.ndcg) / np.arange(1, len(weeks) + 1)
-            right.plot(np.maximum(course.spent, 1), mean, color=colour, marker=".", linewidth=1)
-            right.plot(max(course.spent[-1], 1), mean[-1], color=colour, marker="D", markersize=7)
+        for colour, (name, weeks) in zip(COLOURS, by_week.items(), strict=False):
+            numbers = [int(week.removeprefix("week ")) for week in weeks]
+            left.plot(
+                numbers, [float(value) for value in weeks.values()], color=colour, marker="o", markersize=3, label=name
+            )
+            seconds, quality = float(figures[name]["updates, s"]), float(figures[name]["NDCG@10"])
+            right.plot(max(seconds, 0.1), quality, color=colour, marker="D", markersize=8)
+            right.annotate(name, (max(seconds, 0.1), quality), (0, 9), textcoords="offset points", ha="center")
         left.set(xlabel="week", ylabel="NDCG@10 of the week's events", title=title)
-        right.set(
-            xlabel="seconds spent on updates (log)", ylabel="mean NDCG@10 up to the week", xscale="log",
-            title="what it costs (diamond: the end)",
-        )  # fmt: skip
+        right.set(xlabel="seconds spent on updates (log)", ylabel="NDCG@10 of all weeks", title="What it costs")
+        right.set_xscale("log")
+        right.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+        right.margins(0.25, 0.25)
         legend(figure)
         png.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(png, dpi=110)
@@ -285,7 +285,7 @@ def main(
         command = shlex.join(["python", "-m", "benchmarks.replay", *flags, "--record"])
         about = (machine(threads), datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"), options)
         report.write(RESULTS / "replay", {"replay": figures, "weeks": by_week}, command, *about, about=ABOUT)
-        draw(courses, begins, spec.title, PLOT)
+        draw(figures, by_week, spec.title, PLOT)
 
 
 if __name__ == "__main__":

@@ -71,7 +71,9 @@ def _prepare(dataset: str, track: str, config: str, home: RarecHome) -> tuple[An
     from rarec.data.spec import find_spec
     from resources.folders import known_specs
 
-    jobs = {job.name: job for job in defs.resolve_all_job_defs() if not job.name.startswith("__")}
+    # Those that materialise; the others (rollback, clean) have settings of their own, in the launchpad.
+    every = {job.name: job for job in defs.resolve_all_job_defs() if not job.name.startswith("__")}
+    jobs = {name: job for name, job in every.items() if job.asset_layer.executable_asset_keys}
     if track not in jobs:
         raise InputError(f"unknown TRACK {track!r}{closest(track, jobs)}; known: {', '.join(sorted(jobs))}")
     spec = find_spec(dataset, known_specs(home.datasets))
@@ -145,12 +147,16 @@ def _failures(result: Any, home: RarecHome) -> str:
 def _summarise(result: Any, dataset: str, track: str, home: RarecHome, seconds: float) -> None:
     reused: list[str] = []
     built: list[str] = []
+    judged: list[str] = []
     pages: dict[str, Path] = {}
     for event in result.get_asset_materialization_events():
         materialization = event.materialization
         name = materialization.asset_key.to_user_string()
         metadata = materialization.metadata
-        (reused if metadata["reused"].value else built).append(name)
+        is_reused = "reused" in metadata and metadata["reused"].value
+        (reused if is_reused else built).append(name)
+        words = [word for word in ("verdict", "decision") if word in metadata]
+        judged += [f"{name}: {metadata[word].value}; {metadata['reason'].value}" for word in words]
         if "report" in metadata:
             pages[name] = Path(str(metadata["report"].value))
     for name, tables in (("ranking_metrics", _ranking_tables), ("ctr_metrics", _ctr_tables)):
@@ -158,6 +164,8 @@ def _summarise(result: Any, dataset: str, track: str, home: RarecHome, seconds: 
             print()
             print(tables(pages[name].with_name("report.json").read_text()))
     print()
+    for line in judged:
+        print(line)
     print(f"{dataset} {track}: done in {seconds:.0f} s; {len(built)} assets built, {len(reused)} reused")
     for page in pages.values():
         print(f"report: {page}")

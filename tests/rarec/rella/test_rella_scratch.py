@@ -95,6 +95,7 @@ def test_a_scratch_model_learns_what_is_liked_and_comes_back(data, tmp_path):
     assert card["loss_by_epoch"][-1] < 0.3 * card["loss_by_epoch"][0]
     assert json.loads((tmp_path / CARD).read_text())["what"].endswith("not a general language model")
     assert reports[-1]["epoch"] == reports[-1]["epochs"] == 25
+    assert reports[0]["tokens_per_s"] > 0  # not samples
     tokenizer, model = load_tokenizer(tmp_path), load_model(tmp_path, CPU)
     five, one = (tokenizer(rating, add_special_tokens=False)["input_ids"][0] for rating in (" 5\n", " 1\n"))
     for film, liked in (("b", True), ("g", False)):
