@@ -216,7 +216,7 @@ def _gathered(folder: Path, name: str, targets: IntArray) -> FloatArray:
     answered = pd.concat([pd.read_parquet(file) for file in files]).set_index("target")["probability"]
     for file in files:
         file.unlink()
-    return answered.loc[targets].to_numpy()
+    return answered.loc[pd.Index(targets)].to_numpy()
 
 
 def _evidence(
@@ -250,8 +250,8 @@ def _evidence(
             return evidence("first", "there was no champion before", window, **sides)
         return evidence("same", "it is the champion", window, **sides)
     sides["champion"] = figures("champion", champion)
-    pair = (with_unknown(answers[name]) for name in ("champion", "candidate"))
-    compared, loss = compare_answers(*pair, label, asked["user_index"], settings.seed)
+    theirs, own = (with_unknown(answers[name]) for name in ("champion", "candidate"))
+    compared, loss = compare_answers(theirs, own, label, asked["user_index"].to_numpy(), settings.seed)
     decision, reason = settings.decide(compared)
     beside = f"; LogLoss {loss.value:+.4f} ({loss.low:+.4f} to {loss.high:+.4f})"
     return evidence(decision, f"AUC {reason}{beside}", window, **sides)
