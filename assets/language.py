@@ -106,7 +106,9 @@ def lora_checkpoint(
             tuned = json.loads((output / TUNING).read_text())
             outcome.values[f"behaviours dropped {variant.name}"] = tuned["behaviours_dropped"]
             outcome.values[f"validation AUC {variant.name}"] = one.values["validation AUC"]
-        outcome.values["mlflow_model"] = _log_model(run, inputs, folder / variants[0].name, template)
+        outcome.values["mlflow_model"] = (
+            log_language_model(run, inputs, folder / variants[0].name, template) or MODEL_NOT_LOGGED
+        )
         return outcome
 
     result, _ = materialise(
@@ -211,14 +213,16 @@ def _job(inputs: Mapping[str, Artifact], folders: Folders, template: Template) -
     }
 
 
-def _log_model(run: TrackedRun, inputs: Mapping[str, Artifact], adapter: Path, template: Template) -> str:
-    """Log adapter and language model as an MLflow model; its URI, or why there is none."""
+def log_language_model(
+    run: TrackedRun, inputs: Mapping[str, Artifact], adapter: Path, template: Template
+) -> str | None:
+    """Log adapter and language model as an MLflow model; its URI, or None if MLflow is away."""
     from resources import rella_pyfunc  # it imports mlflow, which takes seconds
 
     config = inputs["base_language_model"].manifest.config
     quantised = [] if config["quantisation"] == "none" else ["bitsandbytes"]
     names = ("base_language_model", "item_catalog", "user_profiles", "semantic_item_vectors")
-    uri = run.log_pyfunc(
+    return run.log_pyfunc(
         "model",
         Path(rella_pyfunc.__file__),
         {"adapter": adapter, **{name: inputs[name].path for name in names}},
@@ -244,4 +248,3 @@ def _log_model(run: TrackedRun, inputs: Mapping[str, Artifact], adapter: Path, t
             "behaviours": inputs["textual_samples"].manifest.config["behaviours"],
         },
     )
-    return uri or MODEL_NOT_LOGGED

@@ -32,7 +32,7 @@ from rarec.evaluation.window import Window, newest_window, unknown_shares
 from rarec.raserec.served import ServedRecommender
 from resources.artifacts import Artifact, ArtifactStore
 from resources.folders import Folders
-from resources.registry import Kind, Version
+from resources.registry import Kind, Track, Version
 from resources.tracking import MODEL_NOT_LOGGED, MlflowTracking, TrackedRun
 
 CANDIDATE_VERSION = "1"
@@ -101,16 +101,7 @@ def raserec_candidate(
         if proof["decision"] != "same":  # the champion keeps the figures of its promotion
             registry.record(version, proof)
         (folder / EVIDENCE).write_text(json.dumps(proof, indent=1))
-        values = {
-            **{name: proof[name] for name in ("decision", "reason", "version")},
-            "champion": f"version {champion.number}" if champion else "none yet",
-            "model": version.uri,
-            **{f"window {name}": value for name, value in proof["window"].items()},
-        }
-        sides = {name: proof[name] for name in ("champion", "candidate") if name in proof}
-        shown = markdown_table(pd.DataFrame(sides).round(4).rename_axis("figure").reset_index())
-        metrics = {f"{side}/{name}": value for side, figures in sides.items() for name, value in figures.items()}
-        return Outcome(values, {"comparison": shown}, metrics)
+        return outcome_of(proof, version, champion)
 
     result, _ = materialise(
         context,
@@ -137,13 +128,25 @@ def raserec_champion(
     context: dg.AssetExecutionContext, store: ArtifactStore, tracking: MlflowTracking
 ) -> dg.MaterializeResult:
     """The model in use: MLflow's alias `champion` moves to the candidate that passed its check."""
-    dataset = context.partition_key
-    candidate = upstream(context, store, "raserec_candidate")["raserec_candidate"]
+    return promote_candidate(context, store, tracking, "raserec")
+
+
+def promote_candidate(
+    context: dg.AssetExecutionContext, store: ArtifactStore, tracking: MlflowTracking, track: Track
+) -> dg.MaterializeResult:
+    """Move the alias to the track's candidate, if that passed."""
+    dataset, name = context.partition_key, f"{track}_candidate"
+    candidate = upstream(context, store, name)[name]
     proof = json.loads(candidate.file(EVIDENCE).read_text())
     if proof["decision"] not in PASSES:  # the check stops a job, but not somebody who materialises this asset alone
         raise InputError(f"the candidate for {dataset} is worse than the champion, which stays: {proof['reason']}")
-    registry = tracking.registry("raserec", dataset)
-    version = next(one for one in registry.versions() if one.number == proof["version"])
+    registry = tracking.registry(track, dataset)
+    version = next((one for one in registry.versions() if one.number == proof["version"]), None)
+    if version is None:
+        raise InputError(
+            f"version {proof['version']} of {registry.name} is no longer registered in MLflow; materialise {name} with "
+            "force"
+        )
     before = registry.champion()
     now = registry.promote(version)
     moved = before is None or before.number != now.number
@@ -155,6 +158,20 @@ def raserec_champion(
         "model": f"models:/{now.model}@champion",
     }
     return dg.MaterializeResult(metadata=metadata, data_version=dg.DataVersion(candidate.fingerprint))
+
+
+def outcome_of(proof: dict[str, Any], version: Version, champion: Version | None) -> Outcome:
+    """What a candidate tells: the decision, and both models' figures side by side."""
+    values = {
+        **{name: proof[name] for name in ("decision", "reason", "version")},
+        "champion": f"version {champion.number}" if champion else "none yet",
+        "model": version.uri,
+        **{f"window {name}": value for name, value in proof["window"].items()},
+    }
+    sides = {name: proof[name] for name in ("champion", "candidate") if name in proof}
+    shown = markdown_table(pd.DataFrame(sides).round(4).rename_axis("figure").reset_index())
+    metrics = {f"{side}/{name}": value for side, figures in sides.items() for name, value in figures.items()}
+    return Outcome(values, {"comparison": shown}, metrics)
 
 
 def _made_of(
@@ -251,10 +268,11 @@ CHECKS = [
         "not_worse",
         "raserec_candidate",
         "On the same events the candidate's NDCG@10 is not worse than the champion's: paired over users.",
-        lambda _spec, artifact: _examine(json.loads(artifact.file(EVIDENCE).read_text())),
+        lambda _spec, artifact: judged(json.loads(artifact.file(EVIDENCE).read_text())),
     )
 ]
 
 
-def _examine(proof: dict[str, Any]) -> tuple[bool, dict[str, Any]]:
+def judged(proof: dict[str, Any]) -> tuple[bool, dict[str, Any]]:
+    """Whether a candidate passes, and the reason."""
     return proof["decision"] in PASSES, {name: proof[name] for name in ("decision", "reason", "version", "against")}

@@ -13,6 +13,7 @@ from assets import (
     promotion,
     raw,
     recommender,
+    rella_promotion,
     reports,
     semantic,
     sequences,
@@ -43,9 +44,18 @@ ASSET_MODULES = (
     reports,
     ctr_reports,
     promotion,
+    rella_promotion,
     drift,
 )
-CHECKS = [*raw.CHECKS, *sequences.CHECKS, *recommender.CHECKS, *text.CHECKS, *semantic.CHECKS, *promotion.CHECKS]
+CHECKS = [
+    *raw.CHECKS,
+    *sequences.CHECKS,
+    *recommender.CHECKS,
+    *text.CHECKS,
+    *semantic.CHECKS,
+    *promotion.CHECKS,
+    *rella_promotion.CHECKS,
+]
 STAGE_SETTINGS = {
     **sequences.STAGE_SETTINGS,
     **recommender.STAGE_SETTINGS,
@@ -55,6 +65,7 @@ STAGE_SETTINGS = {
     **language.STAGE_SETTINGS,
     **ctr_reports.STAGE_SETTINGS,
     **promotion.STAGE_SETTINGS,
+    **rella_promotion.STAGE_SETTINGS,
     **drift.STAGE_SETTINGS,
 }
 

@@ -57,6 +57,11 @@ CASCADE: dict[str, tuple[str, dg.AssetSelection, dict[str, dict[str, Any]]]] = {
         IN_USE,
         {},
     ),
+    "promote_rella": (
+        "Compare the present language model and adapter with ReLLa's champion; they take its place if not worse.",
+        dg.AssetSelection.assets("rella_candidate", "rella_champion"),
+        {},
+    ),
 }
 
 

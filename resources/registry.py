@@ -68,7 +68,8 @@ class Version:
         if missing:
             raise InputError(
                 f"version {self.number} of {self.model} has lost {', '.join(missing)} from the artifact store. Restore "
-                f"it from a backup, or run the job `rollback` for {partition} to use the champion before it"
+                f"it from a backup, or run the job `rollback` for {partition} (its setting track: "
+                f"{self.model.rsplit('-', 1)[1]}) to use the champion before it"
             )
         return found
 

@@ -32,6 +32,8 @@ GROUPS = {
     "operations": {
         "raserec_candidate",
         "raserec_champion",
+        "rella_candidate",
+        "rella_champion",
         "refreshed_memory",
         "refreshed_finetuned",
         "drift_report",

@@ -2,9 +2,12 @@
 
 from typing import Any, Literal
 
+import numpy as np
+import numpy.typing as npt
 import pydantic
 
 from rarec.config import Settings
+from rarec.evaluation.ctr import METRICS, FloatArray, Interval, ctr_metrics, difference
 from rarec.evaluation.significance import PairedComparison
 
 Decision = Literal["first", "same", "better", "not worse", "worse"]
@@ -44,3 +47,37 @@ def evidence(decision: Decision, reason: str, window: dict[str, Any], **figures:
     """What is kept of a comparison: JSON, small enough for a tag."""
     rounded = {name: {key: round(value, 6) for key, value in values.items()} for name, values in figures.items()}
     return {"decision": decision, "reason": reason, "window": window, **rounded}
+
+
+def with_unknown(probability: FloatArray) -> FloatArray:
+    """(N,) probabilities, those of unknown targets (NaN) being the mean of the others: a model cannot tell what it does
+    not know from anything else.
+    """
+    known = ~np.isnan(probability)
+    return np.where(known, probability, probability[known].mean() if known.any() else 0.5)
+
+
+def compare_answers(
+    baseline: FloatArray, candidate: FloatArray, label: npt.ArrayLike, user: npt.ArrayLike, seed: int
+) -> tuple[PairedComparison, Interval]:
+    """Candidate minus baseline in AUC, and in LogLoss, by (N,) probabilities of the same samples; the intervals are of
+    the same draws of users for both.
+    """
+    figures = difference(candidate, baseline, label, user, seed)
+    own, theirs = (
+        float(ctr_metrics(probability, label)[METRICS.index("AUC")]) for probability in (candidate, baseline)
+    )
+    auc, nan = figures["AUC"], float("nan")
+    compared = PairedComparison(
+        n_users=len(np.unique(user)),
+        baseline_mean=theirs,
+        candidate_mean=own,
+        difference=auc.value,
+        ci_low=auc.low,
+        ci_high=auc.high,
+        confidence=0.95,
+        t_test_p=nan,
+        wilcoxon_p=nan,
+        reason="an AUC is no mean over users, so its interval alone tells",
+    )
+    return compared, figures["LogLoss"]

@@ -1,6 +1,6 @@
 """The tuned model for single questions: who, what they have rated, and an item that they may like."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,6 +11,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from rarec.data.ids import IdLookup
+from rarec.data.sequences import IntArray, user_at
 from rarec.errors import InputError
 from rarec.rella.language_model import ModelReference, find_answers
 from rarec.rella.scoring import score
@@ -49,14 +50,16 @@ class OnlineModel:
     limit: int
 
     @classmethod
-    def load(cls, folders: Mapping[str, Path], base: str, template: Template, behaviours: int) -> "OnlineModel":
+    def load(
+        cls, folders: Mapping[str, Path], base: str, template: Template, behaviours: int, cache: Path | None = None
+    ) -> "OnlineModel":
         """From the artifact folders of `base_language_model`, `item_catalog`, `user_profiles`, `semantic_item_vectors`
-        and that of the ``adapter``.
+        and that of the ``adapter``; ``cache``: where models of a hub lie, the hub's own folder if None.
 
         Raises:
             InputError: the adapter was tuned on another language model than ``base``.
         """
-        reference = ModelReference.open(folders["base_language_model"])
+        reference = ModelReference.open(folders["base_language_model"], cache)
         return cls(
             load_adapter(reference.model(worker_device()), folders["adapter"], base),
             reference.tokenizer(),
@@ -70,11 +73,13 @@ class OnlineModel:
 
     # Made once: a catalogue may hold many more items than a request.
     @cached_property
-    def _item_rows(self) -> IdLookup:
+    def item_rows(self) -> IdLookup:
+        """The catalogue's ids."""
         return IdLookup(self.items["item_id"])
 
     @cached_property
-    def _user_rows(self) -> IdLookup:
+    def user_rows(self) -> IdLookup:
+        """The ids of the users whose profiles are known."""
         return IdLookup(self.users["user_id"])
 
     def predict(
@@ -89,7 +94,7 @@ class OnlineModel:
         Raises:
             InputError: an unknown target, or another number of ratings than of behaviours.
         """
-        wanted = self._item_rows.rows(targets)
+        wanted = self.item_rows.rows(targets)
         if (wanted < 0).any():
             raise InputError(f"the target {targets[int(np.argmin(wanted))]!r} is not in the catalogue")
         items: list[int] = []
@@ -98,18 +103,38 @@ class OnlineModel:
         for row, (history, own) in enumerate(zip(histories, ratings, strict=True)):
             if len(history) != len(own):
                 raise InputError(f"row {row} has {len(history)} items in its history, but {len(own)} ratings")
-            places = self._item_rows.rows(history)
+            places = self.item_rows.rows(history)
             items += [*places[places >= 0].tolist(), int(wanted[row])]
             given += [*(float(r) for place, r in zip(places, own, strict=True) if place >= 0), float("nan")]
             ends.append(len(items) - 1)
         position = np.array(ends, dtype=np.int64)
         offsets = np.concatenate([[0], position + 1])
+        return self.ask(self.user_rows.rows(users), np.array(items, dtype=np.int64), given, offsets, position)
+
+    def ask(
+        self,
+        users: IntArray,
+        items: IntArray,
+        ratings: npt.ArrayLike,
+        offsets: IntArray,
+        position: IntArray,
+        batch_tokens: int = BATCH_TOKENS,
+        report: Callable[..., None] = lambda **_: None,
+    ) -> npt.NDArray[np.float64]:
+        """(B,) probabilities that interactions are likes, each from what the same user did before it.
+
+        Args:
+            users: (U,) rows in the table of users, -1 for somebody unknown.
+            items, ratings: (M,) row in the catalogue and rating of each interaction, sorted by (user, time).
+            offsets: (U + 1,) where each user's interactions begin.
+            position: (B,) the interactions asked about.
+        """
         # Parts are made of the items in question only: a catalogue may hold many more.
-        used, item_index = np.unique(np.array(items, dtype=np.int64), return_inverse=True)
-        people = self.users.reindex(self._user_rows.rows(users)).reset_index(drop=True)
-        parts = build_parts(self.template, self.items.iloc[used], people, item_index, given)
+        used, item_index = np.unique(items, return_inverse=True)
+        people = self.users.reindex(users).reset_index(drop=True)
+        parts = build_parts(self.template, self.items.iloc[used], people, item_index, ratings)
         distances = retrieve_behaviours(self.vectors[used], item_index, offsets, position, self.behaviours)
-        rows = parts.of(np.arange(len(position)), item_index[position], position, distances)
+        rows = parts.of(user_at(offsets, position), item_index[position], position, distances)
         tokens = PromptTokens.of(parts, self.tokenizer, self.limit)
         answers = find_answers(self.tokenizer, self.template.yes, self.template.no)
-        return score(self.model, tokens, rows, answers, worker_device(), BATCH_TOKENS)[0]
+        return score(self.model, tokens, rows, answers, worker_device(), batch_tokens, report)[0]

@@ -1,0 +1,267 @@
+"""Group `operations`: the tuned language model that could be the next champion, and the one in use."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import numpy as np
+import pandas as pd
+import pydantic
+
+from assets.checks import artifact_check
+from assets.language import log_language_model
+from assets.promotion import EVIDENCE, judged, outcome_of, promote_candidate
+from assets.raw import load_table
+from assets.stage import OWNER, Outcome, StageConfig, materialise, refuse_bad_input, resolve, takes, upstream
+from assets.training import RETRIES, cancellable, run_worker
+from rarec.config import Settings
+from rarec.data.ctr import CtrSamples
+from rarec.data.ids import IdLookup
+from rarec.data.sequences import IntArray
+from rarec.errors import InputError
+from rarec.evaluation.ctr import METRICS, FloatArray, ctr_metrics
+from rarec.evaluation.promotion import Rule, compare_answers, evidence, with_unknown
+from rarec.rella.served import unseen_targets
+from rarec.rella.shots import load_variants
+from rarec.text.templates import Template
+from resources.artifacts import Artifact, ArtifactStore
+from resources.folders import Folders
+from resources.launcher import TrainingLauncher
+from resources.tracking import MODEL_NOT_LOGGED, MlflowTracking, TrackedRun
+
+CANDIDATE_VERSION = "1"
+ASKED = (
+    "base_language_model",
+    "item_catalog",
+    "user_profiles",
+    "semantic_item_vectors",
+)  # by prompts, with the adapter
+MADE_OF = ("interactions", "ctr_samples", "textual_samples", *ASKED, "lora_checkpoint")
+ANSWERS = "answers.parquet"
+
+
+class RellaCandidateSettings(Rule):
+    """On how many samples the models are compared, and by what rule a candidate passes."""
+
+    test_samples: int = pydantic.Field(
+        default=10_000, ge=2, description="Most test samples that both models are asked about, drawn with the seed."
+    )
+    batch_tokens: int = pydantic.Field(
+        default=16_384, ge=64, description="Most tokens of a padded batch of prompts, as for `ctr_predictions`."
+    )
+
+
+@takes(RellaCandidateSettings)
+class RellaCandidateConfig(StageConfig):
+    """Run configuration of `rella_candidate`."""
+
+
+STAGE_SETTINGS: dict[str, type[Settings]] = {"rella_candidate": RellaCandidateSettings}
+
+
+@dg.asset(
+    deps=MADE_OF,
+    group_name="operations",
+    kinds={"mlflow", "pytorch"},
+    owners=[OWNER],
+    code_version=CANDIDATE_VERSION,
+    pool="training",
+    retry_policy=RETRIES,
+)
+@cancellable
+@refuse_bad_input
+def rella_candidate(
+    context: dg.AssetExecutionContext,
+    config: RellaCandidateConfig,
+    store: ArtifactStore,
+    tracking: MlflowTracking,
+    folders: Folders,
+    launcher: TrainingLauncher,
+) -> dg.MaterializeResult:
+    """The tuned model that could be the next champion: registered in MLflow, and compared with the champion of today.
+
+    Each is asked about the same test samples as it is served: with its own language model, item vectors and prompts.
+    """
+    dataset = context.partition_key
+    settings = resolve(RellaCandidateSettings, config, folders.spec(dataset), "rella_candidate")
+    registry = tracking.registry("rella", dataset)
+    champion = registry.champion()
+    made_of = upstream(context, store, *MADE_OF)
+    identities = {name: artifact.fingerprint for name, artifact in made_of.items()}
+    compared = champion is not None and champion.artifacts != identities
+    against = champion.open(store, dataset) if champion is not None and compared else None
+
+    def build(folder: Path, run: TrackedRun) -> Outcome:
+        samples = CtrSamples.load(made_of["ctr_samples"].path)
+        rows = _chosen(samples, made_of, against, settings)
+        targets = folders.workdir("rella_candidate", run.fingerprint) / "targets.npy"
+        np.save(targets, samples.position[rows])
+
+        def ask(name: str, model: Mapping[str, Artifact]) -> FloatArray:
+            job = {
+                **_served(model),
+                "name": name,
+                "cache": str(folders.hub_cache),
+                "interactions": str(made_of["interactions"].path),
+                "targets": str(targets),
+                "batch_tokens": settings.batch_tokens,
+                "output": str(folder),
+            }
+            run_worker(context, launcher, folders, run, "rarec.rella.served", job)
+            return _gathered(folder, name, samples.position[rows])
+
+        answers = {"candidate": ask("candidate", made_of)}
+        if against is not None:
+            answers["champion"] = ask("champion", against)
+        table = load_table(made_of["interactions"], "interactions").iloc[samples.position[rows]]
+        about = {"user_id": table["user_id"].array, "item_id": table["item_id"].array, "label": samples.label[rows]}
+        pd.DataFrame({**about, **answers}).to_parquet(folder / ANSWERS, index=False)
+        proof = _evidence(settings, table, samples.label[rows], answers, made_of, against, champion is None)
+        version = registry.register(_logged_model(run, made_of), identities, "trained")
+        proof |= {"version": version.number, "against": champion.number if champion else 0}
+        if proof["decision"] != "same":  # the champion keeps the figures of its promotion
+            registry.record(version, proof)
+        (folder / EVIDENCE).write_text(json.dumps(proof, indent=1))
+        return outcome_of(proof, version, champion)
+
+    result, _ = materialise(
+        context,
+        store,
+        tracking,
+        code_version=CANDIDATE_VERSION,
+        settings={**settings.model_dump(mode="json"), "against": champion.artifacts if champion else {}},
+        inputs={**identities, "interactions": made_of["interactions"]},
+        force=config.force,
+        build=build,
+        folders=folders,
+    )
+    return result
+
+
+@dg.asset(
+    deps=["rella_candidate"],
+    group_name="operations",
+    kinds={"mlflow"},
+    owners=[OWNER],
+    code_version=CANDIDATE_VERSION,
+)
+@refuse_bad_input
+def rella_champion(
+    context: dg.AssetExecutionContext, store: ArtifactStore, tracking: MlflowTracking
+) -> dg.MaterializeResult:
+    """The tuned model in use: MLflow's alias `champion` moves to the candidate that passed its check."""
+    return promote_candidate(context, store, tracking, "rella")
+
+
+def _chosen(
+    samples: CtrSamples,
+    candidate: Mapping[str, Artifact],
+    champion: Mapping[str, Artifact] | None,
+    settings: RellaCandidateSettings,
+) -> IntArray:
+    """Ascending test samples that neither model was made with.
+
+    Raises:
+        InputError: there are none, or only likes, or only dislikes.
+    """
+    split = samples.rows("test")
+    rows = np.arange(split.start, split.stop)
+    if champion is not None:
+        now, then = (load_table(made_of["interactions"], "interactions") for made_of in (candidate, champion))
+        rows = unseen_targets(samples, now, CtrSamples.load(champion["ctr_samples"].path), then)
+    chosen = np.sort(np.random.default_rng(settings.seed).permutation(rows)[: settings.test_samples])
+    likes = int(samples.label[chosen].sum())
+    if likes in (0, len(chosen)):
+        raise InputError(
+            f"of the test samples that neither model was made with {likes} are likes and {len(chosen) - likes} are "
+            "not, but an AUC needs both; compare when there are more data"
+        )
+    return chosen
+
+
+def _served(made_of: Mapping[str, Artifact]) -> dict[str, Any]:
+    """What `rarec.rella.served` reads of a model."""
+    text = made_of["textual_samples"].manifest.config
+    return {
+        "model": {"adapter": str(_adapter(made_of)), **{name: str(made_of[name].path) for name in ASKED}},
+        "base": made_of["base_language_model"].fingerprint,
+        "template": text["template"],
+        "behaviours": text["behaviours"],
+    }
+
+
+def _adapter(made_of: Mapping[str, Artifact]) -> Path:
+    """Of several adapters the first one is the model."""
+    lora = made_of["lora_checkpoint"].path
+    return lora / load_variants(lora)[0].name
+
+
+def _logged_model(run: TrackedRun, made_of: Mapping[str, Artifact]) -> str:
+    """URI of the MLflow model: that of the tuning, or one logged now where MLflow was away then."""
+    uri: str = made_of["lora_checkpoint"].metadata["values"]["mlflow_model"]
+    if uri != MODEL_NOT_LOGGED:
+        return uri
+    template = Template(**made_of["textual_samples"].manifest.config["template"])
+    logged = log_language_model(run, made_of, _adapter(made_of), template)
+    if logged is None:
+        raise InputError("the model could not be logged, as MLflow went away; materialise rella_candidate again")
+    return logged
+
+
+def _gathered(folder: Path, name: str, targets: IntArray) -> FloatArray:
+    """(B,) what the ranks answered, in the order of the targets; their files are removed."""
+    files = list(folder.glob(f"{name}-*.parquet"))
+    answered = pd.concat([pd.read_parquet(file) for file in files]).set_index("target")["probability"]
+    for file in files:
+        file.unlink()
+    return answered.loc[pd.Index(targets)].to_numpy()
+
+
+def _evidence(
+    settings: RellaCandidateSettings,
+    asked: pd.DataFrame,
+    label: np.ndarray,
+    answers: Mapping[str, FloatArray],
+    candidate: Mapping[str, Artifact],
+    champion: Mapping[str, Artifact] | None,
+    is_first: bool,
+) -> dict[str, Any]:
+    """``asked``: rows of the targets; ``answers``: by ``candidate`` and ``champion``, NaN where an item is unknown."""
+    times = asked["timestamp"].to_numpy()
+    window = {
+        "what": "test samples that neither model was made with" if champion is not None else "test samples",
+        "events": len(asked),
+        "users": asked["user_index"].nunique(),
+        "from": int(times.min()),
+        "to": int(times.max()),
+    }
+
+    def figures(name: str, made_of: Mapping[str, Artifact]) -> dict[str, float]:
+        own = dict(zip(METRICS, ctr_metrics(with_unknown(answers[name]), label).tolist(), strict=True))
+        users = IdLookup(load_table(made_of["user_profiles"], "users")["user_id"]).rows(asked["user_id"])
+        own |= {"unknown_items": float(np.isnan(answers[name]).mean()), "unknown_users": float((users < 0).mean())}
+        return own
+
+    sides = {"candidate": figures("candidate", candidate)}
+    if champion is None:
+        if is_first:
+            return evidence("first", "there was no champion before", window, **sides)
+        return evidence("same", "it is the champion", window, **sides)
+    sides["champion"] = figures("champion", champion)
+    theirs, own = (with_unknown(answers[name]) for name in ("champion", "candidate"))
+    compared, loss = compare_answers(theirs, own, label, asked["user_index"].to_numpy(), settings.seed)
+    decision, reason = settings.decide(compared)
+    beside = f"; LogLoss {loss.value:+.4f} ({loss.low:+.4f} to {loss.high:+.4f})"
+    return evidence(decision, f"AUC {reason}{beside}", window, **sides)
+
+
+CHECKS = [
+    artifact_check(
+        "not_worse",
+        "rella_candidate",
+        "On the same samples the candidate's AUC is not worse than the champion's: resampled by user.",
+        lambda _spec, artifact: judged(json.loads(artifact.file(EVIDENCE).read_text())),
+    )
+]
