@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
+import numpy as np
 import pandas as pd
 
 import rarec
@@ -21,7 +22,7 @@ from assets.stage import (
 )
 from assets.training import RETRIES, cancellable, pinned, run_worker, train, training_outcome
 from rarec.config import Settings
-from rarec.data.ctr import CtrSamples
+from rarec.data.ctr import CtrSamples, draw
 from rarec.rella.predict import SCORED, PredictionSettings
 from rarec.rella.shots import load_variants, save_variants
 from rarec.rella.tuning import TUNING, TuningSettings
@@ -170,6 +171,11 @@ def ctr_predictions(
         for split in SCORED:
             shares = sorted(folder.glob(f"{split}-*.parquet"))
             table = pd.concat([pd.read_parquet(share) for share in shares]).sort_values("sample", ignore_index=True)
+            asked = draw(samples, split, settings.most(split), settings.seed)
+            if not np.array_equal(table["sample"], asked):  # never a table without some rank's share
+                raise dg.Failure(
+                    f"{len(table)} of {len(asked)} {split} predictions came back from the workers' {len(shares)} shares"
+                )
             table.insert(1, "label", samples.label[table["sample"].to_numpy()])
             table.to_parquet(folder / f"{split}.parquet", index=False)
             for share in shares:

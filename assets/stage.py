@@ -231,13 +231,12 @@ def materialise(
         artifact, lost = made()
         return _result(artifact, asset, lost), artifact
     workdir = folders.workdir(asset, identity)
-    with turn(context, workdir) as waited:
-        if waited:
-            other = found()
-            # Forced or not: what was built while we waited is as new as what we would build.
-            if other is not None and (before is None or other.manifest != before.manifest):
-                return _result(other, asset, reused=True), other
-        elif force and context.retry_number == 0:
+    with turn(context, workdir):
+        other = found()
+        # Forced or not: what was built since we looked is as new as what we would build.
+        if other is not None and (before is None or other.manifest != before.manifest):
+            return _result(other, asset, reused=True), other
+        if force and context.retry_number == 0:
             forget_checkpoints(workdir)
         artifact, lost = made()
         forget_checkpoints(workdir)  # only now: with a full disk, earlier would cost the training

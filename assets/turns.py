@@ -20,17 +20,15 @@ progress_log = logging.getLogger("rarec.progress")  # `make run` shows it in the
 
 
 @contextmanager
-def turn(context: dg.AssetExecutionContext, workdir: Path) -> Iterator[bool]:
+def turn(context: dg.AssetExecutionContext, workdir: Path) -> Iterator[None]:
     """Wait until no other run works in this folder, and keep others out while the block lasts.
 
-    Yields whether another run was there. The system frees the lock of a process that dies, however it dies.
+    The system frees the lock of a process that dies, however it dies.
     """
     workdir.mkdir(parents=True, exist_ok=True)
     with (workdir / "lock").open("a+") as lock:
-        waited = False
         told_at = -float("inf")
         while not _locked(lock.fileno()):
-            waited = True
             if time.monotonic() - told_at >= REMINDER_S:
                 told_at = time.monotonic()
                 lock.seek(0)
@@ -43,7 +41,7 @@ def turn(context: dg.AssetExecutionContext, workdir: Path) -> Iterator[bool]:
         lock.truncate(0)
         lock.write(context.run.run_id)
         lock.flush()
-        yield waited  # closing the file gives the lock back
+        yield  # closing the file gives the lock back
 
 
 def forget_checkpoints(workdir: Path) -> None:

@@ -88,7 +88,7 @@ def failure(ending: Ending, errors: Errors, output: OutputFollower, stacks: dict
         return _hung(ending, output, stacks)
     if ending.timed_out_s:
         text = f"Training ran longer than timeout_s = {ending.timed_out_s:g} s and was ended. Last lines:\n"
-        return _failure(text + output.last_lines(0), ending.exit_code, output)
+        return _failure(text + output.last_lines(0), ending.exit_code, output, allow_retries=False)
     if error is None:
         text = f"Training failed: exit code {ending.exit_code}. Last lines of {output.log_of()}:\n"
         return _failure(text + output.last_lines(), ending.exit_code, output)

@@ -143,23 +143,28 @@ class TrainingLauncher(dg.ConfigurableResource):
     def _wait(
         self, machines: Machines, output: OutputFollower, relay: "_ProgressRelay", errors: Errors, pulse: Pulse
     ) -> Ending:
-        """Follow the workers until they end, fail, fall silent or run out of time."""
+        """Follow the workers until they end, fail, fall silent or run out of time.
+
+        The agents of machines that join are not ours to ask: of them, the ranks' own signs tell.
+        """
         started = time.monotonic()
         failed_at: float | None = None
-        while (exit_code := machines.exit_code()) is None:
+        while True:
+            exit_code = machines.exit_code()
             output.forward()
             relay.forward()
+            if exit_code or (exit_code == 0 and (not self.rendezvous or pulse.all_ended())):
+                return Ending(exit_code=exit_code)
             now = time.monotonic()
             if self.timeout_s and now - started > self.timeout_s:
                 return Ending(timed_out_s=self.timeout_s)
             if errors.look():
                 failed_at = failed_at or now
                 if now - failed_at > SETTLE_S:  # some would wait for the failed one for ever
-                    break
+                    return Ending()
             elif self.heartbeat_s and (hung := pulse.silent(self.heartbeat_s)):
                 return Ending(hung=tuple(hung), heartbeat_s=self.heartbeat_s)
             time.sleep(POLL_S)
-        return Ending(exit_code=exit_code)
 
     @contextmanager
     def _machines(

@@ -28,7 +28,8 @@ from rarec.training.processes import KILL_WAIT_S, LAUNCH_ID, end_processes
 REFRESH_S = 2.0  # of the announcement, and of the agents' knowledge that we are alive
 READY_S = 60.0  # for a remote shell to connect and start Python there
 # Of this process's variables, those that hosts of a hostfile get; `environment` adds others.
-UNRESOLVED = re.compile("(?i)could not resolve hostname|name or service not known")  # what ssh says
+# What ssh says of a name that nobody knows; where it could not ask, it says "temporary failure".
+UNRESOLVED = re.compile("(?i)(name or service|nodename nor servname).* not known|no address associated with hostname")
 PASSED_ON = ("PYTHONPATH", "RAREC_", "NCCL_", "GLOO_", "HF_", "TRANSFORMERS_", "TOKENIZERS_", "TORCH_", "DS_")
 
 
@@ -167,7 +168,9 @@ class Machines:
         return stuck
 
     def _add(self, name: str, command: list[str], output: Path) -> Node:
-        node = Node(name, command, output, {**os.environ, LAUNCH_ID: self._launch_id})
+        # Without RANK, should this process have one: it is by that that ranks are told from agents.
+        environment = {key: value for key, value in os.environ.items() if key != "RANK"}
+        node = Node(name, command, output, {**environment, LAUNCH_ID: self._launch_id})
         self._nodes.append(node)
         return node
 

@@ -74,7 +74,8 @@ class Outbox:
             self._lost[parcel.what] += parcel.count
 
     def give_up(self) -> None:
-        """Count as lost what still waits."""
+        """Count as lost what still waits and cannot be delivered now, either."""
+        self._attempt()
         for parcel in self._waiting.copy():
             self.withdraw(parcel)
 

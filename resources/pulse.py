@@ -28,6 +28,13 @@ class Pulse:
         self._changed = dict.fromkeys(self._files, now)
         self._looked_at = -float("inf")
 
+    def all_ended(self) -> bool:
+        """Whether every rank's work is done."""
+        now = time.monotonic()
+        for rank in self._files:
+            self._look(rank, now)
+        return all(self._doing(rank) == ENDED for rank in self._files)
+
     def silent(self, limit_s: float) -> list[Silence]:
         """Ranks at work that have not changed their file for `limit_s` seconds, the longest silent first.
 

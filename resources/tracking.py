@@ -170,6 +170,7 @@ class TrackedRun:
         self, client: "MlflowClient", experiment_id: str, name: str, tags: Mapping[str, str], page: str, outbox: Outbox
     ) -> None:
         self.run_id = ""  # until it is created
+        self._asked = False
         self._client = client
         self._experiment_id = experiment_id
         self._name = name
@@ -196,8 +197,17 @@ class TrackedRun:
         return self._outbox.lost
 
     def create(self) -> None:
-        """Create the run in MLflow."""
+        """Create the run in MLflow; a nested one that an earlier call has created without hearing of it is taken."""
         tags = {"mlflow.runName": self._name, **self._tags}
+        if self._asked:
+            name = self._name.replace("'", "\\'")
+            same = (
+                f"tags.`mlflow.parentRunId` = '{self._tags['mlflow.parentRunId']}' and tags.`mlflow.runName` = '{name}'"
+            )
+            for run in self._client.search_runs([self._experiment_id], same, max_results=1):
+                self.run_id = run.info.run_id
+                return
+        self._asked = True
         self.run_id = self._client.create_run(self._experiment_id, tags=tags).info.run_id
 
     @contextmanager
@@ -239,7 +249,13 @@ class TrackedRun:
 
     def log_table(self, table: "pd.DataFrame", file: str) -> None:
         """Log a table, which MLflow shows and compares between runs; `file` ends in .json."""
-        self._send(f"table {file}", lambda: self._client.log_table(self.run_id, table, file))
+
+        def deliver() -> None:
+            # MLflow would append to what an attempt has left whose answer was lost.
+            if all(entry.path != file for entry in self._client.list_artifacts(self.run_id)):
+                self._client.log_table(self.run_id, table, file)
+
+        self._send(f"table {file}", deliver)
 
     def log_file(self, path: Path, folder: str | None = None) -> None:
         """Log a file as it is now; it need not stay where it is."""

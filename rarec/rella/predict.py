@@ -3,6 +3,8 @@
 import json
 import os
 import time
+import zipfile
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -97,17 +99,13 @@ def predict_all(
         nonlocal dropped, prompts, scored
         for split, rows in samples.items():
             file = kept / f"{label}, {split}.npz"
-            if not file.exists():
-                probability, left_out = predictor.predict(
-                    model, rows, history, partial(report, stage=f"{label}, {split}")
-                )
-                partial_file = file.with_suffix(".partial.npz")
-                np.savez(partial_file, probability=probability, dropped=left_out)
-                partial_file.replace(file)
+            found = _read(file)
+            if found is None:
+                found = predictor.predict(model, rows, history, partial(report, stage=f"{label}, {split}"))
+                _write(file, *found)
                 scored += len(rows)
-            with np.load(file) as found:
-                predictions[split][label] = found["probability"]
-                dropped += int(found["dropped"])
+            predictions[split][label] = found[0]
+            dropped += found[1]
             prompts += len(rows)
 
     for history in HISTORIES:
@@ -119,6 +117,28 @@ def predict_all(
         model = adapted.unload()
     seconds = time.perf_counter() - started
     return predictions, {"prompts": prompts, "scored": scored, "seconds": seconds, "behaviours_dropped": dropped}
+
+
+def _read(file: Path) -> tuple[np.ndarray, int] | None:
+    """What an attempt before this one has left there, if it can be read."""
+    try:
+        with np.load(file) as kept:
+            return kept["probability"], int(kept["dropped"])
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        print(f"{file} is damaged ({error}); its prompts are scored again", flush=True)
+        return None
+
+
+def _write(file: Path, probability: np.ndarray, dropped: int) -> None:
+    """Whole or not at all, also when the machine fails."""
+    beside = file.with_suffix(".new")
+    with beside.open("wb") as stream:
+        np.savez(stream, probability=probability, dropped=dropped)
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.replace(beside, file)
 
 
 def work(job: dict[str, Any], reporter: ProgressReporter) -> None:

@@ -34,6 +34,7 @@ class TrainingState:
         seen: samples of these steps.
         sums: what these steps' losses add up to on each rank.
         total: samples of all steps so far.
+        train_seconds: that these steps took.
     """
 
     history: list[dict[str, float]] = field(default_factory=list)
@@ -43,6 +44,7 @@ class TrainingState:
     seen: int = 0
     sums: dict[str, list[float]] = field(default_factory=dict)
     total: int = 0
+    train_seconds: float = 0.0
 
 
 def trained(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -67,11 +69,14 @@ def put_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
         parameter.data = weights[name].to(worker_device())
 
 
-def save_state(folder: Path, engine: Any, random: Mapping[str, Tensor], state: TrainingState) -> None:
+def save_state(
+    folder: Path, engine: Any, random: Mapping[str, Tensor], state: TrainingState, accumulation: int = 1
+) -> None:
     """Write the state beside its place and rename it, so that a crash leaves the last good one; on all ranks.
 
     Args:
         random: this rank's random states.
+        accumulation: pieces of a rank's part of a step.
 
     Raises:
         InputError: it cannot be written; the last one stays.
@@ -93,7 +98,8 @@ def save_state(folder: Path, engine: Any, random: Mapping[str, Tensor], state: T
         "seen": state.seen,
         "sums": state.sums,
         "total": state.total,
-        "workers": _workers(engine),
+        "train_seconds": state.train_seconds,
+        "workers": _workers(engine, accumulation),
         "loss_scale": scaler.state_dict() if scaler else None,
     }
     try:
@@ -113,13 +119,13 @@ def save_state(folder: Path, engine: Any, random: Mapping[str, Tensor], state: T
         ) from error
 
 
-def restore_state(folder: Path, engine: Any) -> tuple[TrainingState, dict[str, Tensor]]:
+def restore_state(folder: Path, engine: Any, accumulation: int = 1) -> tuple[TrainingState, dict[str, Tensor]]:
     """The state in ``folder``, put into the engine, and this rank's random states; nothing where there is none.
 
     Raises:
-        InputError: it is the state of a training with another number of processes, device or precision.
+        InputError: it is the state of a training with another number of processes or pieces, device or precision.
     """
-    found = from_rank_0(_read(folder, _workers(engine)) if rank() == 0 else None)
+    found = from_rank_0(_read(folder, _workers(engine, accumulation)) if rank() == 0 else None)
     if found is None:
         return TrainingState(), {}
     record, tensors = found
@@ -135,7 +141,7 @@ def restore_state(folder: Path, engine: Any) -> tuple[TrainingState, dict[str, T
     state = TrainingState(
         record["history"],
         {name: value.to(device) for name, value in groups["best"].items()},
-        *(record[name] for name in ("seconds", "step", "seen", "sums", "total")),
+        *(record[name] for name in ("seconds", "step", "seen", "sums", "total", "train_seconds")),
     )
     return state, {name.removeprefix(own): v for name, v in groups["random"].items() if name.startswith(own)}
 
@@ -154,16 +160,17 @@ def _read(folder: Path, workers: str) -> tuple[dict[str, Any], dict[str, Tensor]
     if record["workers"] != workers:
         raise InputError(
             f"the checkpoint {file} is of a training with {record['workers']} and cannot go on with {workers}: the "
-            "result would be neither's; use the same number of processes, device and precision, or start afresh with "
-            "force"
+            "result would be neither's; use the same number of processes, device, precision and accumulation, or "
+            "start afresh with force"
         )
     return record, tensors
 
 
-def _workers(engine: Any) -> str:
-    """What the course of a training depends on besides its settings: dropout differs with ranks and kind of device."""
+def _workers(engine: Any, accumulation: int) -> str:
+    """What the course of a training depends on besides its settings: dropout differs with ranks, pieces and device."""
     dtype = engine.torch_autocast_dtype() if engine.torch_autocast_enabled() else torch.float32
-    return f"{world_size()} on {worker_device().type} in {str(dtype).removeprefix('torch.')}"
+    pieces = f", accumulation {accumulation}" if accumulation > 1 else ""
+    return f"{world_size()} on {worker_device().type} in {str(dtype).removeprefix('torch.')}{pieces}"
 
 
 def _optimizer_state(engine: Any) -> dict[str, Tensor]:

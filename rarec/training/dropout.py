@@ -22,13 +22,14 @@ class DropoutBits:
     def seed(self, *entropy: int) -> None:
         """Restart the stream from ``entropy`` (for example seed, epoch, rank)."""
         self._bits = np.random.SFC64(list(entropy))
-        self._generators: dict[torch.device, torch.Generator] = {}
+        self._generators: dict[str, torch.Generator] = {}
+        self._restored: dict[str, Tensor] = {}
 
     def state(self) -> dict[str, Tensor]:
         """Where the streams are, uint8."""
         own = json.dumps(self._bits.state, default=lambda array: array.tolist())
         states = {"bits": torch.frombuffer(bytearray(own.encode()), dtype=torch.uint8)}
-        return states | {str(device): generator.get_state() for device, generator in self._generators.items()}
+        return states | self._restored | {kind: one.get_state() for kind, one in self._generators.items()}
 
     def restore(self, state: dict[str, Tensor]) -> None:
         """Go on from what `state` gave."""
@@ -36,11 +37,8 @@ class DropoutBits:
         own["state"]["state"] = np.array(own["state"]["state"], dtype=np.uint64)
         self._bits.state = own
         self._generators = {}
-        for name, value in state.items():
-            if name != "bits":
-                device = torch.device(name)
-                self._generators[device] = torch.Generator(device)
-                self._generators[device].set_state(value)
+        # By kind of device: on another machine the same rank may have a GPU of another number.
+        self._restored = {kind: value for kind, value in state.items() if kind != "bits"}
 
     def scaled_mask(self, shape: torch.Size, p: float) -> Tensor:
         """A float32 CPU mask of ``shape``: 0 with probability ``p``, else ``1 / (1 - p)``."""
@@ -52,10 +50,14 @@ class DropoutBits:
 
     def generator(self, device: torch.device) -> torch.Generator:
         """A generator of ``device`` that restarts with this stream, so that ranks differ and a resumed run does not."""
-        if device not in self._generators:
+        kind = device.type
+        if kind in self._restored:
+            self._generators[kind] = torch.Generator(device)
+            self._generators[kind].set_state(self._restored.pop(kind))
+        elif kind not in self._generators:
             seed = int(self._bits.random_raw() >> 1)
-            self._generators[device] = torch.Generator(device).manual_seed(seed)
-        return self._generators[device]
+            self._generators[kind] = torch.Generator(device).manual_seed(seed)
+        return self._generators[kind]
 
 
 def random_state(device: torch.device) -> dict[str, Tensor]:

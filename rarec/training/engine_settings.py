@@ -26,7 +26,9 @@ _AUTOCAST = {"bf16": "bfloat16", "fp16": "float16"}
 
 
 class EngineSettings(Settings):
-    """The result depends on ``precision`` only; everything else changes it by rounding at most."""
+    """The result depends on ``precision``, and where there is dropout on ``accumulation``, whose pieces draw masks of
+    their own, as ranks do; everything else changes it by rounding at most.
+    """
 
     precision: Precision = Field(
         default="fp32",

@@ -171,12 +171,13 @@ class _Loop:
             worker_device(),
             clip=clip,
         )
-        self.state, self._random = restore_state(checkpoint, self.engine)
+        self.state, self._random = restore_state(checkpoint, self.engine, engine.accumulation)
         if rank() == 0 and self.state.total:
             # Into the log of the run, where an operator looks for whether a second attempt lost anything.
             print(f"{stage}: goes on after {len(self.state.history)} epochs and {self.state.step} steps", flush=True)
         self._began = time.perf_counter() - self.state.seconds
         self._saved_at = time.perf_counter()
+        self._look_at = 0  # the step of the epoch at which the next checkpoint's time is looked at
 
     def run(self) -> None:
         """Train, epoch by epoch."""
@@ -206,22 +207,25 @@ class _Loop:
     def summary(self) -> dict[str, Any]:
         """What `fit` returns."""
         seconds = time.perf_counter() - self._began
-        own = {"rank": rank(), "peak_memory_mib": peak_memory_mib()}
+        own: dict[str, float] = {"rank": rank(), "peak_memory_mib": peak_memory_mib()}
         if worker_device().type == "cuda":
             own |= {"gpu_peak_memory_mib": torch.cuda.max_memory_allocated() / 2**20, "gpu_seconds": seconds}
+        ranks = from_every_rank(own)
         return {
             "history": self.state.history,
             "best_epoch": best_epoch(self.state.history, self.objective.choice),
             "seconds": seconds,
             self.unit: self.state.total,
-            "peak_memory_mib": peak_memory_mib(),
+            "peak_memory_mib": max(one["peak_memory_mib"] for one in ranks),
             "world_size": world_size(),
-            "ranks": from_every_rank(own),
+            "ranks": ranks,
         }
 
     def _train_epoch(self, epoch: int) -> dict[str, float]:
         state, settings = self.state, self.settings
         clock = looked_at = time.perf_counter()
+        before = state.train_seconds  # of this epoch, in earlier attempts
+        self._look_at = 0
         self.objective.model.train()
         steps = self.objective.start_epoch(epoch)
         if state.step:
@@ -247,27 +251,30 @@ class _Loop:
                     eta_s=elapsed / (step - first) * (steps * (settings.epochs - epoch) - step),
                     **{f"{self.unit}_per_s": (seen - state.seen) / elapsed},
                 )  # fmt: skip
-            if step < steps and self._is_due(step):
+            if step < steps and self._is_due(step, (now - clock) / (step - first)):
                 # Each rank's own: shares of their total would round otherwise than in an undisturbed run.
                 ranks = from_every_rank({name: float(value) for name, value in sums.items()})
                 own = {name: [one[name] for one in ranks] for name in sums}
-                self._save(self.objective.random_state(), step=step, seen=seen, sums=own)
-        state.step, state.seen, state.sums = 0, 0, {}
+                self._look(sum(own["loss"]) / seen, epoch, step, steps)  # nothing broken replaces the last good one
+                took = before + time.perf_counter() - clock
+                self._save(self.objective.random_state(), step=step, seen=seen, sums=own, train_seconds=took)
+        state.step, state.seen, state.sums, state.train_seconds = 0, 0, {}, 0.0
         record = {name: float(all_sum(value)) / seen for name, value in sums.items()}
-        return {"epoch": epoch + 1, **record, "train_seconds": time.perf_counter() - clock}
+        self._look(record["loss"], epoch, steps, steps)
+        return {"epoch": epoch + 1, **record, "train_seconds": before + time.perf_counter() - clock}
 
     def _step(self, pieces: Sequence[Any], samples: int, where: str) -> dict[str, Tensor]:
         """One step of the optimizer; the sums of the loss and its parts over this rank's pieces."""
         sums: dict[str, Tensor] = {}
         for number, piece in enumerate(pieces, start=1):
             self.engine.set_gradient_accumulation_boundary(number == len(pieces))
-            loss, parts = self.engine(piece)
             with explain_out_of_memory(
-                f"{self.stage}: out of memory in the backward pass of {where} ({samples} samples a step, in "
-                f"{len(pieces)} pieces a process); lower batch_size, or raise the launcher's accumulation"
+                f"{self.stage}: out of memory in {where} ({samples} samples a step, in {len(pieces)} pieces a "
+                "process); lower batch_size, or raise the launcher's accumulation"
             ):
+                loss, parts = self.engine(piece)
                 self.engine.backward(loss * (world_size() / samples))
-            self.engine.step()
+                self.engine.step()
             for name, value in {"loss": loss.detach(), **parts}.items():
                 sums[name] = sums[name] + value if name in sums else value
         return sums
@@ -279,21 +286,30 @@ class _Loop:
                 "The last checkpoint is kept."
             )
 
-    def _is_due(self, step: int) -> bool:
-        """Whether a checkpoint within the epoch is due; all ranks decide alike, by the clock of rank 0."""
+    def _is_due(self, step: int, pace: float) -> bool:
+        """Whether a checkpoint within the epoch is due; all ranks decide alike, by the clock of rank 0.
+
+        Args:
+            pace: seconds a step has taken in this epoch.
+        """
         options = self.options
         if options.checkpoint_steps and step % options.checkpoint_steps == 0:
             return True
-        if not options.checkpoint_minutes or step % _LOOK_STEPS:
+        if not options.checkpoint_minutes or step < self._look_at:
             return False
-        return from_rank_0(time.perf_counter() - self._saved_at >= 60 * options.checkpoint_minutes)
+        interval = 60 * options.checkpoint_minutes
+        left = interval - (time.perf_counter() - self._saved_at)
+        # As ranks must ask rank 0 for it, not at every step, unless steps are slow.
+        pause = max(1, min(_LOOK_STEPS, int((left if left > 0 else interval) / pace)))
+        due, self._look_at = from_rank_0((left <= 0, step + pause))
+        return due
 
     def _save(self, random: dict[str, Tensor], **within: Any) -> None:
         """Write a checkpoint; ``within``: where in the epoch."""
         state = self.state
         state.seconds = time.perf_counter() - self._began
         written = TrainingState(state.history, state.best, state.seconds, total=state.total, **within)
-        save_state(self.checkpoint, self.engine, random, written)
+        save_state(self.checkpoint, self.engine, random, written, self.options.accumulation)
         self._saved_at = time.perf_counter()
 
 

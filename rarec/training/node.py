@@ -77,6 +77,7 @@ class Assignment:
     def worker_environment(self) -> dict[str, str]:
         """The environment of the ranks: this machine's, what the launcher sends, and what is known only here."""
         environment = {**os.environ, **self.environment}
+        environment.pop("RANK", None)  # by which ranks are told from what starts them: torchrun gives it
         share = max(1, (os.cpu_count() or 1) // self.processes)
         if self.threads:
             environment["OMP_NUM_THREADS"] = str(self.threads)
@@ -185,7 +186,8 @@ def main() -> None:
     if "ready" in sys.argv[1:]:
         print(f"{READY}{free_port()}", flush=True)
     line = b""
-    while not line.endswith(b"\n"):  # byte by byte: orders may follow at once
+    # Byte by byte: orders may follow at once. Behind a slow remote shell signs of life have come before.
+    while not (line.strip() and line.endswith(b"\n")):
         byte = os.read(0, 1)
         if not byte:
             raise SystemExit("The launcher ended before it said what to run.")

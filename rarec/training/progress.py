@@ -37,6 +37,7 @@ LONE_WORKER = {
     "MASTER_PORT": "0",
 }
 INPUT_ERROR_EXIT = 2
+REPORT_SHARE = 0.0005  # of the time so far, between reports: the launcher's Pipes session keeps them all
 PARENT_CHECK_S = 1.0
 
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
@@ -81,13 +82,17 @@ def duration(seconds: float) -> str:
 
 
 class ProgressReporter:
-    """Reports the progress of rank 0, at most every `interval_s` seconds; on every rank a report is a sign of life."""
+    """Reports the progress of rank 0; on every rank a report is a sign of life.
+
+    At most one every `interval_s` seconds, and in long trainings fewer, so that a day's are some ten thousand.
+    """
 
     def __init__(self, interval_s: float = 0.5, heartbeat: Heartbeat | None = None) -> None:
         self._interval_s = interval_s
         self._heartbeat = heartbeat
         self._resources = ExitStack()
         self._send: Callable[[Progress], None] | None = None
+        self._opened = time.monotonic()
         self._sent_at = -float("inf")
         self._stage: tuple[str, int, float] | None = None  # name, first step seen, when
 
@@ -127,7 +132,7 @@ class ProgressReporter:
         now = time.monotonic()
         if step is not None and (self._stage is None or self._stage[0] != stage):
             self._stage = (stage, step, now)
-        if not force and now - self._sent_at < self._interval_s:
+        if not force and now - self._sent_at < max(self._interval_s, REPORT_SHARE * (now - self._opened)):
             return
         if eta_s is None and step is not None and steps is not None:
             eta_s = self._estimate(step, steps, now)

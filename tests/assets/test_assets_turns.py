@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import dagster as dg
 import pytest
 
-from assets import turns
+from assets import stage, turns
 from assets.stage import Outcome, materialise, refuse_bad_input
 from assets.training import RETRIES, cancellable
 from pipelines.definitions import build_defs
@@ -168,8 +168,8 @@ def test_the_second_run_waits_and_uses_what_the_first_has_made(workshop, force):
     assert told == [f"run {one.run_id} is making this very artifact in {workshop.checkpoint.parent}; waiting for it"]
 
 
-@pytest.mark.parametrize("force", [False, True])
-def test_the_second_run_goes_on_where_the_first_failed(workshop, force):
+@pytest.mark.parametrize(("force", "found"), [(False, "epoch 3"), (True, False)])
+def test_the_second_run_goes_on_where_the_first_failed_unless_forced(workshop, force, found):
     def fail(checkpoint):
         checkpoint.mkdir()
         (checkpoint / "state").write_text("epoch 3")
@@ -178,8 +178,23 @@ def test_the_second_run_goes_on_where_the_first_failed(workshop, force):
     one, two, calls = two_at_once(workshop, fail, "second", force)
     assert not one.success
     assert (two.success, reused(two)) == (True, False)
-    assert calls == ["epoch 3"]
+    assert calls == [found]
     assert not workshop.checkpoint.exists()
+
+
+def test_what_was_made_between_a_look_and_the_turn_is_used(workshop, monkeypatch):
+    turn = stage.turn
+
+    @contextmanager
+    def late(context, workdir):
+        monkeypatch.setattr(stage, "turn", turn)
+        assert workshop.run(lambda _: "first").success  # another run, from beginning to end
+        with turn(context, workdir):
+            yield
+
+    monkeypatch.setattr(stage, "turn", late)
+    result = workshop.run(lambda _: pytest.fail("trains again"))
+    assert (result.success, reused(result)) == (True, True)
 
 
 TRAIN_FOR_EVER = """

@@ -4,6 +4,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,8 +16,9 @@ import pytest
 from rarec.errors import InputError
 from rarec.training import signs
 from rarec.training.progress import Progress
-from rarec.training.signs import leave_error
+from rarec.training.signs import Heartbeat, leave_error
 from resources import launcher as launcher_module
+from resources.failures import Ending, Errors
 from resources.launcher import TrainingLauncher
 from resources.pulse import Pulse
 
@@ -227,6 +229,32 @@ def test_hung_rank_is_named_with_its_stack(tmp_path, monkeypatch):
     assert processes_of(tmp_path) == []
 
 
+def test_a_training_with_machines_that_join_ends_when_every_rank_has(tmp_path, monkeypatch):
+    """The agent here may end well while ranks elsewhere still work: torchrun waits for them for minutes only."""
+    monkeypatch.setattr(launcher_module, "SETTLE_S", 0.1)
+    silent = SimpleNamespace(forward=lambda: None)
+    ended = SimpleNamespace(exit_code=lambda: 0)
+
+    def wait(folder):
+        folder.mkdir(exist_ok=True)
+        launcher = TrainingLauncher(rendezvous="a", nodes=2, device="cpu", heartbeat_s=2)
+        return launcher._wait(ended, silent, silent, Errors(folder), Pulse(folder, 2))
+
+    here, there = Heartbeat(tmp_path / "ends", 0), Heartbeat(tmp_path / "ends", 1)
+    (tmp_path / "ends").mkdir()
+    here.end()
+    there.beat("test, 5 of 10")
+    threading.Timer(0.5, there.end).start()
+    started = time.monotonic()
+    assert wait(tmp_path / "ends") == Ending(exit_code=0)
+    assert time.monotonic() - started >= 0.5
+    (tmp_path / "fails").mkdir()
+    leave_error(tmp_path / "fails", 1, message="boom", exit_code=1)
+    assert wait(tmp_path / "fails") == Ending()
+    hung = wait(tmp_path / "silent")
+    assert [one.rank for one in hung.hung] == [0, 1]
+
+
 def test_environment_reaches_the_workers_and_no_log(tmp_path):
     settings = {"TOKEN_OF_TEST": "secret-7", "OMP_NUM_THREADS": "3"}
     job = {"mode": "environment", "names": ["TOKEN_OF_TEST"]}
@@ -257,6 +285,7 @@ def test_time_out_leaves_no_process_not_even_stubborn_or_orphaned_ones(tmp_path,
     result, failure = materialize(tmp_path, {"mode": "stubborn"}, nproc=2, timeout_s=500, on_progress=let_time_pass)
     assert not result.success
     assert "ran longer than timeout_s" in description(failure)
+    assert result.raised.allow_retries is False  # it would take as long again
     assert len(seen) >= 5  # torchrun, worker, child, grandchild and orphan were really there
     assert processes_of(tmp_path) == []
 

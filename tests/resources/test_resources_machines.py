@@ -85,13 +85,17 @@ def test_host_whose_name_is_unknown_is_refused_for_good(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("shell", "message"),
     [
+        (  # its name server is away for a moment: no typing error
+            "sh -c 'echo ssh: Could not resolve hostname far: Temporary failure in name resolution; exit 255'",
+            "exit code 255 .*Temporary failure in name resolution",
+        ),
         (
             f"{sys.executable} -c 'import sys; sys.exit(\"no route to host\")'",
             "exit code 1 .*It said:\nno route to host",
         ),
         (f"{sys.executable} -c 'import time; time.sleep(60)'", "no answer in 1 s"),
     ],
-    ids=["refuses", "hangs"],
+    ids=["cannot ask", "refuses", "hangs"],
 )
 def test_host_that_cannot_be_reached_is_named(tmp_path, monkeypatch, shell, message):
     monkeypatch.setattr(machines_module, "READY_S", 1.0)
@@ -102,6 +106,16 @@ def test_host_that_cannot_be_reached_is_named(tmp_path, monkeypatch, shell, mess
             machines.start_on_hosts({"far": 1}, shell, ASSIGNMENT)
     finally:
         assert machines.end(1) == []
+
+
+def test_agents_bear_no_rank(tmp_path, monkeypatch):
+    monkeypatch.setenv("RANK", "0")  # as where the step itself runs under torchrun or in a training operator's pod
+    machines = Machines(tmp_path, "id")
+    try:
+        machines._add("here", ["env"], tmp_path / "out").process.wait(10)
+        assert [line for line in (tmp_path / "out").read_text().splitlines() if line.startswith("RANK=")] == []
+    finally:
+        machines.end(0)
 
 
 def test_port_that_is_taken_is_named(tmp_path):

@@ -157,14 +157,17 @@ class Away:
     """Stands before an MLflow client: while `away` every call fails as a server that is gone makes it fail."""
 
     def __init__(self, client):
-        self.client, self.away, self.calls = client, False, []
+        self.client, self.away, self.calls, self.deaf = client, False, [], False
 
     def __getattr__(self, name):
         def call(*arguments, **options):
             self.calls.append(name)
             if self.away:
                 raise ConnectionError("server away")
-            return getattr(self.client, name)(*arguments, **options)
+            answer = getattr(self.client, name)(*arguments, **options)
+            if self.deaf and not name.startswith(("list", "search")):
+                raise ConnectionError("answer lost")
+            return answer
 
         return call
 
@@ -257,6 +260,37 @@ def test_a_failed_or_cancelled_run_does_not_wait(tracking, monkeypatch, error):
     _, result = materialize(tracking, use)
     assert not result.success
     assert any(line.startswith("Not recorded in MLflow run") for line in result.log_lines)
+
+
+def test_what_was_done_though_the_answer_was_lost_is_not_done_twice(tracking, tmp_path, monkeypatch):
+    monkeypatch.setattr(outbox_module, "RETRY_INTERVAL_S", 0.0)
+    monkeypatch.setattr(outbox_module, "DRAIN_INTERVAL_S", 0.01)
+
+    def use(run):
+        run._client = server = Away(run._client)
+        server.deaf = True
+        everything(run, tmp_path)
+        server.deaf = False
+
+    recorded, result = materialize(tracking, use)
+    assert result.success
+    assert_everything_arrived(tracking.tracking_uri, recorded.info.run_id)
+    table = MlflowClient(tracking.tracking_uri).load_table(
+        recorded.info.experiment_id, "metrics_table.json", [recorded.info.run_id]
+    )
+    assert len(table) == 1
+
+
+def test_a_failed_run_tells_what_it_can_before_it_gives_up(tracking):
+    def use(run):
+        run._client = server = Away(run._client)
+        server.away = True
+        run.log_params({"late": 1})
+        server.away = False  # and nobody would look again for half a minute
+        raise RuntimeError("boom")
+
+    recorded, _ = materialize(tracking, use)
+    assert (recorded.info.status, recorded.data.params["late"]) == ("FAILED", "1")
 
 
 def test_what_mlflow_refuses_holds_nothing_up(tracking):

@@ -119,6 +119,24 @@ def test_second_attempt_scores_only_what_the_first_did_not_finish(adapters, tmp_
             np.testing.assert_array_equal(predictions[split][name], values)
 
 
+def test_what_an_attempt_left_damaged_is_scored_again(adapters, tmp_path, capsys):
+    def attempt():
+        return predict_all(PREDICTOR, DATA.model(), adapters, BASE, SAMPLES, lambda **_: None, tmp_path)
+
+    first, _ = attempt()
+    files = sorted(tmp_path.glob("*.npz"))
+    files[0].write_bytes(b"")
+    files[1].write_bytes(files[1].read_bytes()[:-30])
+    files[2].write_bytes(b"no such format")
+    again, facts = attempt()
+    assert facts["scored"] == sum(len(SAMPLES["test" if "test" in file.name else "valid"]) for file in files[:3])
+    assert capsys.readouterr().out.count("is damaged") == 3
+    for split, columns in first.items():
+        for name, values in columns.items():
+            np.testing.assert_array_equal(again[split][name], values)
+    assert {file.suffix for file in tmp_path.iterdir()} == {".npz"}
+
+
 def test_behaviours_left_out_are_added_up(tmp_path):
     from rarec.text.tokens import PromptTokens
 

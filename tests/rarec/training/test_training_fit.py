@@ -282,6 +282,8 @@ def test_a_checkpoint_of_other_workers_is_refused(tmp_path, monkeypatch):
     run(Scripted([0.1, 0.2, 0.3]), tmp_path / "other", epochs=1)
     with pytest.raises(InputError, match=r"with 1 on cpu in float32 and cannot go on with 1 on cpu in bfloat16"):
         run(Scripted([0.1, 0.2, 0.3]), tmp_path / "other", epochs=3, engine=EngineSettings(precision="bf16"))
+    with pytest.raises(InputError, match=r"cannot go on with 1 on cpu in float32, accumulation 2: the"):
+        run(Scripted([0.1, 0.2, 0.3]), tmp_path / "other", epochs=3, engine=EngineSettings(accumulation=2))
 
 
 class Noisy(Scripted):
@@ -341,13 +343,98 @@ def test_checkpoints_by_the_clock(tmp_path, monkeypatch):
 
     saved = []
     monkeypatch.setattr(module, "save_state", lambda *_: saved.append(None))
-    monkeypatch.setattr(module, "_LOOK_STEPS", 3)
     run(Noisy(), tmp_path, epochs=1, engine=EngineSettings(checkpoint_minutes=1e-9))
-    assert len(saved) == 4  # after steps 3, 6 and 9, and at the end
+    assert len(saved) == 12  # after every step, and at the end
     saved.clear()
     run(Noisy(), tmp_path, epochs=1, engine=EngineSettings(checkpoint_minutes=5))
     run(Noisy(), tmp_path, epochs=1, engine=EngineSettings(checkpoint_minutes=0))
     assert len(saved) == 2
+
+
+@pytest.mark.parametrize(("step_s", "saved_after"), [(60.0, [5, 10]), (400.0, list(range(1, 12))), (0.001, [])])
+def test_checkpoints_are_in_time_however_slow_the_steps(tmp_path, monkeypatch, step_s, saved_after):
+    """And ranks that must ask rank 0 for the time do so no more than it takes."""
+    from rarec.training import fit as module
+
+    class Clock:
+        now = 0.0
+
+    class Slow(Noisy):
+        def batches(self, first=0):
+            for batch in super().batches(first):
+                Clock.now += step_s
+                yield batch
+
+    asked, saved = [], []
+    monkeypatch.setattr(module.time, "perf_counter", lambda: Clock.now)
+    monkeypatch.setattr(module, "from_rank_0", lambda value: asked.append(value) or value)
+    monkeypatch.setattr(module, "save_state", lambda *values: saved.append(values[3].step))
+    run(Slow(), tmp_path, epochs=1, engine=EngineSettings(checkpoint_minutes=5))
+    assert saved == [*saved_after, 0]
+    looks = [value for value in asked if isinstance(value, tuple)]
+    assert len(looks) == {60.0: 3, 400.0: 11, 0.001: 1}[step_s]
+
+
+def test_a_resumed_epoch_counts_the_time_of_its_first_part(tmp_path, monkeypatch):
+    from rarec.training import fit as module
+
+    class Clock:
+        now = 0.0
+
+    class Timed(Noisy):
+        def batches(self, first=0):
+            for batch in super().batches(first):
+                Clock.now += 10.0
+                yield batch
+
+    monkeypatch.setattr(module.time, "perf_counter", lambda: Clock.now)
+    engine = EngineSettings(checkpoint_steps=4)
+    with pytest.raises(Interrupted):
+        run(Timed((1, 9)), tmp_path, epochs=2, engine=engine)
+    summary, _ = run(Timed(), tmp_path, epochs=2, engine=engine)
+    assert [record["train_seconds"] for record in summary["history"]] == [120.0, 120.0]
+    assert summary["seconds"] == 240.0  # the lost step 9 not counted
+
+
+def test_a_broken_loss_of_another_rank_never_replaces_a_good_checkpoint(tmp_path, monkeypatch):
+    from rarec.training import fit as module
+
+    saved = []
+    monkeypatch.setattr(module, "save_state", lambda *values: saved.append(values[3].step))
+    monkeypatch.setattr(module, "from_every_rank", lambda sums: [sums, {**sums, "loss": math.nan}])
+    with pytest.raises(InputError, match=r"test stage: the loss is nan at epoch 1, step 4 of 12"):
+        run(Noisy(), tmp_path, epochs=1, engine=EngineSettings(checkpoint_steps=4))
+    assert saved == []
+    monkeypatch.undo()
+    monkeypatch.setattr(module, "save_state", lambda *values: saved.append(values[3].step))
+    monkeypatch.setattr(module, "all_sum", lambda value: value * math.nan)
+    with pytest.raises(InputError, match=r"the loss is nan at epoch 1, step 12 of 12"):
+        run(Noisy(), tmp_path, epochs=1)
+    assert saved == []
+
+
+def test_out_of_memory_in_the_forward_pass_and_in_the_optimizer_says_what_to_lower(tmp_path, monkeypatch):
+    def no_room(*_, **__):
+        raise torch.OutOfMemoryError("no room")
+
+    told = r"test stage: out of memory in epoch 1, step 1 of 12 \(4 samples a step, in 1 pieces"
+    objective = Noisy()
+    monkeypatch.setattr(objective.model, "forward", no_room)
+    with pytest.raises(InputError, match=told):
+        run(objective, tmp_path, epochs=1)
+    monkeypatch.setattr(torch.optim.Adam, "step", no_room)
+    with pytest.raises(InputError, match=told):
+        run(Noisy(), tmp_path, epochs=1)
+
+
+def test_the_memory_told_is_that_of_the_rank_that_took_most(tmp_path, monkeypatch):
+    from rarec.training import fit as module
+
+    monkeypatch.setattr(
+        module, "from_every_rank", lambda own: [own, {**own, "peak_memory_mib": own["peak_memory_mib"] + 5}]
+    )
+    summary, _ = run(Scripted([0.1]), tmp_path, epochs=1)
+    assert summary["peak_memory_mib"] == summary["ranks"][0]["peak_memory_mib"] + 5
 
 
 @pytest.mark.parametrize(

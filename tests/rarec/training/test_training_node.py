@@ -34,7 +34,7 @@ def agent(tmp_path):
     (tmp_path / "job.json").write_text(json.dumps({"started": str(tmp_path / "started")}))
     started = []
 
-    def start(*command):
+    def start(*command, before=b""):
         process = subprocess.Popen(
             [sys.executable, *command],
             env={**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"},
@@ -43,7 +43,8 @@ def agent(tmp_path):
             bufsize=0,
         )
         started.append(process)
-        process.stdin.write(Assignment("sleeping_worker", str(tmp_path / "job.json"), processes=1, grace_s=1).line())
+        assignment = Assignment("sleeping_worker", str(tmp_path / "job.json"), processes=1, grace_s=1)
+        process.stdin.write(before + assignment.line())
         wait_for(lambda: (tmp_path / "started").exists() and (tmp_path / "started").read_text())
         return process, int((tmp_path / "started").read_text())
 
@@ -68,6 +69,19 @@ def test_agent_leaves_no_worker(agent, way):
         process.send_signal(signal.Signals[way])
     wait_for(lambda: not psutil.pid_exists(worker))
     assert process.wait(20) == (-signal.SIGKILL if way == "SIGKILL" else 128 + signal.SIGTERM)
+
+
+def test_signs_of_life_before_the_assignment_are_no_assignment(agent):
+    process, worker = agent("-m", "rarec.training.node", before=b"\n\n")  # as behind a slow remote shell
+    assert psutil.pid_exists(worker)
+    process.stdin.close()
+    assert process.wait(20) == 128 + signal.SIGTERM
+
+
+def test_a_foreign_rank_is_not_passed_on(monkeypatch):
+    monkeypatch.setenv("RANK", "7")
+    assert "RANK" not in Assignment("m", "/job.json", processes=2).worker_environment()
+    assert Assignment("m", "/job.json", processes=1).worker_environment()["RANK"] == "0"
 
 
 def test_agent_writes_stacks_when_asked_and_shows_that_it_is_ready(agent, tmp_path):
