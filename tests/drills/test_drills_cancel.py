@@ -5,6 +5,7 @@ What ran before and after is printed as `ps` shows it; see it with `pytest -m sl
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -120,7 +121,7 @@ class Dagster:
         return bool(nodes["repositoriesOrError"].get("nodes"))
 
     def launch(self, asset):
-        """Start a run of this one asset, long enough to be interrupted; its id."""
+        """Start a run of this one asset; of those that train, long enough to be interrupted; its id."""
         selector = {
             "repositoryLocationName": "rarec",
             "repositoryName": "__repository__",
@@ -129,7 +130,7 @@ class Dagster:
         }
         parameters = {
             "selector": selector,
-            "runConfigData": {"ops": {asset: {"config": FOR_HOURS[asset]}}},
+            "runConfigData": {"ops": {asset: {"config": FOR_HOURS.get(asset, {"force": True})}}},
             "executionMetadata": {"tags": [{"key": "dagster/partition", "value": "tiny"}]},
         }
         answer = self.ask(LAUNCH, parameters=parameters)["launchRun"]
@@ -158,8 +159,9 @@ class Dagster:
         return found
 
     def training(self):
-        """The workers, once they have worked for some seconds."""
-        return [worker for worker in self.workers() if sum(worker.cpu_times()[:2]) > 3] or None
+        """The ranks, once both have worked for some seconds."""
+        ranks = [worker for worker in self.workers() if is_rank(worker) and sum(worker.cpu_times()[:2]) > 3]
+        return ranks if len(ranks) == 2 else None
 
     def checkpoints(self, asset):
         return sorted(self.home.glob(f"work/{asset}/*/**/checkpoint/*"))
@@ -180,6 +182,12 @@ class Dagster:
             return False
 
 
+def is_rank(process):
+    """Whether it is a rank of a training, and not what started it."""
+    command = " ".join(process.cmdline())
+    return re.search(r"-m rarec\.(raserec|rella)\.", command) is not None and "rarec.training" not in command
+
+
 def step_of(worker):
     """The process of the step that started this worker: the first above it that is not of the training."""
     return next(one for one in worker.parents() if "rarec.training" not in " ".join(one.cmdline()))
@@ -194,7 +202,7 @@ def dagster(tmp_path_factory):
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("RAREC", "MLFLOW"))}
-    environment |= {"RAREC_HOME": str(home), "RAREC_NPROC": "1", "RAREC_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    environment |= {"RAREC_HOME": str(home), "RAREC_NPROC": "2", "RAREC_THREADS": "1", "PYTHONPATH": str(ROOT)}
     environment.pop("DAGSTER_HOME", None)
     # Everything upstream, in one process: this also makes the Dagster home with its dagster.yaml.
     command = [sys.executable, "-m", "pipelines.run", "--dataset", "tiny"]
@@ -235,6 +243,20 @@ def test_a_run_cancelled_on_the_page_leaves_nothing_and_the_next_one_starts(dags
     dagster.terminate(again)
     wait_for(lambda: dagster.status(again) == "CANCELED", 60, "the second run is cancelled")
     assert dagster.workers() == []
+
+
+def test_predictions_are_cancelled_even_where_ranks_stand_still(dagster):
+    """They would end within seconds: so both ranks are stopped, and feel no SIGTERM."""
+    run = dagster.launch("ctr_predictions")
+    for rank in wait_for(dagster.training, 120, "it scores"):
+        rank.suspend()
+    dagster.show("ctr_predictions, its ranks stopped")
+    dagster.terminate(run)
+    wait_for(lambda: dagster.status(run) == "CANCELED", 90, "the run is cancelled")
+    dagster.show("ctr_predictions cancelled")
+    assert dagster.workers() == []
+    again = dagster.launch("ctr_predictions")
+    wait_for(lambda: dagster.status(again) == "SUCCESS", 120, "the next run ends well")
 
 
 def test_a_killed_step_is_tried_again_in_the_same_run(dagster):

@@ -223,7 +223,7 @@ class Watch:
         self._drill, self._asset = drill, asset
         self.faults, self.looks, self.positions = [], 0, []
         self._end = threading.Event()
-        self._threads = [threading.Thread(target=self._store), threading.Thread(target=self._checkpoint)]
+        self._threads = [threading.Thread(target=self._seen, args=(look,)) for look in (self._store, self._checkpoint)]
 
     def __enter__(self):
         for thread in self._threads:
@@ -234,6 +234,13 @@ class Watch:
         self._end.set()
         for thread in self._threads:
             thread.join()
+
+    def _seen(self, look):
+        """A thread that dies must not pass for one that finds nothing."""
+        try:
+            look()
+        except Exception as error:
+            self.faults.append(repr(error))
 
     def _store(self):
         """Whatever stands in the store is whole: it has a manifest, and every file is as that says."""
