@@ -19,7 +19,7 @@ from rarec.data.sequences import UserSequences
 from rarec.errors import InputError
 from rarec.evaluation.drift import DriftReport, DriftRule, drift_markdown, write_drift_report
 from rarec.evaluation.records import Link
-from rarec.evaluation.window import item_distance, newest_window
+from rarec.evaluation.window import CHOICE, item_distance, newest_window
 from rarec.raserec.settings import FinetuneSettings
 from rarec.retrieval.memory import MemoryBank
 from resources.artifacts import Artifact, ArtifactStore
@@ -256,6 +256,7 @@ def _measure(
         last=int(times.max()),
         before=before,
         now=now,
+        choice=CHOICE,
         rule=rule,
         verdict=verdict,
         reason=reason,

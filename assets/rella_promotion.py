@@ -96,25 +96,14 @@ def rella_candidate(
     def build(folder: Path, run: TrackedRun) -> Outcome:
         samples = CtrSamples.load(made_of["ctr_samples"].path)
         rows = _chosen(samples, made_of, against, settings)
-        targets = folders.workdir("rella_candidate", run.fingerprint) / "targets.npy"
-        np.save(targets, samples.position[rows])
-
-        def ask(name: str, model: Mapping[str, Artifact]) -> FloatArray:
-            job = {
-                **_served(model),
-                "name": name,
-                "cache": str(folders.hub_cache),
-                "interactions": str(made_of["interactions"].path),
-                "targets": str(targets),
-                "batch_tokens": settings.batch_tokens,
-                "output": str(folder),
-            }
-            run_worker(context, launcher, folders, run, "rarec.rella.served", job)
-            return _gathered(folder, name, samples.position[rows])
-
-        answers = {"candidate": ask("candidate", made_of)}
-        if against is not None:
-            answers["champion"] = ask("champion", against)
+        models = {"candidate": made_of, **({"champion": against} if against is not None else {})}
+        answers = {
+            name: ask_model(
+                context, launcher, folders, run, name, model,
+                made_of["interactions"], samples.position[rows], settings.batch_tokens,
+            )
+            for name, model in models.items()
+        }  # fmt: skip
         table = load_table(made_of["interactions"], "interactions").iloc[samples.position[rows]]
         about = {"user_id": table["user_id"].array, "item_id": table["item_id"].array, "label": samples.label[rows]}
         pd.DataFrame({**about, **answers}).to_parquet(folder / ANSWERS, index=False)
@@ -181,6 +170,45 @@ def _chosen(
     return chosen
 
 
+def ask_model(
+    context: dg.AssetExecutionContext,
+    launcher: TrainingLauncher,
+    folders: Folders,
+    run: TrackedRun,
+    name: str,
+    model: Mapping[str, Artifact],
+    interactions: Artifact,
+    targets: IntArray,
+    batch_tokens: int,
+) -> FloatArray:
+    """(B,) what a model answers about targets, rows of the interactions; NaN where it does not know the item.
+
+    Args:
+        name: of the model, in progress and files.
+    """
+    workdir = folders.workdir(context.asset_key.to_user_string(), run.fingerprint)
+    output = workdir / "answers"
+    output.mkdir(parents=True, exist_ok=True)
+    np.save(workdir / "targets.npy", targets)
+    job = {
+        **_served(model),
+        "name": name,
+        "cache": str(folders.hub_cache),
+        "interactions": str(interactions.path),
+        "targets": str(workdir / "targets.npy"),
+        "batch_tokens": batch_tokens,
+        "output": str(output),
+    }
+    run_worker(context, launcher, folders, run, "rarec.rella.served", job)
+    return _gathered(output, name, targets)
+
+
+def unknown_to(made_of: Mapping[str, Artifact], answers: FloatArray, users: pd.Series) -> dict[str, float]:
+    """Shares of targets whose item, or whose user, a model does not know."""
+    rows = IdLookup(load_table(made_of["user_profiles"], "users")["user_id"]).rows(users)
+    return {"unknown_items": float(np.isnan(answers).mean()), "unknown_users": float((rows < 0).mean())}
+
+
 def _served(made_of: Mapping[str, Artifact]) -> dict[str, Any]:
     """What `rarec.rella.served` reads of a model."""
     text = made_of["textual_samples"].manifest.config
@@ -240,9 +268,7 @@ def _evidence(
 
     def figures(name: str, made_of: Mapping[str, Artifact]) -> dict[str, float]:
         own = dict(zip(METRICS, ctr_metrics(with_unknown(answers[name]), label).tolist(), strict=True))
-        users = IdLookup(load_table(made_of["user_profiles"], "users")["user_id"]).rows(asked["user_id"])
-        own |= {"unknown_items": float(np.isnan(answers[name]).mean()), "unknown_users": float((users < 0).mean())}
-        return own
+        return own | unknown_to(made_of, answers[name], asked["user_id"])
 
     sides = {"candidate": figures("candidate", candidate)}
     if champion is None:

@@ -8,7 +8,7 @@ import numpy as np
 from rarec.errors import InputError
 from rarec.raserec.served import ServedRecommender
 from resources.artifacts import Artifact, ArtifactStore
-from resources.registry import Version
+from resources.registry import Track, Version
 from resources.tracking import MlflowTracking
 
 MADE_OF = (
@@ -47,14 +47,15 @@ def unseen_since(made_of: Mapping[str, Artifact]) -> int:
 
 
 def open_champion(
-    context: dg.AssetExecutionContext, store: ArtifactStore, tracking: MlflowTracking
+    context: dg.AssetExecutionContext, store: ArtifactStore, tracking: MlflowTracking, track: Track = "raserec"
 ) -> tuple[Version, dict[str, Artifact]]:
-    """The champion and its artifacts.
+    """The track's champion and its artifacts.
 
     Raises:
         InputError: there is none yet, or an artifact of it is gone.
     """
-    champion = tracking.registry("raserec", context.partition_key).champion()
+    champion = tracking.registry(track, context.partition_key).champion()
     if champion is None:
-        raise InputError(f"{context.partition_key} has no champion yet; run the job `promote` first")
+        job = "promote" if track == "raserec" else "promote_rella"
+        raise InputError(f"{context.partition_key} has no champion yet; run the job `{job}` first")
     return champion, champion.open(store, context.partition_key)

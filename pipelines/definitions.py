@@ -13,6 +13,7 @@ from assets import (
     promotion,
     raw,
     recommender,
+    rella_drift,
     rella_promotion,
     reports,
     semantic,
@@ -46,6 +47,7 @@ ASSET_MODULES = (
     promotion,
     rella_promotion,
     drift,
+    rella_drift,
 )
 CHECKS = [
     *raw.CHECKS,
@@ -67,6 +69,7 @@ STAGE_SETTINGS = {
     **promotion.STAGE_SETTINGS,
     **rella_promotion.STAGE_SETTINGS,
     **drift.STAGE_SETTINGS,
+    **rella_drift.STAGE_SETTINGS,
 }
 
 

@@ -20,6 +20,7 @@ TRACKS = {
     | dg.AssetSelection.assets("ctr_metrics"),
 }
 PROMOTION = dg.AssetSelection.assets("raserec_candidate", "raserec_champion")
+RELLA_PROMOTION = dg.AssetSelection.assets("rella_candidate", "rella_champion")
 NEWEST = dg.AssetSelection.groups("raw")
 IN_USE = PROMOTION | dg.AssetSelection.assets("recommendations")
 
@@ -57,9 +58,19 @@ CASCADE: dict[str, tuple[str, dg.AssetSelection, dict[str, dict[str, Any]]]] = {
         IN_USE,
         {},
     ),
+    "drift_rella": (
+        "Measure ReLLa's champion on the events since its promotion.",
+        NEWEST | dg.AssetSelection.assets("rella_drift_report"),
+        {},
+    ),
+    "tune": (
+        "Tune an adapter anew on fresh shots, and let it take the place of ReLLa's champion if it is not worse. Hours.",
+        TRACKS["rella"] - dg.AssetSelection.assets("ctr_predictions", "ctr_metrics") | RELLA_PROMOTION,
+        {},
+    ),
     "promote_rella": (
         "Compare the present language model and adapter with ReLLa's champion; they take its place if not worse.",
-        dg.AssetSelection.assets("rella_candidate", "rella_champion"),
+        RELLA_PROMOTION,
         {},
     ),
 }

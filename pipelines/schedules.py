@@ -1,4 +1,4 @@
-"""Schedules: each track, and drift; weekly unless told otherwise, off until somebody turns them on."""
+"""Schedules: each track, and drift of each; weekly unless told otherwise, off until somebody turns them on."""
 
 from collections.abc import Iterator
 
@@ -11,15 +11,15 @@ from resources.home import SCHEDULE, RarecHome
 
 
 def weekly_schedules(home: RarecHome, specs: dict[str, DatasetSpec]) -> list[dg.ScheduleDefinition]:
-    """`rarec_<job>_weekly` for every track and for `drift`, over the data sets of RAREC_SCHEDULED at the times of
-    RAREC_SCHEDULE.
+    """`rarec_<job>_weekly` for every track, `drift` and `drift_rella`, over the data sets of RAREC_SCHEDULED at the
+    times of RAREC_SCHEDULE.
 
     Raises:
         InputError: a data set is not known, or the times are no cron expression.
     """
     datasets = [find_spec(name, specs).name for name in home.scheduled]
     try:
-        return [_schedule(job, home.schedule, datasets) for job in (*TRACKS, "drift")]
+        return [_schedule(job, home.schedule, datasets) for job in (*TRACKS, "drift", "drift_rella")]
     except dg.DagsterInvalidDefinitionError as error:
         raise InputError(
             f"RAREC_SCHEDULE is {home.schedule!r}; set it to a cron expression such as {SCHEDULE}"

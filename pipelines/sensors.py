@@ -13,7 +13,8 @@ from rarec.errors import one_line
 from resources.folders import Folders
 from resources.home import RarecHome
 
-FOLLOWED = ("refresh", "finetune", "pretrain")
+REPORTS = ("drift_report", "rella_drift_report")
+FOLLOWED = ("refresh", "finetune", "pretrain", "tune")
 INTERVAL_S = 60
 WEBHOOK_TIMEOUT_S = 10
 MESSAGE_LENGTH = 2000
@@ -30,18 +31,23 @@ def follow_drift(jobs: Sequence[Any]) -> dg.SensorDefinition:
     @dg.sensor(
         jobs=[job for job in jobs if job.name in FOLLOWED],
         minimum_interval_seconds=INTERVAL_S,
-        description="Asks for the step that the newest drift report of each data set asks for, once a report.",
+        description="Asks for the step that the newest drift reports of each data set ask for, once a report.",
     )
     def follow_drift(context: dg.SensorEvaluationContext) -> dg.SensorResult:
         after = int(context.cursor) if context.cursor else None
-        records = context.instance.fetch_materializations(
-            dg.AssetRecordsFilter(asset_key=dg.AssetKey("drift_report"), after_storage_id=after),
-            limit=MOST_REPORTS,
-            ascending=True,
-        ).records
-        newest = {record.partition_key: record for record in records}
+        found = [
+            (record.storage_id, name, record)
+            for name in REPORTS
+            for record in context.instance.fetch_materializations(
+                dg.AssetRecordsFilter(asset_key=dg.AssetKey(name), after_storage_id=after),
+                limit=MOST_REPORTS,
+                ascending=True,
+            ).records
+        ]
+        looked_at = sorted(found, key=lambda one: one[0])[:MOST_REPORTS]
+        newest = {(record.partition_key, name): record for _, name, record in looked_at}
         requests = []
-        for partition, record in newest.items():
+        for (partition, _), record in newest.items():
             assert record.asset_materialization is not None
             metadata = {name: value.value for name, value in record.asset_materialization.metadata.items()}
             verdict = str(metadata["verdict"])
@@ -54,7 +60,7 @@ def follow_drift(jobs: Sequence[Any]) -> dg.SensorDefinition:
                         tags={"rarec/verdict": verdict, "rarec/reason": str(metadata["reason"])},
                     )
                 )
-        cursor = str(records[-1].storage_id) if records else context.cursor
+        cursor = str(looked_at[-1][0]) if looked_at else context.cursor
         return dg.SensorResult(run_requests=requests, cursor=cursor)
 
     return follow_drift

@@ -1,4 +1,4 @@
-"""How the champion fares on what happened since its promotion, and which step of the cascade that asks for."""
+"""How a champion fares on what happened since its promotion, and which step of the cascade that asks for."""
 
 from pathlib import Path
 from typing import Literal
@@ -11,7 +11,8 @@ from rarec.evaluation.records import Figure, Report, Text
 from rarec.evaluation.tables import Card, Table, as_markdown, number
 from rarec.evaluation.window import CHOICE
 
-Verdict = Literal["none", "wait", "refresh", "finetune", "pretrain"]
+Verdict = Literal["none", "wait", "refresh", "finetune", "pretrain", "tune"]
+RELLA_CHOICE = "AUC"
 
 
 class DriftRule(Settings):
@@ -67,6 +68,46 @@ class DriftRule(Settings):
         return "refresh", f"{events} new events to remember; {fell}"
 
 
+class RellaDriftRule(Settings):
+    """What asks for tuning the language model anew."""
+
+    least_events: int = pydantic.Field(
+        default=100, ge=1, description="New events below which nothing is judged and the verdict is `wait`."
+    )
+    tune_drop: float = pydantic.Field(
+        default=0.02, ge=0, description="Fall of AUC since promotion that asks for tuning anew."
+    )
+    tune_unknown_items: float = pydantic.Field(
+        default=0.1, ge=0, le=1, description="Share of new events with items unknown to the champion that asks for it."
+    )
+    tune_distance: float = pydantic.Field(
+        default=0.8,
+        ge=0,
+        le=1,
+        description="Jensen-Shannon distance of new events' items from those before that asks for it.",
+    )
+
+    def judge(self, events: int, before: dict[str, float], now: dict[str, float]) -> tuple[Verdict, str]:
+        """As `DriftRule.judge`, by AUC; ``now`` is empty where all new events are likes, or none is."""
+        if events == 0:
+            return "none", "no event is newer than those by which the champion was promoted"
+        if events < self.least_events:
+            return "wait", f"{events} new events, fewer than least_events = {self.least_events}"
+        if not now:
+            return "wait", f"{events} new events, but all or none of them are likes, so nothing can be told apart"
+        drop = before[RELLA_CHOICE] - now[RELLA_CHOICE]
+        fell = f"{RELLA_CHOICE} went from {before[RELLA_CHOICE]:.4f} to {now[RELLA_CHOICE]:.4f} ({-drop:+.4f})"
+        if now["unknown_items"] >= self.tune_unknown_items:
+            share, limit = now["unknown_items"], self.tune_unknown_items
+            return "tune", f"{share:.1%} of new events have unknown items (tune_unknown_items = {limit:.1%})"
+        if now["item_distance"] >= self.tune_distance:
+            distance, limit = now["item_distance"], self.tune_distance
+            return "tune", f"new items' distribution is {distance:.3f} away (tune_distance = {limit:.3f})"
+        if drop >= self.tune_drop:
+            return "tune", f"{fell}, at least tune_drop = {self.tune_drop:.3f}"
+        return "none", f"{events} new events; {fell}"
+
+
 class DriftReport(Report):
     """The champion then and now."""
 
@@ -77,7 +118,8 @@ class DriftReport(Report):
     last: int = pydantic.Field(description="Time of the newest one, seconds.")
     before: dict[str, Figure] = pydantic.Field(description="Figures on the window of its promotion.")
     now: dict[str, Figure]
-    rule: DriftRule
+    choice: str = pydantic.Field(description="The figure that is judged by.")
+    rule: DriftRule | RellaDriftRule
     verdict: Verdict
     reason: Text
 
@@ -103,9 +145,9 @@ def write_drift_report(report: DriftReport, folder: Path) -> ReportPaths:
     cards = [
         Card("Asked for", report.verdict, (report.reason,)),
         Card(
-            f"{CHOICE} now",
-            number(report.now.get(CHOICE, float("nan"))),
-            (f"at promotion {number(report.before.get(CHOICE, float('nan')))}",),
+            f"{report.choice} now",
+            number(report.now.get(report.choice, float("nan"))),
+            (f"at promotion {number(report.before.get(report.choice, float('nan')))}",),
         ),
         Card("New events", f"{report.events:,}", (f"{report.users:,} users",)),
     ]

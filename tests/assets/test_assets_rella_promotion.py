@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from assets_plant import TINY, Plant, failed_checks, failures, metadata
+from sklearn.metrics import roc_auc_score
 
 from assets import rella_promotion
 from assets.rella_promotion import ANSWERS, RellaCandidateSettings
@@ -37,7 +38,7 @@ TRAINED = [
 @pytest.fixture(scope="module")
 def plant(tmp_path_factory):
     with dg.DagsterInstance.ephemeral() as instance:
-        yield Plant(tmp_path_factory.mktemp("plant"), instance, own=GROWING)
+        yield Plant(tmp_path_factory.mktemp("plant"), instance, own=GROWING, other=TINY)
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +99,58 @@ def test_the_first_candidate_becomes_champion(plant, promoted):
     assert metadata(again)["rella_candidate"]["decision"] == "same"
     assert metadata(again)["rella_champion"]["moved"] is False
     assert len(registry(plant).versions()) == 1
+
+
+def answer_alone(model, table, row):
+    """What the MLflow model says of one row of the interactions, from all that its user did before."""
+    own = table[table["user_index"] == table["user_index"][row]]
+    history = own.loc[: row - 1]
+    request = {
+        "user": table["user_id"][row], "history": history["item_id"].tolist(), "ratings": history["rating"].tolist(),
+        "target": table["item_id"][row],
+    }  # fmt: skip
+    return float(model.predict(pd.DataFrame([request]))["probability"].iloc[0])
+
+
+def test_drift_is_measured_on_what_came_since(plant, promoted, grow):
+    before = registry(plant).champion()
+    still = plant.run("own", track="drift_rella")
+    assert metadata(still)["rella_drift_report"]["verdict"] == "none"
+    grow(0.9)
+    result = plant.run("own", track="drift_rella", rella_drift_report={"least_events": 20, "tune_drop": 1.0})
+    assert result.success, failures(result)
+    told = metadata(result)["rella_drift_report"]
+    assert (told["verdict"], told["champion"]) == ("none", 1)
+    table = pd.read_parquet(plant.artifact(result, "interactions").file("interactions.parquet"))
+    place = table.groupby("user_index").cumcount()
+    new = table[(table["timestamp"] > before.evidence["window"]["to"]) & (place >= 5)]
+    assert told["new events"] == len(new) > 20
+    mlflow.set_tracking_uri(plant.home.tracking_uri)
+    model = mlflow.pyfunc.load_model("models:/rarec-own-rella/1")
+    known = set(pd.read_parquet(before.open(plant.store, "own")["item_catalog"].file("items.parquet"))["item_id"])
+    knows = table["item_id"].isin(known)
+    said = np.array([answer_alone(model, table, row) if knows[row] else np.nan for row in new.index])
+    assert told["unknown_items"] == np.isnan(said).mean()
+    said[np.isnan(said)] = np.nanmean(said)
+    assert told["AUC"] == pytest.approx(roc_auc_score(new["rating"] > 3, said), abs=2e-3)
+    assert told["reason"].endswith(f"{told['AUC'] - before.evidence['candidate']['AUC']:+.4f})")
+    again = plant.run("own", track="drift_rella", rella_drift_report={"least_events": 20, "tune_distance": 0.0})
+    assert metadata(again)["rella_drift_report"]["verdict"] == "tune"
+    (request,) = (
+        plant.defs.get_repository_def()
+        .get_sensor_def("follow_drift")
+        .evaluate_tick(dg.build_sensor_context(instance=plant.instance, definitions=plant.defs))
+        .run_requests
+    )
+    assert (request.job_name, request.partition_key) == ("tune", "own")
+    assert "tune_distance = 0.000" in request.tags["rarec/reason"]
+
+
+def test_drift_needs_a_champion(plant):
+    result = plant.run("other", track="rella", only=TRAINED[:4])
+    assert result.success, failures(result)
+    drift = plant.run("other", track="drift_rella", only=["rella_drift_report"])
+    assert failures(drift)["rella_drift_report"] == "other has no champion yet; run the job `promote_rella` first"
 
 
 @pytest.fixture(scope="module")

@@ -139,7 +139,7 @@ def test_schedules_are_weekly_and_off_and_ask_for_each_data_set_once(tmp_path):
     defs = build_defs(home)
     schedules = defs.schedules
     assert {schedule.name: schedule.job_name for schedule in schedules} == {
-        f"rarec_{job}_weekly": job for job in (*TRACKS, "drift")
+        f"rarec_{job}_weekly": job for job in (*TRACKS, "drift", "drift_rella")
     }
     for schedule in schedules:
         assert (schedule.cron_schedule, schedule.default_status) == ("0 3 * * 1", dg.DefaultScheduleStatus.STOPPED)

@@ -1,0 +1,150 @@
+"""Group `operations`: ReLLa's champion on what happened since its promotion."""
+
+from pathlib import Path
+
+import dagster as dg
+import numpy as np
+import pandas as pd
+import pydantic
+
+from assets.raw import load_counts, load_table
+from assets.rella_promotion import ask_model, unknown_to
+from assets.reports import links_to, log_report
+from assets.served import open_champion
+from assets.stage import OWNER, Outcome, StageConfig, materialise, refuse_bad_input, resolve, takes, upstream
+from assets.training import RETRIES, cancellable
+from rarec.config import Settings
+from rarec.data.sequences import IntArray
+from rarec.errors import InputError
+from rarec.evaluation.ctr import METRICS, ctr_metrics
+from rarec.evaluation.drift import RELLA_CHOICE, DriftReport, RellaDriftRule, drift_markdown, write_drift_report
+from rarec.evaluation.promotion import with_unknown
+from rarec.evaluation.window import item_distance
+from resources.artifacts import ArtifactStore
+from resources.folders import Folders
+from resources.launcher import TrainingLauncher
+from resources.tracking import MlflowTracking, TrackedRun
+
+DRIFT_VERSION = "1"
+
+
+class RellaDriftSettings(RellaDriftRule):
+    """What asks for tuning anew, and on how many events that is judged."""
+
+    most_events: int = pydantic.Field(
+        default=10_000, ge=2, description="Most new events that the model is asked about, drawn with the seed."
+    )
+    seed: int = pydantic.Field(default=42, ge=0, description="Seed of the draw.")
+    batch_tokens: int = pydantic.Field(
+        default=16_384, ge=64, description="Most tokens of a padded batch of prompts, as for `ctr_predictions`."
+    )
+
+
+@takes(RellaDriftSettings)
+class RellaDriftConfig(StageConfig):
+    """Run configuration of `rella_drift_report`."""
+
+
+STAGE_SETTINGS: dict[str, type[Settings]] = {"rella_drift_report": RellaDriftSettings}
+
+
+@dg.asset(
+    deps=["interactions"],
+    group_name="operations",
+    kinds={"html"},
+    owners=[OWNER],
+    code_version=DRIFT_VERSION,
+    pool="training",
+    retry_policy=RETRIES,
+)
+@cancellable
+@refuse_bad_input
+def rella_drift_report(
+    context: dg.AssetExecutionContext,
+    config: RellaDriftConfig,
+    store: ArtifactStore,
+    tracking: MlflowTracking,
+    folders: Folders,
+    launcher: TrainingLauncher,
+) -> dg.MaterializeResult:
+    """ReLLa's champion on the events since its promotion, beside what it reached then, and whether to tune anew."""
+    dataset = context.partition_key
+    spec = folders.spec(dataset)
+    settings = resolve(RellaDriftSettings, config, spec, "rella_drift_report")
+    champion, made_of = open_champion(context, store, tracking, "rella")
+    interactions = upstream(context, store, "interactions")["interactions"]
+    if load_counts(interactions)["time"] != "clock":
+        raise InputError(f"{dataset} has no clock, so nothing of it is newer than its champion")
+
+    def build(folder: Path, run: TrackedRun) -> Outcome:
+        table = load_table(interactions, "interactions")
+        times = table["timestamp"].to_numpy()
+        since = champion.evidence["window"]["to"] + 1
+        events = _new_events(table, since, made_of["ctr_samples"].manifest.config["minimum_history"])
+        asked = np.sort(np.random.default_rng(settings.seed).permutation(events)[: settings.most_events])
+        rows = table.iloc[asked]
+        liked = spec.is_positive(rows["rating"].to_numpy())
+        now: dict[str, float] = {}
+        if 0 < liked.sum() < len(liked):
+            name = f"version {champion.number}"
+            answers = ask_model(
+                context, launcher, folders, run, name, made_of, interactions, asked, settings.batch_tokens
+            )
+            now = dict(zip(METRICS, ctr_metrics(with_unknown(answers), liked).tolist(), strict=True))
+            now |= unknown_to(made_of, answers, rows["user_id"])
+            new = times >= since
+            now["item_distance"] = item_distance(table["item_id"][~new], table["item_id"][new])
+        before = champion.evidence["candidate"]
+        verdict, reason = settings.judge(len(events), before, now)
+        report = DriftReport(
+            dataset=spec.title,
+            data_version=interactions.data_version,
+            seeds={},
+            split_rule=f"Events from {pd.Timestamp(since, unit='s'):%Y-%m-%d %H:%M:%S} on the data set's clock; "
+            f"{len(asked):,} of them are asked for, each just before it happened.",
+            models=(f"version {champion.number}",),
+            links=tuple(links_to(run)),
+            version=champion.number,
+            events=len(events),
+            users=table["user_index"].iloc[events].nunique(),
+            first=int(times[events].min()) if len(events) else since,
+            last=int(times.max()),
+            before=before,
+            now=now,
+            choice=RELLA_CHOICE,
+            rule=settings,
+            verdict=verdict,
+            reason=reason,
+        )
+        paths = write_drift_report(report, folder)
+        log_report(run, paths)
+        values = {"verdict": verdict, "reason": reason, "champion": champion.number, "new events": len(events), **now}
+        metrics = {f"now/{name}": value for name, value in now.items()}
+        metrics |= {f"promotion/{name}": value for name, value in before.items()}
+        return Outcome(values, {"figures": drift_markdown(report)}, metrics, {"report": paths.html.name})
+
+    result, _ = materialise(
+        context,
+        store,
+        tracking,
+        code_version=DRIFT_VERSION,
+        settings={**settings.model_dump(mode="json"), "champion": champion.number, "evidence": champion.evidence},
+        inputs={
+            "interactions": interactions,
+            **{f"champion's {name}": artifact.fingerprint for name, artifact in made_of.items()},
+        },
+        force=config.force,
+        build=build,
+        folders=folders,
+    )
+    return result
+
+
+def _new_events(table: pd.DataFrame, since: int, minimum_history: int) -> IntArray:
+    """Rows from ``since`` (seconds) on that have enough behaviours of their user before them.
+
+    Args:
+        table: clean interactions, sorted by (user, time).
+    """
+    place = table.groupby("user_index", sort=False).cumcount().to_numpy()
+    return np.flatnonzero((table["timestamp"].to_numpy() >= since) & (place >= minimum_history))
