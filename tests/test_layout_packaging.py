@@ -37,6 +37,7 @@ GROUPS = {
         "refreshed_memory",
         "refreshed_finetuned",
         "drift_report",
+        "rella_drift_report",
     },
     "baselines": {"ctr_baselines", "ranking_baselines"},
     "reports": {"ctr_metrics", "ranking_metrics", "comparison_report"},
