@@ -11,29 +11,45 @@ import errno
 import fcntl
 import hashlib
 import json
+import logging
 import os
 import re
 import shutil
 import socket
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 import dagster as dg
 import fsspec
 from pydantic import Field, ValidationError
 
 from rarec.config import Settings
-from rarec.errors import InputError
+from rarec.errors import InputError, one_line
+
+T = TypeVar("T")
 
 MANIFEST = "manifest.json"
 STAGING = ".staging"
 COMMIT_LOCK = ".commit"
+LOOK_AGAIN_S = 2.0  # between attempts while a remote store is away
+# What a remote store raises that is no matter of time: it says no, or the request is wrong.
+FINAL = (
+    FileNotFoundError,
+    FileExistsError,
+    IsADirectoryError,
+    NotADirectoryError,
+    PermissionError,
+    NotImplementedError,
+)
+FINAL_FAULTS = (TypeError, ValueError, AttributeError, LookupError, ImportError)
 FOREIGN_STAGING_AGE_S = 24 * 3600  # staging of another host is left alone this long: its locks may be invisible here
+
+progress_log = logging.getLogger("rarec.progress")  # `make run` shows it in the terminal
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
 _FULL_DISK = re.compile(r"No space left|os error 28|Disk quota|File too large|requested and \d+ written", re.IGNORECASE)
@@ -204,6 +220,11 @@ class ArtifactStore(dg.ConfigurableResource):
 
     root: str = Field(description="Local folder or fsspec URL (s3://bucket/rarec, gs://..., memory://...).")
     cache: str = Field(description="Local folder for copies of remote artifacts and for staging before an upload.")
+    wait_s: float = Field(
+        default=120,
+        ge=0,
+        description="How long, each time, a remote store that does not answer is waited for before the asset fails.",
+    )
 
     def find(self, asset: str, partition: str, fingerprint: str) -> Artifact | None:
         """The artifact, or None if there is none.
@@ -373,46 +394,80 @@ class ArtifactStore(dg.ConfigurableResource):
         return f"{self.root.rstrip('/')}/{asset}/{partition}/{fingerprint}"
 
     def _remote(self, asset: str, partition: str, fingerprint: str) -> "_Remote":
-        return _Remote(self._place(asset, partition, fingerprint))
+        return _Remote(self._place(asset, partition, fingerprint), self.wait_s)
 
 
 class _Remote:
-    """The folder of one artifact in a remote file system."""
+    """The folder of one artifact in a remote file system, which is waited for while it does not answer."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, wait_s: float) -> None:
         self._url = url
+        self._wait_s = wait_s
         self._fs, self._path = fsspec.core.url_to_fs(url)
+
+    def _patiently(self, operation: Callable[[], T]) -> T:
+        """What the operation gives, tried again while the store is away; it must do no harm when done twice.
+
+        Raises:
+            dg.Failure: the store did not answer for `wait_s` seconds.
+        """
+        deadline: float | None = None
+        while True:
+            try:
+                return operation()
+            except Exception as error:  # each kind of store has errors of its own
+                if isinstance(error, FINAL) or _is_full_disk(error):
+                    raise
+                if isinstance(error, FINAL_FAULTS) and not isinstance(error, OSError):
+                    raise
+                now = time.monotonic()
+                if deadline is None:
+                    deadline = now + self._wait_s
+                    text = f"  {self._url} is away ({one_line(error)}); waiting for it at most {self._wait_s:.0f} s"
+                    progress_log.info("%s", text)
+                if now >= deadline:
+                    raise dg.Failure(
+                        f"The artifact store did not answer for {self._wait_s:.0f} s: {self._url}: "
+                        f"{type(error).__name__}: {one_line(error)}. Nothing half-written is visible there; run again "
+                        "when it is back: trainings go on from their checkpoints"
+                    ) from error
+            time.sleep(min(LOOK_AGAIN_S, max(0.0, deadline - now)))
 
     def url(self, name: str) -> str:
         return f"{self._url}/{name}"
 
     def size(self, name: str) -> int | None:
         try:
-            return int(self._fs.info(f"{self._path}/{name}")["size"])
+            return int(self._patiently(lambda: self._fs.info(f"{self._path}/{name}"))["size"])
         except FileNotFoundError:
             return None
 
     def read_text(self, name: str) -> str | None:
         self._fs.invalidate_cache()
         try:
-            return bytes(self._fs.cat_file(f"{self._path}/{name}")).decode("utf-8", errors="replace")
+            text = self._patiently(lambda: self._fs.cat_file(f"{self._path}/{name}"))
+            return bytes(text).decode("utf-8", errors="replace")
         except FileNotFoundError:
             return None
 
     def write_text(self, name: str, text: str) -> None:
-        self._fs.pipe_file(f"{self._path}/{name}", text.encode())
+        self._patiently(lambda: self._fs.pipe_file(f"{self._path}/{name}", text.encode()))
 
     def upload(self, source: Path, name: str) -> None:
         target = f"{self._path}/{name}"
-        self._fs.makedirs(target.rsplit("/", 1)[0], exist_ok=True)
-        self._fs.put_file(str(source), target)
+
+        def put() -> None:
+            self._fs.makedirs(target.rsplit("/", 1)[0], exist_ok=True)
+            self._fs.put_file(str(source), target)
+
+        self._patiently(put)
 
     def download(self, name: str, target: Path) -> None:
         """Fetch beside the target and rename, so that a broken download is never taken for the file."""
         target.parent.mkdir(parents=True, exist_ok=True)
         partial = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
         try:
-            self._fs.get_file(f"{self._path}/{name}", str(partial))
+            self._patiently(lambda: self._fs.get_file(f"{self._path}/{name}", str(partial)))
             partial.replace(target)
         except FileNotFoundError as error:
             raise _damaged(self.url(name), "is missing") from error

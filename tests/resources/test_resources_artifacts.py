@@ -9,6 +9,7 @@ import sys
 import uuid
 from pathlib import Path
 
+import dagster as dg
 import fsspec
 import numpy as np
 import pytest
@@ -228,6 +229,80 @@ def test_remote_upload_without_manifest_is_not_an_artifact(tmp_path, monkeypatch
     assert find(store) is None
     monkeypatch.undo()
     assert write(store).file("b.txt").read_text() == "same"
+
+
+class Away:
+    """Stands before a file system: one kind of call fails so many times before it goes through."""
+
+    def __init__(self, fs, name, times):
+        self._fs, self._name, self.times = fs, name, times
+
+    def __getattr__(self, name):
+        def call(*arguments, **options):
+            if name == self._name and self.times > 0:
+                self.times -= 1
+                raise RuntimeError("could not connect to the endpoint")  # botocore's errors are no OSErrors
+            return getattr(self._fs, name)(*arguments, **options)
+
+        return call
+
+
+@pytest.fixture
+def away(monkeypatch, tmp_path):
+    """A store in memory before which `Away` stands."""
+    slept = []
+    monkeypatch.setattr(artifacts.time, "sleep", slept.append)
+    store = ArtifactStore(root=f"memory://{uuid.uuid4().hex}", cache=str(tmp_path / "cache"))
+    real = fsspec.core.url_to_fs
+
+    def stand_before(name, times):
+        fs = Away(real(store.root)[0], name, times)
+        monkeypatch.setattr(fsspec.core, "url_to_fs", lambda url: (fs, real(url)[1]))
+        return fs
+
+    return store, stand_before, slept
+
+
+@pytest.mark.parametrize("call", ["cat_file", "makedirs", "put_file", "pipe_file", "info", "get_file"])
+def test_a_remote_store_that_is_away_is_waited_for(away, caplog, call):
+    store, stand_before, slept = away
+    caplog.set_level("INFO", logger="rarec.progress")
+    fs = stand_before(call, 3)
+    assert write(store).file("vectors/a.txt").read_text() == "hello"
+    assert find(store).file("b.txt").read_text() == "same"
+    assert fs.times == 0
+    assert slept == [artifacts.LOOK_AGAIN_S] * 3
+    (told,) = caplog.messages
+    assert "is away (could not connect to the endpoint); waiting for it at most 120 s" in told
+
+
+def test_a_remote_store_that_stays_away_fails_the_asset_and_shows_nothing_half_written(away, monkeypatch):
+    store, stand_before, _ = away
+    fs = stand_before("pipe_file", 10_000)
+    now = [0.0]
+    monkeypatch.setattr(artifacts.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(artifacts.time, "sleep", lambda seconds: now.__setitem__(0, now[0] + seconds))
+    with pytest.raises(dg.Failure, match=r"did not answer for 120 s: memory://.*RuntimeError: could not") as failure:
+        write(store)
+    assert failure.value.allow_retries  # of a training: from its checkpoint
+    assert now[0] == 120
+    fs.times = 0
+    assert find(store) is None
+    assert write(store).file("b.txt").read_text() == "same"
+
+
+@pytest.mark.parametrize("error", [PermissionError("no"), ValueError("wrong"), OSError(errno.ENOSPC, "No space left")])
+def test_what_no_waiting_mends_is_told_at_once(away, monkeypatch, error):
+    store, stand_before, slept = away
+    fs = stand_before("", 0)
+
+    def refuse(*_):
+        raise error
+
+    fs.put_file = refuse
+    with pytest.raises((type(error), StorageFull)):
+        write(store)
+    assert slept == []
 
 
 @pytest.mark.parametrize("name", ["", "Demo", "../demo", "a/b", ".demo", "démo", "demo\n"])
