@@ -16,7 +16,7 @@ from typing import Any
 import fsspec
 import pandas as pd
 
-from rarec.data.incoming import BAD_COLUMNS, no_rows, parse_incoming
+from rarec.data.incoming import FILE_ROWS, Parsed, parse_incoming
 from rarec.data.ledger import Judged, Kind, Ledger, Seen
 from rarec.data.spec import DatasetSpec
 from rarec.errors import InputError, one_line
@@ -145,10 +145,9 @@ def _judge(
         return None
     sha256, beginnings = copied
     began_as = tuple(found for size, found in beginnings.items() if earlier[size] == found)
-    rows, bad, refused = no_rows(), pd.DataFrame(columns=BAD_COLUMNS), ""
+    parsed, refused = Parsed(FILE_ROWS.empty_table(), []), ""
     try:
         parsed = parse_incoming(copy, spec, time.time())
-        rows, bad = parsed.rows, parsed.bad
     except (OSError, MemoryError):  # of this machine, not of the file
         raise
     except InputError as error:
@@ -157,7 +156,7 @@ def _judge(
         refused = f"it cannot be read ({type(error).__name__}: {one_line(error)})"
     finally:
         copy.unlink(missing_ok=True)
-    return Judged(seen, KINDS[suffix], sha256, rows, bad, refused, began_as)
+    return Judged(seen, KINDS[suffix], sha256, parsed.rows, parsed.bad, refused, began_as)
 
 
 def _record(ledger: Ledger, batch: list[Judged], report: Report) -> None:

@@ -29,6 +29,10 @@ class Quarantine:
         """Bad rows of `file` so far."""
         return self._counts.get(file, 0)
 
+    def rows(self, file: str) -> list[tuple[int, str, str]]:
+        """(line, reason, text) of the bad rows of `file`, sorted by line."""
+        return sorted((row[1:] for row in self._rows if row[0] == file), key=lambda row: row[0])
+
     def check(self, file: str, rows: int) -> None:
         """Raise InputError if more than the allowed share of the `rows` rows of `file` is bad."""
         bad = self.count(file)
