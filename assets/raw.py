@@ -61,6 +61,12 @@ def incoming_interactions(context: dg.AssetExecutionContext, folders: Folders) -
         "files_judged_now": len(report.judged),
         "files_not_settled": len(settling) + len(report.changing),
     }
+    if report.unreadable:
+        metadata["files_not_readable"] = ", ".join(report.unreadable[:SHOWN])
+        context.log.warning(
+            f"{len(report.unreadable)} files in {source.url} may not be read (first: {report.unreadable[0]}); they are "
+            "taken in once their permissions let this process read them"
+        )
     if len(files):
         refused = files[files["refused"] != ""]
         accepted = files[files["entry"].isin(state.entries)]

@@ -23,6 +23,7 @@ from rarec.data.spec import DatasetSpec
 from rarec.errors import InputError, one_line
 
 BAD_SHARE = 0.5  # a file with more bad rows than that was meant as something else
+ADVICE = "Correct the file; as soon as its content is another one it is read again."
 AHEAD_S = 86_400  # an event may lie a day ahead of our clock: clocks differ, and so do people's ideas of time zones
 NO_TIME = -1
 BATCH_ROWS = 1 << 18
@@ -111,7 +112,7 @@ def parse_incoming(path: Path, spec: DatasetSpec, now_s: float, bad_share: float
     """
     if not path.stat().st_size:
         raise InputError(f"{path.name}: the file is empty.")
-    quarantine = Quarantine(bad_share)
+    quarantine = Quarantine(bad_share, ADVICE)
     latest = min(now_s + AHEAD_S, LATEST_SECOND)
 
     def make(name: str) -> Column:
