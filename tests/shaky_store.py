@@ -3,8 +3,6 @@ in the middle of a reading."""
 
 from pathlib import Path
 
-import fsspec
-import pytest
 from fsspec.implementations.local import LocalFileSystem
 
 
@@ -14,7 +12,7 @@ class ShakyStore(LocalFileSystem):
     away = ""  # what it says while it is away
     opens_left = None  # how many files it opens before it goes away
     forbidden = ()  # names that may not be read
-    opened = []  # names, in order
+    opened = ()  # names, in order
     amid = None  # called with the path after the first bytes of each file were read
 
     @classmethod
@@ -39,7 +37,7 @@ class ShakyStore(LocalFileSystem):
             if kind.opens_left < 0:
                 kind.away = "the line is cut"
                 self._reach()
-        kind.opened.append(Path(path).name)
+        kind.opened += (Path(path).name,)
         file = super()._open(path, mode=mode, block_size=block_size, **options)
         return file if kind.amid is None else _Interrupted(file, path, kind.amid)
 
@@ -65,14 +63,3 @@ class _Interrupted:
 
     def __exit__(self, *_):
         self._file.close()
-
-
-@pytest.fixture
-def shaky():
-    """The store, reachable and with nothing opened yet."""
-
-    class Fresh(ShakyStore):
-        opened = []
-
-    fsspec.register_implementation("shaky", Fresh, clobber=True)
-    return Fresh

@@ -1,6 +1,6 @@
-"""One process that watches a folder and takes in what has settled, until it is killed: `drill_incoming.py folder ledger`.
+"""Watches a folder and takes in what has settled, until it is killed: `drill_incoming.py folder ledger`.
 
-The look is the sensor's and the rest is the asset's. It says `ready` when it begins and `idle` whenever nothing is left.
+It looks as the sensor does and goes on as the asset does; says `ready` when it begins, and `idle` while nothing is left.
 """
 
 import sys

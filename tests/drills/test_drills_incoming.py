@@ -1,4 +1,4 @@
-"""Kill -9 while new files are taken in, at 50 moments: every file is judged once, and the ledger ends as if undisturbed.
+"""Kill -9 at 50 moments while new files are taken in: each is judged once, and the ledger ends as if undisturbed.
 
 The moments are drawn with a seed: some time after the process began, or just after the ledger's rollback journal
 appeared, which is there while the ledger is written. With RAREC_DRILLS_RECORD=1 the outcome goes to
@@ -153,7 +153,7 @@ def assert_same(held, wanted):
     for name, values in wanted.items():
         if held[name] != values:
             pairs = itertools.zip_longest(held[name], values)
-            pytest.fail(f"{name}: {next((pair for pair in pairs if pair[0] != pair[1]))}")
+            pytest.fail(f"{name}: {next(pair for pair in pairs if pair[0] != pair[1])}")
 
 
 def undisturbed(folder, ledger):
@@ -223,10 +223,9 @@ def test_killed_at_50_moments_while_files_are_taken_in(tmp_path):
         [
             "    RAREC_DRILLS_RECORD=1 python -m pytest -m slow tests/drills/test_drills_incoming.py",
             "",
-            f"Kill -9 at {sum(fell.values())} moments while {len(stream.rows)} files are taken in as they are dropped; "
-            "some repeat an",
-            f"earlier one, some have bad rows, {len(stream.refused)} are refused, and {share * len(aims['growth'])} grow "
-            "after they were accepted.",
+            f"Kill -9 at {sum(fell.values())} moments while {len(stream.rows)} files are taken in as they are dropped.",
+            f"Some repeat an earlier one, some have bad rows, {len(stream.refused)} are refused, and",
+            f"{share * len(aims['growth'])} grow after they were accepted.",
             "Afterwards the ledger equals that of one undisturbed ingestion: entries, names, bad rows, rows in their",
             "order, and the version. No file is taken in twice, and none is lost.",
             "",

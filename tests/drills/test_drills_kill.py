@@ -22,8 +22,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from safetensors.torch import load_file
 from drill_record import record_part
+from safetensors.torch import load_file
 from test_drills_cancel import TINY, wait_for
 
 from rarec.training.checkpoint import STATE

@@ -6,7 +6,7 @@ import pytest
 
 from rarec.data.incoming import ROW_TYPES, Incoming, merge_incoming, parse_incoming
 from rarec.data.raw import RawTables
-from rarec.data.spec import DatasetSpec, builtin_specs
+from rarec.data.spec import builtin_specs
 from rarec.data.tables import build_tables
 from rarec.errors import InputError
 
@@ -69,7 +69,7 @@ def test_events_of_the_future_are_bad_but_for_the_difference_of_clocks(tmp_path)
 
 def test_a_file_written_by_a_clock_years_ahead_is_refused(tmp_path):
     path = write(tmp_path, [(user, item, rating, NOW + 365 * DAY) for user, item, rating, _ in ROWS], "csv")
-    with pytest.raises(InputError, match="10 of 10 rows cannot be read .*at most a day ahead of now"):
+    with pytest.raises(InputError, match=r"10 of 10 rows cannot be read .*at most a day ahead of now"):
         parse_incoming(path, CLOCK, NOW)
 
 
@@ -116,7 +116,10 @@ def test_late_events_take_their_place_in_time_and_repetitions_none():
 
 @pytest.mark.parametrize(
     ("policy", "clean"),
-    [("keep-last", [(1, 10, 600), (1, 11, 900)]), ("keep-all", [(1, 11, 400), (1, 10, 500), (1, 10, 600), (1, 11, 900)])],
+    [
+        ("keep-last", [(1, 10, 600), (1, 11, 900)]),
+        ("keep-all", [(1, 11, 400), (1, 10, 500), (1, 10, 600), (1, 11, 900)]),
+    ],
 )
 def test_other_ratings_of_a_published_pair_stand_beside_it(policy, clean):
     spec = CLOCK.model_copy(update={"duplicates": policy})
@@ -153,7 +156,14 @@ def test_rows_that_do_not_fit_the_published_ones_are_set_aside_by_name():
     spec = CLOCK.model_copy(update={"unknown_items": "error"})
     raw = tables(PUBLISHED)
     raw = RawTables(raw.interactions, pd.DataFrame({"item_id": [10, 11]}), None, raw.quarantine, raw.sources)
-    rows = [(1, 10, 3, 800), ("u7", 10, 3, 800), (1, "010", 3, 800), (1, 99, 3, 800), (1, 11, np.nan, 800), (1, 11, 3, -1)]
+    rows = [
+        (1, 10, 3, 800),
+        ("u7", 10, 3, 800),
+        (1, "010", 3, 800),
+        (1, 99, 3, 800),
+        (1, 11, np.nan, 800),
+        (1, 11, 3, -1),
+    ]
     merged = merge_incoming(spec, raw, arrived(rows))
     assert held(merged.raw) == [*PUBLISHED, (1, 10, 3.0, 800)]
     aside = merged.raw.quarantine
