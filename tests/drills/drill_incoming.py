@@ -1,6 +1,6 @@
 """Watches a folder and takes in what has settled, until it is killed: `drill_incoming.py folder ledger`.
 
-It looks as the sensor does and goes on as the asset does; says `ready` when it begins, and `idle` while nothing is left.
+It looks as the sensor does and goes on as the asset does. Says `ready` when it begins, `idle` while nothing is left.
 """
 
 import sys
