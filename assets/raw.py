@@ -53,7 +53,9 @@ def incoming_interactions(context: dg.AssetExecutionContext, folders: Folders) -
         settled, settling = wait_for_settled(source, ledger, folders.settle_s)
         report = ingest(source, ledger, spec, settled) if settled else Report()
     except Exception as error:  # each kind of store has errors of its own
-        raise dg.Failure(f"new files in {source.url} cannot be taken in: {one_line(error)}") from error
+        raise dg.Failure(
+            f"new files in {source.url} cannot be taken in: {one_line(error)}; what was judged is kept, run this to go on"
+        ) from error
     state, files = ledger.state(), ledger.files()
     metadata: dict[str, Any] = {
         "reused": not report.judged,

@@ -130,7 +130,9 @@ def test_one_data_set_that_cannot_be_looked_at_keeps_none_of_the_others_waiting(
         return reach(folders, name)
 
     monkeypatch.setattr(Folders, "ledger", ledger)
-    assert watch.tick().skip_message.startswith("demo: cannot be looked at (OSError: [Errno 5] Input/output error); ml-")
+    assert watch.tick().skip_message.startswith(
+        "demo: cannot be looked at (OSError: [Errno 5] Input/output error); ml-"
+    )
     assert only_request(watch.tick(SETTLE_S)).partition_key == "ml-100k"
 
 
