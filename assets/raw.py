@@ -54,7 +54,7 @@ def incoming_interactions(context: dg.AssetExecutionContext, folders: Folders) -
         report = ingest(source, ledger, spec, settled) if settled else Report()
     except Exception as error:  # each kind of store has errors of its own
         raise dg.Failure(
-            f"new files in {source.url} cannot be taken in: {one_line(error)}; what was judged is kept, run this to go on"
+            f"new files in {source.url} cannot be taken in: {one_line(error)}; what was judged is kept, run it to go on"
         ) from error
     state, files = ledger.state(), ledger.files()
     metadata: dict[str, Any] = {

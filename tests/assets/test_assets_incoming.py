@@ -111,7 +111,7 @@ def test_a_store_that_is_away_is_one_sentence_and_nothing_is_lost(shop, shaky):
     url = f"shaky://{shop.folder}"
     assert failures(result) == {
         "incoming_interactions": f"new files in {url} cannot be taken in: could not connect to the endpoint: "
-        "Connection refused; what was judged is kept, run this to go on"
+        "Connection refused; what was judged is kept, run it to go on"
     }
     shaky.away, shaky.opens_left = "", 2
     result = shop.run("incoming_interactions")

@@ -217,7 +217,12 @@ def set_back(path):
     os.utime(path, (moment, moment))
 
 
-@pytest.mark.parametrize("change", [append, set_back, os.remove])
+def cut(_):
+    """The transfer ends early and says nothing."""
+    return "cut"
+
+
+@pytest.mark.parametrize("change", [append, set_back, os.remove, cut])
 def test_a_file_that_changes_while_it_is_copied_is_left_for_later(remote, shaky, change):
     remote.drop("a.csv", ROWS)
     remote.drop("b.csv", ROWS[:1])
@@ -227,7 +232,7 @@ def test_a_file_that_changes_while_it_is_copied_is_left_for_later(remote, shaky,
     assert [one["file"] for one in report.judged] == ["b.csv"]
     shaky.amid = None
     assert remote.rows() == sorted(TOLD[:1])
-    rest = {append: 12, set_back: 11, os.remove: 1}[change]
+    rest = {append: 12, set_back: 11, os.remove: 1, cut: 11}[change]
     remote.take_in()
     assert len(remote.rows()) == rest
 
