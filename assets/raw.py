@@ -53,7 +53,9 @@ def incoming_interactions(context: dg.AssetExecutionContext, folders: Folders) -
         settled, settling = wait_for_settled(source, ledger, folders.settle_s)
         report = ingest(source, ledger, spec, settled) if settled else Report()
     except Exception as error:  # each kind of store has errors of its own
-        raise dg.Failure(f"new files in {source.url} cannot be taken in: {one_line(error)}") from error
+        raise dg.Failure(
+            f"new files in {source.url} cannot be taken in: {one_line(error)}; what was judged is kept, run it to go on"
+        ) from error
     state, files = ledger.state(), ledger.files()
     metadata: dict[str, Any] = {
         "reused": not report.judged,
@@ -61,6 +63,12 @@ def incoming_interactions(context: dg.AssetExecutionContext, folders: Folders) -
         "files_judged_now": len(report.judged),
         "files_not_settled": len(settling) + len(report.changing),
     }
+    if report.unreadable:
+        metadata["files_not_readable"] = ", ".join(report.unreadable[:SHOWN])
+        context.log.warning(
+            f"{len(report.unreadable)} files in {source.url} may not be read (first: {report.unreadable[0]}); they are "
+            "taken in once their permissions let this process read them"
+        )
     if len(files):
         refused = files[files["refused"] != ""]
         accepted = files[files["entry"].isin(state.entries)]

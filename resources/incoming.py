@@ -16,7 +16,7 @@ from typing import Any
 import fsspec
 import pandas as pd
 
-from rarec.data.incoming import BAD_COLUMNS, no_rows, parse_incoming
+from rarec.data.incoming import FILE_ROWS, Parsed, parse_incoming
 from rarec.data.ledger import Judged, Kind, Ledger, Seen
 from rarec.data.spec import DatasetSpec
 from rarec.errors import InputError, one_line
@@ -79,16 +79,26 @@ def _seen(entry: Mapping[str, Any]) -> Seen | None:
     wanted = entry["type"] == "file" and not entry.get("islink") and not name.startswith((".", "_"))
     if not wanted or not name.isprintable() or Path(name).suffix.lower() not in KINDS:
         return None
-    stamp = next((entry[key] for key in STAMPS if entry.get(key) is not None), "")
-    return Seen(name, int(entry["size"]), str(stamp))
+    stamp = str(next((entry[key] for key in STAMPS if entry.get(key) is not None), ""))
+    if "mtime" in entry and "created" in entry:
+        # Of a local file, when its inode changed: whoever sets the other moment back cannot set this one.
+        stamp += f" {entry['created']}"
+    return Seen(name, int(entry["size"]), stamp)
 
 
 @dataclass
 class Report:
-    """What one ingestion did, as tables of the files that it recorded and the names of those left for the next one."""
+    """What one ingestion did, as tables of the files that it recorded and the names of those left for the next one.
+
+    Attributes:
+        judged: file, rows, bad_rows, verdict of each file recorded.
+        changing: names of files that were no longer as they were seen.
+        unreadable: names of files that may not be opened.
+    """
 
     judged: list[dict[str, Any]] = field(default_factory=list)
     changing: list[str] = field(default_factory=list)
+    unreadable: list[str] = field(default_factory=list)
 
     @property
     def table(self) -> pd.DataFrame:
@@ -101,8 +111,8 @@ def ingest(
 ) -> Report:
     """Judge each of the settled files and record it, batch by batch; another process that does the same is waited for.
 
-    A file that is no longer as it was seen is left for the next look. What was judged before the store goes away is
-    kept, and its error raised.
+    A file that is no longer as it was seen, or may not be opened, is left for the next look. What was judged before the
+    store goes away is kept, and its error raised.
     """
     report = Report()
     with _alone(ledger.folder) as scratch:
@@ -111,7 +121,11 @@ def ingest(
         batch: list[Judged] = []
         try:
             for seen in files:
-                judged = _judge(source, spec, seen, earlier.get(seen.name, {}), scratch)
+                try:
+                    judged = _judge(source, spec, seen, earlier.get(seen.name, {}), scratch)
+                except PermissionError:  # of one file, which the others need not wait for
+                    report.unreadable.append(seen.name)
+                    continue
                 if judged is None:
                     report.changing.append(seen.name)
                     continue
@@ -145,10 +159,9 @@ def _judge(
         return None
     sha256, beginnings = copied
     began_as = tuple(found for size, found in beginnings.items() if earlier[size] == found)
-    rows, bad, refused = no_rows(), pd.DataFrame(columns=BAD_COLUMNS), ""
+    parsed, refused = Parsed(FILE_ROWS.empty_table(), []), ""
     try:
         parsed = parse_incoming(copy, spec, time.time())
-        rows, bad = parsed.rows, parsed.bad
     except (OSError, MemoryError):  # of this machine, not of the file
         raise
     except InputError as error:
@@ -157,7 +170,7 @@ def _judge(
         refused = f"it cannot be read ({type(error).__name__}: {one_line(error)})"
     finally:
         copy.unlink(missing_ok=True)
-    return Judged(seen, KINDS[suffix], sha256, rows, bad, refused, began_as)
+    return Judged(seen, KINDS[suffix], sha256, parsed.rows, parsed.bad, refused, began_as)
 
 
 def _record(ledger: Ledger, batch: list[Judged], report: Report) -> None:

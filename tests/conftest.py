@@ -1,7 +1,9 @@
 import gc
 
+import fsspec
 import pytest
 import torch.distributed as dist
+from shaky_store import ShakyStore
 
 
 @pytest.fixture(scope="session")
@@ -11,3 +13,11 @@ def _process_group():
     if dist.is_initialized():
         gc.collect()
         dist.destroy_process_group()
+
+
+@pytest.fixture
+def shaky():
+    """The store behind `shaky://`, reachable and with nothing opened yet."""
+    store = type("Shaky", (ShakyStore,), {})
+    fsspec.register_implementation("shaky", store, clobber=True)
+    return store

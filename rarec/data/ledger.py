@@ -18,9 +18,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
-from rarec.data.incoming import BAD_COLUMNS, ROW_TYPES, Incoming, no_rows
+from rarec.data.incoming import ROW_TYPES, Incoming, no_rows
 
 Kind = Literal["csv", "parquet"]
 
@@ -62,8 +66,8 @@ class Judged:
         seen: the file.
         kind: how it was read.
         sha256: of its content.
-        rows: its good rows, columns `ROW_TYPES` without `entry`; none of a refused file.
-        bad: [line, reason, text] of its bad rows; none of a refused file.
+        rows: its good rows, schema `FILE_ROWS`; none of a refused file.
+        bad: (line, reason, text) of its bad rows; none of a refused file.
         refused: why the file as a whole is refused, else empty.
         began_as: sha256 of earlier contents under its name that its content begins with.
     """
@@ -71,8 +75,8 @@ class Judged:
     seen: Seen
     kind: Kind
     sha256: str
-    rows: pd.DataFrame
-    bad: pd.DataFrame
+    rows: pa.Table
+    bad: list[tuple[int, str, str]]
     refused: str = ""
     began_as: tuple[str, ...] = ()
 
@@ -152,10 +156,10 @@ class Ledger:
                 if is_new:
                     new.append(one)
                     if len(one.rows):
-                        rows.append(one.rows.assign(entry=number))
+                        numbers = pa.array(np.full(len(one.rows), number, np.int64))
+                        rows.append(one.rows.add_column(0, "entry", numbers))
                     database.executemany(
-                        "INSERT INTO bad_rows VALUES (?, ?, ?, ?)",
-                        [(number, *row) for row in one.bad[BAD_COLUMNS].itertuples(index=False, name=None)],
+                        "INSERT INTO bad_rows VALUES (?, ?, ?, ?)", [(number, *row) for row in one.bad]
                     )
                 database.execute(
                     "INSERT OR REPLACE INTO names VALUES (?, ?, ?, ?)",
@@ -167,10 +171,10 @@ class Ledger:
                         [(number, sha256, one.kind) for sha256 in one.began_as],
                     )
             if rows:
-                table = pd.concat(rows, ignore_index=True)[list(ROW_TYPES)]
+                table = pa.concat_tables(rows)
                 for start in range(0, len(table), PART_ROWS):
                     database.execute(
-                        "INSERT INTO parts (content) VALUES (?)", (_parquet(table[start : start + PART_ROWS]),)
+                        "INSERT INTO parts (content) VALUES (?)", (_parquet(table.slice(start, PART_ROWS)),)
                     )
         return new
 
@@ -251,14 +255,14 @@ def _transaction(database: sqlite3.Connection) -> Iterator[None]:
 
 def _entry(database: sqlite3.Connection, one: Judged, recorded: str) -> tuple[int, bool]:
     """Number of the entry of this content, and whether it was made now."""
-    times = one.rows["timestamp"][one.rows["timestamp"] >= 0]
-    first, last = (int(times.min()), int(times.max())) if len(times) else (None, None)
+    times = one.rows["timestamp"]
+    span = pc.min_max(times.filter(pc.greater_equal(times, 0))).as_py()
     cursor = database.execute(
         "INSERT OR IGNORE INTO entries (sha256, kind, file, bytes, refused, row_count, bad_rows, first, last, "
         "recorded) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
             *(one.sha256, one.kind, one.seen.name, one.seen.bytes, one.refused),
-            *(len(one.rows), len(one.bad), first, last, recorded),
+            *(len(one.rows), len(one.bad), span["min"], span["max"], recorded),
         ),
     )
     (number,) = database.execute(
@@ -267,7 +271,7 @@ def _entry(database: sqlite3.Connection, one: Judged, recorded: str) -> tuple[in
     return number, cursor.rowcount == 1
 
 
-def _parquet(rows: pd.DataFrame) -> bytes:
+def _parquet(rows: pa.Table) -> bytes:
     stream = io.BytesIO()
-    rows.to_parquet(stream, index=False, compression="zstd")
+    pq.write_table(rows, stream, compression="zstd")
     return stream.getvalue()

@@ -22,6 +22,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from drill_record import record_part
 from safetensors.torch import load_file
 from test_drills_cancel import TINY, wait_for
 
@@ -31,7 +32,6 @@ from rarec.training.processes import LAUNCH_ID
 from resources.artifacts import ArtifactStore, DamagedArtifact
 
 ROOT = Path(__file__).parents[2]
-RECORD = ROOT / "benchmarks" / "results" / "drills.md"
 pytestmark = pytest.mark.slow
 
 SEED = 4
@@ -278,8 +278,7 @@ def drill(tmp_path_factory):
 def record():
     rows, notes = [], []
     yield rows, notes
-    if os.environ.get("RAREC_DRILLS_RECORD"):
-        RECORD.write_text(_page(rows, notes))
+    record_part("Drills: what a training survives", _lines(rows, notes))
 
 
 def draw(asset, epochs, extra=()):
@@ -592,10 +591,8 @@ def test_ports_that_torchrun_likes_are_taken(drill, record):
     record[1].append("Ports 29400 and 29500 taken, and named by the environment: others are chosen, equal.")
 
 
-def _page(rows, notes):
-    lines = [
-        "# Drills: what a training survives",
-        "",
+def _lines(rows, notes):
+    return [
         "    RAREC_DRILLS_RECORD=1 python -m pytest -m slow tests/drills/test_drills_kill.py",
         "",
         "Two ranks on two CPU cores, a checkpoint every second step, the synthetic data set of the drills. Each",
@@ -612,6 +609,4 @@ def _page(rows, notes):
         ),
         "",
         *(f"- {note}" for note in notes),
-        "",
     ]
-    return "\n".join(lines)

@@ -1,20 +1,25 @@
 """New files: judged once each, whatever their names, and never before they are complete."""
 
+import os
+import threading
+import time
+
 import pandas as pd
 import pytest
+from fsspec.implementations.local import LocalFileSystem
 
 from rarec.data.ledger import Ledger
 from rarec.data.spec import builtin_specs
-from resources.incoming import IncomingFiles, ingest
+from resources.incoming import IncomingFiles, Report, ingest
 
 SPEC = builtin_specs()["ml-100k"]
 
 
 class Arrivals:
-    def __init__(self, folder):
+    def __init__(self, folder, store=""):
         self.folder = folder / "incoming"
         self.folder.mkdir()
-        self.source = IncomingFiles(str(self.folder))
+        self.source = IncomingFiles(f"{store}{self.folder}")
         self.ledger = Ledger(folder / "ledger")
 
     def drop(self, name, rows):
@@ -34,6 +39,11 @@ class Arrivals:
 @pytest.fixture
 def arrivals(tmp_path):
     return Arrivals(tmp_path)
+
+
+@pytest.fixture
+def remote(tmp_path, shaky):
+    return Arrivals(tmp_path, "shaky://")
 
 
 ROWS = [(str(user), "50", 4, 893_000_000 + user) for user in range(1, 11)]
@@ -96,3 +106,205 @@ def test_what_was_seen_and_has_changed_since_is_left_for_later(arrivals):
     report = ingest(arrivals.source, arrivals.ledger, SPEC, settled)
     assert report.changing == ["a.csv"]
     assert arrivals.rows() == []
+
+
+def test_a_name_with_other_content_is_another_file(arrivals):
+    arrivals.drop("a.csv", ROWS[:4])
+    arrivals.take_in()
+    arrivals.drop("a.csv", ROWS[4:])
+    arrivals.take_in()
+    assert arrivals.rows() == sorted(TOLD)
+    assert arrivals.ledger.files()["superseded_by"].isna().all()
+    version = arrivals.ledger.state().version
+    arrivals.drop("a.csv", ROWS[:4])  # as at first: nothing new
+    (judged,) = arrivals.take_in().judged
+    assert judged["verdict"] == "known already, under another name or from an earlier look"
+    assert arrivals.ledger.state().version == version
+
+
+def test_other_content_of_the_same_size_and_moment_is_noticed(arrivals):
+    arrivals.drop("a.csv", ROWS[:4])
+    os.utime(arrivals.folder / "a.csv", (1e9, 1e9))
+    arrivals.take_in()
+    arrivals.drop("a.csv", [(user, "51", rating, moment) for user, _, rating, moment in ROWS[:4]])
+    os.utime(arrivals.folder / "a.csv", (1e9, 1e9))
+    arrivals.take_in()
+    assert len(arrivals.rows()) == 8
+
+
+def test_a_file_cut_in_mid_row_is_made_good_when_it_grows(arrivals):
+    arrivals.drop("a.csv", ROWS)
+    whole = (arrivals.folder / "a.csv").read_bytes()
+    for size in (len(whole) - 3, len(whole)):  # a timestamp a thousandth of what is meant
+        (arrivals.folder / "a.csv").write_bytes(whole[:size])
+        arrivals.take_in()
+    assert arrivals.rows() == sorted(TOLD)
+    assert arrivals.ledger.files()["superseded_by"].tolist()[0] == 2
+
+
+def test_a_file_appended_to_again_and_again_counts_once(arrivals):
+    for count in (2, 5, 7, 10):
+        arrivals.drop("a.csv", ROWS[:count])
+        arrivals.take_in()
+    assert arrivals.rows() == sorted(TOLD)
+    assert [entry for entry in arrivals.ledger.files()["superseded_by"].tolist() if entry == entry] == [2, 3, 4]
+    fresh = Ledger(arrivals.ledger.folder.parent / "fresh")
+    ingest(arrivals.source, fresh, SPEC, arrivals.source.listing())
+    assert fresh.state().version == arrivals.ledger.state().version  # as if it had come whole
+
+
+def test_growing_into_a_refused_file_keeps_what_was_accepted(arrivals):
+    arrivals.drop("a.csv", ROWS[:4])
+    arrivals.take_in()
+    bad = [(user, "", rating, moment) for user, _, rating, moment in ROWS]
+    arrivals.drop("a.csv", ROWS[:4] + bad)
+    arrivals.take_in()
+    assert arrivals.rows() == sorted(TOLD[:4])
+    arrivals.drop("a.csv", ROWS[:4] + bad + ROWS[4:] * 3)
+    arrivals.take_in()
+    assert set(arrivals.rows()) == set(TOLD)
+    assert len(arrivals.rows()) == 4 + 6 * 3
+
+
+def test_a_longer_file_under_another_name_is_one_of_its_own(arrivals):
+    arrivals.drop("a.csv", ROWS[:6])
+    arrivals.drop("b.csv", ROWS)
+    arrivals.take_in()
+    assert arrivals.rows() == sorted(TOLD[:6] + TOLD)  # the repetitions go when the tables are made
+
+
+@pytest.mark.parametrize("moment", [1.0, 4e9], ids=["long ago", "in the future"])
+def test_the_store_clock_does_not_matter(arrivals, moment):
+    arrivals.drop("a.csv", ROWS)
+    os.utime(arrivals.folder / "a.csv", (moment, moment))
+    looks = [arrivals.ledger.look(arrivals.source.listing(), now, 60)[0] for now in (1000.0, 1059.0, 1061.0)]
+    assert [[file.name for file in files] for files in looks] == [[], [], ["a.csv"]]
+    ingest(arrivals.source, arrivals.ledger, SPEC, looks[2])
+    assert arrivals.rows() == sorted(TOLD)
+    assert arrivals.ledger.look(arrivals.source.listing(), 5e9, 60) == ([], [])
+
+
+def test_our_clock_set_back_lets_a_file_wait_anew_and_no_longer(arrivals):
+    arrivals.drop("a.csv", ROWS)
+    looks = [arrivals.ledger.look(arrivals.source.listing(), now, 60)[0] for now in (9000.0, 1000.0, 1059.0, 1061.0)]
+    assert [len(files) for files in looks] == [0, 0, 0, 1]
+
+
+def test_a_file_that_grows_is_judged_once_when_it_has_settled(arrivals):
+    judged, now = [], 1000.0
+    for count in range(1, len(ROWS) + 1):
+        arrivals.drop("a.csv", ROWS[:count])
+        for _ in range(2):
+            settled, settling = arrivals.ledger.look(arrivals.source.listing(), now, 60)
+            assert (settled, len(settling)) == ([], 1)
+            judged += ingest(arrivals.source, arrivals.ledger, SPEC, settled).judged
+            now += 30  # it grows once a minute: never as it was for so long
+    settled, _ = arrivals.ledger.look(arrivals.source.listing(), now, 60)
+    judged += ingest(arrivals.source, arrivals.ledger, SPEC, settled).judged
+    assert [(one["file"], one["rows"]) for one in judged] == [("a.csv", 10)]
+    assert arrivals.rows() == sorted(TOLD)
+
+
+def append(path):
+    with path.open("a") as file:
+        file.write("99,50,4,893000099\n")
+
+
+def set_back(path):
+    """Another row in place, of the same length, and the file's moment as before."""
+    moment = path.stat().st_mtime
+    path.write_bytes(path.read_bytes().replace(b"10,50,", b"11,50,"))
+    os.utime(path, (moment, moment))
+
+
+def cut(_):
+    """The transfer ends early and says nothing."""
+    return "cut"
+
+
+@pytest.mark.parametrize("change", [append, set_back, os.remove, cut])
+def test_a_file_that_changes_while_it_is_copied_is_left_for_later(remote, shaky, change):
+    remote.drop("a.csv", ROWS)
+    remote.drop("b.csv", ROWS[:1])
+    shaky.amid = staticmethod(lambda path: change(path) if path.name == "a.csv" else None)
+    report = remote.take_in()
+    assert report.changing == ["a.csv"]
+    assert [one["file"] for one in report.judged] == ["b.csv"]
+    shaky.amid = None
+    assert remote.rows() == sorted(TOLD[:1])
+    rest = {append: 12, set_back: 11, os.remove: 1, cut: 11}[change]
+    remote.take_in()
+    assert len(remote.rows()) == rest
+
+
+def test_what_was_judged_before_the_store_went_away_is_kept(remote, shaky):
+    for number, row in enumerate(ROWS):
+        remote.drop(f"{number}.csv", [row])
+    shaky.opens_left = 7
+    with pytest.raises(ConnectionError, match="the line is cut"):
+        remote.take_in()
+    assert remote.rows() == sorted(TOLD[:7])
+    with pytest.raises(ConnectionError):
+        remote.take_in()
+    shaky.away, shaky.opens_left = "", None
+    assert [one["file"] for one in remote.take_in().judged] == ["7.csv", "8.csv", "9.csv"]
+    assert remote.rows() == sorted(TOLD)
+    assert len(shaky.opened) == len(ROWS)
+
+
+def test_a_file_that_may_not_be_read_does_not_keep_the_others_waiting(remote, shaky):
+    for number, row in enumerate(ROWS):
+        remote.drop(f"{number}.csv", [row])
+    shaky.forbidden = ("4.csv",)
+    report = remote.take_in()
+    assert report.unreadable == ["4.csv"]
+    assert remote.rows() == sorted(TOLD[:4] + TOLD[5:])
+    shaky.forbidden = ()
+    assert [one["file"] for one in remote.take_in().judged] == ["4.csv"]
+    assert remote.rows() == sorted(TOLD)
+
+
+def test_two_ingestions_at_once_judge_each_file_once(arrivals):
+    for number in range(60):
+        arrivals.drop(f"{number:02}.csv", [(str(number + 1), "50", 4, 893_000_000)])
+    settled, _ = arrivals.ledger.look(arrivals.source.listing(), 0.0, 0.0)
+    reports: list[Report] = []
+
+    def work():
+        reports.append(ingest(arrivals.source, Ledger(arrivals.ledger.folder), SPEC, settled, batch_files=5))
+
+    threads = [threading.Thread(target=work) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(len(report.judged) for report in reports) == [0, 0, 60]
+    assert len(arrivals.rows()) == 60
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_ten_thousand_small_files(arrivals, kind, monkeypatch):
+    rows = []
+    for number in range(10_000):
+        mine = [(str(row + 1), str(number % 1682 + 1), 4, 890_000_000 + 10 * number + row) for row in range(5)]
+        rows += [(user, item, moment) for user, item, _, moment in mine]
+        if kind == "csv":
+            arrivals.drop(f"{number:05}.csv", mine)
+        else:
+            table = pd.DataFrame(mine, columns=["user_id", "item_id", "rating", "timestamp"])
+            table.to_parquet(arrivals.folder / f"{number:05}.parquet", index=False)
+    began, spent = time.monotonic(), time.process_time()
+    report = arrivals.take_in()
+    spent = time.process_time() - spent
+    print(f"{kind}: {time.monotonic() - began:.1f} s, {spent:.1f} s of them computing")
+    assert (report.table["verdict"] == "accepted").sum() == 10_000
+    assert arrivals.rows() == sorted(rows)
+    opened = []
+    monkeypatch.setattr(LocalFileSystem, "_open", lambda _, path, **options: opened.append(path))
+    began = time.process_time()
+    for _ in range(3):
+        assert arrivals.take_in().judged == []
+    assert (time.process_time() - began) / 3 < 2  # about 0.2 s
+    assert opened == []
+    assert spent < 60  # about 15 s; with a table of pandas a file it took 110

@@ -54,10 +54,26 @@ def read_delimited(
     make_column: MakeColumn,
     quarantine: Quarantine,
     block_size: int = BLOCK,
-    kept_lines: list[np.ndarray] | None = None,
-    allow_empty: bool = False,
 ) -> pd.DataFrame:
-    """Table of the file's readable rows, in file order.
+    """Table of the file's readable rows, in file order. Arguments and errors: `read_columns`; no rows are an error."""
+    columns = read_columns(path, layout, rename, required, make_column, quarantine, block_size)
+    table = pd.DataFrame({name: column.finish() for name, column in columns.items()})
+    if not len(table):
+        raise InputError(f"{path.name}: the file holds no rows; get a complete copy of it.")
+    return table
+
+
+def read_columns(
+    path: Path,
+    layout: Layout,
+    rename: Mapping[str, str],
+    required: tuple[str, ...],
+    make_column: MakeColumn,
+    quarantine: Quarantine,
+    block_size: int = BLOCK,
+    kept_lines: list[np.ndarray] | None = None,
+) -> dict[str, Column]:
+    """Columns of the file's readable rows, in file order, ready to be finished.
 
     Args:
         path: the file.
@@ -68,13 +84,11 @@ def read_delimited(
         quarantine: takes the unreadable rows.
         block_size: bytes parsed at a time.
         kept_lines: takes the line numbers of the readable rows, block by block.
-        allow_empty: a file without rows gives an empty table.
 
     Raises:
-        InputError: no rows (unless there may be none), a required column missing, UTF-8 where the layout says latin-1,
-            or more unreadable rows than allowed.
+        InputError: a required column missing, UTF-8 where the layout says latin-1, or too many unreadable rows.
     """
-    total = count_lines(path)
+    total, kept = count_lines(path), 0
     with path.open("rb") as stream:
         if stream.read(len(UTF8_MARK)) != UTF8_MARK:
             stream.seek(0)
@@ -104,6 +118,7 @@ def read_delimited(
                 column.keep(~bad if bad.any() else None)
             if kept_lines is not None:
                 kept_lines.append(line + lines[~bad])
+            kept += int((~bad).sum())
             line += _count(block)
             # Checked against the whole file at once, so that a wholly unreadable one is not hoarded line by line.
             quarantine.check(path.name, total)
@@ -113,11 +128,8 @@ def read_delimited(
             f"letters. Use the file as published, convert it (iconv -f UTF-8 -t LATIN1 {path.name}), or, for a recbole "
             "source, set its `encoding` to utf-8."
         )
-    table = pd.DataFrame({name: column.finish() for name, column in zip(names, columns, strict=True)})
-    quarantine.check(path.name, len(table) + quarantine.count(path.name))
-    if not len(table) and not allow_empty:
-        raise InputError(f"{path.name}: the file holds no rows; get a complete copy of it.")
-    return table
+    quarantine.check(path.name, kept + quarantine.count(path.name))
+    return dict(zip(names, columns, strict=True))
 
 
 def _our_names(
