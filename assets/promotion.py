@@ -32,11 +32,12 @@ from rarec.evaluation.window import Window, newest_window, unknown_shares
 from rarec.raserec.served import ServedRecommender
 from resources.artifacts import Artifact, ArtifactStore
 from resources.folders import Folders
-from resources.registry import Kind, Track, Version
+from resources.registry import Kind, ModelRegistry, Track, Version
 from resources.tracking import MODEL_NOT_LOGGED, MlflowTracking, TrackedRun
 
 CANDIDATE_VERSION = "1"
 EVIDENCE = "evidence.json"
+DESPITE = "despite_rollback"  # of the evidence: which rollback was known to the one who forced it
 
 
 class CandidateSettings(Rule):
@@ -97,11 +98,7 @@ def raserec_candidate(
             champion.open(store, dataset) if champion is not None and compared else None,
             "first" if champion is None else "same",
         )
-        proof |= {"version": version.number, "against": champion.number if champion else 0}
-        if proof["decision"] != "same":  # the champion keeps the figures of its promotion
-            registry.record(version, proof)
-        (folder / EVIDENCE).write_text(json.dumps(proof, indent=1))
-        return outcome_of(proof, version, champion)
+        return conclude(folder, registry, version, champion, proof, config.force)
 
     result, _ = materialise(
         context,
@@ -148,8 +145,15 @@ def promote_candidate(
             "force"
         )
     before = registry.champion()
+    moved = before is None or before.number != version.number
+    if moved and version.rolled_back and proof.get(DESPITE) != version.rolled_back:
+        favoured = f" in favour of version {version.rolled_back_to}" if version.rolled_back_to else ""
+        raise InputError(
+            f"version {version.number} of {registry.name} was rolled back on {version.rolled_back}{favoured}, so the "
+            f"champion stays: a new candidate is needed. To use this one all the same, run this again with force for "
+            f"{name}, or the job `rollback` for {dataset} with track: {track} and version: {version.number}"
+        )
     now = registry.promote(version)
-    moved = before is None or before.number != now.number
     metadata = {
         "version": now.number,
         "moved": moved,
@@ -160,8 +164,21 @@ def promote_candidate(
     return dg.MaterializeResult(metadata=metadata, data_version=dg.DataVersion(candidate.fingerprint))
 
 
-def outcome_of(proof: dict[str, Any], version: Version, champion: Version | None) -> Outcome:
-    """What a candidate tells: the decision, and both models' figures side by side."""
+def conclude(
+    folder: Path,
+    registry: ModelRegistry,
+    version: Version,
+    champion: Version | None,
+    proof: dict[str, Any],
+    force: bool,
+) -> Outcome:
+    """Keep the evidence in the artifact and the version's tags; the decision, and both models' figures side by side."""
+    proof |= {"version": version.number, "against": champion.number if champion else 0}
+    if force and version.rolled_back:
+        proof[DESPITE] = version.rolled_back
+    if proof["decision"] != "same":  # the champion keeps the figures of its promotion
+        registry.record(version, proof)
+    (folder / EVIDENCE).write_text(json.dumps(proof, indent=1))
     values = {
         **{name: proof[name] for name in ("decision", "reason", "version")},
         "champion": f"version {champion.number}" if champion else "none yet",

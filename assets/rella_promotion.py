@@ -12,7 +12,7 @@ import pydantic
 
 from assets.checks import artifact_check
 from assets.language import log_language_model
-from assets.promotion import EVIDENCE, judged, outcome_of, promote_candidate
+from assets.promotion import EVIDENCE, conclude, judged, promote_candidate
 from assets.raw import load_table
 from assets.stage import OWNER, Outcome, StageConfig, materialise, refuse_bad_input, resolve, takes, upstream
 from assets.training import RETRIES, cancellable, run_worker
@@ -109,11 +109,7 @@ def rella_candidate(
         pd.DataFrame({**about, **answers}).to_parquet(folder / ANSWERS, index=False)
         proof = _evidence(settings, table, samples.label[rows], answers, made_of, against, champion is None)
         version = registry.register(_logged_model(run, made_of), identities, "trained")
-        proof |= {"version": version.number, "against": champion.number if champion else 0}
-        if proof["decision"] != "same":  # the champion keeps the figures of its promotion
-            registry.record(version, proof)
-        (folder / EVIDENCE).write_text(json.dumps(proof, indent=1))
-        return outcome_of(proof, version, champion)
+        return conclude(folder, registry, version, champion, proof, config.force)
 
     result, _ = materialise(
         context,

@@ -110,7 +110,11 @@ class RollbackConfig(dg.Config):
     """Which champion is taken back, and in favour of which version."""
 
     track: str = Field(default="raserec", description="raserec or rella.")
-    version: int = Field(default=0, ge=0, description="The version to go back to; 0: the one that was replaced.")
+    version: int = Field(
+        default=0,
+        ge=0,
+        description="The version to go to, though it was rolled back before; 0: the one that was replaced.",
+    )
 
 
 @dg.op

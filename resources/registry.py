@@ -23,6 +23,7 @@ _KIND = "rarec.kind"
 _EVIDENCE = "rarec.evidence"
 _REPLACED = "rarec.replaced"
 _ROLLED_BACK = "rarec.rolled_back"
+_ROLLED_BACK_TO = "rarec.rolled_back_to"
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,8 @@ class Version:
         kind: trained as a whole, or another version with a refreshed memory, or with stage 2 trained anew on that.
         evidence: how it compared with the champion of then.
         replaced: number of the champion it took the place of.
-        rolled_back: whether it was champion and taken back.
+        rolled_back: when it was taken back as champion (ISO 8601); empty if it was not, or was promoted again since.
+        rolled_back_to: number of the version in favour of which.
     """
 
     model: str
@@ -45,7 +47,8 @@ class Version:
     kind: Kind
     evidence: dict[str, Any] = field(default_factory=dict)
     replaced: int | None = None
-    rolled_back: bool = False
+    rolled_back: str = ""
+    rolled_back_to: int | None = None
 
     @property
     def uri(self) -> str:
@@ -106,7 +109,7 @@ class ModelRegistry:
                 return version
         tags = {_ARTIFACTS: json.dumps(dict(artifacts), sort_keys=True), _KIND: kind}
         made = mlflow.register_model(model_uri, self.name, tags=tags)
-        return _version(self._client.get_model_version(self.name, made.version))
+        return self._get(int(made.version))
 
     def record(self, version: Version, evidence: Mapping[str, Any]) -> None:
         """Put the evidence into the version's tags."""
@@ -118,16 +121,16 @@ class ModelRegistry:
         if before is None or before.number != version.number:
             if before is not None:
                 self._tag(version, _REPLACED, str(before.number))
-            if version.rolled_back:
-                self._client.delete_model_version_tag(self.name, str(version.number), _ROLLED_BACK)
+            self._unmark(version)
             # Last, so that a champion always tells whom it replaced.
             self._client.set_registered_model_alias(self.name, CHAMPION, str(version.number))
-        return _version(self._client.get_model_version(self.name, str(version.number)))
+        return self._get(version.number)
 
     def roll_back(self, number: int | None = None) -> tuple[Version, Version]:
         """Take the champion back: the alias goes to the one it replaced, or to version ``number``.
 
-        A version once rolled back is passed over, so that repeated calls go ever further back.
+        A version once rolled back is passed over, so that repeated calls go ever further back. One that is named is
+        no longer held for rolled back; and where it had given way to the present champion, neither is that.
 
         Returns:
             The champion before and now.
@@ -151,9 +154,19 @@ class ModelRegistry:
             raise InputError(
                 f"{self.name} has no version {wanted}; the champion is version {before.number}, there are {listed}"
             )
-        self._tag(before, _ROLLED_BACK, datetime.now(UTC).isoformat(timespec="seconds"))
+        if not _gave_way(known, number, before.number):
+            self._tag(before, _ROLLED_BACK_TO, str(number))
+            self._tag(before, _ROLLED_BACK, datetime.now(UTC).isoformat(timespec="seconds"))
+        self._unmark(known[number])
         self._client.set_registered_model_alias(self.name, CHAMPION, str(number))
-        return before, known[number]
+        return before, self._get(number)
+
+    def _get(self, number: int) -> Version:
+        return _version(self._client.get_model_version(self.name, str(number)))
+
+    def _unmark(self, version: Version) -> None:
+        if version.rolled_back:
+            self._client.delete_model_version_tag(self.name, str(version.number), _ROLLED_BACK)
 
     def _tag(self, version: Version, key: str, value: str) -> None:
         self._client.set_model_version_tag(self.name, str(version.number), key, value)
@@ -168,5 +181,18 @@ def _version(found: "ModelVersion") -> Version:
         kind=cast(Kind, tags.get(_KIND, "trained")),
         evidence=json.loads(tags.get(_EVIDENCE, "{}")),
         replaced=int(tags[_REPLACED]) if _REPLACED in tags else None,
-        rolled_back=_ROLLED_BACK in tags,
+        rolled_back=tags.get(_ROLLED_BACK, ""),
+        rolled_back_to=int(tags[_ROLLED_BACK_TO]) if _ROLLED_BACK_TO in tags and _ROLLED_BACK in tags else None,
     )
+
+
+def _gave_way(known: Mapping[int, Version], number: int, to: int) -> bool:
+    """Whether the version was rolled back in favour of version ``to``, at once or step by step."""
+    passed: list[Version] = []
+    version = known.get(number)
+    while version is not None and version.rolled_back_to is not None and version not in passed:
+        if version.rolled_back_to == to:
+            return True
+        passed.append(version)
+        version = known.get(version.rolled_back_to)
+    return False

@@ -158,6 +158,40 @@ def test_new_events_are_measured_and_remembered(plant, refreshed):
     )  # nothing trained
 
 
+def test_what_was_rolled_back_is_promoted_again_only_by_force(plant, refreshed):
+    def roll_back(**config):
+        job = plant.defs.resolve_job_def("rollback")
+        config = {"ops": {"roll_back": {"config": config}}}
+        assert job.execute_in_process(instance=plant.instance, partition_key="own", run_config=config).success
+
+    def refresh(**config):
+        result = run(plant, "refresh", raserec_candidate={"source": "refreshed", "tolerance": 1.0, **config})
+        assert result.success != bool(failures(result))
+        return result
+
+    def assert_refused(result):
+        told = metadata(result)
+        assert told["raserec_candidate"]["reused"] is True
+        assert not {"raserec_champion", "recommendations"} & told.keys()
+        assert not failed_checks(result)  # the comparison is as good as it was
+        assert (
+            f"version 2 of rarec-own-raserec was rolled back on {registry(plant).versions()[1].rolled_back} in favour "
+            "of version 1, so the champion stays: a new candidate is needed" in failures(result)["raserec_champion"]
+        )
+        assert registry(plant).champion().number == 1
+
+    roll_back()
+    assert_refused(refresh())
+    forced = refresh(force=True)
+    assert metadata(forced)["raserec_champion"]["moved"] is True
+    champion = registry(plant).champion()
+    assert (champion.number, champion.replaced, champion.rolled_back) == (2, 1, "")
+    roll_back()
+    assert_refused(refresh())  # what was forced once is not forced for ever
+    roll_back(version=2)
+    assert registry(plant).champion() == champion
+
+
 def test_finetuned_on_the_refreshed_memory(plant, refreshed, grow):
     grow(0.95)
     result = run(
@@ -213,6 +247,18 @@ def test_taken_back_step_by_step_and_no_further(plant, refreshed):
         instance=plant.instance, partition_key="own", run_config=wrong, raise_on_error=False
     )
     assert failures(result)["roll_back"].startswith("track is rarec; it must be")
+
+
+def test_a_new_candidate_is_promoted_after_a_rollback(plant, refreshed, grow):
+    run_config = {"ops": {"roll_back": {"config": {"version": 1}}}}
+    job = plant.defs.resolve_job_def("rollback")
+    assert job.execute_in_process(instance=plant.instance, partition_key="own", run_config=run_config).success
+    grow(0.9)
+    result = run(plant, "refresh", raserec_candidate={"source": "refreshed", "tolerance": 1.0})
+    assert result.success, failures(result)
+    newest = registry(plant).versions()[-1]
+    assert newest.replaced == 1
+    assert registry(plant).champion() == newest
 
 
 def test_a_champion_whose_artifact_is_gone_is_told_with_the_way_back(plant, refreshed):

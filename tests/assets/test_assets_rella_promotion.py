@@ -256,6 +256,27 @@ def test_taken_back(plant, challenged):
     assert "rarec-own-rella has no version before the champion" in failures(result)["roll_back"]
 
 
+def test_what_was_rolled_back_is_promoted_again_only_by_force(plant, challenged):
+    job = plant.defs.resolve_job_def("rollback")
+    config = {"ops": {"roll_back": {"config": {"track": "rella", "version": 1}}}}
+    if registry(plant).champion().number == 2:
+        assert job.execute_in_process(instance=plant.instance, partition_key="own", run_config=config).success
+    refused = promote(plant)
+    assert metadata(refused)["rella_candidate"]["reused"] is True
+    assert not failed_checks(refused)
+    message = failures(refused)["rella_champion"]
+    when = registry(plant).versions()[1].rolled_back
+    assert message.startswith(f"version 2 of rarec-own-rella was rolled back on {when} in favour of version 1, so the ")
+    assert message.endswith("force for rella_candidate, or the job `rollback` for own with track: rella and version: 2")
+    assert registry(plant).champion().number == 1
+    forced = promote(plant, rella_candidate={"force": True})
+    assert forced.success, failures(forced)
+    champion = registry(plant).champion()
+    assert (champion.number, champion.replaced, champion.rolled_back) == (2, 1, "")
+    assert job.execute_in_process(instance=plant.instance, partition_key="own", run_config=config).success
+    assert "was rolled back on" in failures(promote(plant))["rella_champion"]  # forced once, not for ever
+
+
 def test_a_worse_candidate_is_stopped_and_the_champion_stays(plant, challenged, monkeypatch):
     before = registry(plant).champion()
     monkeypatch.setattr(Rule, "decide", lambda *_: ("worse", "planted"))
