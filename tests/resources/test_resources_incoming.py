@@ -5,6 +5,8 @@ import threading
 import time
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from fsspec.implementations.local import LocalFileSystem
 
@@ -292,8 +294,9 @@ def test_ten_thousand_small_files(arrivals, kind, monkeypatch):
         if kind == "csv":
             arrivals.drop(f"{number:05}.csv", mine)
         else:
-            table = pd.DataFrame(mine, columns=["user_id", "item_id", "rating", "timestamp"])
-            table.to_parquet(arrivals.folder / f"{number:05}.parquet", index=False)
+            columns = ["user_id", "item_id", "rating", "timestamp"]
+            table = pa.table(dict(zip(columns, zip(*mine, strict=True), strict=True)))
+            pq.write_table(table, arrivals.folder / f"{number:05}.parquet")
     began, spent = time.monotonic(), time.process_time()
     report = arrivals.take_in()
     spent = time.process_time() - spent
