@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install run ui test test-all test-deploy lint audit bench bench-gpu constraints clean-venv
+.PHONY: help install run compare ui test test-all test-deploy lint audit bench bench-gpu constraints clean-venv
 
 PYTHON ?= python3.11
 VENV := .venv
@@ -33,6 +33,9 @@ help:  ## this list
 
 run: $(STAMP)  ## materialise a data set and print its metric tables (DATASET, TRACK, CONFIG, NPROC, RAREC_DATA)
 	@$(BIN)/python -m pipelines.run --dataset '$(DATASET)' --track '$(TRACK)' --config "$$CONFIG"
+
+compare: $(STAMP)  ## MLflow runs side by side: a page and tables (RUNS="id id ...", beginnings of ids or names will do)
+	@$(BIN)/python -m pipelines.compare $(RUNS)
 
 ui: $(STAMP)  ## Dagster and MLflow pages on this machine, until Ctrl-C (DAGSTER_PORT, MLFLOW_PORT)
 	@$(BIN)/python -m pipelines.ui

@@ -89,7 +89,7 @@ def lora_checkpoint(
             output = folder / variant.name
             output.mkdir()
             job = {
-                **_job(inputs, folders, template),
+                **prompts_job(inputs, folders, template),
                 "settings": settings.model_dump(),
                 "seed": variant.seed,
                 "shots": str(inputs["mixed_reit_samples"].path / variant.name),
@@ -160,7 +160,7 @@ def ctr_predictions(
 
     def build(folder: Path, run: TrackedRun) -> Outcome:
         job = {
-            **_job(inputs, folders, template),
+            **prompts_job(inputs, folders, template),
             "settings": settings.model_dump(),
             "adapters": [{"name": variant.name, "folder": str(lora.path / variant.name)} for variant in variants],
             "output": str(folder),
@@ -208,7 +208,7 @@ def ctr_predictions(
     return result
 
 
-def _job(inputs: Mapping[str, Artifact], folders: Folders, template: Template) -> dict[str, Any]:
+def prompts_job(inputs: Mapping[str, Artifact], folders: Folders, template: Template) -> dict[str, Any]:
     """What both workers read."""
     return {
         **{name: str(inputs[name].path) for name in SOURCES},

@@ -1,6 +1,7 @@
 """The code location: assets, checks, jobs and resources, bound to the data sets that are declared."""
 
 from collections.abc import Mapping
+from datetime import timedelta
 from typing import Any
 
 import dagster as dg
@@ -18,6 +19,7 @@ from assets import (
     reports,
     semantic,
     sequences,
+    sweeps,
     text,
 )
 from assets.stage import make_settings
@@ -34,6 +36,11 @@ from resources.home import RarecHome
 from resources.launcher import TrainingLauncher
 from resources.tracking import MlflowTracking
 
+RELLA_GROUPS = ("text", "semantic", "index", "instruction", "language")
+# What is read every week, and by when Dagster's asset page tells that it is late.
+KEPT_FRESH = ("recommendations", "ranking_metrics", "ctr_metrics", "drift_report", "rella_drift_report")
+FRESH = dg.FreshnessPolicy.time_window(fail_window=timedelta(days=9), warn_window=timedelta(days=8))
+
 ASSET_MODULES = (
     raw,
     sequences,
@@ -48,6 +55,7 @@ ASSET_MODULES = (
     rella_promotion,
     drift,
     rella_drift,
+    sweeps,
 )
 CHECKS = [
     *raw.CHECKS,
@@ -70,7 +78,18 @@ STAGE_SETTINGS = {
     **rella_promotion.STAGE_SETTINGS,
     **drift.STAGE_SETTINGS,
     **rella_drift.STAGE_SETTINGS,
+    **sweeps.STAGE_SETTINGS,
 }
+
+
+def track_of(spec: dg.AssetSpec) -> str:
+    """raserec, rella or both: by which an asset is found in Dagster (`tag:track=rella`)."""
+    name, group = spec.key.to_user_string(), spec.group_name
+    if group == "raw" or name == "comparison_report":
+        return "both"
+    if group in RELLA_GROUPS or name.startswith(("rella_", "ctr_")):
+        return "rella"
+    return "raserec"
 
 
 def default_resources(home: RarecHome) -> dict[str, Any]:
@@ -117,7 +136,15 @@ def build_defs(home: RarecHome | None = None, resource_overrides: Mapping[str, A
         check_overrides(spec)
     partitions = dataset_partitions(specs)
     found = [a for a in dg.load_assets_from_modules(ASSET_MODULES) if isinstance(a, dg.AssetsDefinition)]
-    assets = dg.map_asset_specs(lambda spec: spec.replace_attributes(partitions_def=partitions), found)
+    training = {key for asset in found if asset.op.pool for key in asset.keys}
+    assets = dg.map_asset_specs(
+        lambda spec: spec.replace_attributes(
+            partitions_def=partitions,
+            tags={**spec.tags, "track": track_of(spec), "compute": "training" if spec.key in training else "light"},
+            freshness_policy=FRESH if spec.key.to_user_string() in KEPT_FRESH else None,
+        ),
+        found,
+    )
     jobs = asset_jobs(partitions)
     return dg.Definitions(
         assets=assets,

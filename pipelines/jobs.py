@@ -11,7 +11,8 @@ from resources.registry import TRACKS as MODELS
 from resources.tracking import MlflowTracking
 
 WINDOW_DAYS = 7  # of the data set's clock that a candidate is compared on, when it is trained for promotion
-OPERATIONS = "operations"
+OPERATIONS, SWEEPS = "operations", "sweeps"
+DEMO = "demo"
 
 TRACKS = {
     "raserec": dg.AssetSelection.groups("raw", "sequences", "recommender")
@@ -77,7 +78,7 @@ CASCADE: dict[str, tuple[str, dg.AssetSelection, dict[str, dict[str, Any]]]] = {
 
 
 def asset_jobs(partitions: dg.StaticPartitionsDefinition) -> list[Any]:
-    """One job a track, `everything` but operations, and the jobs of the cascade."""
+    """One job a track, `everything` but operations and sweeps, the same for the demo, the cascade, and the sweeps."""
     jobs = [
         dg.define_asset_job(
             track,
@@ -87,12 +88,32 @@ def asset_jobs(partitions: dg.StaticPartitionsDefinition) -> list[Any]:
         )
         for track, selection in TRACKS.items()
     ]
+    whole = dg.AssetSelection.all() - dg.AssetSelection.groups(OPERATIONS, SWEEPS)
     everything = dg.define_asset_job(
         "everything",
-        selection=dg.AssetSelection.all() - dg.AssetSelection.groups(OPERATIONS),
+        selection=whole,
         partitions_def=partitions,
-        description="Every asset of one data set but those that concern the model in use.",
+        description="Every asset of one data set but those that concern the model in use, and sweeps.",
     )
+    demo = dg.define_asset_job(
+        "demo",
+        selection=whole,
+        partitions_def=partitions,
+        tags={"dagster/partition": DEMO},  # without a choice of a data set it is this one
+        description="The same as `everything`, of the synthetic demo data set unless another is chosen. Minutes.",
+    )
+    sweeps = [
+        dg.define_asset_job(
+            name,
+            selection=dg.AssetSelection.assets(asset),
+            partitions_def=partitions,
+            description=f"Try settings against each other on validation figures: {what}.",
+        )
+        for name, asset, what in (
+            ("sweep", "raserec_sweep", "stage 2 with several K, alpha and beta"),
+            ("sweep_rella", "rella_sweep", "adapters with several numbers of shots and learning rates"),
+        )
+    ]
     cascade = [
         dg.define_asset_job(
             name,
@@ -103,7 +124,7 @@ def asset_jobs(partitions: dg.StaticPartitionsDefinition) -> list[Any]:
         )
         for name, (description, selection, config) in CASCADE.items()
     ]
-    return [*jobs, everything, *cascade]
+    return [*jobs, everything, demo, *cascade, *sweeps]
 
 
 class RollbackConfig(dg.Config):

@@ -24,6 +24,7 @@ from pydantic import Field
 from rarec.errors import InputError, one_line
 from resources.outbox import Outbox, Parcel
 from resources.registry import ModelRegistry, Track
+from resources.runs import RecordedRuns
 
 if TYPE_CHECKING:  # mlflow takes seconds to import, so it is imported when a run starts
     import pandas as pd
@@ -94,7 +95,7 @@ class MlflowTracking(dg.ConfigurableResource):
             "dagster.partition": partition,
             "rarec.fingerprint": fingerprint,
         }
-        page = f"{self.ui_url.rstrip('/')}/#/experiments/{experiment_id}/runs/"
+        page = self._page(experiment_id)
         outbox = Outbox(context.log, self.wait_s)
         tracked = TrackedRun(client, experiment_id, f"{asset} {partition} {fingerprint[:8]}", tags, page, outbox)
         try:
@@ -114,6 +115,14 @@ class MlflowTracking(dg.ConfigurableResource):
         """The registered versions of a data set's model; InputError if MLflow cannot be used."""
         self.check()
         return ModelRegistry(self._client(), track, dataset)
+
+    def runs(self) -> RecordedRuns:
+        """The runs recorded so far; InputError if MLflow cannot be used."""
+        experiment_id = self.check()
+        return RecordedRuns(self._client(), experiment_id, self._page(experiment_id))
+
+    def _page(self, experiment_id: str) -> str:
+        return f"{self.ui_url.rstrip('/')}/#/experiments/{experiment_id}/runs/"
 
     def _unusable(self, error: Exception) -> InputError:
         return InputError(

@@ -39,6 +39,7 @@ GROUPS = {
         "drift_report",
         "rella_drift_report",
     },
+    "sweeps": {"raserec_sweep", "rella_sweep"},
     "baselines": {"ctr_baselines", "ranking_baselines"},
     "reports": {"ctr_metrics", "ranking_metrics", "comparison_report"},
 }

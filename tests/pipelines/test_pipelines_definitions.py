@@ -179,6 +179,64 @@ def test_pods_are_asked_for_gpus_where_they_train(tmp_path, monkeypatch):
         build_defs(home.model_copy(update={"pod_gpus": 2}))
 
 
+def test_every_asset_tells_what_it_is_whose_and_of_which_track(tmp_path):
+    graph = build_defs(home_with(tmp_path)).resolve_asset_graph()
+    tracks = {}
+    for key in graph.materializable_asset_keys:
+        node = graph.get(key)
+        assert node.owners, key
+        assert node.kinds, key
+        assert (node.description or "").strip().endswith("."), key
+        assert node.group_name != "default", key
+        assert node.tags["compute"] in ("training", "light"), key
+        tracks.setdefault(node.tags["track"], set()).add(key.to_user_string())
+    assert tracks.keys() == {"raserec", "rella", "both"}
+    assert {"interactions", "comparison_report"} <= tracks["both"]
+    assert {"raserec_sweep", "ranking_metrics", "drift_report", "recommendations"} <= tracks["raserec"]
+    assert {"ctr_metrics", "rella_drift_report", "lora_checkpoint", "item_index"} <= tracks["rella"]
+    training = {
+        key.to_user_string() for key in graph.materializable_asset_keys if graph.get(key).tags["compute"] == "training"
+    }
+    assert {"raserec_pretrained", "rella_sweep", "ctr_predictions"} <= training
+    assert "interactions" not in training
+
+
+def test_what_is_read_every_week_tells_when_it_is_late(tmp_path):
+    defs = build_defs(home_with(tmp_path))
+    graph = defs.resolve_asset_graph()
+    fresh = {
+        key.to_user_string(): graph.get(key).freshness_policy
+        for key in graph.materializable_asset_keys
+        if graph.get(key).freshness_policy is not None
+    }
+    assert fresh.keys() == {"recommendations", "ranking_metrics", "ctr_metrics", "drift_report", "rella_drift_report"}
+    for policy in fresh.values():  # later than the weekly schedules
+        assert (policy.warn_window.to_timedelta().days, policy.fail_window.to_timedelta().days) == (8, 9)
+
+
+def test_the_jobs_that_an_engineer_expects(tmp_path):
+    defs = build_defs(home_with(tmp_path))
+    jobs = {job.name: job for job in defs.resolve_all_job_defs()}
+    expected = {
+        "demo",
+        "raserec",
+        "rella",
+        "everything",
+        "ingest",
+        "drift",
+        "drift_rella",
+        "refresh",
+        "finetune",
+        "pretrain",
+    }
+    expected |= {"tune", "promote", "promote_rella", "rollback", "clean", "sweep", "sweep_rella"}
+    assert {name for name in jobs if not name.startswith("__")} == expected
+    assert all(jobs[name].description for name in expected)
+    demo, everything = jobs["demo"], jobs["everything"]
+    assert demo.asset_layer.executable_asset_keys == everything.asset_layer.executable_asset_keys
+    assert demo.tags["dagster/partition"] == "demo"
+
+
 def test_training_steps_share_one_pool(tmp_path):
     """Two trainings at once would share the same cores or GPU."""
     defs = build_defs(home_with(tmp_path))

@@ -1,0 +1,272 @@
+"""Group `sweeps`: settings tried against each other on validation figures, each trial a nested run in MLflow."""
+
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import dagster as dg
+import pydantic
+
+from assets.language import SOURCES, VALIDATION_FIGURES, prompts_job
+from assets.recommender import VALIDATION_FIGURES as RANKING_FIGURES
+from assets.stage import (
+    OWNER,
+    Outcome,
+    StageConfig,
+    make_settings,
+    markdown_table,
+    materialise,
+    refuse_bad_input,
+    resolve,
+    takes,
+    upstream,
+)
+from assets.training import RETRIES, cancellable, train, training_outcome
+from rarec.config import Settings
+from rarec.data.ctr import CtrSamples
+from rarec.data.spec import DatasetSpec
+from rarec.raserec.settings import FinetuneSettings
+from rarec.rella.shots import draw_shots
+from rarec.rella.tuning import TuningSettings
+from rarec.sweep import Grid, leaderboard, trial_name
+from rarec.text.templates import find_template
+from rarec.training.fit import HISTORY
+from resources.artifacts import ArtifactStore
+from resources.folders import Folders
+from resources.launcher import TrainingLauncher
+from resources.tracking import MlflowTracking, TrackedRun
+
+S = TypeVar("S", bound=Settings)
+
+SWEEP_VERSION = "1"
+LEADERBOARD = "leaderboard.parquet"
+MODE = "mixed"
+
+
+class RaserecSweepSettings(Grid):
+    """What is tried of stage 2; all else is as in `raserec_finetuned` of the data set."""
+
+    memories: tuple[int, ...] = pydantic.Field(default=(10, 20, 50), description="Values of K.")
+    alpha: tuple[float, ...] = pydantic.Field(default=(0.3, 0.5, 0.7), description="Values of alpha.")
+    beta: tuple[float, ...] = pydantic.Field(default=(1.0,), description="Values of beta.")
+
+
+class RellaSweepSettings(Grid):
+    """What is tried of tuning; all else is as in `lora_checkpoint` of the data set."""
+
+    shots: tuple[Annotated[int, pydantic.Field(ge=1)], ...] = pydantic.Field(
+        default=(256, 1024, 8192), description="Numbers of training samples, each with both histories."
+    )
+    learning_rate: tuple[float, ...] = pydantic.Field(default=(1e-3,), description="Adam's highest learning rates.")
+    seed: int = pydantic.Field(default=42, ge=0, description="Seed of the draws and of every tuning.")
+
+
+@takes(RaserecSweepSettings)
+class RaserecSweepConfig(StageConfig):
+    """Run configuration of `raserec_sweep`."""
+
+
+@takes(RellaSweepSettings)
+class RellaSweepConfig(StageConfig):
+    """Run configuration of `rella_sweep`."""
+
+
+STAGE_SETTINGS: dict[str, type[Settings]] = {
+    "raserec_sweep": RaserecSweepSettings,
+    "rella_sweep": RellaSweepSettings,
+}
+
+
+@dg.asset(
+    deps=["user_sequences", "raserec_pretrained", "memory_bank"],
+    group_name="sweeps",
+    kinds={"pytorch", "deepspeed"},
+    owners=[OWNER],
+    code_version=SWEEP_VERSION,
+    pool="training",
+    retry_policy=RETRIES,
+)
+@cancellable
+@refuse_bad_input
+def raserec_sweep(
+    context: dg.AssetExecutionContext,
+    config: RaserecSweepConfig,
+    store: ArtifactStore,
+    tracking: MlflowTracking,
+    folders: Folders,
+    launcher: TrainingLauncher,
+) -> dg.MaterializeResult:
+    """Stage 2 with every combination of K, alpha and beta, ranked by validation NDCG@10."""
+    spec = folders.spec(context.partition_key)
+    grid = resolve(RaserecSweepSettings, config, spec, "raserec_sweep")
+    settings = _settings_of(FinetuneSettings, grid, spec, "raserec_finetuned")
+    inputs = upstream(context, store, "user_sequences", "raserec_pretrained", "memory_bank")
+    encoder = inputs["raserec_pretrained"]
+
+    def build(folder: Path, run: TrackedRun) -> Outcome:
+        def try_one(name: str, trial: Mapping[str, Any], output: Path, nested: TrackedRun) -> dict[str, Any]:
+            job = {
+                "settings": settings[name].model_dump(),
+                "sequences": str(inputs["user_sequences"].path),
+                "encoder": str(encoder.path),
+                "encoder_fingerprint": encoder.fingerprint,
+                "bank": str(inputs["memory_bank"].path),
+            }
+            return train(context, launcher, folders, nested, "rarec.raserec.finetune", job, output, name)
+
+        return _sweep(folder, run, grid, settings, try_one, RANKING_FIGURES, "NDCG@10", "raserec_finetuned")
+
+    result, _ = materialise(
+        context,
+        store,
+        tracking,
+        code_version=SWEEP_VERSION,
+        settings={**_identity(settings), **launcher.result_settings()},
+        inputs={**inputs, "encoder": encoder.fingerprint},
+        force=config.force,
+        build=build,
+        folders=folders,
+    )
+    return result
+
+
+@dg.asset(
+    deps=[*SOURCES, "semantic_item_vectors", "item_catalog", "user_profiles"],
+    group_name="sweeps",
+    kinds={"pytorch", "huggingface", "deepspeed"},
+    owners=[OWNER],
+    code_version=SWEEP_VERSION,
+    pool="training",
+    retry_policy=RETRIES,
+)
+@cancellable
+@refuse_bad_input
+def rella_sweep(
+    context: dg.AssetExecutionContext,
+    config: RellaSweepConfig,
+    store: ArtifactStore,
+    tracking: MlflowTracking,
+    folders: Folders,
+    launcher: TrainingLauncher,
+) -> dg.MaterializeResult:
+    """Adapters tuned on mixed samples with every number of shots and learning rate, ranked by validation AUC."""
+    spec = folders.spec(context.partition_key)
+    grid = resolve(RellaSweepSettings, config, spec, "rella_sweep")
+    settings = _settings_of(TuningSettings, grid, spec, "lora_checkpoint", without=("shots",))
+    template = find_template(spec.domain, spec.template)
+    inputs = upstream(context, store, *SOURCES, "semantic_item_vectors", "item_catalog", "user_profiles")
+
+    def build(folder: Path, run: TrackedRun) -> Outcome:
+        samples = CtrSamples.load(inputs["ctr_samples"].path)
+
+        def try_one(name: str, trial: Mapping[str, Any], output: Path, nested: TrackedRun) -> dict[str, Any]:
+            with tempfile.TemporaryDirectory(dir=folders.workdir("rella_sweep", run.fingerprint)) as place:
+                shots = Path(place) / "shots"
+                draw_shots(samples, trial["shots"], MODE, grid.seed).save(shots)
+                job = {
+                    **prompts_job(inputs, folders, template),
+                    "settings": settings[name].model_dump(),
+                    "seed": grid.seed,
+                    "shots": str(shots),
+                }
+                return train(context, launcher, folders, nested, "rarec.rella.tuning", job, output, name)
+
+        return _sweep(folder, run, grid, settings, try_one, VALIDATION_FIGURES, "AUC", "lora_checkpoint")
+
+    result, _ = materialise(
+        context,
+        store,
+        tracking,
+        code_version=SWEEP_VERSION,
+        settings={
+            **_identity(settings),
+            "seed": grid.seed,
+            **launcher.result_settings(),
+            "answers": [template.yes, template.no],
+        },
+        inputs={**inputs, "base": inputs["base_language_model"].fingerprint},
+        force=config.force,
+        build=build,
+        folders=folders,
+    )
+    return result
+
+
+def _settings_of(
+    kind: type[S], grid: Grid, spec: DatasetSpec, stage: str, without: tuple[str, ...] = ()
+) -> dict[str, S]:
+    """Each trial's settings by its name; all are refused, or none is begun.
+
+    Args:
+        without: what the stage itself does not set.
+    """
+    defaults = spec.overrides.get(stage, {})
+    return {
+        trial_name(trial): make_settings(
+            kind,
+            {**defaults, **{name: value for name, value in trial.items() if name not in without}},
+            f"trial {trial_name(trial)} of {stage} for {spec.name}",
+        )
+        for trial in grid.trials()
+    }
+
+
+def _identity(settings: Mapping[str, Settings]) -> dict[str, Any]:
+    return {"trials": {name: one.model_dump(mode="json") for name, one in settings.items()}}
+
+
+def _sweep(
+    folder: Path,
+    run: TrackedRun,
+    grid: Grid,
+    settings: Mapping[str, Settings],
+    try_one: Callable[[str, Mapping[str, Any], Path, TrackedRun], dict[str, Any]],
+    figures: tuple[str, ...],
+    choice: str,
+    stage: str,
+) -> Outcome:
+    """Train every trial in a nested run and rank them.
+
+    A trial that an attempt before this one has finished is not trained again: its checkpoint is at its end.
+    """
+    rows = []
+    for trial in grid.trials():
+        name = trial_name(trial)
+        output = folder / name
+        output.mkdir()
+        with run.nested(name, settings[name].model_dump() | trial) as nested:
+            summary = try_one(name, trial, output, nested)
+            one = training_outcome(nested, summary, figures, figures)
+            nested.log_metrics(one.metrics)
+        (output / HISTORY).rename(folder / f"{name}.json")
+        shutil.rmtree(output)  # what is asked for is the ranking, not the weights
+        rows.append({**trial, **{key: one.values[key] for key in _SHOWN}, **_validation(one, figures)})
+    table = leaderboard(rows, f"validation {choice}")
+    table.to_parquet(folder / LEADERBOARD, index=False)
+    run.log_table(table, "leaderboard.json")
+    first = table.iloc[0]
+    best = {name: first[name].item() for name in grid.lists()}
+    shown = {
+        "trials": len(table),
+        f"best validation {choice}": float(first[f"validation {choice}"]),
+        "best": trial_name(best),
+        "its settings": json.dumps(_as_config(best, stage)),
+    }
+    metrics = {f"best validation {choice}": float(first[f"validation {choice}"]), "trials": float(len(table))}
+    return Outcome(shown, {"leaderboard": markdown_table(table.round(5))}, metrics, {"table": LEADERBOARD})
+
+
+_SHOWN = ("epochs", "best_epoch", "seconds")
+
+
+def _validation(outcome: Outcome, figures: tuple[str, ...]) -> dict[str, float]:
+    return {f"validation {name}": outcome.values[f"validation {name}"] for name in figures}
+
+
+def _as_config(best: Mapping[str, Any], stage: str) -> dict[str, dict[str, Any]]:
+    """For the launchpad, CONFIG= of `make run`, or the data set's file."""
+    shots = {"mixed_reit_samples": {"shots": best["shots"]}} if "shots" in best else {}
+    return {**shots, stage: {name: value for name, value in best.items() if name != "shots"}}

@@ -1,0 +1,198 @@
+"""Recorded runs side by side: what was set, what came of it, from which data; as records and as one page."""
+
+import base64
+import io
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from matplotlib.figure import Figure as Drawn
+from matplotlib.ticker import MaxNLocator
+from PIL import Image
+from pydantic import Field
+
+from rarec.evaluation.page import ReportPaths, write_page
+from rarec.evaluation.plots import COLOURS, Drawing, Plot, finish
+from rarec.evaluation.records import Figure, Link, Record, Report, Text
+from rarec.evaluation.tables import UNDEFINED, Card, Table, number
+
+BEST = " *"  # behind the best figure of a row
+MORE_IS_BETTER = ("hr", "ndcg", "mrr", "auc", "acc", "recall", "samples_per_s", "tokens_per_s", "prompts_per_s")
+LESS_IS_BETTER = ("loss", "logloss", "seconds", "memory", "missed", "unknown")
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+DIGEST = 12  # characters of a data version shown
+
+
+class Curve(Record):
+    """The course of one metric."""
+
+    steps: tuple[int, ...]
+    values: tuple[Figure, ...]
+
+
+class ComparedRun(Record):
+    """One run as it was recorded."""
+
+    run_id: Text
+    name: Text
+    asset: Text
+    dataset: Text
+    status: Text
+    started: Text
+    seconds: Figure
+    fingerprint: Text
+    params: dict[Text, Text]
+    metrics: dict[Text, Figure]
+    inputs: dict[Text, Text] = Field(default={}, description="Data version of what it read, by name.")
+    curves: dict[Text, Curve] = Field(default={}, description="Of each metric.")
+    url: str = ""
+
+
+class RunComparison(Report):
+    """Two runs or more, the first of which the others are set against."""
+
+    runs: tuple[ComparedRun, ...]
+
+    @property
+    def letters(self) -> tuple[str, ...]:
+        """What each run is called in tables and plots."""
+        return tuple(LETTERS[: len(self.runs)])
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Plots that runs have logged: for each name, the PNG of each run that has it, by the run's place."""
+
+    found: dict[str, dict[int, bytes]] = field(default_factory=dict)
+
+
+def compare_runs(runs: Sequence[ComparedRun]) -> RunComparison:
+    """The report; at most as many runs as there are letters."""
+    inputs = {tuple(sorted(run.inputs.items())) for run in runs}
+    return RunComparison(
+        dataset=", ".join(dict.fromkeys(run.dataset for run in runs)),
+        data_version="the same inputs" if len(inputs) == 1 else "different inputs, see below",
+        seeds={
+            letter: int(run.params["seed"])
+            for letter, run in zip(LETTERS, runs, strict=False)
+            if run.params.get("seed", "").isdigit()
+        },
+        split_rule="each run's own, as recorded",
+        models=tuple(run.name for run in runs),
+        links=tuple(
+            Link(label=f"{letter}: {run.name}", url=run.url)
+            for letter, run in zip(LETTERS, runs, strict=False)
+            if run.url.startswith("http")
+        ),
+        runs=tuple(runs),
+    )
+
+
+def comparison_cards(report: RunComparison) -> list[Card]:
+    """One a run."""
+    return [
+        Card(
+            f"Run {letter}",
+            run.asset or run.name,
+            (run.name, f"{run.status}, {run.started}", f"{number(run.seconds, ',.0f')} s"),
+        )
+        for letter, run in zip(report.letters, report.runs, strict=True)
+    ]
+
+
+def comparison_tables(report: RunComparison) -> list[Table]:
+    """Settings that differ, figures, inputs, and settings that do not differ."""
+    settings = _rows([run.params for run in report.runs])
+    differ = [row for row in settings if len(set(row[1:])) > 1]
+    same = [row[:2] for row in settings if len(set(row[1:])) == 1]
+    inputs = [
+        (name, *(value[:DIGEST] for value in values), "same" if len(set(values)) == 1 else "differs")
+        for name, *values in _rows([run.inputs for run in report.runs])
+    ]
+    others = report.letters[1:]
+    where = " and ".join(f"{letter} = {run.name}" for letter, run in zip(report.letters, report.runs, strict=True))
+    figures = ("Figure", *report.letters, *(f"{letter} - A" for letter in others))
+    columns = len(report.runs) + 1
+    return [
+        Table("differ", "Settings that differ", where, ("Setting", *report.letters), tuple(differ), columns),
+        Table("figures", "Figures", where, figures, tuple(_figures([run.metrics for run in report.runs]))),
+        Table("inputs", "Inputs", where, ("Input", *report.letters, ""), tuple(inputs), columns + 1),
+        Table("same", "Settings in common", where, ("Setting", "Value"), tuple(same), 2),
+    ]
+
+
+def _rows(values: Sequence[Mapping[str, str]]) -> list[tuple[str, ...]]:
+    names = sorted({name for one in values for name in one})
+    return [(name, *(one.get(name, UNDEFINED) for one in values)) for name in names]
+
+
+def _figures(metrics: Sequence[Mapping[str, float]]) -> Iterator[tuple[str, ...]]:
+    for name in sorted({name for one in metrics for name in one}):
+        values = [one.get(name, math.nan) for one in metrics]
+        best = _best(name, values)
+        cells = [_short(value) + (BEST if best is not None and value == best else "") for value in values]
+        differences = [value - values[0] for value in values[1:]]
+        yield (name, *cells, *(UNDEFINED if math.isnan(d) else f"{d:+.4g}" for d in differences))
+
+
+def _best(name: str, values: Sequence[float]) -> float | None:
+    """The best of a metric's values; None where nobody can tell what is good, or all are alike."""
+    known = [value for value in values if not math.isnan(value)]
+    if len(known) < 2 or len(set(known)) == 1:
+        return None
+    words = name.lower().replace("@", "_").replace("/", "_").replace(" ", "_")
+    if any(sign in words for sign in LESS_IS_BETTER):
+        return min(known)
+    parts = words.split("_")
+    if any(sign in parts or (sign in words and "_per_" in sign) for sign in MORE_IS_BETTER):
+        return max(known)
+    return None
+
+
+def _short(value: float) -> str:
+    return number(value, ",.0f" if abs(value) >= 1000 and value == round(value) else ".5g")
+
+
+def curve_drawings(report: RunComparison) -> Iterator[Drawing]:
+    """Each metric that has a course, of all runs that have it."""
+    names = sorted({name for run in report.runs for name, curve in run.curves.items() if len(curve.steps) > 1})
+    for name in names:
+        figure = Drawn(figsize=(7, 3.2), layout="constrained")
+        axes = figure.subplots()
+        words = []
+        for place, (letter, run) in enumerate(zip(report.letters, report.runs, strict=True)):
+            curve = run.curves.get(name)
+            if curve is None or len(curve.steps) < 2:
+                continue
+            marker = "o" if len(curve.steps) < 30 else ""
+            colour = COLOURS[place % len(COLOURS)]
+            axes.plot(curve.steps, curve.values, color=colour, marker=marker, markersize=3, label=letter)
+            words.append(f"{letter} from {number(curve.values[0])} to {number(curve.values[-1])}")
+        axes.set_ylabel(name)
+        axes.set_xlabel("epoch or step, as recorded")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.legend(fontsize=8)
+        file = "course-" + "".join(c if c.isalnum() else "-" for c in name)
+        yield Drawing(file, "curves", name, f"Line chart. {'; '.join(words)}.", figure)
+
+
+def _picture_plots(report: RunComparison, pictures: Pictures) -> Iterator[Plot]:
+    for number_, (name, by_run) in enumerate(sorted(pictures.found.items())):
+        for place, png in sorted(by_run.items()):
+            letter = report.letters[place]
+            with Image.open(io.BytesIO(png)) as picture:
+                width, height = picture.size
+            data = base64.b64encode(png).decode()
+            svg = (
+                f'<svg viewBox="0 0 {width} {height}" xmlns="http://www.w3.org/2000/svg">'
+                f'<image href="data:image/png;base64,{data}" width="{width}" height="{height}"/></svg>'
+            )
+            title = f"{letter}: {name}"
+            yield Plot(f"{letter}-{number_}", "pictures", title, f"Logged by {report.runs[place].name}", png, svg)
+
+
+def write_comparison(report: RunComparison, pictures: Pictures, folder: Path) -> ReportPaths:
+    """Write `report.json`, `report.html` and the plots into ``folder``."""
+    plots = [*finish(report, curve_drawings), *_picture_plots(report, pictures)]
+    return write_page(folder, "runs.html", report, comparison_cards(report), comparison_tables(report), plots)

@@ -1,0 +1,41 @@
+"""Grids of settings: every combination of the values given, and how their trials are ranked."""
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+from pydantic import model_validator
+
+from rarec.config import Settings
+
+
+class Grid(Settings):
+    """Base of what a sweep tries: every field that is a tuple lists the values of one setting."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Grid":
+        for name, values in self.lists().items():
+            if not values or len(set(values)) < len(values):
+                raise ValueError(f"{name} = {list(values)} must name one or more, none of them twice")
+        return self
+
+    def lists(self) -> dict[str, tuple[Any, ...]]:
+        """The values of each setting that is varied."""
+        return {name: value for name in type(self).model_fields if isinstance(value := getattr(self, name), tuple)}
+
+    def trials(self) -> Iterator[dict[str, Any]]:
+        """Every combination, the last setting varying fastest."""
+        lists = self.lists()
+        for values in itertools.product(*lists.values()):
+            yield dict(zip(lists, values, strict=True))
+
+
+def trial_name(trial: Mapping[str, Any]) -> str:
+    """Its folder and its run: `memories-10-alpha-0.5`."""
+    return "-".join(f"{name}-{value}" for name, value in trial.items())
+
+
+def leaderboard(rows: Sequence[Mapping[str, Any]], choice: str) -> pd.DataFrame:
+    """The trials, the best figure of ``choice`` first; equal ones in the order in which they were tried."""
+    return pd.DataFrame(rows).sort_values(choice, ascending=False, kind="stable", ignore_index=True)

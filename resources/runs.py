@@ -1,0 +1,112 @@
+"""Runs that MLflow holds, read back to be compared."""
+
+import tempfile
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rarec.errors import InputError
+from rarec.evaluation.run_comparison import LETTERS, ComparedRun, Curve, Pictures
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+LISTED = 10  # newest runs that an error lists
+PAGE = 1000
+LEAST_PREFIX = 4  # characters of an id
+
+
+class RecordedRuns:
+    """The runs of one experiment."""
+
+    def __init__(self, client: "MlflowClient", experiment_id: str, page: str) -> None:
+        """``page``: address of a run's page but for its id."""
+        self._client = client
+        self._experiment_id = experiment_id
+        self._page = page
+
+    def find(self, wanted: Sequence[str]) -> list["Run"]:
+        """The runs with these ids, beginnings of ids, or names; of several with one name the newest.
+
+        Raises:
+            InputError: there are not two of them at least or too many, one is not found or not clear; lists the newest.
+        """
+        if not 2 <= len(wanted) <= len(LETTERS):
+            raise InputError(
+                f"name 2 to {len(LETTERS)} runs, by id, beginning of id or name: make compare "
+                f"RUNS='1a2b3c4d 5e6f7a8b'. {self._newest()}"
+            )
+        runs = self._all()
+        return [self._one(name, runs) for name in wanted]
+
+    def read(self, run: "Run") -> ComparedRun:
+        """All that is recorded of it but its files."""
+        info, data = run.info, run.data
+        ended = info.end_time or info.start_time
+        curves = {}
+        for name in data.metrics:
+            points = sorted(
+                self._client.get_metric_history(info.run_id, name), key=lambda one: (one.step, one.timestamp)
+            )
+            latest = {point.step: point.value for point in points}  # a step that was done again counts once
+            curves[name] = Curve(steps=tuple(latest), values=tuple(latest.values()))
+        return ComparedRun(
+            run_id=info.run_id,
+            name=info.run_name,
+            asset=data.tags.get("dagster.asset_key", ""),
+            dataset=data.tags.get("dagster.partition", ""),
+            status=info.status,
+            started=datetime.fromtimestamp(info.start_time / 1000, UTC).strftime("%Y-%m-%d %H:%M UTC"),
+            seconds=(ended - info.start_time) / 1000,
+            fingerprint=data.tags.get("rarec.fingerprint", ""),
+            params=dict(data.params),
+            metrics=dict(data.metrics),
+            inputs={one.dataset.name: one.dataset.digest for one in run.inputs.dataset_inputs},
+            curves=curves,
+            url=self._page + info.run_id,
+        )
+
+    def pictures(self, runs: Sequence["Run"]) -> Pictures:
+        """The PNG files that they logged, one folder deep."""
+        found: dict[str, dict[int, bytes]] = {}
+        for place, run in enumerate(runs):
+            files = self._client.list_artifacts(run.info.run_id)
+            for folder in [one for one in files if one.is_dir]:
+                files += self._client.list_artifacts(run.info.run_id, folder.path)
+            for file in files:
+                if not file.is_dir and file.path.endswith(".png"):
+                    with tempfile.TemporaryDirectory() as beside:
+                        copy = self._client.download_artifacts(run.info.run_id, file.path, beside)
+                        found.setdefault(file.path, {})[place] = Path(copy).read_bytes()
+        return Pictures(found)
+
+    def _one(self, wanted: str, runs: Sequence["Run"]) -> "Run":
+        named = [run for run in runs if wanted in (run.info.run_id, run.info.run_name)]
+        if named:
+            return named[0]
+        begun = [run for run in runs if len(wanted) >= LEAST_PREFIX and run.info.run_id.startswith(wanted)]
+        if len(begun) > 1:
+            raise InputError(f"{len(begun)} runs have an id that begins with {wanted}; write more of it")
+        if not begun:
+            raise InputError(f"MLflow knows no run {wanted!r}. {self._newest(runs)}")
+        return begun[0]
+
+    def _all(self) -> list["Run"]:
+        runs: list[Run] = []
+        token: str | None = None
+        while True:
+            found = self._client.search_runs(
+                [self._experiment_id], order_by=["attributes.start_time DESC"], max_results=PAGE, page_token=token
+            )
+            runs += found
+            token = found.token
+            if not token:
+                return runs
+
+    def _newest(self, runs: Sequence["Run"] | None = None) -> str:
+        shown = [
+            f"{run.info.run_id[:8]} {run.info.run_name}" for run in (self._all() if runs is None else runs)[:LISTED]
+        ]
+        return f"The newest: {'; '.join(shown)}" if shown else "There are no runs yet"
