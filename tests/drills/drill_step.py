@@ -54,6 +54,7 @@ def main():
                     "samples": getattr(event.materialization.metadata.get("samples"), "value", None),
                 }
                 for event in result.get_asset_materialization_events()
+                if "fingerprint" in event.materialization.metadata  # the ledger of new files is no artifact
             },
         }
     print(json.dumps(account), flush=True)
