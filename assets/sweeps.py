@@ -29,7 +29,7 @@ from rarec.config import Settings
 from rarec.data.ctr import CtrSamples
 from rarec.data.spec import DatasetSpec
 from rarec.raserec.settings import FinetuneSettings
-from rarec.rella.shots import draw_shots
+from rarec.rella.shots import Mode, draw_shots
 from rarec.rella.tuning import TuningSettings
 from rarec.sweep import Grid, leaderboard, trial_name
 from rarec.text.templates import find_template
@@ -43,7 +43,7 @@ S = TypeVar("S", bound=Settings)
 
 SWEEP_VERSION = "1"
 LEADERBOARD = "leaderboard.parquet"
-MODE = "mixed"
+MODE: Mode = "mixed"
 
 
 class RaserecSweepSettings(Grid):

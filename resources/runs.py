@@ -63,7 +63,7 @@ class RecordedRuns:
             fingerprint=data.tags.get("rarec.fingerprint", ""),
             params=dict(data.params),
             metrics=dict(data.metrics),
-            inputs={one.dataset.name: one.dataset.digest for one in run.inputs.dataset_inputs},
+            inputs={one.dataset.name: one.dataset.digest for one in (run.inputs.dataset_inputs if run.inputs else [])},
             curves=curves,
             url=self._page + info.run_id,
         )

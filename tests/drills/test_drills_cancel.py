@@ -160,7 +160,7 @@ class Dagster:
 
     def training(self):
         """The ranks, once both have worked for some seconds."""
-        ranks = [worker for worker in self.workers() if is_rank(worker) and sum(worker.cpu_times()[:2]) > 3]
+        ranks = [worker for worker in self.workers() if is_rank(worker, worked_s=3)]
         return ranks if len(ranks) == 2 else None
 
     def checkpoints(self, asset):
@@ -182,10 +182,14 @@ class Dagster:
             return False
 
 
-def is_rank(process):
-    """Whether it is a rank of a training, and not what started it."""
-    command = " ".join(process.cmdline())
-    return re.search(r"-m rarec\.(raserec|rella)\.", command) is not None and "rarec.training" not in command
+def is_rank(process, worked_s):
+    """Whether it is a rank of a training, and not what started it, that has used the processor for so long."""
+    try:
+        command, used = " ".join(process.cmdline()), sum(process.cpu_times()[:2])
+    except psutil.Error:  # one of the compiler's, say, which come and go while a rank starts
+        return False
+    trains = re.search(r"-m rarec\.(raserec|rella)\.", command) and "rarec.training" not in command
+    return bool(trains) and used > worked_s
 
 
 def step_of(worker):

@@ -46,7 +46,7 @@ def test_dagster_home_is_made_once_and_not_for_one_who_has_it(tmp_path, monkeypa
     [
         (
             {"track": "rasrec"},
-            "error: unknown TRACK 'rasrec' (did you mean 'raserec'?); known: drift, drift_rella, everything, finetune,",
+            "error: unknown TRACK 'rasrec' (did you mean 'raserec'?); known: demo, drift, drift_rella, everything,",
         ),
         ({"dataset": "ml-100"}, "error: Unknown data set 'ml-100' (did you mean 'ml-100k'?); known: amazon-beauty,"),
         ({"config": "{alpha: 1}"}, "error: CONFIG is not JSON: Expecting property name"),
