@@ -247,15 +247,15 @@ def _sweep(
     table = leaderboard(rows, f"validation {choice}")
     table.to_parquet(folder / LEADERBOARD, index=False)
     run.log_table(table, "leaderboard.json")
-    first = table.iloc[0]
-    best = {name: first[name].item() for name in grid.lists()}
+    best = {name: table[name].tolist()[0] for name in grid.lists()}  # not of a row, where all would be floats
+    figure = float(table[f"validation {choice}"].tolist()[0])
     shown = {
         "trials": len(table),
-        f"best validation {choice}": float(first[f"validation {choice}"]),
+        f"best validation {choice}": figure,
         "best": trial_name(best),
         "its settings": json.dumps(_as_config(best, stage)),
     }
-    metrics = {f"best validation {choice}": float(first[f"validation {choice}"]), "trials": float(len(table))}
+    metrics = {f"best validation {choice}": figure, "trials": float(len(table))}
     return Outcome(shown, {"leaderboard": markdown_table(table.round(5))}, metrics, {"table": LEADERBOARD})
 
 

@@ -68,6 +68,7 @@ def _prepare(dataset: str, track: str, config: str, home: RarecHome) -> tuple[An
     """The job and its run configuration; what can be refused is refused here, before anything is built."""
     from assets.stage import make_settings
     from pipelines.definitions import STAGE_SETTINGS, defs  # seconds to import, and DAGSTER_HOME is set now
+    from pipelines.jobs import CASCADE
     from rarec.data.spec import find_spec
     from resources.folders import known_specs
 
@@ -78,7 +79,9 @@ def _prepare(dataset: str, track: str, config: str, home: RarecHome) -> tuple[An
         raise InputError(f"unknown TRACK {track!r}{closest(track, jobs)}; known: {', '.join(sorted(jobs))}")
     spec = find_spec(dataset, known_specs(home.datasets))
     known = {key.to_user_string() for key in jobs[track].asset_layer.executable_asset_keys}
-    ops: dict[str, Any] = {}
+    # What is given here stands in place of the job's own configuration, which is therefore part of it.
+    own = CASCADE[track][2] if track in CASCADE else {}
+    ops: dict[str, Any] = {defs.resolve_assets_def(asset).op.name: {"config": dict(own[asset])} for asset in own}
     for asset, values in _parse(config).items():
         if asset not in known:
             it_has = ", ".join(sorted(known))

@@ -11,7 +11,8 @@ import pytest
 import yaml
 
 from pipelines import ui
-from pipelines.run import main, prepare_dagster_home
+from pipelines.jobs import CASCADE
+from pipelines.run import _prepare, main, prepare_dagster_home
 from resources.home import RarecHome
 
 ROOT = Path(__file__).parents[2]
@@ -39,6 +40,20 @@ def test_dagster_home_is_made_once_and_not_for_one_who_has_it(tmp_path, monkeypa
     monkeypatch.delenv("DAGSTER_HOME")
     prepare_dagster_home(home)
     assert settings.read_text() == "telemetry: {enabled: false}\n"
+
+
+@pytest.mark.parametrize("track", CASCADE)
+def test_a_job_keeps_its_own_configuration_beside_what_is_given(track, tmp_path):
+    """Else `make run TRACK=refresh` would compare the model trained last, not the refreshed one."""
+    home = RarecHome.from_environment({"RAREC_HOME": str(tmp_path)})
+    job, config = _prepare("demo", track, '{"incoming_interactions": {}}' if track == "ingest" else "{}", home)
+    assert job.name == track
+    for asset, settings in CASCADE[track][2].items():
+        assert config["ops"][asset]["config"] == settings
+    if track == "finetune":
+        _, config = _prepare("demo", track, '{"raserec_candidate": {"tolerance": 0.5}}', home)
+        assert config["ops"]["raserec_candidate"]["config"] == {"source": "finetuned", "tolerance": 0.5}
+        assert CASCADE[track][2]["raserec_candidate"] == {"source": "finetuned"}
 
 
 @pytest.mark.parametrize(
