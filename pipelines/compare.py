@@ -8,6 +8,8 @@ import typer
 from rarec.errors import InputError
 from resources.home import RarecHome
 
+NAME_WIDTH = 60  # validation/unmasked/pre-trained/NDCG_at_50
+
 
 def main(
     runs: Annotated[
@@ -32,7 +34,7 @@ def main(
     for letter, run in zip(report.letters, report.runs, strict=True):
         print(f"{letter} = {run.name} ({run.run_id[:8]}, {run.status.lower()})")
     shown = [table for table in comparison_tables(report) if table.section in ("differ", "figures") and table.rows]
-    print("\n" + as_text(shown))
+    print("\n" + as_text(shown, NAME_WIDTH))
     print(f"page:   {paths.html}")
 
 

@@ -74,11 +74,11 @@ def _markdown(text: str) -> str:
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
-def as_text(tables: Iterable[Table]) -> str:
-    """The tables as aligned plain text, for a terminal; long cells are cut off."""
+def as_text(tables: Iterable[Table], longest: int = TEXT_WIDTH) -> str:
+    """The tables as aligned plain text, for a terminal; cells of more than ``longest`` characters are cut off."""
     parts = []
     for table in tables:
-        lines = [tuple(cell[:TEXT_WIDTH] for cell in row) for row in (table.header, *table.rows)]
+        lines = [tuple(cell[:longest] for cell in row) for row in (table.header, *table.rows)]
         widths = [max(len(row[column]) for row in lines) for column in range(len(table.header))]
         formatted = [
             "  ".join(
