@@ -207,14 +207,13 @@ def materialise(
         """The new artifact, and what MLflow could not be told."""
         progress_log.info("%s", f"{asset}: building")
         with (
-            tracking.run(context, asset, partition, identity, dict(settings)) as run,
+            tracking.run(context, asset, partition, identity, code_version, dict(settings)) as run,
             store.write(
                 asset, partition, identity, inputs=versions, config=settings, code_version=code_version, replace=force
             ) as draft,
         ):
             for key, value in inputs.items():
-                if isinstance(value, Artifact):
-                    run.log_input(key, str(value.path), value.data_version)
+                run.log_input(key, str(value.path) if isinstance(value, Artifact) else key, versions[key])
             outcome = build(draft.path, run)
             run.log_metrics(outcome.metrics)
             draft.metadata.update(

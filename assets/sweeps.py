@@ -248,15 +248,17 @@ def _sweep(
     table.to_parquet(folder / LEADERBOARD, index=False)
     run.log_table(table, "leaderboard.json")
     best = {name: table[name].tolist()[0] for name in grid.lists()}  # not of a row, where all would be floats
+    config = _as_config(best, stage)
     figure = float(table[f"validation {choice}"].tolist()[0])
     shown = {
         "trials": len(table),
         f"best validation {choice}": figure,
         "best": trial_name(best),
-        "its settings": json.dumps(_as_config(best, stage)),
+        "its settings": json.dumps(config),
     }
+    markdown = {"leaderboard": markdown_table(table.round(5)), "for the data set's file": _as_toml(config)}
     metrics = {f"best validation {choice}": figure, "trials": float(len(table))}
-    return Outcome(shown, {"leaderboard": markdown_table(table.round(5))}, metrics, {"table": LEADERBOARD})
+    return Outcome(shown, markdown, metrics, {"table": LEADERBOARD})
 
 
 _SHOWN = ("epochs", "best_epoch", "seconds")
@@ -267,6 +269,15 @@ def _validation(outcome: Outcome, figures: tuple[str, ...]) -> dict[str, float]:
 
 
 def _as_config(best: Mapping[str, Any], stage: str) -> dict[str, dict[str, Any]]:
-    """For the launchpad, CONFIG= of `make run`, or the data set's file."""
+    """For the launchpad, or CONFIG= of `make run`."""
     shots = {"mixed_reit_samples": {"shots": best["shots"]}} if "shots" in best else {}
     return {**shots, stage: {name: value for name, value in best.items() if name != "shots"}}
+
+
+def _as_toml(config: Mapping[str, Mapping[str, float]]) -> str:
+    """The same as defaults of the data set, in a block of code."""
+    stages = (
+        "\n".join([f"[overrides.{stage}]", *(f"{name} = {json.dumps(value)}" for name, value in values.items())])
+        for stage, values in config.items()
+    )
+    return "```toml\n" + "\n\n".join(stages) + "\n```"

@@ -1,6 +1,8 @@
 """`make compare RUNS="..."`: runs that MLflow holds, side by side on one page and as tables in the terminal."""
 
+import re
 import warnings
+from dataclasses import replace
 from typing import Annotated
 
 import typer
@@ -8,7 +10,8 @@ import typer
 from rarec.errors import InputError
 from resources.home import RarecHome
 
-NAME_WIDTH = 60  # validation/unmasked/pre-trained/NDCG_at_50
+NAME_WIDTH = 60  # validation/unmasked/pre-trained/NDCG_at_10
+OTHER_LENGTHS = re.compile(r"(HR|NDCG|MRR)_at_(?!10$)")
 
 
 def main(
@@ -33,8 +36,10 @@ def main(
         raise SystemExit(f"error: {error}") from error
     for letter, run in zip(report.letters, report.runs, strict=True):
         print(f"{letter} = {run.name} ({run.run_id[:8]}, {run.status.lower()})")
-    shown = [table for table in comparison_tables(report) if table.section in ("differ", "figures") and table.rows]
-    print("\n" + as_text(shown, NAME_WIDTH))
+    tables = [table for table in comparison_tables(report) if table.section in ("differ", "figures")]
+    # Of the lengths of lists the terminal shows the usual one; all stand on the page.
+    short = [replace(one, rows=tuple(row for row in one.rows if not OTHER_LENGTHS.search(row[0]))) for one in tables]
+    print("\n" + as_text([table for table in short if table.rows], NAME_WIDTH))
     print(f"page:   {paths.html}")
 
 

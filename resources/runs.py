@@ -1,5 +1,6 @@
 """Runs that MLflow holds, read back to be compared."""
 
+import math
 import tempfile
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -13,9 +14,12 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
+FINGERPRINT, CODE_VERSION = "rarec.fingerprint", "rarec.code_version"  # tags of a run
+
 LISTED = 10  # newest runs that an error lists
 PAGE = 1000
 LEAST_PREFIX = 4  # characters of an id
+PASSING = ("eta_s",)  # metrics that tell nothing once the run has ended
 
 
 class RecordedRuns:
@@ -31,7 +35,8 @@ class RecordedRuns:
         """The runs with these ids, beginnings of ids, or names; of several with one name the newest.
 
         Raises:
-            InputError: there are not two of them at least or too many, one is not found or not clear; lists the newest.
+            InputError: there are not two of them at least or too many; one is not found, not clear or named twice. It
+                lists the newest.
         """
         if not 2 <= len(wanted) <= len(LETTERS):
             raise InputError(
@@ -39,14 +44,19 @@ class RecordedRuns:
                 f"RUNS='1a2b3c4d 5e6f7a8b'. {self._newest()}"
             )
         runs = self._all()
-        return [self._one(name, runs) for name in wanted]
+        found = [self._one(name, runs) for name in wanted]
+        ids = [run.info.run_id for run in found]
+        for name, run_id in zip(wanted, ids, strict=True):
+            if ids.count(run_id) > 1:
+                raise InputError(f"the run {name!r} is named twice; name runs that differ. {self._newest(runs)}")
+        return found
 
     def read(self, run: "Run") -> ComparedRun:
         """All that is recorded of it but its files."""
         info, data = run.info, run.data
-        ended = info.end_time or info.start_time
+        metrics = {name: value for name, value in data.metrics.items() if name not in PASSING}
         curves = {}
-        for name in data.metrics:
+        for name in metrics:
             points = sorted(
                 self._client.get_metric_history(info.run_id, name), key=lambda one: (one.step, one.timestamp)
             )
@@ -59,10 +69,11 @@ class RecordedRuns:
             dataset=data.tags.get("dagster.partition", ""),
             status=info.status,
             started=datetime.fromtimestamp(info.start_time / 1000, UTC).strftime("%Y-%m-%d %H:%M UTC"),
-            seconds=(ended - info.start_time) / 1000,
-            fingerprint=data.tags.get("rarec.fingerprint", ""),
+            seconds=(info.end_time - info.start_time) / 1000 if info.end_time else math.nan,
+            fingerprint=data.tags.get(FINGERPRINT, ""),
+            code_version=data.tags.get(CODE_VERSION, ""),
             params=dict(data.params),
-            metrics=dict(data.metrics),
+            metrics=metrics,
             inputs={one.dataset.name: one.dataset.digest for one in (run.inputs.dataset_inputs if run.inputs else [])},
             curves=curves,
             url=self._page + info.run_id,

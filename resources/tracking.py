@@ -24,12 +24,12 @@ from pydantic import Field
 from rarec.errors import InputError, one_line
 from resources.outbox import Outbox, Parcel
 from resources.registry import ModelRegistry, Track
-from resources.runs import RecordedRuns
+from resources.runs import CODE_VERSION, FINGERPRINT, RecordedRuns
 
 if TYPE_CHECKING:  # mlflow takes seconds to import, so it is imported when a run starts
     import pandas as pd
     from mlflow import MlflowClient
-    from mlflow.entities import LoggedModel, Metric
+    from mlflow.entities import DatasetInput, LoggedModel, Metric
 
 CHECK_TIMEOUT_S = 5.0
 # Metrics go out together: at most one request in so many seconds, and in so large a share of the time since the start,
@@ -80,7 +80,13 @@ class MlflowTracking(dg.ConfigurableResource):
 
     @contextmanager
     def run(
-        self, context: dg.AssetExecutionContext, asset: str, partition: str, fingerprint: str, params: Mapping[str, Any]
+        self,
+        context: dg.AssetExecutionContext,
+        asset: str,
+        partition: str,
+        fingerprint: str,
+        code_version: str,
+        params: Mapping[str, Any],
     ) -> Iterator["TrackedRun"]:
         """Record one materialisation; the run ends as FAILED on an exception and as KILLED on an interrupt.
 
@@ -93,7 +99,8 @@ class MlflowTracking(dg.ConfigurableResource):
             "dagster.run_id": context.run.run_id,
             "dagster.asset_key": asset,
             "dagster.partition": partition,
-            "rarec.fingerprint": fingerprint,
+            FINGERPRINT: fingerprint,
+            CODE_VERSION: code_version,
         }
         page = self._page(experiment_id)
         outbox = Outbox(context.log, self.wait_s)
@@ -187,6 +194,7 @@ class TrackedRun:
         self._page = page
         self._outbox = outbox
         self._metrics: list[Metric] = []
+        self._inputs: list[DatasetInput] = []
         self._opened = time.monotonic()
         self._send_metrics_at = -float("inf")
 
@@ -198,7 +206,7 @@ class TrackedRun:
     @property
     def fingerprint(self) -> str:
         """Of the artifact being made."""
-        return self._tags["rarec.fingerprint"]
+        return self._tags[FINGERPRINT]
 
     @property
     def lost(self) -> str:
@@ -221,11 +229,12 @@ class TrackedRun:
 
     @contextmanager
     def nested(self, name: str, params: Mapping[str, Any]) -> Iterator["TrackedRun"]:
-        """A run inside this one, which MLflow shows below it; it ends as this one would."""
+        """A run inside this one, which MLflow shows below it; it has the same inputs and ends as this one would."""
         tags = {**self._tags, "mlflow.parentRunId": self.run_id}
         inner = TrackedRun(self._client, self._experiment_id, f"{self._name} {name}", tags, self._page, self._outbox)
         self._send(f"nested run {name}", inner.create)
         with _recorded(inner, params):
+            inner._log_inputs(f"inputs of nested run {name}", self._inputs)
             yield inner
 
     def log_params(self, params: Mapping[str, Any]) -> None:
@@ -253,8 +262,7 @@ class TrackedRun:
             source_type="artifact store",
             source=json.dumps({"uri": source}),
         )
-        inputs = [DatasetInput(dataset, [InputTag("mlflow.data.context", "input")])]
-        self._send(f"input {name}", lambda: self._client.log_inputs(self.run_id, inputs))
+        self._log_inputs(f"input {name}", [DatasetInput(dataset, [InputTag("mlflow.data.context", "input")])])
 
     def log_table(self, table: "pd.DataFrame", file: str) -> None:
         """Log a table, which MLflow shows and compares between runs; `file` ends in .json."""
@@ -321,6 +329,12 @@ class TrackedRun:
         self._outbox.drain()
         self._outbox.withdraw(parcel)
         return uris[0] if uris else None
+
+    def _log_inputs(self, what: str, inputs: Sequence["DatasetInput"]) -> None:
+        if inputs:
+            self._inputs += inputs
+            told = list(inputs)  # what is sent later must not grow meanwhile
+            self._send(what, lambda: self._client.log_inputs(self.run_id, told))
 
     def close(self, status: str) -> None:
         """Send the metrics that are left and end the run."""

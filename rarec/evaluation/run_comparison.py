@@ -19,7 +19,7 @@ from rarec.evaluation.tables import UNDEFINED, Card, Table, number
 
 BEST = " *"  # behind the best figure of a row
 MORE_IS_BETTER = ("hr", "ndcg", "mrr", "auc", "acc", "recall", "samples_per_s", "tokens_per_s", "prompts_per_s")
-LESS_IS_BETTER = ("loss", "logloss", "seconds", "memory", "missed", "unknown")
+LESS_IS_BETTER = ("loss", "seconds", "memory", "missed", "unknown")
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 DIGEST = 12  # characters of a data version shown
 
@@ -42,6 +42,7 @@ class ComparedRun(Record):
     started: Text
     seconds: Figure
     fingerprint: Text
+    code_version: Text = Field(default="", description="Of the asset that made it.")
     params: dict[Text, Text]
     metrics: dict[Text, Figure]
     inputs: dict[Text, Text] = Field(default={}, description="Data version of what it read, by name.")
@@ -70,9 +71,10 @@ class Pictures:
 def compare_runs(runs: Sequence[ComparedRun]) -> RunComparison:
     """The report; at most as many runs as there are letters."""
     inputs = {tuple(sorted(run.inputs.items())) for run in runs}
+    alike = "the same for all" if len(inputs) == 1 else "not the same for all"
     return RunComparison(
         dataset=", ".join(dict.fromkeys(run.dataset for run in runs)),
-        data_version="the same inputs" if len(inputs) == 1 else "different inputs, see below",
+        data_version=alike if any(inputs) else "not recorded",
         seeds={
             letter: int(run.params["seed"])
             for letter, run in zip(LETTERS, runs, strict=False)
@@ -102,8 +104,9 @@ def comparison_cards(report: RunComparison) -> list[Card]:
 
 
 def comparison_tables(report: RunComparison) -> list[Table]:
-    """Settings that differ, figures, inputs, and settings that do not differ."""
-    settings = _rows([run.params for run in report.runs])
+    """Settings that differ, figures, last values of courses, inputs, and settings that do not differ."""
+    version = [{"code version": run.code_version} if run.code_version else {} for run in report.runs]
+    settings = _rows(version) + _rows([run.params for run in report.runs])
     differ = [row for row in settings if len(set(row[1:])) > 1]
     same = [row[:2] for row in settings if len(set(row[1:])) == 1]
     inputs = [
@@ -112,11 +115,15 @@ def comparison_tables(report: RunComparison) -> list[Table]:
     ]
     others = report.letters[1:]
     where = " and ".join(f"{letter} = {run.name}" for letter, run in zip(report.letters, report.runs, strict=True))
-    figures = ("Figure", *report.letters, *(f"{letter} - A" for letter in others))
+    header = (*report.letters, *(f"{letter} - A" for letter in others))
+    figures = list(_figures([run.metrics for run in report.runs]))
+    courses = set(_courses(report))
+    single, last = ([row for row in figures if (row[0] in courses) == of_course] for of_course in (False, True))
     columns = len(report.runs) + 1
     return [
         Table("differ", "Settings that differ", where, ("Setting", *report.letters), tuple(differ), columns),
-        Table("figures", "Figures", where, figures, tuple(_figures([run.metrics for run in report.runs]))),
+        Table("figures", "Figures", where, ("Figure", *header), tuple(single)),
+        Table("last", "Last values of the courses", where, ("Course", *header), tuple(last)),
         Table("inputs", "Inputs", where, ("Input", *report.letters, ""), tuple(inputs), columns + 1),
         Table("same", "Settings in common", where, ("Setting", "Value"), tuple(same), 2),
     ]
@@ -142,9 +149,9 @@ def _best(name: str, values: Sequence[float]) -> float | None:
     if len(known) < 2 or len(set(known)) == 1:
         return None
     words = name.lower().replace("@", "_").replace("/", "_").replace(" ", "_")
-    if any(sign in words for sign in LESS_IS_BETTER):
-        return min(known)
     parts = words.split("_")
+    if any(sign in words for sign in LESS_IS_BETTER) or "ece" in parts:
+        return min(known)
     if any(sign in parts or (sign in words and "_per_" in sign) for sign in MORE_IS_BETTER):
         return max(known)
     return None
@@ -154,10 +161,13 @@ def _short(value: float) -> str:
     return number(value, ",.0f" if abs(value) >= 1000 and value == round(value) else ".5g")
 
 
+def _courses(report: RunComparison) -> list[str]:
+    return sorted({name for run in report.runs for name, curve in run.curves.items() if len(curve.steps) > 1})
+
+
 def curve_drawings(report: RunComparison) -> Iterator[Drawing]:
     """Each metric that has a course, of all runs that have it."""
-    names = sorted({name for run in report.runs for name, curve in run.curves.items() if len(curve.steps) > 1})
-    for name in names:
+    for name in _courses(report):
         figure = Drawn(figsize=(7, 3.2), layout="constrained")
         axes = figure.subplots()
         words = []

@@ -1,6 +1,7 @@
 """Sweeps: every combination once, ranked by validation figures, nested in MLflow, gone on with after a failure."""
 
 import json
+import tomllib
 
 import dagster as dg
 import mlflow
@@ -64,11 +65,14 @@ def test_each_trial_is_a_nested_run_with_its_settings_and_figures(plant, swept):
         assert run.info.status == "FINISHED"
         assert run.data.params["epochs"] == "2"  # as of raserec_finetuned of this data set
         assert run.data.metrics["best_NDCG_at_10"] == pytest.approx(row["validation NDCG@10"].item())
+        inputs = {one.dataset.name for one in run.inputs.dataset_inputs}
+        assert inputs == {"user_sequences", "raserec_pretrained", "memory_bank", "encoder"}
 
 
 def test_the_best_settings_can_be_pasted_and_give_the_same_figure(plant, swept):
     told = metadata(swept)["raserec_sweep"]
     config = json.loads(told["its settings"])
+    assert tomllib.loads(told["for the data set's file"].strip("`").removeprefix("toml")) == {"overrides": config}
     result = plant.run(track="raserec", only=["raserec_finetuned"], **config)
     assert result.success, failures(result)
     assert metadata(result)["raserec_finetuned"]["validation NDCG@10"] == told["best validation NDCG@10"]
@@ -129,6 +133,7 @@ def test_shots_and_learning_rates(plant):
         "mixed_reit_samples": {"shots": int(table["shots"][0])},
         "lora_checkpoint": {"learning_rate": 1e-3},
     }
+    assert tomllib.loads(told["for the data set's file"].strip("`").removeprefix("toml")) == {"overrides": config}
     assert len(nested_runs(plant, result, "rella_sweep")) == 2
 
 

@@ -1,6 +1,7 @@
 """`make compare`: runs found by id, beginning or name, read from MLflow, written as a page."""
 
 import io
+import math
 
 import mlflow
 import pytest
@@ -40,7 +41,10 @@ def runs(home, recorded, tmp_path_factory):
         made.append(run.info.run_id)
         client.log_param(made[-1], "alpha", 0.5 + number / 10)
         for step in range(3):
-            client.log_batch(made[-1], metrics=[Metric("loss", 1.0 / (step + 1 + number), 1, step)])
+            metrics = [Metric("loss", 1.0 / (step + 1 + number), 1, step), Metric("eta_s", 3.0 - step, 1, step)]
+            client.log_batch(made[-1], metrics=metrics)
+        best = [Metric(f"best_NDCG_at_{length}", length / 100 + number / 10, 1, 0) for length in (5, 10)]
+        client.log_batch(made[-1], metrics=best)
         client.log_batch(made[-1], metrics=[Metric("loss", 0.25, 2, 2)])  # a step done again after a failure
         dataset = Dataset(name="memory_bank", digest="d" * 32, source_type="artifact store", source="{}")
         client.log_inputs(made[-1], [DatasetInput(dataset, [InputTag("mlflow.data.context", "input")])])
@@ -60,6 +64,8 @@ def test_what_is_not_found_or_not_clear_is_told_with_the_newest(recorded, runs, 
         recorded.find([runs[0], "nobody"])
     with pytest.raises(InputError, match=f"name 2 to 26 runs, .*RUNS='1a2b3c4d 5e6f7a8b'. {newest}"):
         recorded.find([runs[0]])
+    with pytest.raises(InputError, match=f"the run 'first' is named twice; name runs that differ. {newest}"):
+        recorded.find(["first", runs[1], runs[0]])
     monkeypatch.setattr("resources.runs.LEAST_PREFIX", 0)
     with pytest.raises(InputError, match="3 runs have an id that begins with ; write more of it"):
         recorded.find(["", runs[0]])
@@ -72,13 +78,26 @@ def test_the_page_is_written_and_the_tables_printed(home, runs, capsys, monkeypa
     out = capsys.readouterr().out
     assert f"A = first ({runs[0][:8]}, finished)" in out
     assert "alpha    0.5  0.6" in out
+    assert "best_NDCG_at_10  0.1  0.2 *   +0.1" in out
+    assert "best_NDCG_at_5" not in out  # on the page
     page = home.root / "comparisons" / f"{runs[0][:8]}-{runs[1][:8]}" / "report.html"
     assert f"page:   {page}" in out
     text = page.read_text()
     assert "A: plots/training.png" in text
     assert "B: plots/training.png" in text
     assert "memory_bank" in text
+    assert "best_NDCG_at_5" in text
+    assert "eta_s" not in text  # nothing is left to wait for
     assert "A from 1.0000 to 0.2500; B from 0.5000 to 0.2500" in text
+
+
+def test_a_run_in_progress_has_no_duration_yet(home, recorded):
+    client = mlflow.MlflowClient(home.tracking_uri)
+    experiment = client.get_experiment_by_name("rarec").experiment_id
+    run = client.create_run(experiment, tags={"rarec.code_version": "3", "rarec.fingerprint": "f" * 32}, start_time=1)
+    read = recorded.read(client.get_run(run.info.run_id))
+    assert math.isnan(read.seconds)
+    assert (read.code_version, read.fingerprint) == ("3", "f" * 32)
 
 
 def test_without_runs_one_line_says_how(home, runs, monkeypatch):

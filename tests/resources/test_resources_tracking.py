@@ -67,7 +67,7 @@ def materialize(tracking, use, params=None):
 
     @dg.asset(partitions_def=dg.StaticPartitionsDefinition(["demo"]))
     def ranking_metrics(context: dg.AssetExecutionContext, mlflow_tracking: MlflowTracking) -> dg.MaterializeResult:
-        arguments = (context, "ranking_metrics", "demo", "0123456789abcdef", params or {})
+        arguments = (context, "ranking_metrics", "demo", "0123456789abcdef", "3", params or {})
         with mlflow_tracking.run(*arguments) as run:
             seen["run"] = run
             use(run)
@@ -96,6 +96,7 @@ def test_run_links_dagster_and_mlflow_both_ways(tracking, folder, tmp_path):
     assert tags["dagster.asset_key"] == "ranking_metrics"
     assert tags["dagster.partition"] == "demo"
     assert tags["rarec.fingerprint"] == "0123456789abcdef"
+    assert tags["rarec.code_version"] == "3"
     assert recorded.info.run_name == "ranking_metrics demo 01234567"
     (materialization,) = result.asset_materializations_for_node("ranking_metrics")
     assert materialization.metadata["mlflow"].value == (
@@ -200,6 +201,7 @@ def assert_everything_arrived(uri, run_id):
         "FINISHED", {"mode": "mixed"}, {"AUC": 0.75}
     )  # fmt: skip
     assert nested.data.tags["dagster.asset_key"] == "ranking_metrics"
+    assert [entry.dataset.digest for entry in nested.inputs.dataset_inputs] == ["d" * 32]
 
 
 @pytest.mark.parametrize("back", ["in mid-run", "at the end"])
@@ -243,7 +245,7 @@ def test_what_never_arrives_is_told_and_the_asset_succeeds(tracking, tmp_path):
     (lost,) = (line for line in result.log_lines if line.startswith("Not recorded in MLflow run"))
     assert lost.split(": ", 1)[1] == (
         "model model, 4 metrics, 2 params, input interactions, table metrics_table.json, file page.html, nested run "
-        "mixed, 2 status FINISHED"
+        "mixed, inputs of nested run mixed, 2 status FINISHED"
     )
 
 

@@ -59,8 +59,35 @@ def test_inputs_tell_whether_runs_can_be_compared():
         ("bank", "b" * 12, "c" * 12, "differs"),
         ("encoder", "–", "e" * 12, "differs"),
     )
-    assert compare_runs([same, run(3)]).data_version == "the same inputs"
-    assert compare_runs([same, other]).data_version == "different inputs, see below"
+    assert compare_runs([same, run(3)]).data_version == "the same for all"
+    assert compare_runs([same, other]).data_version == "not the same for all"
+
+
+def test_inputs_that_nobody_recorded_are_not_called_the_same():
+    of_old = [run(number).model_copy(update={"inputs": {}}) for number in (1, 2)]
+    assert compare_runs(of_old).data_version == "not recorded"
+    assert tables(*of_old)["inputs"].rows == ()
+
+
+def test_another_code_version_counts_as_a_setting_that_differs():
+    old, new = (run(number).model_copy(update={"code_version": version}) for number, version in ((1, "2"), (2, "3")))
+    assert tables(old, new)["differ"].rows == (("code version", "2", "3"),)
+    assert tables(old, old)["same"].rows == (("code version", "2"), ("dim", "8"), ("seed", "42"))
+    assert tables(old, run(3))["differ"].rows == (("code version", "2", "–"),)
+
+
+def test_last_values_of_courses_stand_apart_from_the_figures_of_the_run():
+    course = Curve(steps=(1, 2), values=(0.5, 0.25))
+    one = run(1, metrics={"loss": 0.25, "best_AUC": 0.5}, curves={"loss": course})
+    other = run(2, metrics={"loss": 0.5, "best_AUC": 0.75, "test/recent/ECE": 0.1}, curves={})
+    found = tables(one, other)
+    assert found["figures"].rows == (("best_AUC", "0.5", "0.75 *", "+0.25"), ("test/recent/ECE", "–", "0.1", "–"))
+    assert found["last"].rows == (("loss", "0.25 *", "0.5", "+0.25"),)
+
+
+def test_of_calibration_errors_the_least_is_best():
+    found = tables(run(1, metrics={"test/recent/ECE": 0.2}), run(2, metrics={"test/recent/ECE": 0.1}))
+    assert found["figures"].rows == (("test/recent/ECE", "0.2", "0.1 *", "-0.1"),)
 
 
 def test_the_page_holds_everything_and_refers_to_nothing_outside(tmp_path):
@@ -90,4 +117,4 @@ def test_the_page_holds_everything_and_refers_to_nothing_outside(tmp_path):
 def test_as_many_runs_as_there_are_letters(letters):
     report = compare_runs([run(number % 10) for number in range(letters)])
     assert len(report.letters) == letters
-    assert len(comparison_tables(report)) == 4
+    assert len(comparison_tables(report)) == 5
