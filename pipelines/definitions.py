@@ -23,11 +23,11 @@ from assets import (
     text,
 )
 from assets.stage import make_settings
-from pipelines.jobs import asset_jobs, clean, rollback_job
+from pipelines.jobs import asset_jobs, clean, demo, rollback_job
 from pipelines.partitions import dataset_partitions
 from pipelines.pods import step_executor
 from pipelines.schedules import weekly_schedules
-from pipelines.sensors import follow_drift, incoming_sensor, notify_failure
+from pipelines.sensors import follow_drift, incoming_sensor, notify_failure, start_demo
 from rarec.data.spec import DatasetSpec
 from rarec.errors import InputError
 from resources.artifacts import ArtifactStore
@@ -146,13 +146,15 @@ def build_defs(home: RarecHome | None = None, resource_overrides: Mapping[str, A
         found,
     )
     jobs = asset_jobs(partitions)
+    by_name = {job.name: job for job in jobs}
     return dg.Definitions(
         assets=assets,
         asset_checks=CHECKS,
-        jobs=[*jobs, rollback_job(partitions), clean],
+        jobs=[*jobs, rollback_job(partitions), demo, clean],
         sensors=[
             follow_drift(jobs),
-            incoming_sensor(next(job for job in jobs if job.name == "ingest"), sorted(specs), home.incoming_interval_s),
+            incoming_sensor(by_name["ingest"], sorted(specs), home.incoming_interval_s),
+            start_demo(demo, by_name["everything"]),
             notify_failure(home),
         ],
         schedules=weekly_schedules(home, specs),

@@ -4,6 +4,8 @@ from collections.abc import Iterable
 
 import dagster as dg
 
+DEMO = "demo"
+
 
 def dataset_partitions(names: Iterable[str]) -> dg.StaticPartitionsDefinition:
     """One partition a data set, in alphabetical order."""

@@ -1,4 +1,4 @@
-"""Sensors: what happens of itself. All but the one that tells of failures are off until somebody turns them on."""
+"""Sensors: what happens of itself. But for failures and the job `demo` they are off until somebody turns them on."""
 
 import hashlib
 import time
@@ -8,6 +8,7 @@ from typing import Any
 import dagster as dg
 import requests
 
+from pipelines.partitions import DEMO
 from rarec.data.ledger import Seen
 from rarec.errors import one_line
 from resources.folders import Folders
@@ -16,6 +17,7 @@ from resources.home import RarecHome
 REPORTS = ("drift_report", "rella_drift_report")
 FOLLOWED = ("refresh", "finetune", "pretrain", "tune")
 INTERVAL_S = 60
+DEMO_INTERVAL_S = 5  # somebody waits
 WEBHOOK_TIMEOUT_S = 10
 MESSAGE_LENGTH = 2000
 MOST_REPORTS = 200  # looked at in one tick; the others wait for the next
@@ -64,6 +66,25 @@ def follow_drift(jobs: Sequence[Any]) -> dg.SensorDefinition:
         return dg.SensorResult(run_requests=requests, cursor=cursor)
 
     return follow_drift
+
+
+def start_demo(demo: dg.JobDefinition, everything: Any) -> dg.SensorDefinition:
+    """The sensor that runs ``everything`` of the demo data set after each run of the job ``demo``."""
+
+    @dg.run_status_sensor(
+        run_status=dg.DagsterRunStatus.SUCCESS,
+        name="start_demo",
+        monitored_jobs=[demo],
+        request_job=everything,
+        minimum_interval_seconds=DEMO_INTERVAL_S,
+        default_status=dg.DefaultSensorStatus.RUNNING,
+        description="Runs `everything` of the demo data set when somebody has launched the job `demo`.",
+    )
+    def start_demo(context: dg.RunStatusSensorContext) -> dg.RunRequest:
+        asked_by = context.dagster_run.run_id
+        return dg.RunRequest(run_key=asked_by, partition_key=DEMO, tags={"rarec/reason": f"job demo, run {asked_by}"})
+
+    return start_demo
 
 
 def notify_failure(home: RarecHome) -> dg.SensorDefinition:

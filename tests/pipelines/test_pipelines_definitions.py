@@ -233,9 +233,24 @@ def test_the_jobs_that_an_engineer_expects(tmp_path):
     expected |= {"tune", "promote", "promote_rella", "rollback", "clean", "sweep", "sweep_rella"}
     assert {name for name in jobs if not name.startswith("__")} == expected
     assert all(jobs[name].description for name in expected)
-    demo, everything = jobs["demo"], jobs["everything"]
-    assert demo.asset_layer.executable_asset_keys == everything.asset_layer.executable_asset_keys
-    assert demo.tags["dagster/partition"] == "demo"
+
+
+def test_the_demo_asks_for_no_choice(tmp_path):
+    defs = build_defs(home_with(tmp_path))
+    with dg.DagsterInstance.ephemeral() as instance:
+        # As the page launches it: without a partition, without configuration.
+        launched = defs.resolve_job_def("demo").execute_in_process(instance=instance)
+        (sensor,) = (one for one in defs.sensors if one.name == "start_demo")
+        assert sensor.default_status == dg.DefaultSensorStatus.RUNNING
+        assert sensor.job_name == "everything"
+        context = dg.build_run_status_sensor_context(
+            sensor_name="start_demo",
+            dagster_instance=instance,
+            dagster_run=launched.dagster_run,
+            dagster_event=launched.get_run_success_event(),
+        )
+        request = sensor(context)
+    assert (request.partition_key, request.run_key) == ("demo", launched.run_id)
 
 
 def test_training_steps_share_one_pool(tmp_path):
