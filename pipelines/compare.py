@@ -38,7 +38,11 @@ def main(
         print(f"{letter} = {run.name} ({run.run_id[:8]}, {run.status.lower()})")
     tables = [table for table in comparison_tables(report) if table.section in ("differ", "figures")]
     # Of the lengths of lists the terminal shows the usual one; all stand on the page.
-    short = [replace(one, rows=tuple(row for row in one.rows if not OTHER_LENGTHS.search(row[0]))) for one in tables]
+    runs_named = ", ".join(report.letters)
+    short = [
+        replace(one, where=runs_named, rows=tuple(row for row in one.rows if not OTHER_LENGTHS.search(row[0])))
+        for one in tables
+    ]
     print("\n" + as_text([table for table in short if table.rows], NAME_WIDTH))
     print(f"page:   {paths.html}")
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 from matplotlib.figure import Figure as Drawn
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
@@ -22,6 +23,8 @@ MORE_IS_BETTER = ("hr", "ndcg", "mrr", "auc", "acc", "recall", "samples_per_s", 
 LESS_IS_BETTER = ("loss", "seconds", "memory", "missed", "unknown")
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 DIGEST = 12  # characters of a data version shown
+DIFFERS = "differs"
+WIDTHS = (4.0, 1.2)  # of the first and the last run's line, so that none hides another of the same course
 
 
 class Curve(Record):
@@ -70,11 +73,9 @@ class Pictures:
 
 def compare_runs(runs: Sequence[ComparedRun]) -> RunComparison:
     """The report; at most as many runs as there are letters."""
-    inputs = {tuple(sorted(run.inputs.items())) for run in runs}
-    alike = "the same for all" if len(inputs) == 1 else "not the same for all"
     return RunComparison(
         dataset=", ".join(dict.fromkeys(run.dataset for run in runs)),
-        data_version=alike if any(inputs) else "not recorded",
+        data_version=_data_version([run.inputs for run in runs]),
         seeds={
             letter: int(run.params["seed"])
             for letter, run in zip(LETTERS, runs, strict=False)
@@ -91,6 +92,22 @@ def compare_runs(runs: Sequence[ComparedRun]) -> RunComparison:
     )
 
 
+def _data_version(inputs: Sequence[Mapping[str, str]]) -> str:
+    """Whether the runs had the same data, as far as they read the same inputs."""
+    if not any(inputs):
+        return "not recorded"
+    if not set.intersection(*(set(one) for one in inputs)):
+        return "no input in common"
+    return "not the same for all" if DIFFERS in {_verdict(row[1:]) for row in _rows(inputs)} else "the same for all"
+
+
+def _verdict(versions: Sequence[str]) -> str:
+    known = [version for version in versions if version != UNDEFINED]
+    if len(set(known)) > 1:
+        return DIFFERS
+    return "same" if len(known) == len(versions) else "not read by all"
+
+
 def comparison_cards(report: RunComparison) -> list[Card]:
     """One a run."""
     return [
@@ -105,12 +122,12 @@ def comparison_cards(report: RunComparison) -> list[Card]:
 
 def comparison_tables(report: RunComparison) -> list[Table]:
     """Settings that differ, figures, last values of courses, inputs, and settings that do not differ."""
-    version = [{"code version": run.code_version} if run.code_version else {} for run in report.runs]
+    version = [{"code": f"{run.asset} {run.code_version}"} if run.code_version else {} for run in report.runs]
     settings = _rows(version) + _rows([run.params for run in report.runs])
     differ = [row for row in settings if len(set(row[1:])) > 1]
     same = [row[:2] for row in settings if len(set(row[1:])) == 1]
     inputs = [
-        (name, *(value[:DIGEST] for value in values), "same" if len(set(values)) == 1 else "differs")
+        (name, *(value[:DIGEST] for value in values), _verdict(values))
         for name, *values in _rows([run.inputs for run in report.runs])
     ]
     others = report.letters[1:]
@@ -140,7 +157,7 @@ def _figures(metrics: Sequence[Mapping[str, float]]) -> Iterator[tuple[str, ...]
         best = _best(name, values)
         cells = [_short(value) + (BEST if best is not None and value == best else "") for value in values]
         differences = [value - values[0] for value in values[1:]]
-        yield (name, *cells, *(UNDEFINED if math.isnan(d) else f"{d:+.4g}" for d in differences))
+        yield (name, *cells, *(number(d, "+,.0f" if abs(d) >= 1000 else "+.4g") for d in differences))
 
 
 def _best(name: str, values: Sequence[float]) -> float | None:
@@ -158,7 +175,7 @@ def _best(name: str, values: Sequence[float]) -> float | None:
 
 
 def _short(value: float) -> str:
-    return number(value, ",.0f" if abs(value) >= 1000 and value == round(value) else ".5g")
+    return number(value, ",.0f" if abs(value) >= 1000 else ".5g")
 
 
 def _courses(report: RunComparison) -> list[str]:
@@ -170,6 +187,7 @@ def curve_drawings(report: RunComparison) -> Iterator[Drawing]:
     for name in _courses(report):
         figure = Drawn(figsize=(7, 3.2), layout="constrained")
         axes = figure.subplots()
+        widths = np.linspace(*WIDTHS, len(report.runs))
         words = []
         for place, (letter, run) in enumerate(zip(report.letters, report.runs, strict=True)):
             curve = run.curves.get(name)
@@ -177,7 +195,8 @@ def curve_drawings(report: RunComparison) -> Iterator[Drawing]:
                 continue
             marker = "o" if len(curve.steps) < 30 else ""
             colour = COLOURS[place % len(COLOURS)]
-            axes.plot(curve.steps, curve.values, color=colour, marker=marker, markersize=3, label=letter)
+            thick = {"linewidth": widths[place], "markersize": widths[place] + 2}
+            axes.plot(curve.steps, curve.values, color=colour, marker=marker, label=letter, **thick)
             words.append(f"{letter} from {number(curve.values[0])} to {number(curve.values[-1])}")
         axes.set_ylabel(name)
         axes.set_xlabel("epoch or step, as recorded")

@@ -77,6 +77,7 @@ def test_the_page_is_written_and_the_tables_printed(home, runs, capsys, monkeypa
     compare.main([runs[0], runs[1]])
     out = capsys.readouterr().out
     assert f"A = first ({runs[0][:8]}, finished)" in out
+    assert "Settings that differ: A, B\n" in out
     assert "alpha    0.5  0.6" in out
     assert "best_NDCG_at_10  0.1  0.2 *   +0.1" in out
     assert "best_NDCG_at_5" not in out  # on the page

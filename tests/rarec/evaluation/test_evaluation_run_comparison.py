@@ -57,10 +57,13 @@ def test_inputs_tell_whether_runs_can_be_compared():
     assert tables(same, run(3))["inputs"].rows == (("bank", "b" * 12, "b" * 12, "same"),)
     assert tables(same, other)["inputs"].rows == (
         ("bank", "b" * 12, "c" * 12, "differs"),
-        ("encoder", "–", "e" * 12, "differs"),
+        ("encoder", "–", "e" * 12, "not read by all"),
     )
     assert compare_runs([same, run(3)]).data_version == "the same for all"
     assert compare_runs([same, other]).data_version == "not the same for all"
+    more = run(4, inputs={"bank": "b" * 32, "items": "i" * 32})
+    assert compare_runs([same, more]).data_version == "the same for all"  # as far as both read it
+    assert compare_runs([same, run(5, inputs={"items": "i" * 32})]).data_version == "no input in common"
 
 
 def test_inputs_that_nobody_recorded_are_not_called_the_same():
@@ -71,9 +74,9 @@ def test_inputs_that_nobody_recorded_are_not_called_the_same():
 
 def test_another_code_version_counts_as_a_setting_that_differs():
     old, new = (run(number).model_copy(update={"code_version": version}) for number, version in ((1, "2"), (2, "3")))
-    assert tables(old, new)["differ"].rows == (("code version", "2", "3"),)
-    assert tables(old, old)["same"].rows == (("code version", "2"), ("dim", "8"), ("seed", "42"))
-    assert tables(old, run(3))["differ"].rows == (("code version", "2", "–"),)
+    assert tables(old, new)["differ"].rows == (("code", "raserec_finetuned 2", "raserec_finetuned 3"),)
+    assert tables(old, old)["same"].rows == (("code", "raserec_finetuned 2"), ("dim", "8"), ("seed", "42"))
+    assert tables(old, run(3))["differ"].rows == (("code", "raserec_finetuned 2", "–"),)
 
 
 def test_last_values_of_courses_stand_apart_from_the_figures_of_the_run():
@@ -83,6 +86,11 @@ def test_last_values_of_courses_stand_apart_from_the_figures_of_the_run():
     found = tables(one, other)
     assert found["figures"].rows == (("best_AUC", "0.5", "0.75 *", "+0.25"), ("test/recent/ECE", "–", "0.1", "–"))
     assert found["last"].rows == (("loss", "0.25 *", "0.5", "+0.25"),)
+
+
+def test_large_figures_and_their_differences_are_written_out():
+    found = tables(run(1, metrics={"samples_per_s": 40881.7}), run(2, metrics={"samples_per_s": 23077.5}))
+    assert found["figures"].rows == (("samples_per_s", "40,882 *", "23,078", "-17,804"),)
 
 
 def test_of_calibration_errors_the_least_is_best():
