@@ -33,6 +33,15 @@ REFINETUNE_VERSION = "1"
 DRIFT_VERSION = "1"
 
 
+# For Dagster's automation sensor: once a change of the content of what is measured, whoever brought it.
+ON_CHANGE = (
+    dg.AutomationCondition.any_deps_match(dg.AutomationCondition.data_version_changed()).since_last_handled()
+    & ~dg.AutomationCondition.any_deps_missing()
+    & ~dg.AutomationCondition.any_deps_in_progress()
+    & ~dg.AutomationCondition.in_progress()
+)
+
+
 @takes(DriftRule)
 class DriftConfig(StageConfig):
     """Run configuration of `drift_report`."""
@@ -171,11 +180,12 @@ def refreshed_finetuned(
 
 
 @dg.asset(
-    deps=["interactions"],
+    deps=["interactions", "raserec_champion"],
     group_name="operations",
     kinds={"html"},
     owners=[OWNER],
     code_version=DRIFT_VERSION,
+    automation_condition=ON_CHANGE,
 )
 @refuse_bad_input
 def drift_report(

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pydantic
 
+from assets.drift import ON_CHANGE
 from assets.raw import load_counts, load_table
 from assets.rella_promotion import ask_model, unknown_to
 from assets.reports import links_to, log_report
@@ -49,11 +50,12 @@ STAGE_SETTINGS: dict[str, type[Settings]] = {"rella_drift_report": RellaDriftSet
 
 
 @dg.asset(
-    deps=["interactions"],
+    deps=["interactions", "rella_champion"],
     group_name="operations",
     kinds={"html"},
     owners=[OWNER],
     code_version=DRIFT_VERSION,
+    automation_condition=ON_CHANGE,
     pool="training",
     retry_policy=RETRIES,
 )
