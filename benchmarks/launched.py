@@ -86,7 +86,7 @@ def _train(home: Path, work: Path, job: dict[str, Any]) -> None:
 
     @dg.asset(partitions_def=dg.StaticPartitionsDefinition([DATA_SET]))
     def pretrained(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
-        with tracking.run(context, "pretrained", DATA_SET, work.name, {}) as run:
+        with tracking.run(context, "pretrained", DATA_SET, work.name, "1", {}) as run:
             launcher.launch(context, "rarec.raserec.pretrain", job, work, training_progress(run))
         return dg.MaterializeResult()
 
