@@ -11,6 +11,7 @@ import yaml
 from deploy_stack import DOCKER, IMAGE, LISTENS, ROOT, SERVICES, SETTINGS, compose, interpolated
 
 from pipelines.definitions import build_defs
+from rarec.training.engine_settings import EngineSettings
 from resources.home import RarecHome
 
 pytestmark = pytest.mark.deploy
@@ -61,6 +62,7 @@ def test_passwords_have_no_default_and_ports_are_published_on_loopback_only():
         with pytest.raises(ValueError, match=missing):
             compose({name: value for name, value in SETTINGS.items() if name != missing})
     assert interpolated("$$a ${B:-c}$D", {"D": "d"}) == "$a cd"
+    assert interpolated("${A:-b:${C:-d}}/${C:-d}", {"C": "e"}) == "b:e/e"
     services = compose(SETTINGS)["services"]
     assert set(services) == {"postgres", *SERVICES}
     for name, service in services.items():
@@ -87,6 +89,28 @@ def test_the_example_of_settings_names_every_variable_that_compose_reads():
     assert read - {"AWS_SESSION_TOKEN"} == listed
     filled = re.findall(r"^([A-Z_]+)=(.+)$", (DOCKER / ".env.example").read_text(), re.MULTILINE)
     assert filled == []
+
+
+def test_every_setting_of_rarec_reaches_the_code_location_or_makes_no_sense_there():
+    """The image sets RAREC_HOME; several machines need a network of their own, pods Kubernetes."""
+    senseless = {"RAREC_HOME", "RAREC_POD_GPUS", "RAREC_HOSTFILE", "RAREC_REMOTE_SHELL", "RAREC_RENDEZVOUS"}
+    senseless |= {"RAREC_NODES", "RAREC_WORKER_ENVIRONMENT"}
+    known = set(re.findall(r"\bRAREC_[A-Z_]+\b", (ROOT / "resources" / "home.py").read_text()))
+    known |= {f"RAREC_{name.upper()}" for name in EngineSettings.model_fields}
+    passed = {name for name in compose(SETTINGS)["services"]["code"]["environment"] if name.startswith("RAREC_")}
+    assert not passed & senseless
+    assert passed | senseless == known
+
+
+def test_links_point_to_the_published_ports_or_to_what_is_set():
+    def home(**settings):
+        given = compose({**SETTINGS, **settings})["services"]["code"]["environment"]
+        return RarecHome.from_environment({name: value for name, value in given.items() if value is not None})
+
+    default = home(DAGSTER_PORT="3333", MLFLOW_PORT="5555")
+    assert (default.dagster_ui, default.mlflow_ui) == ("http://127.0.0.1:3333", "http://127.0.0.1:5555")
+    behind = home(DAGSTER_PORT="3333", DAGSTER_UI_URL="https://a.example", MLFLOW_UI_URL="https://b.example/")
+    assert (behind.dagster_ui, behind.mlflow_ui) == ("https://a.example", "https://b.example")
 
 
 def test_kubernetes_runs_the_pinned_dagster_with_gpus_a_step():
