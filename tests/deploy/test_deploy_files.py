@@ -113,6 +113,13 @@ def test_links_point_to_the_published_ports_or_to_what_is_set():
     assert (behind.dagster_ui, behind.mlflow_ui) == ("https://a.example", "https://b.example")
 
 
+def test_documented_one_off_containers_start_no_other_service():
+    """On upgrade these would refuse the old schemas, on backup write meanwhile."""
+    commands = re.findall(r"docker compose run [^\n`]*", (ROOT / "docs" / "deployment.md").read_text())
+    assert len(commands) >= 4
+    assert [one for one in commands if "--no-deps" not in one.split()] == []
+
+
 def test_kubernetes_runs_the_pinned_dagster_with_gpus_a_step():
     values = yaml.safe_load((DOCKER / "kubernetes" / "values.yaml").read_text())
     pins = (ROOT / "requirements" / "constraints.txt").read_text()
