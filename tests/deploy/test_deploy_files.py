@@ -1,6 +1,7 @@
 """The files of docker/, judged by the published rules and by each other."""
 
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -118,6 +119,35 @@ def test_documented_one_off_containers_start_no_other_service():
     commands = re.findall(r"docker compose run [^\n`]*", (ROOT / "docs" / "deployment.md").read_text())
     assert len(commands) >= 4
     assert [one for one in commands if "--no-deps" not in one.split()] == []
+
+
+def test_documented_backup_of_rarec_brings_back_ledgers_and_data_sets(tmp_path):
+    docs = (ROOT / "docs" / "deployment.md").read_text()
+    there, back = tmp_path / "there", tmp_path / "back"
+    home, restored = (RarecHome.from_environment({"RAREC_HOME": str(folder)}) for folder in (there, back))
+    kept = [Path(one.ledgers) / "ml-100k" / "ledger.sqlite" for one in (home, restored)]
+    declared = [one.datasets / "shop.toml" for one in (home, restored)]
+    stored = [Path(one.artifacts) / "raserec_finetuned" / "work" / "model" for one in (home, restored)]
+    lost = [one.work / "run" / "checkpoint" for one in (home, restored)]
+    cached = [one.cache / "copy" for one in (home, restored)]
+    for file, _ in (kept, declared, stored, lost, cached):
+        file.parent.mkdir(parents=True)
+        file.write_text(file.name)
+    back.mkdir()
+    for around in (
+        "docker compose run --rm --no-deps -T --entrypoint tar code",
+        "kubectl exec (?:-i )?deploy/POD -- tar",
+    ):
+        save, load = re.findall(rf"^{around} (.* [<>] rarec\.tgz)", docs, re.MULTILINE)
+        for arguments, folder in ((save, there), (load, back)):
+            assert "-C /var/lib/rarec " in arguments
+            command = f"tar {arguments.replace('/var/lib/rarec', str(folder))}"
+            subprocess.run(command, shell=True, check=True, cwd=tmp_path)
+        for before, after in (kept, declared, stored):
+            assert after.read_text() == before.read_text()
+        assert not [after for _, after in (lost, cached) if after.exists()]
+        shutil.rmtree(back)
+        back.mkdir()
 
 
 def test_kubernetes_runs_the_pinned_dagster_with_gpus_a_step():
