@@ -72,6 +72,19 @@ def test_a_file_that_grew_adds_only_what_is_new(arrivals):
     assert arrivals.rows() == sorted(TOLD)
 
 
+def test_a_judged_file_may_be_deleted_and_come_again(arrivals):
+    arrivals.drop("a.csv", ROWS)
+    arrivals.take_in()
+    version = arrivals.ledger.state().version
+    (arrivals.folder / "a.csv").unlink()
+    assert arrivals.take_in().judged == []
+    assert arrivals.rows() == sorted(TOLD)
+    arrivals.drop("b.csv", ROWS)
+    assert len(arrivals.take_in().table) == 1
+    assert arrivals.rows() == sorted(TOLD)
+    assert arrivals.ledger.state().version == version
+
+
 def test_bad_rows_are_set_aside_and_the_others_kept(arrivals):
     bad = [(user, "" if int(user) <= 3 else item, rating, time) for user, item, rating, time in ROWS]
     arrivals.drop("a.csv", bad)
