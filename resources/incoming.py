@@ -9,7 +9,7 @@ import shutil
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -107,20 +107,28 @@ class Report:
 
 
 def ingest(
-    source: IncomingFiles, ledger: Ledger, spec: DatasetSpec, settled: Sequence[Seen], batch_files: int = BATCH_FILES
+    source: IncomingFiles,
+    ledger: Ledger,
+    spec: DatasetSpec,
+    settled: Sequence[Seen],
+    batch_files: int = BATCH_FILES,
+    judge_again: bool = False,
 ) -> Report:
     """Judge each of the settled files and record it, batch by batch; another process that does the same is waited for.
 
+    With `judge_again` also those that were refused or had bad rows and still lie there as they were.
     A file that is no longer as it was seen, or may not be opened, is left for the next look. What was judged before the
     store goes away is kept, and its error raised.
     """
     report = Report()
     with _alone(ledger.folder) as scratch:
-        files = ledger.unjudged(settled)
+        files = [(seen, False) for seen in ledger.unjudged(settled)]
+        if judge_again:
+            files += [(seen, True) for seen in ledger.doubtful(source.listing())]
         earlier = ledger.accepted()
         batch: list[Judged] = []
         try:
-            for seen in files:
+            for seen, again in files:
                 try:
                     judged = _judge(source, spec, seen, earlier.get(seen.name, {}), scratch)
                 except PermissionError:  # of one file, which the others need not wait for
@@ -129,7 +137,7 @@ def ingest(
                 if judged is None:
                     report.changing.append(seen.name)
                     continue
-                batch.append(judged)
+                batch.append(replace(judged, again=again))
                 if len(batch) >= batch_files or sum(one.seen.bytes for one in batch) >= BATCH_BYTES:
                     _record(ledger, batch, report)
                     batch = []
@@ -179,7 +187,9 @@ def _record(ledger: Ledger, batch: list[Judged], report: Report) -> None:
     new = ledger.record(batch)
     for one in batch:
         verdict = f"refused: {one.refused}" if one.refused else "accepted"
-        if not any(one is other for other in new):
+        if one.again:
+            verdict = f"judged again, {verdict}"
+        elif not any(one is other for other in new):
             verdict = "known already, under another name or from an earlier look"
         report.judged.append(
             {"file": one.seen.name, "rows": len(one.rows), "bad_rows": len(one.bad), "verdict": verdict}
