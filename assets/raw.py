@@ -78,10 +78,11 @@ def incoming_interactions(
         "files_not_settled": len(settling) + len(report.changing),
     }
     if report.unreadable:
-        metadata["files_not_readable"] = ", ".join(report.unreadable[:SHOWN])
+        shown = [f"{file} ({error})" for file, error in list(report.unreadable.items())[:SHOWN]]
+        metadata["files_not_readable"] = ", ".join(shown)
         context.log.warning(
-            f"{len(report.unreadable)} files in {source.url} may not be read (first: {report.unreadable[0]}); they are "
-            "taken in once their permissions let this process read them"
+            f"{len(report.unreadable)} files in {source.url} cannot be read (first: {shown[0]}); they are taken in by "
+            "a later run, once this process can read them"
         )
     if len(files):
         refused = files[(files["refused"] != "") & files["superseded_by"].isna()]

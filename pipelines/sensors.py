@@ -19,7 +19,9 @@ INTERVAL_S = 60
 WEBHOOK_TIMEOUT_S = 10
 MESSAGE_LENGTH = 2000
 MOST_REPORTS = 200  # looked at in one tick; the others wait for the next
-RETRY_S = 120  # a run that failed before it had judged these files is asked for again so much later
+# A run after which these files are unjudged still is asked for again so much later, each time after twice as long.
+RETRY_S = 120
+LONGEST_RETRY_S = 6 * 3600
 NAMES_SHOWN = 10
 ENDED = (dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED)
 GOING_ON = [status for status in dg.DagsterRunStatus if status not in ENDED]
@@ -153,9 +155,15 @@ def _request(instance: dg.DagsterInstance, job: str, name: str, settled: list[Se
     text = "\n".join(f"{file.name}\t{file.bytes}\t{file.stamp}" for file in settled)
     identity = hashlib.sha256(text.encode()).hexdigest()[:16]
     earlier = instance.get_run_records(dg.RunsFilter(job_name=job, tags={"rarec/files_id": identity}))
-    if earlier and (age := time.time() - earlier[0].update_timestamp.timestamp()) < RETRY_S:
-        last = earlier[0].dagster_run
-        return f"{name}: run {last.run_id} over the same files ended as {last.status.value} {age:.0f} s ago"
+    if earlier:
+        age = time.time() - earlier[0].update_timestamp.timestamp()
+        wait = min(RETRY_S * 2 ** (len(earlier) - 1), LONGEST_RETRY_S)
+        if age < wait:
+            last = earlier[0].dagster_run
+            return (
+                f"{name}: run {last.run_id} over the same files ended as {last.status.value} {age:.0f} s ago; the next "
+                f"one is asked for in {wait - age:.0f} s"
+            )
     shown = ", ".join(file.name for file in settled[:NAMES_SHOWN])
     more = f" and {len(settled) - NAMES_SHOWN} more" if len(settled) > NAMES_SHOWN else ""
     return dg.RunRequest(

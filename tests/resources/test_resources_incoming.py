@@ -1,8 +1,11 @@
 """New files: judged once each, whatever their names, and never before they are complete."""
 
+import errno
+import io
 import os
 import threading
 import time
+from pathlib import Path
 
 import pandas as pd
 import pyarrow as pa
@@ -347,11 +350,69 @@ def test_a_file_that_may_not_be_read_does_not_keep_the_others_waiting(remote, sh
         remote.drop(f"{number}.csv", [row])
     shaky.forbidden = ("4.csv",)
     report = remote.take_in()
-    assert report.unreadable == ["4.csv"]
+    assert list(report.unreadable) == ["4.csv"]
+    assert "Permission denied" in report.unreadable["4.csv"]
     assert remote.rows() == sorted(TOLD[:4] + TOLD[5:])
     shaky.forbidden = ()
     assert [one["file"] for one in remote.take_in().judged] == ["4.csv"]
     assert remote.rows() == sorted(TOLD)
+
+
+def test_a_file_with_a_bad_block_does_not_keep_the_others_waiting(remote, shaky):
+    for number, row in enumerate(ROWS):
+        remote.drop(f"{number}.csv", [row])
+    shaky.broken = {"4.csv": OSError(errno.EIO, "Input/output error")}
+    report = remote.take_in()
+    assert report.unreadable == {"4.csv": "[Errno 5] Input/output error"}
+    assert remote.rows() == sorted(TOLD[:4] + TOLD[5:])
+    shaky.broken = {}
+    assert [one["file"] for one in remote.take_in().judged] == ["4.csv"]
+    assert remote.rows() == sorted(TOLD)
+
+
+class Away(OSError):
+    """What some stores raise while they are away: no ConnectionError, and without a number."""
+
+
+@pytest.mark.parametrize(
+    ("error", "away"),
+    [
+        (Away("no route"), "no route"),
+        (ConnectionResetError(errno.ECONNRESET, "reset by peer"), ""),
+        (TimeoutError("timed out"), ""),
+        (OSError(errno.EMFILE, "Too many open files"), ""),
+    ],
+    ids=["a store away by its own word", "a line that is cut", "no answer", "this machine"],
+)
+def test_a_failure_of_more_than_one_file_ends_the_run_and_keeps_what_was_judged(remote, shaky, error, away):
+    for number, row in enumerate(ROWS):
+        remote.drop(f"{number}.csv", [row])
+    shaky.broken = {"4.csv": error}
+    reach = shaky._reach
+
+    def reached(store):
+        shaky.away = away if "4.csv" in shaky.opened else ""
+        reach(store)
+
+    shaky._reach = reached
+    with pytest.raises(ConnectionError if away else type(error)):
+        remote.take_in()
+    shaky._reach, shaky.away, shaky.broken = reach, "", {}
+    assert remote.rows() == sorted(TOLD[:4])
+    assert len(remote.take_in().judged) == 6
+
+
+def test_a_full_disk_here_is_none_of_a_file_there(remote, monkeypatch):
+    remote.drop("a.csv", ROWS)
+
+    class Full(io.BytesIO):
+        def write(self, _):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    opened = Path.open
+    monkeypatch.setattr(Path, "open", lambda path, mode="r": Full() if mode == "wb" else opened(path, mode))
+    with pytest.raises(OSError, match="No space left"):
+        remote.take_in()
 
 
 def test_two_ingestions_at_once_judge_each_file_once(arrivals):
