@@ -151,7 +151,7 @@ def build_defs(home: RarecHome | None = None, resource_overrides: Mapping[str, A
         asset_checks=CHECKS,
         jobs=[*jobs, rollback_job(partitions), clean],
         sensors=[
-            follow_drift(jobs),
+            follow_drift(jobs, sorted(specs)),
             incoming_sensor(next(job for job in jobs if job.name == "ingest"), sorted(specs), home.incoming_interval_s),
             notify_failure(home),
         ],

@@ -139,7 +139,13 @@ def test_drift_is_measured_on_what_came_since(plant, promoted, grow):
     (request,) = (
         plant.defs.get_repository_def()
         .get_sensor_def("follow_drift")
-        .evaluate_tick(dg.build_sensor_context(instance=plant.instance, definitions=plant.defs))
+        .evaluate_tick(
+            dg.build_sensor_context(
+                instance=plant.instance,
+                definitions=plant.defs,
+                resources={"tracking": plant.defs.resources["tracking"]},
+            )
+        )
         .run_requests
     )
     assert (request.job_name, request.partition_key) == ("tune", "own")
