@@ -82,7 +82,7 @@ def _newest_reports(
     if context.cursor:
         found = [(name, record) for name in REPORTS for record in fetch(name, after_storage_id=int(context.cursor))]
         looked_at = sorted(found, key=lambda one: one[1].storage_id)[:MOST_REPORTS]
-        cursor = str(looked_at[-1][1].storage_id) if looked_at else context.cursor
+        cursor: str | None = str(looked_at[-1][1].storage_id) if looked_at else context.cursor
     else:
         last = max((record.storage_id for name in REPORTS for record in fetch(name, limit=1)), default=0)
         looked_at = [
