@@ -62,7 +62,7 @@ class DriftRule(Settings):
             )
         else:
             drop = 1 - now[CHOICE] / before[CHOICE] if before[CHOICE] > 0 else 0.0
-            fell = f"{CHOICE} went from {before[CHOICE]:.4f} to {now[CHOICE]:.4f} ({-drop:+.1%})"
+            fell = f"{CHOICE} went from {before[CHOICE]:.4f} to {now[CHOICE]:.4f} ({0 - drop:+.1%})"
         if now["unknown_items"] >= self.pretrain_unknown_items:
             share, limit = now["unknown_items"], self.pretrain_unknown_items
             return "pretrain", f"{share:.1%} of new events have unknown items (pretrain_unknown_items = {limit:.1%})"
@@ -104,7 +104,7 @@ class RellaDriftRule(Settings):
         if not now:
             return "wait", f"{events} new events, but all or none of them are likes, so nothing can be told apart"
         drop = before[RELLA_CHOICE] - now[RELLA_CHOICE]
-        fell = f"{RELLA_CHOICE} went from {before[RELLA_CHOICE]:.4f} to {now[RELLA_CHOICE]:.4f} ({-drop:+.4f})"
+        fell = f"{RELLA_CHOICE} went from {before[RELLA_CHOICE]:.4f} to {now[RELLA_CHOICE]:.4f} ({0 - drop:+.4f})"
         if now["unknown_items"] >= self.tune_unknown_items:
             share, limit = now["unknown_items"], self.tune_unknown_items
             return "tune", f"{share:.1%} of new events have unknown items (tune_unknown_items = {limit:.1%})"

@@ -53,7 +53,7 @@ def test_events_drawn_at_random_do_not_shift_however_few_they_are(events):
     before = pd.Series(generator.zipf(1.3, 100_000) % 5000)
     found = item_distances(before, before.sample(events, random_state=2))
     assert found["item_shift"] < 0.25  # pre-training is asked for at .5
-    assert found["item_distance"] == pytest.approx(found["item_distance_by_chance"], abs=0.05)
+    assert found["item_distance"] == pytest.approx(found["item_distance_by_chance"], abs=0.1)
     if events <= 100:
         assert found["item_distance"] > 0.5  # so that the distance alone would tell of drift
     assert item_distances(before, before.sample(events, random_state=2) + 5000)["item_shift"] == pytest.approx(1)
