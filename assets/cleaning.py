@@ -36,9 +36,12 @@ def clean_up(
 ) -> None:
     """Delete expired artifacts and working folders; never what is in use, nor what that was made from."""
     others = context.instance.get_runs(dg.RunsFilter(statuses=ACTIVE))
-    if not config.dry_run and any(run.run_id != context.run_id for run in others):
+    others = [run for run in others if run.run_id != context.run_id]
+    if not config.dry_run and others:
+        named = ", ".join(f"{run.run_id} ({run.job_name})" for run in others)
         raise dg.Failure(
-            "other runs are in progress, which may read what nobody refers to any more; clean up when they have ended",
+            "other runs are in progress, which may read what nobody refers to any more; clean up when they have ended, "
+            f"or terminate on Dagster's page those whose process is gone: {named}",
             allow_retries=False,
         )
     try:

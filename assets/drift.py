@@ -6,12 +6,12 @@ import dagster as dg
 import numpy as np
 import pandas as pd
 
-from assets.promotion import figures_of, ranks_in
+from assets.promotion import ranks_in
 from assets.raw import load_counts, load_table
 from assets.recommender import VALIDATION_FIGURES, VALIDATION_SHOWN
 from assets.reports import links_to, log_report
 from assets.sequences import SequenceConfig, SequenceSettings, window_start
-from assets.served import open_champion, served
+from assets.served import open_champion, promotion_window, served
 from assets.stage import OWNER, Outcome, StageConfig, materialise, refuse_bad_input, resolve, takes, upstream
 from assets.training import RETRIES, cancellable, train, training_outcome
 from rarec.config import Settings
@@ -19,7 +19,7 @@ from rarec.data.sequences import UserSequences
 from rarec.errors import InputError
 from rarec.evaluation.drift import DriftReport, DriftRule, drift_markdown, write_drift_report
 from rarec.evaluation.records import Link
-from rarec.evaluation.window import CHOICE, item_distance, newest_window
+from rarec.evaluation.window import CHOICE, item_distances, newest_window, unknown_shares
 from rarec.raserec.settings import FinetuneSettings
 from rarec.retrieval.memory import MemoryBank
 from resources.artifacts import Artifact, ArtifactStore
@@ -31,6 +31,15 @@ from resources.tracking import MlflowTracking, TrackedRun
 REFRESH_VERSION = "1"
 REFINETUNE_VERSION = "1"
 DRIFT_VERSION = "1"
+
+
+# For Dagster's automation sensor: once a change of the content of what is measured, whoever brought it.
+ON_CHANGE = (
+    dg.AutomationCondition.any_deps_match(dg.AutomationCondition.data_version_changed()).since_last_handled()
+    & ~dg.AutomationCondition.any_deps_missing()
+    & ~dg.AutomationCondition.any_deps_in_progress()
+    & ~dg.AutomationCondition.in_progress()
+)
 
 
 @takes(DriftRule)
@@ -171,11 +180,12 @@ def refreshed_finetuned(
 
 
 @dg.asset(
-    deps=["interactions"],
+    deps=["interactions", "raserec_champion"],
     group_name="operations",
     kinds={"html"},
     owners=[OWNER],
     code_version=DRIFT_VERSION,
+    automation_condition=ON_CHANGE,
 )
 @refuse_bad_input
 def drift_report(
@@ -231,22 +241,29 @@ def _measure(
     links: list[Link],
 ) -> DriftReport:
     model = served(made_of)
-    since = champion.evidence["window"]["newest"] + 1
-    window = newest_window(table, since)
+    then = promotion_window(champion)
+    since = then["newest"] + 1
+    # Like is judged against like: what came new by the protocol of the promotion.
+    last_only = then.get("protocol") == "last"
+    window, judged = newest_window(table, since), newest_window(table, since, last_only)
     times = table["timestamp"].to_numpy()
     now: dict[str, float] = {}
     if len(window):
-        now = figures_of(model, table, window, ranks_in(model, table, True, window))
+        now = unknown_shares(table, window, model.item_ids, model.user_ids)
         new = times >= since
-        now["item_distance"] = item_distance(table["item_id"][~new], table["item_id"][new])
+        now |= item_distances(table["item_id"][~new], table["item_id"][new])
     before = champion.evidence["candidate"]
-    verdict, reason = rule.judge(len(window), before, now)
+    if len(judged):
+        now = judged.figures(ranks_in(model, table, True, judged)) | now
+    verdict, reason = rule.judge(len(window), len(judged), before, now)
     return DriftReport(
         dataset=title,
         data_version=data_version,
         seeds={},
-        split_rule=f"Events from {pd.Timestamp(since, unit='s'):%Y-%m-%d %H:%M:%S} on the data set's clock, each "
-        "asked for just before it happened.",
+        split_rule=f"Events from "
+        f"{pd.Timestamp(since, unit='s'):%Y-%m-%d %H:%M:%S} on the data set's clock, each asked for just before it "
+        f"happened{f'; of them the last one of every user, {len(judged):,}' if last_only else ''}.",
+        then=f"{then['what']}: {then['events']:,}",
         models=(f"version {champion.number}",),
         links=tuple(links),
         version=champion.number,

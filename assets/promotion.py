@@ -18,6 +18,7 @@ from assets.stage import (
     OWNER,
     Outcome,
     StageConfig,
+    lineage,
     markdown_table,
     materialise,
     refuse_bad_input,
@@ -40,7 +41,16 @@ EVIDENCE = "evidence.json"
 DESPITE = "despite_rollback"  # of the evidence: which rollback was known to the one who forced it
 
 
-class CandidateSettings(Rule):
+class PromotionRule(Rule):
+    """By what rule a candidate passes, on either track."""
+
+    replace_lost: bool = pydantic.Field(
+        default=False,
+        description="Where the champion's artifacts are lost: let the candidate take its place without a comparison.",
+    )
+
+
+class CandidateSettings(PromotionRule):
     """What is compared with the champion, and by what rule it passes."""
 
     source: Kind = pydantic.Field(
@@ -87,17 +97,11 @@ def raserec_candidate(
     interactions = upstream(context, store, "interactions")["interactions"]
     made_of = _made_of(context, store, settings.source, champion, dataset)
     identities = {name: artifact.fingerprint for name, artifact in made_of.items()}
+    against, lost = opponent(champion, identities, store, dataset, settings.replace_lost)
 
     def build(folder: Path, run: TrackedRun) -> Outcome:
         version = registry.register(_logged_model(run, made_of), identities, settings.source)
-        compared = champion is not None and champion.artifacts != identities
-        proof = _compare(
-            settings,
-            interactions,
-            made_of,
-            champion.open(store, dataset) if champion is not None and compared else None,
-            "first" if champion is None else "same",
-        )
+        proof = _compare(settings, interactions, made_of, against, uncompared(champion, lost))
         return conclude(folder, registry, version, champion, proof, config.force)
 
     result, _ = materialise(
@@ -128,6 +132,33 @@ def raserec_champion(
     return promote_candidate(context, store, tracking, "raserec")
 
 
+def opponent(
+    champion: Version | None, candidate: Mapping[str, str], store: ArtifactStore, dataset: str, replace_lost: bool
+) -> tuple[dict[str, Artifact] | None, str]:
+    """The champion's artifacts, if there is one and it is another model than the candidate; and if it is lost, why.
+
+    Raises:
+        InputError: it is lost, and is not to be replaced for that.
+    """
+    if champion is None or champion.artifacts == dict(candidate):
+        return None, ""
+    try:
+        return champion.open(store, dataset), ""
+    except InputError as error:
+        if not replace_lost:
+            raise
+        return None, str(error)
+
+
+def uncompared(champion: Version | None, lost: str) -> tuple[Decision, str]:
+    """The decision where there was nothing to compare with, and why."""
+    if champion is None:
+        return "first", "there was no champion before"
+    if lost:
+        return "first", f"not compared, as the champion before, version {champion.number}, is lost (replace_lost)"
+    return "same", "it is the champion"
+
+
 def promote_candidate(
     context: dg.AssetExecutionContext, store: ArtifactStore, tracking: MlflowTracking, track: Track
 ) -> dg.MaterializeResult:
@@ -146,6 +177,12 @@ def promote_candidate(
         )
     before = registry.champion()
     moved = before is None or before.number != version.number
+    if moved and proof["against"] != (before.number if before else 0):
+        compared = f"version {proof['against']}" if proof["against"] else "none"
+        raise InputError(
+            f"the champion of {registry.name} changed after the comparison: it was {compared} and is "
+            f"{f'version {before.number}' if before else 'none'} now, which stays; run {name} again"
+        )
     if moved and version.rolled_back and proof.get(DESPITE) != version.rolled_back:
         favoured = f" in favour of version {version.rolled_back_to}" if version.rolled_back_to else ""
         raise InputError(
@@ -176,7 +213,7 @@ def conclude(
     proof |= {"version": version.number, "against": champion.number if champion else 0}
     if force and version.rolled_back:
         proof[DESPITE] = version.rolled_back
-    if proof["decision"] != "same":  # the champion keeps the figures of its promotion
+    if proof["decision"] != "same" or not version.evidence:  # the champion keeps the figures of its promotion
         registry.record(version, proof)
     (folder / EVIDENCE).write_text(json.dumps(proof, indent=1))
     values = {
@@ -196,7 +233,7 @@ def _made_of(
 ) -> dict[str, Artifact]:
     """Asset to artifact."""
     if source == "trained":
-        return upstream(context, store, *MADE_OF)
+        return lineage(context, store, "raserec_finetuned", *MADE_OF)
     if champion is None:
         raise InputError(f"{dataset} has no champion whose memory could be refreshed; run the job `promote` first")
     names = (REFRESHED, REFITTED) if source == "finetuned" else (REFRESHED,)
@@ -236,14 +273,16 @@ def choose_window(table: pd.DataFrame, clock: bool, since: int, least_events: in
         since: the time (seconds) from which on no model was trained.
         least_events: with fewer the leave-one-out test is taken.
     """
-    window, what = newest_window(table, since), "all events that came after the training data"
+    window, what, protocol = newest_window(table, since), "all events that came after the training data", "since"
     if not clock or len(window) < least_events:
         window, what = newest_window(table, None), "the last event of every user (leave-one-out)"
+        protocol = "last"
     if len(window) == 0:
         raise InputError("there is no event by which models could be compared: no user has three different items")
     times = table["timestamp"].to_numpy()
     return window, {
         "what": what,
+        "protocol": protocol,
         "events": len(window),
         "users": len(np.unique(window.users)),
         "from": int(times[window.events].min()),
@@ -262,9 +301,9 @@ def _compare(
     interactions: Artifact,
     candidate: Mapping[str, Artifact],
     champion: Mapping[str, Artifact] | None,
-    otherwise: Decision,
+    otherwise: tuple[Decision, str],
 ) -> dict[str, Any]:
-    """The evidence; without a champion to compare with the decision is ``otherwise``."""
+    """The evidence; without a champion to compare with decision and reason are ``otherwise``."""
     table, clock = load_table(interactions, "interactions"), load_counts(interactions)["time"] == "clock"
     since = max(unseen_since(made_of) for made_of in (candidate, champion) if made_of is not None)
     window, where = choose_window(table, clock, since, settings.least_events)
@@ -272,8 +311,7 @@ def _compare(
     ranks = ranks_in(model, table, clock, window)
     own = figures_of(model, table, window, ranks)
     if champion is None:
-        reasons = {"first": "there was no champion before", "same": "it is the champion"}
-        return evidence(otherwise, reasons[otherwise], where, candidate=own)
+        return evidence(*otherwise, where, candidate=own)
     against = served(champion)
     theirs = ranks_in(against, table, clock, window)
     decision, reason = settings.decide(window.compare(theirs, ranks, settings.seed))

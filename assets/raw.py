@@ -7,6 +7,7 @@ from typing import Any
 
 import dagster as dg
 import pandas as pd
+from pydantic import Field
 
 from assets.checks import artifact_check
 from assets.stage import (
@@ -38,6 +39,15 @@ SHOWN = 20  # files and bad rows in metadata
 CLEAN = ("interactions", "item_catalog", "user_profiles")
 
 
+class IncomingConfig(dg.Config):
+    """Run configuration of `incoming_interactions`."""
+
+    judge_again: bool = Field(
+        default=False,
+        description="Also judge anew what was refused or had bad rows, where its file still lies there unchanged.",
+    )
+
+
 @dg.asset(
     group_name="raw",
     kinds={"sqlite", "parquet"},
@@ -45,13 +55,17 @@ CLEAN = ("interactions", "item_catalog", "user_profiles")
     code_version=CODE_VERSION,
 )
 @refuse_bad_input
-def incoming_interactions(context: dg.AssetExecutionContext, folders: Folders) -> dg.MaterializeResult:
+def incoming_interactions(
+    context: dg.AssetExecutionContext, config: IncomingConfig, folders: Folders
+) -> dg.MaterializeResult:
     """The ledger of files that arrived after publication: each content judged once, bad rows set aside, rows kept."""
     name = context.partition_key
     spec, source, ledger = folders.spec(name), folders.incoming_files(name), folders.ledger(name)
     try:
         settled, settling = wait_for_settled(source, ledger, folders.settle_s)
-        report = ingest(source, ledger, spec, settled) if settled else Report()
+        report = Report()
+        if settled or config.judge_again:
+            report = ingest(source, ledger, spec, settled, judge_again=config.judge_again)
     except Exception as error:  # each kind of store has errors of its own
         raise dg.Failure(
             f"new files in {source.url} cannot be taken in: {one_line(error)}; what was judged is kept, run it to go on"
@@ -64,13 +78,14 @@ def incoming_interactions(context: dg.AssetExecutionContext, folders: Folders) -
         "files_not_settled": len(settling) + len(report.changing),
     }
     if report.unreadable:
-        metadata["files_not_readable"] = ", ".join(report.unreadable[:SHOWN])
+        shown = [f"{file} ({error})" for file, error in list(report.unreadable.items())[:SHOWN]]
+        metadata["files_not_readable"] = ", ".join(shown)
         context.log.warning(
-            f"{len(report.unreadable)} files in {source.url} may not be read (first: {report.unreadable[0]}); they are "
-            "taken in once their permissions let this process read them"
+            f"{len(report.unreadable)} files in {source.url} cannot be read (first: {shown[0]}); they are taken in by "
+            "a later run, once this process can read them"
         )
     if len(files):
-        refused = files[files["refused"] != ""]
+        refused = files[(files["refused"] != "") & files["superseded_by"].isna()]
         accepted = files[files["entry"].isin(state.entries)]
         metadata |= {
             "files": len(accepted),

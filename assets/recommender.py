@@ -17,6 +17,7 @@ from assets.stage import (
     OWNER,
     Outcome,
     StageConfig,
+    lineage,
     markdown_table,
     materialise,
     refuse_bad_input,
@@ -263,7 +264,7 @@ def recommendations(
     settings = resolve(RecommendSettings, config, folders.spec(context.partition_key), "recommendations")
     champion = tracking.registry("raserec", context.partition_key).champion()
     if champion is None:
-        inputs = made_of = upstream(context, store, *MADE_OF)
+        inputs = made_of = lineage(context, store, "raserec_finetuned", *MADE_OF)
     else:
         made_of = champion.open(store, context.partition_key)
         inputs = {**made_of, **upstream(context, store, "interactions")}

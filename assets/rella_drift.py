@@ -7,10 +7,11 @@ import numpy as np
 import pandas as pd
 import pydantic
 
+from assets.drift import ON_CHANGE
 from assets.raw import load_counts, load_table
 from assets.rella_promotion import ask_model, unknown_to
 from assets.reports import links_to, log_report
-from assets.served import open_champion
+from assets.served import open_champion, promotion_window
 from assets.stage import OWNER, Outcome, StageConfig, materialise, refuse_bad_input, resolve, takes, upstream
 from assets.training import RETRIES, cancellable
 from rarec.config import Settings
@@ -19,7 +20,7 @@ from rarec.errors import InputError
 from rarec.evaluation.ctr import METRICS, ctr_metrics
 from rarec.evaluation.drift import RELLA_CHOICE, DriftReport, RellaDriftRule, drift_markdown, write_drift_report
 from rarec.evaluation.promotion import with_unknown
-from rarec.evaluation.window import item_distance
+from rarec.evaluation.window import item_distances
 from resources.artifacts import ArtifactStore
 from resources.folders import Folders
 from resources.launcher import TrainingLauncher
@@ -49,11 +50,12 @@ STAGE_SETTINGS: dict[str, type[Settings]] = {"rella_drift_report": RellaDriftSet
 
 
 @dg.asset(
-    deps=["interactions"],
+    deps=["interactions", "rella_champion"],
     group_name="operations",
     kinds={"html"},
     owners=[OWNER],
     code_version=DRIFT_VERSION,
+    automation_condition=ON_CHANGE,
     pool="training",
     retry_policy=RETRIES,
 )
@@ -79,7 +81,8 @@ def rella_drift_report(
     def build(folder: Path, run: TrackedRun) -> Outcome:
         table = load_table(interactions, "interactions")
         times = table["timestamp"].to_numpy()
-        since = champion.evidence["window"]["to"] + 1
+        then = promotion_window(champion)
+        since = then["to"] + 1
         events = _new_events(table, since, made_of["ctr_samples"].manifest.config["minimum_history"])
         asked = np.sort(np.random.default_rng(settings.seed).permutation(events)[: settings.most_events])
         rows = table.iloc[asked]
@@ -93,7 +96,7 @@ def rella_drift_report(
             now = dict(zip(METRICS, ctr_metrics(with_unknown(answers), liked).tolist(), strict=True))
             now |= unknown_to(made_of, answers, rows["user_id"])
             new = times >= since
-            now["item_distance"] = item_distance(table["item_id"][~new], table["item_id"][new])
+            now |= item_distances(table["item_id"][~new], table["item_id"][new])
         before = champion.evidence["candidate"]
         verdict, reason = settings.judge(len(events), before, now)
         report = DriftReport(
@@ -102,6 +105,7 @@ def rella_drift_report(
             seeds={},
             split_rule=f"Events from {pd.Timestamp(since, unit='s'):%Y-%m-%d %H:%M:%S} on the data set's clock; "
             f"{len(asked):,} of them are asked for, each just before it happened.",
+            then=f"{then['what']}: {then['events']:,}",
             models=(f"version {champion.number}",),
             links=tuple(links_to(run)),
             version=champion.number,

@@ -12,9 +12,9 @@ import pydantic
 
 from assets.checks import artifact_check
 from assets.language import log_language_model
-from assets.promotion import EVIDENCE, conclude, judged, promote_candidate
+from assets.promotion import EVIDENCE, PromotionRule, conclude, judged, opponent, promote_candidate, uncompared
 from assets.raw import load_table
-from assets.stage import OWNER, Outcome, StageConfig, materialise, refuse_bad_input, resolve, takes, upstream
+from assets.stage import OWNER, Outcome, StageConfig, lineage, materialise, refuse_bad_input, resolve, takes
 from assets.training import RETRIES, cancellable, run_worker
 from rarec.config import Settings
 from rarec.data.ctr import CtrSamples
@@ -22,7 +22,7 @@ from rarec.data.ids import IdLookup
 from rarec.data.sequences import IntArray
 from rarec.errors import InputError
 from rarec.evaluation.ctr import METRICS, FloatArray, ctr_metrics
-from rarec.evaluation.promotion import Rule, compare_answers, evidence, with_unknown
+from rarec.evaluation.promotion import Decision, compare_answers, evidence, with_unknown
 from rarec.rella.served import unseen_targets
 from rarec.rella.shots import load_variants
 from rarec.text.templates import Template
@@ -42,7 +42,7 @@ MADE_OF = ("interactions", "ctr_samples", "textual_samples", *ASKED, "lora_check
 ANSWERS = "answers.parquet"
 
 
-class RellaCandidateSettings(Rule):
+class RellaCandidateSettings(PromotionRule):
     """On how many samples the models are compared, and by what rule a candidate passes."""
 
     test_samples: int = pydantic.Field(
@@ -88,10 +88,9 @@ def rella_candidate(
     settings = resolve(RellaCandidateSettings, config, folders.spec(dataset), "rella_candidate")
     registry = tracking.registry("rella", dataset)
     champion = registry.champion()
-    made_of = upstream(context, store, *MADE_OF)
+    made_of = lineage(context, store, "lora_checkpoint", *MADE_OF)
     identities = {name: artifact.fingerprint for name, artifact in made_of.items()}
-    compared = champion is not None and champion.artifacts != identities
-    against = champion.open(store, dataset) if champion is not None and compared else None
+    against, lost = opponent(champion, identities, store, dataset, settings.replace_lost)
 
     def build(folder: Path, run: TrackedRun) -> Outcome:
         samples = CtrSamples.load(made_of["ctr_samples"].path)
@@ -107,7 +106,7 @@ def rella_candidate(
         table = load_table(made_of["interactions"], "interactions").iloc[samples.position[rows]]
         about = {"user_id": table["user_id"].array, "item_id": table["item_id"].array, "label": samples.label[rows]}
         pd.DataFrame({**about, **answers}).to_parquet(folder / ANSWERS, index=False)
-        proof = _evidence(settings, table, samples.label[rows], answers, made_of, against, champion is None)
+        proof = _evidence(settings, table, samples.label[rows], answers, made_of, against, uncompared(champion, lost))
         version = registry.register(_logged_model(run, made_of), identities, "trained")
         return conclude(folder, registry, version, champion, proof, config.force)
 
@@ -250,7 +249,7 @@ def _evidence(
     answers: Mapping[str, FloatArray],
     candidate: Mapping[str, Artifact],
     champion: Mapping[str, Artifact] | None,
-    is_first: bool,
+    otherwise: tuple[Decision, str],
 ) -> dict[str, Any]:
     """``asked``: rows of the targets; ``answers``: by ``candidate`` and ``champion``, NaN where an item is unknown."""
     times = asked["timestamp"].to_numpy()
@@ -268,9 +267,8 @@ def _evidence(
 
     sides = {"candidate": figures("candidate", candidate)}
     if champion is None:
-        if is_first:
-            return evidence("first", "there was no champion before", window, **sides)
-        return evidence("same", "it is the champion", window, **sides)
+        decision, reason = otherwise
+        return evidence(decision, reason, window, **sides)
     sides["champion"] = figures("champion", champion)
     theirs, own = (with_unknown(answers[name]) for name in ("champion", "candidate"))
     compared, loss = compare_answers(theirs, own, label, asked["user_index"].to_numpy(), settings.seed)

@@ -1,6 +1,7 @@
 """The champion as its artifacts hold it; for assets that use or measure it."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import dagster as dg
 import numpy as np
@@ -14,6 +15,7 @@ from resources.tracking import MlflowTracking
 MADE_OF = (
     "raserec_pretrained", "memory_bank", "raserec_finetuned", "item_catalog", "user_profiles", "user_sequences",
 )  # fmt: skip
+PROMOTE: dict[Track, str] = {"raserec": "promote", "rella": "promote_rella"}
 REFRESHED, REFITTED = "refreshed_memory", "refreshed_finetuned"
 
 
@@ -46,6 +48,21 @@ def unseen_since(made_of: Mapping[str, Artifact]) -> int:
     return until if until is not None else int(np.load(sequences.file("timestamps.npy")).max()) + 1
 
 
+def promotion_window(champion: Version) -> dict[str, Any]:
+    """The events by which the champion was promoted.
+
+    Raises:
+        InputError: it was made champion by hand and never compared.
+    """
+    if "window" not in champion.evidence:
+        raise InputError(
+            f"version {champion.number} of {champion.model} became champion without a comparison, so there is nothing "
+            f"to set its figures beside; run the job `{PROMOTE[champion.track]}` once"
+        )
+    window: dict[str, Any] = champion.evidence["window"]
+    return window
+
+
 def open_champion(
     context: dg.AssetExecutionContext, store: ArtifactStore, tracking: MlflowTracking, track: Track = "raserec"
 ) -> tuple[Version, dict[str, Artifact]]:
@@ -56,6 +73,5 @@ def open_champion(
     """
     champion = tracking.registry(track, context.partition_key).champion()
     if champion is None:
-        job = "promote" if track == "raserec" else "promote_rella"
-        raise InputError(f"{context.partition_key} has no champion yet; run the job `{job}` first")
+        raise InputError(f"{context.partition_key} has no champion yet; run the job `{PROMOTE[track]}` first")
     return champion, champion.open(store, context.partition_key)

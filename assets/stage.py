@@ -149,6 +149,31 @@ def upstream(
     return found
 
 
+def lineage(context: dg.AssetExecutionContext, store: ArtifactStore, root: str, *names: str) -> dict[str, Artifact]:
+    """What this asset materialised for the current partition (in this run, else last), and those of its ancestors with
+    these names, as they were then: what has been made anew since, with new data, does not matter.
+
+    Raises:
+        InputError: it has not been materialised, or an ancestor's artifact is no longer in the store.
+    """
+    found = upstream(context, store, root)
+    waiting = [found[root]]
+    while waiting:
+        made_from = waiting.pop().manifest.inputs
+        for name in made_from.keys() & (set(names) - found.keys()):
+            artifact = store.with_content(
+                name, context.partition_key, made_from[name], found[root].manifest.inputs.values()
+            )
+            if artifact is None:
+                raise InputError(
+                    f"the {name} from which the {root} of {context.partition_key} was made is no longer in the "
+                    f"artifact store; materialise {root} again"
+                )
+            found[name] = artifact
+            waiting.append(artifact)
+    return found
+
+
 @dataclass
 class Outcome:
     """What a build tells about its artifact.

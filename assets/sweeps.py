@@ -155,13 +155,14 @@ def rella_sweep(
     """Adapters tuned on mixed samples with every number of shots and learning rate, ranked by validation AUC."""
     spec = folders.spec(context.partition_key)
     grid = resolve(RellaSweepSettings, config, spec, "rella_sweep")
-    settings = _settings_of(TuningSettings, grid, spec, "lora_checkpoint", without=("shots",))
     template = find_template(spec.domain, spec.template)
     inputs = upstream(context, store, *SOURCES, "semantic_item_vectors", "item_catalog", "user_profiles")
+    samples = CtrSamples.load(inputs["ctr_samples"].path)
+    available = samples.rows("train").stop  # more shots than these would be the same training again
+    grid = grid.model_copy(update={"shots": tuple(dict.fromkeys(min(shots, available) for shots in grid.shots))})
+    settings = _settings_of(TuningSettings, grid, spec, "lora_checkpoint", without=("shots",))
 
     def build(folder: Path, run: TrackedRun) -> Outcome:
-        samples = CtrSamples.load(inputs["ctr_samples"].path)
-
         def try_one(name: str, trial: Mapping[str, Any], output: Path, nested: TrackedRun) -> dict[str, Any]:
             with tempfile.TemporaryDirectory(dir=folders.workdir("rella_sweep", run.fingerprint)) as place:
                 shots = Path(place) / "shots"

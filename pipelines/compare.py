@@ -28,7 +28,10 @@ def main(
     try:
         home = RarecHome.from_environment()
         recorded = default_resources(home)["tracking"].runs()
-        found = recorded.find(runs or [])
+        if not runs:
+            print(f"make compare RUNS='1a2b3c4d 5e6f7a8b' sets runs side by side. {recorded.newest()}")
+            return
+        found = recorded.find(runs)
         report = compare_runs([recorded.read(run) for run in found])
         folder = home.root / "comparisons" / "-".join(run.info.run_id[:8] for run in found)
         paths = write_comparison(report, recorded.pictures(found), folder)

@@ -152,7 +152,7 @@ def build_defs(home: RarecHome | None = None, resource_overrides: Mapping[str, A
         asset_checks=CHECKS,
         jobs=[*jobs, rollback_job(partitions), demo, clean],
         sensors=[
-            follow_drift(jobs),
+            follow_drift(jobs, sorted(specs)),
             incoming_sensor(by_name["ingest"], sorted(specs), home.incoming_interval_s),
             start_demo(demo, by_name["everything"]),
             notify_failure(home),

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import socket
 import sys
 import time
 import warnings
@@ -47,12 +48,18 @@ def main(
         raise SystemExit(f"error: {error}") from error
     import dagster as dg
 
+    from pipelines.launcher import HOST_TAG
+
     print(f"everything is kept in {home.root}", flush=True)
     _show_progress(started)
     with dg.DagsterInstance.get() as instance:
         try:
             result = job.execute_in_process(
-                instance=instance, partition_key=dataset, run_config=run_config, raise_on_error=False
+                instance=instance,
+                partition_key=dataset,
+                run_config=run_config,
+                raise_on_error=False,
+                tags={HOST_TAG: socket.gethostname()},
             )
         except dg.DagsterInvalidConfigError as error:
             faults = "; ".join(fault.message.split(" Expected:")[0] for fault in error.errors)

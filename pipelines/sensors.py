@@ -13,59 +13,94 @@ from rarec.data.ledger import Seen
 from rarec.errors import one_line
 from resources.folders import Folders
 from resources.home import RarecHome
+from resources.registry import Track
+from resources.tracking import MlflowTracking
 
-REPORTS = ("drift_report", "rella_drift_report")
+REPORTS: dict[str, Track] = {"drift_report": "raserec", "rella_drift_report": "rella"}
 FOLLOWED = ("refresh", "finetune", "pretrain", "tune")
 INTERVAL_S = 60
 DEMO_INTERVAL_S = 5  # somebody waits
 WEBHOOK_TIMEOUT_S = 10
 MESSAGE_LENGTH = 2000
 MOST_REPORTS = 200  # looked at in one tick; the others wait for the next
-RETRY_S = 120  # a run that failed before it had judged these files is asked for again so much later
+# A run after which these files are unjudged still is asked for again so much later, each time after twice as long.
+RETRY_S = 120
+LONGEST_RETRY_S = 6 * 3600
 NAMES_SHOWN = 10
 ENDED = (dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED)
 GOING_ON = [status for status in dg.DagsterRunStatus if status not in ENDED]
 
 
-def follow_drift(jobs: Sequence[Any]) -> dg.SensorDefinition:
+def follow_drift(jobs: Sequence[Any], datasets: Sequence[str]) -> dg.SensorDefinition:
     """The sensor that follows drift reports; ``jobs``: those of the cascade, by the verdicts' names."""
 
     @dg.sensor(
         jobs=[job for job in jobs if job.name in FOLLOWED],
         minimum_interval_seconds=INTERVAL_S,
-        description="Asks for the step that the newest drift reports of each data set ask for, once a report.",
+        description="Asks for the step that the newest drift reports of each data set ask for, once a report, while "
+        "the champion that a report measured is in use.",
     )
-    def follow_drift(context: dg.SensorEvaluationContext) -> dg.SensorResult:
-        after = int(context.cursor) if context.cursor else None
-        found = [
-            (record.storage_id, name, record)
-            for name in REPORTS
-            for record in context.instance.fetch_materializations(
-                dg.AssetRecordsFilter(asset_key=dg.AssetKey(name), after_storage_id=after),
-                limit=MOST_REPORTS,
-                ascending=True,
-            ).records
-        ]
-        looked_at = sorted(found, key=lambda one: one[0])[:MOST_REPORTS]
-        newest = {(record.partition_key, name): record for _, name, record in looked_at}
-        requests = []
-        for (partition, _), record in newest.items():
-            assert record.asset_materialization is not None
-            metadata = {name: value.value for name, value in record.asset_materialization.metadata.items()}
-            verdict = str(metadata["verdict"])
-            if verdict in FOLLOWED:
-                requests.append(
-                    dg.RunRequest(
-                        job_name=verdict,
-                        partition_key=partition,
-                        run_key=f"{partition} {metadata['fingerprint']}",  # a report reused asks for nothing again
-                        tags={"rarec/verdict": verdict, "rarec/reason": str(metadata["reason"])},
-                    )
+    def follow_drift(context: dg.SensorEvaluationContext, tracking: MlflowTracking) -> dg.SensorResult | dg.SkipReason:
+        newest, cursor = _newest_reports(context, datasets)
+        run_requests, reasons = [], []
+        for (name, partition), report in newest.items():
+            verdict = str(report["verdict"])
+            if verdict not in FOLLOWED:
+                continue
+            try:
+                champion = tracking.registry(REPORTS[name], partition).champion()
+            except Exception as error:  # MLflow and its stores have errors of their own
+                return dg.SkipReason(f"the champions cannot be looked up, this is tried again: {one_line(error)}")
+            if champion is None or champion.number != report["champion"]:
+                reasons.append(f"{partition}: the newest {name} is of version {report['champion']}, not in use now")
+                continue
+            run_requests.append(
+                dg.RunRequest(
+                    job_name=verdict,
+                    partition_key=partition,
+                    run_key=f"{partition} {report['fingerprint']}",  # a report reused asks for nothing again
+                    tags={"rarec/verdict": verdict, "rarec/reason": str(report["reason"])},
                 )
-        cursor = str(looked_at[-1][0]) if looked_at else context.cursor
-        return dg.SensorResult(run_requests=requests, cursor=cursor)
+            )
+        skip = "; ".join(reasons) if reasons and not run_requests else None
+        return dg.SensorResult(run_requests=run_requests, cursor=cursor, skip_reason=skip)
 
     return follow_drift
+
+
+def _newest_reports(
+    context: dg.SensorEvaluationContext, datasets: Sequence[str]
+) -> tuple[dict[tuple[str, str], dict[str, Any]], str | None]:
+    """(asset, data set) -> metadata of the newest report since the cursor, and the next cursor.
+
+    Without a cursor, when the sensor is first turned on, the history is passed over.
+    """
+
+    def fetch(name: str, limit: int = MOST_REPORTS, **wanted: Any) -> Sequence[dg.EventLogRecord]:
+        ascending = "after_storage_id" in wanted
+        wanted_records = dg.AssetRecordsFilter(asset_key=dg.AssetKey(name), **wanted)
+        return context.instance.fetch_materializations(wanted_records, limit=limit, ascending=ascending).records
+
+    if context.cursor:
+        found = [(name, record) for name in REPORTS for record in fetch(name, after_storage_id=int(context.cursor))]
+        looked_at = sorted(found, key=lambda one: one[1].storage_id)[:MOST_REPORTS]
+        cursor: str | None = str(looked_at[-1][1].storage_id) if looked_at else context.cursor
+    else:
+        last = max((record.storage_id for name in REPORTS for record in fetch(name, limit=1)), default=0)
+        looked_at = [
+            (name, record)
+            for name in REPORTS
+            for dataset in datasets
+            for record in reversed(fetch(name, asset_partitions=[dataset], before_storage_id=last + 1))
+        ]
+        cursor = str(last) if last else None
+    newest = {}
+    for name, record in looked_at:
+        assert record.asset_materialization is not None
+        metadata = {key: value.value for key, value in record.asset_materialization.metadata.items()}
+        if "verdict" in metadata and record.partition_key:  # else it was reported by hand, and tells nothing
+            newest[name, record.partition_key] = metadata
+    return newest, cursor
 
 
 def start_demo(demo: dg.JobDefinition, everything: Any) -> dg.SensorDefinition:
@@ -174,9 +209,15 @@ def _request(instance: dg.DagsterInstance, job: str, name: str, settled: list[Se
     text = "\n".join(f"{file.name}\t{file.bytes}\t{file.stamp}" for file in settled)
     identity = hashlib.sha256(text.encode()).hexdigest()[:16]
     earlier = instance.get_run_records(dg.RunsFilter(job_name=job, tags={"rarec/files_id": identity}))
-    if earlier and (age := time.time() - earlier[0].update_timestamp.timestamp()) < RETRY_S:
-        last = earlier[0].dagster_run
-        return f"{name}: run {last.run_id} over the same files ended as {last.status.value} {age:.0f} s ago"
+    if earlier:
+        age = time.time() - earlier[0].update_timestamp.timestamp()
+        wait = min(RETRY_S * 2 ** (len(earlier) - 1), LONGEST_RETRY_S)
+        if age < wait:
+            last = earlier[0].dagster_run
+            return (
+                f"{name}: run {last.run_id} over the same files ended as {last.status.value} {age:.0f} s ago; the next "
+                f"one is asked for in {wait - age:.0f} s"
+            )
     shown = ", ".join(file.name for file in settled[:NAMES_SHOWN])
     more = f" and {len(settled) - NAMES_SHOWN} more" if len(settled) > NAMES_SHOWN else ""
     return dg.RunRequest(

@@ -18,7 +18,7 @@ import shutil
 import socket
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
@@ -290,12 +290,20 @@ class ArtifactStore(dg.ConfigurableResource):
                 raise
             draft._artifact = self.open(asset, partition, fingerprint)
 
-    def manifests(self) -> Iterator[Manifest]:
-        """Those of all artifacts; damaged ones are passed over."""
+    def manifests(self, asset: str = "[!.]*", partition: str = "*") -> Iterator[Manifest]:
+        """Those of all artifacts, or of an asset's in a partition; damaged ones are passed over."""
         fs, root = fsspec.core.url_to_fs(str(self._local_root) if self._is_local else self.root)
-        for path in sorted(fs.glob(f"{root}/[!.]*/*/*/{MANIFEST}")):
+        for path in sorted(fs.glob(f"{root}/{asset}/{partition}/*/{MANIFEST}")):
             with suppress(DamagedArtifact):
                 yield Manifest.from_json(bytes(fs.cat_file(path)).decode("utf-8", errors="replace"), path)
+
+    def with_content(
+        self, asset: str, partition: str, data_version: str, identities: Collection[str]
+    ) -> Artifact | None:
+        """The artifact with this content: one of these fingerprints, else the newest; None if there is none."""
+        found = [one for one in self.manifests(asset, partition) if one.data_version == data_version]
+        best = max(found, key=lambda one: (one.fingerprint in identities, one.created), default=None)
+        return None if best is None else self.open(asset, partition, best.fingerprint)
 
     def remove(self, asset: str, partition: str, fingerprint: str) -> None:
         """Delete an artifact: at one moment it is whole, at the next no reader sees it."""

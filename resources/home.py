@@ -38,6 +38,10 @@ class RarecHome(Settings):
         description="MLFLOW_UI_URL: address of the MLflow page that links in Dagster point to. Default: the tracking "
         "server itself, or that of `make ui` for the sqlite file."
     )
+    dagster_ui: str = Field(
+        description="DAGSTER_UI_URL: address of the Dagster page that notices of failed runs point to. Default: that "
+        "of `make ui`."
+    )
     dagster_port: int = Field(default=3000, description="DAGSTER_PORT: of `make ui`. Default: 3000.")
     mlflow_port: int = Field(default=5000, description="MLFLOW_PORT: of `make ui`. Default: 5000.")
 
@@ -129,6 +133,7 @@ class RarecHome(Settings):
         data = Path(values.get("RAREC_DATA", root / "data")).expanduser().resolve()
         tracking_uri = values.get("MLFLOW_TRACKING_URI", f"sqlite:///{root / 'mlflow' / 'mlflow.db'}")
         mlflow_port = _port(values, "MLFLOW_PORT", 5000)
+        dagster_port = _port(values, "DAGSTER_PORT", 3000)
         served = tracking_uri.startswith(("http://", "https://"))
         own_page = tracking_uri if served else f"http://{LOOPBACK}:{mlflow_port}"
         return cls(
@@ -136,7 +141,8 @@ class RarecHome(Settings):
             incoming=_place(values.get("RAREC_INCOMING", "")),
             settle_s=_whole_number(values, "RAREC_SETTLE", SETTLE_S),
             incoming_interval_s=max(1, _whole_number(values, "RAREC_INCOMING_INTERVAL", INCOMING_INTERVAL_S)),
-            dagster_port=_port(values, "DAGSTER_PORT", 3000),
+            dagster_ui=values.get("DAGSTER_UI_URL", f"http://{LOOPBACK}:{dagster_port}").rstrip("/"),
+            dagster_port=dagster_port,
             mlflow_port=mlflow_port,
             scheduled=_names(values.get("RAREC_SCHEDULED", "demo")),
             schedule=values.get("RAREC_SCHEDULE", SCHEDULE),
@@ -156,11 +162,6 @@ class RarecHome(Settings):
             tracking_uri=tracking_uri,
             mlflow_ui=values.get("MLFLOW_UI_URL", own_page).rstrip("/"),
         )
-
-    @property
-    def dagster_ui(self) -> str:
-        """Address of the Dagster page that `make ui` opens."""
-        return f"http://{LOOPBACK}:{self.dagster_port}"
 
     @property
     def mlflow(self) -> Path:

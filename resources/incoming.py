@@ -3,13 +3,14 @@
 Nothing is ever written there. Everything that is known about a file is in the data set's ledger (`rarec.data.ledger`).
 """
 
+import errno
 import fcntl
 import hashlib
 import shutil
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,11 @@ STAMPS = ("mtime", "LastModified", "last_modified", "updated", "modified", "crea
 BATCH_FILES = 256
 BATCH_BYTES = 64 << 20
 CHUNK = 1 << 22
+OF_THIS_MACHINE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+
+
+class Unreadable(Exception):
+    """One file that its store does not give out, though it answers."""
 
 
 class IncomingFiles:
@@ -54,24 +60,49 @@ class IncomingFiles:
         """Copy to `target`: sha256 of the content, and of its first bytes for each of `sizes`.
 
         None where the file is no longer as it was seen.
+
+        Raises:
+            Unreadable: it is this file that cannot be read.
+            Exception: whatever the store raises when it cannot be reached, or this machine.
         """
         path = f"{self._path}/{seen.name}"
         digest, done = hashlib.sha256(), 0
         beginnings: dict[int, str] = {}
         marks = [size for size in sorted(sizes) if 0 < size < seen.bytes]
         try:
-            with self._fs.open(path, "rb") as source, target.open("wb") as copy:
-                while chunk := source.read(marks[0] - done if marks and marks[0] - done < CHUNK else CHUNK):
+            with target.open("wb") as copy:
+                for chunk in self._read(path, marks):
                     copy.write(chunk)
                     digest.update(chunk)
                     done += len(chunk)
-                    if marks and done == marks[0]:
-                        beginnings[marks.pop(0)] = digest.hexdigest()
+                    if done in marks:
+                        beginnings[done] = digest.hexdigest()
             self._fs.invalidate_cache()
             unchanged = _seen(self._fs.info(path)) == seen and done == seen.bytes
         except FileNotFoundError:
             return None
         return (digest.hexdigest(), beginnings) if unchanged else None
+
+    def _read(self, path: str, marks: Sequence[int]) -> Iterator[bytes]:
+        """The content in chunks, of which one ends at each of the marks."""
+        done, ahead = 0, list(marks)
+        try:
+            with self._fs.open(path, "rb") as source:
+                while chunk := source.read(min(ahead[0] - done, CHUNK) if ahead else CHUNK):
+                    done += len(chunk)
+                    if ahead and done == ahead[0]:
+                        del ahead[0]
+                    yield chunk
+        except (FileNotFoundError, ConnectionError, TimeoutError):
+            raise
+        except PermissionError as error:
+            raise Unreadable(one_line(error)) from error
+        except OSError as error:
+            if error.errno in OF_THIS_MACHINE:
+                raise
+            self._fs.invalidate_cache()
+            self._fs.info(path)  # a store that is away says so here
+            raise Unreadable(one_line(error)) from error
 
 
 def _seen(entry: Mapping[str, Any]) -> Seen | None:
@@ -93,12 +124,12 @@ class Report:
     Attributes:
         judged: file, rows, bad_rows, verdict of each file recorded.
         changing: names of files that were no longer as they were seen.
-        unreadable: names of files that may not be opened.
+        unreadable: names of files that cannot be read, and why.
     """
 
     judged: list[dict[str, Any]] = field(default_factory=list)
     changing: list[str] = field(default_factory=list)
-    unreadable: list[str] = field(default_factory=list)
+    unreadable: dict[str, str] = field(default_factory=dict)
 
     @property
     def table(self) -> pd.DataFrame:
@@ -107,29 +138,37 @@ class Report:
 
 
 def ingest(
-    source: IncomingFiles, ledger: Ledger, spec: DatasetSpec, settled: Sequence[Seen], batch_files: int = BATCH_FILES
+    source: IncomingFiles,
+    ledger: Ledger,
+    spec: DatasetSpec,
+    settled: Sequence[Seen],
+    batch_files: int = BATCH_FILES,
+    judge_again: bool = False,
 ) -> Report:
     """Judge each of the settled files and record it, batch by batch; another process that does the same is waited for.
 
-    A file that is no longer as it was seen, or may not be opened, is left for the next look. What was judged before the
+    With `judge_again` also those that were refused or had bad rows and still lie there as they were.
+    A file that is no longer as it was seen, or cannot be read, is left for the next look. What was judged before the
     store goes away is kept, and its error raised.
     """
     report = Report()
     with _alone(ledger.folder) as scratch:
-        files = ledger.unjudged(settled)
+        files = [(seen, False) for seen in ledger.unjudged(settled)]
+        if judge_again:
+            files += [(seen, True) for seen in ledger.doubtful(source.listing())]
         earlier = ledger.accepted()
         batch: list[Judged] = []
         try:
-            for seen in files:
+            for seen, again in files:
                 try:
                     judged = _judge(source, spec, seen, earlier.get(seen.name, {}), scratch)
-                except PermissionError:  # of one file, which the others need not wait for
-                    report.unreadable.append(seen.name)
+                except Unreadable as error:  # the others need not wait for it
+                    report.unreadable[seen.name] = str(error)
                     continue
                 if judged is None:
                     report.changing.append(seen.name)
                     continue
-                batch.append(judged)
+                batch.append(replace(judged, again=again))
                 if len(batch) >= batch_files or sum(one.seen.bytes for one in batch) >= BATCH_BYTES:
                     _record(ledger, batch, report)
                     batch = []
@@ -179,7 +218,9 @@ def _record(ledger: Ledger, batch: list[Judged], report: Report) -> None:
     new = ledger.record(batch)
     for one in batch:
         verdict = f"refused: {one.refused}" if one.refused else "accepted"
-        if not any(one is other for other in new):
+        if one.again:
+            verdict = f"judged again, {verdict}"
+        elif not any(one is other for other in new):
             verdict = "known already, under another name or from an earlier look"
         report.judged.append(
             {"file": one.seen.name, "rows": len(one.rows), "bad_rows": len(one.bad), "verdict": verdict}

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from rarec.errors import InputError
-from resources.artifacts import Artifact, ArtifactStore
+from resources.artifacts import Artifact, ArtifactStore, DamagedArtifact
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -55,6 +55,11 @@ class Version:
         """For `mlflow.pyfunc.load_model`."""
         return f"models:/{self.model}/{self.number}"
 
+    @property
+    def track(self) -> Track:
+        """Of its model."""
+        return cast(Track, self.model.rsplit("-", 1)[1])
+
     def open(self, store: ArtifactStore, partition: str) -> dict[str, Artifact]:
         """Its artifacts by asset.
 
@@ -63,7 +68,10 @@ class Version:
         """
         found, missing = {}, []
         for asset, identity in self.artifacts.items():
-            artifact = store.find(asset, partition, identity)
+            try:
+                artifact = store.find(asset, partition, identity)
+            except DamagedArtifact:  # as good as lost: of an old model nobody makes it again
+                artifact = None
             if artifact is None:
                 missing.append(f"{asset}/{partition}/{identity}")
             else:
@@ -72,7 +80,8 @@ class Version:
             raise InputError(
                 f"version {self.number} of {self.model} has lost {', '.join(missing)} from the artifact store. Restore "
                 f"it from a backup, or run the job `rollback` for {partition} (its setting track: "
-                f"{self.model.rsplit('-', 1)[1]}) to use the champion before it"
+                f"{self.track}) to use the champion before it; where there is none, let a candidate "
+                "take its place (its setting replace_lost)"
             )
         return found
 

@@ -41,14 +41,14 @@ class RecordedRuns:
         if not 2 <= len(wanted) <= len(LETTERS):
             raise InputError(
                 f"name 2 to {len(LETTERS)} runs, by id, beginning of id or name: make compare "
-                f"RUNS='1a2b3c4d 5e6f7a8b'. {self._newest()}"
+                f"RUNS='1a2b3c4d 5e6f7a8b'. {self.newest()}"
             )
         runs = self._all()
         found = [self._one(name, runs) for name in wanted]
         ids = [run.info.run_id for run in found]
         for name, run_id in zip(wanted, ids, strict=True):
             if ids.count(run_id) > 1:
-                raise InputError(f"the run {name!r} is named twice; name runs that differ. {self._newest(runs)}")
+                raise InputError(f"the run {name!r} is named twice; name runs that differ. {self.newest(runs)}")
         return found
 
     def read(self, run: "Run") -> ComparedRun:
@@ -101,7 +101,7 @@ class RecordedRuns:
         if len(begun) > 1:
             raise InputError(f"{len(begun)} runs have an id that begins with {wanted}; write more of it")
         if not begun:
-            raise InputError(f"MLflow knows no run {wanted!r}. {self._newest(runs)}")
+            raise InputError(f"MLflow knows no run {wanted!r}. {self.newest(runs)}")
         return begun[0]
 
     def _all(self) -> list["Run"]:
@@ -116,7 +116,8 @@ class RecordedRuns:
             if not token:
                 return runs
 
-    def _newest(self, runs: Sequence["Run"] | None = None) -> str:
+    def newest(self, runs: Sequence["Run"] | None = None) -> str:
+        """The newest runs in words; ``runs``: all of them, newest first, where they are known."""
         shown = [
             f"{run.info.run_id[:8]} {run.info.run_name}" for run in (self._all() if runs is None else runs)[:LISTED]
         ]

@@ -1,6 +1,7 @@
 """A store for tests, `shaky://` and a local folder: it can be away, keeps a list of what is opened, and lets a test act
 in the middle of a reading."""
 
+from functools import partial
 from pathlib import Path
 
 from fsspec.implementations.local import LocalFileSystem
@@ -12,6 +13,7 @@ class ShakyStore(LocalFileSystem):
     away = ""  # what it says while it is away
     opens_left = None  # how many files it opens before it goes away
     forbidden = ()  # names that may not be read
+    broken = {}  # noqa: RUF012 - name -> the error that its reading ends with
     opened = ()  # names, in order
     amid = None  # called with the path after the first bytes of each file were read; "cut": no more bytes come
 
@@ -39,11 +41,17 @@ class ShakyStore(LocalFileSystem):
                 self._reach()
         kind.opened += (Path(path).name,)
         file = super()._open(path, mode=mode, block_size=block_size, **options)
+        if (error := kind.broken.get(Path(path).name)) is not None:
+            return _Interrupted(file, path, partial(_fail, error))
         return file if kind.amid is None else _Interrupted(file, path, kind.amid)
 
     def _reach(self):
         if type(self).away:
             raise ConnectionError(f"could not connect to the endpoint:\n  {type(self).away}")
+
+
+def _fail(error, _):
+    raise error
 
 
 class _Interrupted:

@@ -109,6 +109,7 @@ def parse_incoming(path: Path, spec: DatasetSpec, now_s: float, bad_share: float
 
     Raises:
         InputError: the file is refused; says why.
+        OSError, MemoryError: this machine cannot read it now, which says nothing about the file.
     """
     if not path.stat().st_size:
         raise InputError(f"{path.name}: the file is empty.")
@@ -194,6 +195,9 @@ def _read_parquet(
                 line += batch.num_rows
                 quarantine.check(path.name, total)
     except (pa.ArrowException, OSError) as error:
+        # Arrow has errors of this machine for children of its own; an OSError with a number is the system's.
+        if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno is not None):
+            raise
         raise InputError(f"{path.name}: not a whole parquet file ({one_line(error)}).") from error
     return dict(zip(names, columns, strict=True))
 

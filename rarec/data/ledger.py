@@ -5,7 +5,7 @@ is recorded together is committed together: a process that dies leaves all of it
 and full synchronisation keep that promise against kill -9 and a lost power supply, on shared folders too.
 
 An entry's rows never change. An entry that turns out to be the beginning of a later one (the file has grown) is
-superseded: its rows stay in the ledger and are no longer read.
+superseded: its rows stay in the ledger and are no longer read. So is one whose content was judged again.
 """
 
 import hashlib
@@ -70,6 +70,7 @@ class Judged:
         bad: (line, reason, text) of its bad rows; none of a refused file.
         refused: why the file as a whole is refused, else empty.
         began_as: sha256 of earlier contents under its name that its content begins with.
+        again: whether this takes the place of what was found in the same content before.
     """
 
     seen: Seen
@@ -79,6 +80,7 @@ class Judged:
     bad: list[tuple[int, str, str]]
     refused: str = ""
     began_as: tuple[str, ...] = ()
+    again: bool = False
 
 
 @dataclass(frozen=True)
@@ -136,6 +138,22 @@ class Ledger:
             known = set(database.execute("SELECT name, bytes, stamp FROM names"))
         return [file for file in files if (file.name, file.bytes, file.stamp) not in known]
 
+    def doubtful(self, files: Iterable[Seen]) -> list[Seen]:
+        """Those of the files whose content in force was refused or had bad rows; one file a content."""
+        with self._connect() as database:
+            entries = {
+                tuple(seen): entry
+                for entry, *seen in database.execute(
+                    "SELECT entry, name, names.bytes, stamp FROM names JOIN entries USING (entry) "
+                    "WHERE superseded_by IS NULL AND (refused != '' OR bad_rows > 0)"
+                )
+            }
+        found: dict[int, Seen] = {}
+        for file in files:
+            if (entry := entries.get((file.name, file.bytes, file.stamp))) is not None:
+                found.setdefault(entry, file)
+        return list(found.values())
+
     def accepted(self) -> dict[str, dict[int, str]]:
         """Name -> size -> sha256 of every accepted content that was seen under it."""
         found: dict[str, dict[int, str]] = {}
@@ -147,12 +165,15 @@ class Ledger:
         return found
 
     def record(self, judged: Iterable[Judged]) -> list[Judged]:
-        """Keep what was found, all of it or nothing; returns those whose content is new to the ledger."""
+        """Keep what was found, all of it or nothing; returns those whose content is new or was judged again."""
         new, rows = [], []
         recorded = datetime.now(UTC).isoformat(timespec="seconds")
         with self._connect() as database, _transaction(database):
             for one in judged:
+                before = _set_aside(database, one) if one.again else None
                 number, is_new = _entry(database, one, recorded)
+                if before is not None:
+                    _replace(database, before, number, one.refused)
                 if is_new:
                     new.append(one)
                     if len(one.rows):
@@ -184,12 +205,14 @@ class Ledger:
             return State((), "")
         with self._connect() as database:
             found = database.execute(
-                "SELECT entry, sha256, row_count FROM entries "
+                "SELECT entry, sha256, row_count, (SELECT max(entry) FROM entries AS earlier WHERE earlier.sha256 = "
+                "entries.sha256 AND earlier.kind LIKE entries.kind || ' set aside %') FROM entries "
                 "WHERE refused = '' AND superseded_by IS NULL ORDER BY entry"
             ).fetchall()
-        text = "\n".join(f"{sha256} {rows}" for _, sha256, rows in found if rows)
-        version = hashlib.sha256(text.encode()).hexdigest()[:32] if text else ""
-        return State(tuple(entry for entry, _, _ in found), version)
+        # The same content judged again may have as many rows and yet others.
+        lines = [f"{sha256} {rows}" + (f" {entry}" if before else "") for entry, sha256, rows, before in found if rows]
+        version = hashlib.sha256("\n".join(lines).encode()).hexdigest()[:32] if lines else ""
+        return State(tuple(entry for entry, *_ in found), version)
 
     def read(self, state: State) -> Incoming:
         """The rows of that state, in the order of their entries and lines; the ledger may have grown meanwhile."""
@@ -269,6 +292,27 @@ def _entry(database: sqlite3.Connection, one: Judged, recorded: str) -> tuple[in
         "SELECT entry FROM entries WHERE sha256 = ? AND kind = ?", (one.sha256, one.kind)
     ).fetchone()
     return number, cursor.rowcount == 1
+
+
+def _set_aside(database: sqlite3.Connection, one: Judged) -> int | None:
+    """Let the content be entered anew; returns the entry in force until now."""
+    # What is read meanwhile, of a state from before, keeps its entry and its rows; its kind alone makes room.
+    found = database.execute(
+        "UPDATE entries SET kind = kind || ' set aside ' || entry "
+        "WHERE sha256 = ? AND kind = ? AND superseded_by IS NULL RETURNING entry",
+        (one.sha256, one.kind),
+    ).fetchone()
+    return None if found is None else int(found[0])
+
+
+def _replace(database: sqlite3.Connection, before: int, number: int, refused: str) -> None:
+    """Let the entry ``number`` take the place of ``before``, its names, and what that had superseded."""
+    database.execute(
+        "UPDATE entries SET superseded_by = ? WHERE superseded_by = ? AND kind IN ('csv', 'parquet')",
+        (None if refused else number, before),  # a refused file supersedes nothing
+    )
+    database.execute("UPDATE entries SET superseded_by = ? WHERE entry = ?", (number, before))
+    database.execute("UPDATE names SET entry = ? WHERE entry = ?", (number, before))
 
 
 def _parquet(rows: pa.Table) -> bytes:

@@ -1,5 +1,6 @@
 """How a champion fares on what happened since its promotion, and which step of the cascade that asks for."""
 
+import math
 from pathlib import Path
 from typing import Literal
 
@@ -28,11 +29,11 @@ class DriftRule(Settings):
     pretrain_unknown_items: float = pydantic.Field(
         default=0.1, ge=0, le=1, description="Share of new events with items unknown to the champion, for pre-training."
     )
-    pretrain_distance: float = pydantic.Field(
-        default=0.8,
+    pretrain_shift: float = pydantic.Field(
+        default=0.5,
         ge=0,
         le=1,
-        description="Jensen-Shannon distance of new events' items from those before, for pre-training.",
+        description="How far new events' items are from those before, beyond chance, for pre-training.",
     )
 
     @pydantic.model_validator(mode="after")
@@ -41,26 +42,33 @@ class DriftRule(Settings):
             raise ValueError("pretrain_drop is below finetune_drop, so that fine-tuning would never be asked for")
         return self
 
-    def judge(self, events: int, before: dict[str, float], now: dict[str, float]) -> tuple[Verdict, str]:
+    def judge(self, events: int, judged: int, before: dict[str, float], now: dict[str, float]) -> tuple[Verdict, str]:
         """The step that is asked for, and why in words.
 
         Args:
             events: new ones.
+            judged: of them those that NDCG@10 is of; fewer than ``least_events`` tell nothing of it.
             before: the champion's figures at its promotion; only NDCG@10 is read.
-            now: its figures on the new events, with ``unknown_items`` and ``item_distance``.
+            now: its figures on the new events, with ``unknown_items`` and ``item_shift``.
         """
         if events == 0:
             return "none", "no event is newer than those by which the champion was promoted"
         if events < self.least_events:
             return "wait", f"{events} new events, fewer than least_events = {self.least_events}"
-        drop = 1 - now[CHOICE] / before[CHOICE] if before[CHOICE] > 0 else 0.0
-        fell = f"{CHOICE} went from {before[CHOICE]:.4f} to {now[CHOICE]:.4f} ({-drop:+.1%})"
+        if judged < self.least_events:
+            drop, fell = (
+                -math.inf,
+                f"{CHOICE} not judged, as only {judged} of them can be set beside those of the promotion",
+            )
+        else:
+            drop = 1 - now[CHOICE] / before[CHOICE] if before[CHOICE] > 0 else 0.0
+            fell = f"{CHOICE} went from {before[CHOICE]:.4f} to {now[CHOICE]:.4f} ({0 - drop:+.1%})"
         if now["unknown_items"] >= self.pretrain_unknown_items:
             share, limit = now["unknown_items"], self.pretrain_unknown_items
             return "pretrain", f"{share:.1%} of new events have unknown items (pretrain_unknown_items = {limit:.1%})"
-        if now["item_distance"] >= self.pretrain_distance:
-            distance, limit = now["item_distance"], self.pretrain_distance
-            return "pretrain", f"new items' distribution is {distance:.3f} away (pretrain_distance = {limit:.3f})"
+        if now["item_shift"] >= self.pretrain_shift:
+            shift, limit = now["item_shift"], self.pretrain_shift
+            return "pretrain", f"new events' items shifted by {shift:.3f} beyond chance (pretrain_shift = {limit:.3f})"
         if drop >= self.pretrain_drop:
             return "pretrain", f"{fell}, at least pretrain_drop = {self.pretrain_drop:.1%}"
         if drop >= self.finetune_drop:
@@ -80,15 +88,15 @@ class RellaDriftRule(Settings):
     tune_unknown_items: float = pydantic.Field(
         default=0.1, ge=0, le=1, description="Share of new events with items unknown to the champion that asks for it."
     )
-    tune_distance: float = pydantic.Field(
-        default=0.8,
+    tune_shift: float = pydantic.Field(
+        default=0.5,
         ge=0,
         le=1,
-        description="Jensen-Shannon distance of new events' items from those before that asks for it.",
+        description="How far new events' items are from those before, beyond chance, that asks for it.",
     )
 
     def judge(self, events: int, before: dict[str, float], now: dict[str, float]) -> tuple[Verdict, str]:
-        """As `DriftRule.judge`, by AUC; ``now`` is empty where all new events are likes, or none is."""
+        """As `DriftRule.judge`, by AUC of all ``events``; ``now`` is empty where all or none of them are likes."""
         if events == 0:
             return "none", "no event is newer than those by which the champion was promoted"
         if events < self.least_events:
@@ -96,13 +104,13 @@ class RellaDriftRule(Settings):
         if not now:
             return "wait", f"{events} new events, but all or none of them are likes, so nothing can be told apart"
         drop = before[RELLA_CHOICE] - now[RELLA_CHOICE]
-        fell = f"{RELLA_CHOICE} went from {before[RELLA_CHOICE]:.4f} to {now[RELLA_CHOICE]:.4f} ({-drop:+.4f})"
+        fell = f"{RELLA_CHOICE} went from {before[RELLA_CHOICE]:.4f} to {now[RELLA_CHOICE]:.4f} ({0 - drop:+.4f})"
         if now["unknown_items"] >= self.tune_unknown_items:
             share, limit = now["unknown_items"], self.tune_unknown_items
             return "tune", f"{share:.1%} of new events have unknown items (tune_unknown_items = {limit:.1%})"
-        if now["item_distance"] >= self.tune_distance:
-            distance, limit = now["item_distance"], self.tune_distance
-            return "tune", f"new items' distribution is {distance:.3f} away (tune_distance = {limit:.3f})"
+        if now["item_shift"] >= self.tune_shift:
+            shift, limit = now["item_shift"], self.tune_shift
+            return "tune", f"new events' items shifted by {shift:.3f} beyond chance (tune_shift = {limit:.3f})"
         if drop >= self.tune_drop:
             return "tune", f"{fell}, at least tune_drop = {self.tune_drop:.3f}"
         return "none", f"{events} new events; {fell}"
@@ -116,6 +124,7 @@ class DriftReport(Report):
     users: int
     first: int = pydantic.Field(description="Time of the oldest new event, seconds.")
     last: int = pydantic.Field(description="Time of the newest one, seconds.")
+    then: Text = pydantic.Field(description="On what it was measured at its promotion, and how many.")
     before: dict[str, Figure] = pydantic.Field(description="Figures on the window of its promotion.")
     now: dict[str, Figure]
     choice: str = pydantic.Field(description="The figure that is judged by.")

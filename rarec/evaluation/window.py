@@ -12,6 +12,7 @@ from rarec.evaluation.ranking import hit_rate, ndcg
 from rarec.evaluation.significance import PairedComparison, compare_paired
 
 CHOICE = "NDCG@10"
+DRAWS = 20  # by which chance is known
 FIGURES = {"HR@5": (hit_rate, 5), "HR@10": (hit_rate, 10), CHOICE: (ndcg, 10)}
 
 FloatArray = npt.NDArray[np.float64]
@@ -52,7 +53,7 @@ class Window:
         return compare_paired(*pair, seed=seed)
 
 
-def newest_window(interactions: pd.DataFrame, since: int | None) -> Window:
+def newest_window(interactions: pd.DataFrame, since: int | None, last_only: bool = False) -> Window:
     """The events from ``since`` (seconds) on; with None the leave-one-out test: the last event of every user who has
     at least three.
 
@@ -60,14 +61,16 @@ def newest_window(interactions: pd.DataFrame, since: int | None) -> Window:
 
     Args:
         interactions: the clean table, sorted by user and time.
+        last_only: of the events from ``since`` on only those that the leave-one-out test has.
     """
     users = interactions["user_index"].to_numpy(np.int64)
     repeated = interactions.duplicated(["user_index", "item_index"]).to_numpy()
-    if since is None:
+    chosen = np.ones(len(users), dtype=bool)
+    if since is None or last_only:
         last = np.append(users[1:] != users[:-1], True) if len(users) else np.zeros(0, dtype=bool)
-        chosen = last & (np.bincount(users)[users] > HELD_OUT)
-    else:
-        chosen = interactions["timestamp"].to_numpy() >= since
+        chosen &= last & (np.bincount(users)[users] > HELD_OUT)
+    if since is not None:
+        chosen &= interactions["timestamp"].to_numpy() >= since
     events = np.flatnonzero(chosen & ~repeated)
     return Window(events, users[events])
 
@@ -84,7 +87,26 @@ def unknown_shares(
     }
 
 
-def item_distance(before: pd.Series, after: pd.Series) -> float:
-    """Jensen-Shannon distance (base 2; 0: alike, 1: nothing in common) of two samples' distributions over items."""
-    counts = pd.concat([before.value_counts(), after.value_counts()], axis=1).fillna(0)
-    return float(jensenshannon(counts.iloc[:, 0], counts.iloc[:, 1], base=2))
+def item_distances(before: pd.Series, after: pd.Series, seed: int = 42) -> dict[str, float]:
+    """How far the items of new events are from those of the events before.
+
+    Few events never look like many, even where nothing has changed. So the distance is set beside the mean one of as
+    many events drawn at random from those before.
+
+    Args:
+        before, after: item of each event.
+        seed: of the draws.
+
+    Returns:
+        ``item_distance``, the Jensen-Shannon distance (base 2; 0: alike, 1: nothing in common) of both distributions;
+        ``item_distance_by_chance``, that of the draws; and ``item_shift``: what is beyond chance, as a share of what
+        could be (0: no more than chance, 1: nothing in common).
+    """
+    code, items = pd.factorize(pd.concat([before, after]))
+    old, new = (np.bincount(part, minlength=len(items)) for part in (code[: len(before)], code[len(before) :]))
+    distance = float(jensenshannon(old, new, base=2))
+    generator = np.random.default_rng(seed)
+    draws = generator.multinomial(len(after), old / old.sum(), size=DRAWS)
+    chance = float(np.mean([jensenshannon(old, draw, base=2) for draw in draws]))
+    shift = max(0.0, distance - chance) / (1 - chance) if chance < 1 else 0.0
+    return {"item_distance": distance, "item_distance_by_chance": chance, "item_shift": shift}

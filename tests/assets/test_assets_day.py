@@ -35,7 +35,7 @@ least_events = 50
 least_events = 50
 finetune_drop = 0.5
 pretrain_drop = 2
-pretrain_distance = 1
+pretrain_shift = 1
 """
 )
 MODEL = "rarec-demo-raserec"

@@ -36,12 +36,12 @@ class Shop:
         table = pd.DataFrame(rows, columns=["user_id", "item_id", "rating", "timestamp"], dtype=object)
         table.to_csv(self.folder / name, index=False)
 
-    def run(self, *assets):
-        return self.plant.run("own", only=assets, resources={"folders": self.folders})
+    def run(self, *assets, **config):
+        return self.plant.run("own", only=assets, resources={"folders": self.folders}, **config)
 
-    def take_in(self):
+    def take_in(self, **config):
         """Metadata of the ledger, plain values."""
-        result = self.run("incoming_interactions")
+        result = self.run("incoming_interactions", incoming_interactions=config)
         assert failures(result) == {}
         (event,) = result.get_asset_materialization_events()
         return {name: value.value for name, value in event.materialization.metadata.items()}
@@ -129,8 +129,23 @@ def test_a_file_that_may_not_be_read_is_named_and_the_others_go_on(shop, shaky):
         shop.drop(f"{number}.csv", [(7, number, 3, 1000 + number)])
     shaky.forbidden = ("1.csv",)
     told = shop.take_in()
-    assert (told["files_judged_now"], told["files_not_readable"]) == (2, "1.csv")
+    assert told["files_judged_now"] == 2
+    assert told["files_not_readable"].startswith("1.csv ([Errno 13] Permission denied: ")
     shaky.forbidden = ()
     told = shop.take_in()
     assert (told["files_judged_now"], told["files"]) == (1, 3)
     assert "files_not_readable" not in told
+
+
+def test_a_corrected_scale_takes_effect_on_what_was_refused_when_asked_for(shop):
+    shop.drop("a.csv", [(7, 10, 9, 1000)])
+    assert shop.take_in()["files_refused"] == 1
+    declared = shop.folders.spec("own")
+    (shop.plant.home.datasets / "own.toml").write_text(
+        OWN.format(name="own").replace("rating_scale = [1, 5]", "rating_scale = [1, 10]")
+    )
+    assert shop.folders.spec("own") != declared
+    assert shop.take_in()["files_judged_now"] == 0
+    told = shop.take_in(judge_again=True)
+    assert (told["files_judged_now"], told["files"], told["files_refused"]) == (1, 1, 0)
+    assert shop.raw().incoming_rows == 1

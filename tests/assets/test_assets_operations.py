@@ -1,16 +1,20 @@
 """The model in use: promoted, refreshed, measured, fine-tuned, taken back; on a data set that grows."""
 
 import shutil
+from dataclasses import replace
 
 import dagster as dg
 import pandas as pd
 import pytest
 from assets_plant import Plant, failed_checks, failures, metadata
 
+from assets.promotion import opponent, uncompared
 from rarec.data.demo import DemoSettings, generate_demo
+from rarec.errors import InputError
 from rarec.evaluation.promotion import Rule
 from rarec.evaluation.significance import compare_paired
-from resources.registry import CHAMPION
+from resources.artifacts import ArtifactStore
+from resources.registry import CHAMPION, Version
 
 GROWING = """
 name = "{name}"
@@ -126,6 +130,32 @@ def test_without_new_events_nothing_is_asked_for(plant, promoted):
     result = run(plant, "drift")
     assert result.success, failures(result)
     assert metadata(result)["drift_report"]["verdict"] == "none"
+
+
+def test_new_data_do_not_stop_what_was_trained_before_them(plant, promoted, grow):
+    """The tables are made anew, the models are not: they are compared, and recommend, as what they were made of."""
+    grow(0.8)
+    assert run(plant, "ingest").success
+    again = run(plant, "promote")
+    assert again.success, failures(again)
+    assert metadata(again)["raserec_candidate"]["decision"] == "same"
+    assert registry(plant).champion().number == 1
+
+
+def test_the_alias_stays_where_the_champion_changed_after_the_comparison(plant, promoted, monkeypatch):
+    other = replace(registry(plant).champion(), number=7)
+    monkeypatch.setattr("resources.registry.ModelRegistry.champion", lambda _: other)
+    result = plant.run("own", track="promote", only=["raserec_champion"])
+    message = failures(result)["raserec_champion"]
+    assert "changed after the comparison: it was version 1 and is version 7 now, which stays; run ras" in message
+
+
+def test_a_champion_made_by_hand_is_measured_once_it_was_compared(plant, promoted, monkeypatch):
+    bare = replace(registry(plant).champion(), evidence={})
+    with monkeypatch.context() as patch:
+        patch.setattr("resources.registry.ModelRegistry.champion", lambda _: bare)
+        result = run(plant, "drift")
+        assert "became champion without a comparison" in failures(result)["drift_report"]
 
 
 @pytest.fixture(scope="module")
@@ -271,19 +301,48 @@ def test_a_champion_whose_artifact_is_gone_is_told_with_the_way_back(plant, refr
         message = failures(result)["recommendations"]
         assert f"version {champion.number} of rarec-own-raserec has lost {name}/own/{identity}" in message
         assert "run the job `rollback` for own" in message
+        folder.mkdir()
+        (folder / "manifest.json").write_text("{}")  # damaged is as good as lost
+        again = failures(plant.run("own", track="promote", only=["recommendations"]))["recommendations"]
+        assert again == message
+        shutil.rmtree(folder)
     finally:
         shutil.move(folder.with_name("away"), folder)
 
 
+def test_a_lost_champion_gives_way_without_a_comparison_if_that_is_asked_for(tmp_path):
+    store = ArtifactStore(root=str(tmp_path / "store"), cache=str(tmp_path / "cache"))
+    lost = Version("rarec-own-raserec", 3, {"memory_bank": "a" * 32}, "trained")
+    assert opponent(None, {}, store, "own", False) == (None, "")
+    assert opponent(lost, lost.artifacts, store, "own", False) == (None, "")
+    assert uncompared(None, "") == ("first", "there was no champion before")
+    assert uncompared(lost, "") == ("same", "it is the champion")
+    with pytest.raises(
+        InputError, match=r"version 3 of rarec-own-raserec has lost memory_bank.*its setting replace_lost"
+    ):
+        opponent(lost, {"memory_bank": "b" * 32}, store, "own", False)
+    found, why = opponent(lost, {"memory_bank": "b" * 32}, store, "own", True)
+    assert found is None
+    assert uncompared(lost, why) == (
+        "first", "not compared, as the champion before, version 3, is lost (replace_lost)"
+    )  # fmt: skip
+
+
 def test_the_sensor_asks_once_for_what_the_newest_report_asks_for(plant, refreshed):
     sensor = plant.defs.get_repository_def().get_sensor_def("follow_drift")
-    context = dg.build_sensor_context(instance=plant.instance, definitions=plant.defs)
-    data = sensor.evaluate_tick(context)
+
+    def tick(cursor=None):
+        resources = {"tracking": plant.defs.resources["tracking"]}
+        context = dg.build_sensor_context(plant.instance, cursor, definitions=plant.defs, resources=resources)
+        return sensor.evaluate_tick(context)
+
+    assert tick().skip_message == "own: the newest drift_report is of version 1, not in use now"
+    registry(plant).roll_back(1)
+    data = tick()
     (request,) = data.run_requests
     assert (request.job_name, request.partition_key) == ("refresh", "own")
     assert "new events to remember" in request.tags["rarec/reason"]
-    later = dg.build_sensor_context(instance=plant.instance, definitions=plant.defs, cursor=data.cursor)
-    assert sensor.evaluate_tick(later).run_requests == []
+    assert tick(data.cursor).run_requests == []
 
 
 @pytest.mark.parametrize(

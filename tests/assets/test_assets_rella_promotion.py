@@ -134,16 +134,22 @@ def test_drift_is_measured_on_what_came_since(plant, promoted, grow):
     said[np.isnan(said)] = np.nanmean(said)
     assert told["AUC"] == pytest.approx(roc_auc_score(new["rating"] > 3, said), abs=2e-3)
     assert told["reason"].endswith(f"{told['AUC'] - before.evidence['candidate']['AUC']:+.4f})")
-    again = plant.run("own", track="drift_rella", rella_drift_report={"least_events": 20, "tune_distance": 0.0})
+    again = plant.run("own", track="drift_rella", rella_drift_report={"least_events": 20, "tune_shift": 0.0})
     assert metadata(again)["rella_drift_report"]["verdict"] == "tune"
     (request,) = (
         plant.defs.get_repository_def()
         .get_sensor_def("follow_drift")
-        .evaluate_tick(dg.build_sensor_context(instance=plant.instance, definitions=plant.defs))
+        .evaluate_tick(
+            dg.build_sensor_context(
+                instance=plant.instance,
+                definitions=plant.defs,
+                resources={"tracking": plant.defs.resources["tracking"]},
+            )
+        )
         .run_requests
     )
     assert (request.job_name, request.partition_key) == ("tune", "own")
-    assert "tune_distance = 0.000" in request.tags["rarec/reason"]
+    assert "tune_shift = 0.000" in request.tags["rarec/reason"]
 
 
 def test_drift_needs_a_champion(plant):

@@ -10,6 +10,7 @@ import pytest
 from assets_plant import TINY, Plant, failures, metadata
 
 from assets.sweeps import LEADERBOARD, RaserecSweepSettings
+from rarec.data.ctr import CtrSamples
 
 TRAINED = {
     "raserec": ["raw_interactions", "interactions", "item_catalog", "user_profiles", "user_sequences",
@@ -122,10 +123,11 @@ def test_a_grid_that_is_wrong_somewhere_is_refused_as_a_whole(plant, grid, messa
 def test_shots_and_learning_rates(plant):
     result = plant.run(track="rella", only=TRAINED["rella"])
     assert result.success, failures(result)
-    result = plant.run(track="sweep_rella", rella_sweep={"shots": [16, 64]})
+    available = CtrSamples.load(plant.artifact(result, "ctr_samples").path).rows("train").stop
+    result = plant.run(track="sweep_rella", rella_sweep={"shots": [16, 100_000, 200_000]})
     assert result.success, failures(result)
     table = pd.read_parquet(plant.artifact(result, "rella_sweep").file(LEADERBOARD))
-    assert set(table["shots"]) == {16, 64}
+    assert set(table["shots"]) == {16, available}  # more than there are would be the same training twice
     assert table["validation AUC"].is_monotonic_decreasing
     told = metadata(result)["rella_sweep"]
     config = json.loads(told["its settings"])

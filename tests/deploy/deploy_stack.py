@@ -52,7 +52,10 @@ def wait_for(what: str, condition: Callable[[], Any], seconds: float = 120) -> A
 
 
 def interpolated(value: Any, settings: dict[str, str]) -> Any:
-    """A compose file with `$VAR`, `${VAR}`, `${VAR:-default}` and `${VAR:?message}` replaced; `$$` is a dollar."""
+    """A compose file with `$VAR`, `${VAR}`, `${VAR:-default}` and `${VAR:?message}` replaced; `$$` is a dollar.
+
+    A default may hold one more variable.
+    """
 
     def one(match: re.Match[str]) -> str:
         name, mark, rest = match["name"] or match["bare"], match["mark"], match["rest"]
@@ -62,13 +65,13 @@ def interpolated(value: Any, settings: dict[str, str]) -> Any:
             return settings.get(name, "")
         if mark == ":?":
             raise ValueError(f"{name}: {rest}")
-        return rest
+        return re.sub(pattern, one, rest)
 
     if isinstance(value, dict):
         return {key: interpolated(one_, settings) for key, one_ in value.items()}
     if isinstance(value, list):
         return [interpolated(one_, settings) for one_ in value]
-    pattern = r"\$\$|\$(?P<bare>\w+)|\$\{(?P<name>\w+)(?:(?P<mark>:[-?])(?P<rest>[^}]*))?\}"
+    pattern = r"\$\$|\$(?P<bare>\w+)|\$\{(?P<name>\w+)(?:(?P<mark>:[-?])(?P<rest>(?:[^{}]|\{[^}]*\})*))?\}"
     return re.sub(pattern, one, value) if isinstance(value, str) else value
 
 

@@ -101,7 +101,9 @@ def test_a_run_in_progress_has_no_duration_yet(home, recorded):
     assert (read.code_version, read.fingerprint) == ("3", "f" * 32)
 
 
-def test_without_runs_one_line_says_how(home, runs, monkeypatch):
+def test_without_runs_the_newest_are_listed(home, runs, monkeypatch, capsys):
     monkeypatch.setenv("RAREC_HOME", str(home.root))
-    with pytest.raises(SystemExit, match=r"error: name 2 to 26 runs, .*The newest: "):
-        compare.main([])
+    compare.main([])
+    assert f"The newest: {runs[2][:8]} twice" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match=r"error: name 2 to 26 runs, "):
+        compare.main([runs[0]])

@@ -166,6 +166,26 @@ def test_a_run_that_took_nothing_in_is_asked_for_again_in_a_while(watch):
     assert again.run_key != first.run_key  # Dagster ignores one that it has seen
 
 
+def test_files_that_stay_unjudged_are_asked_for_ever_more_rarely(watch):
+    watch.drop("a.csv")
+    watch.tick()
+    request, waits = only_request(watch.tick(SETTLE_S)), []
+    for _ in range(10):
+        watch.now = time.time()
+        watch.run(request)
+        waited, step = 0, 60
+        while not (data := watch.tick(step)).run_requests:
+            waited += step
+        waits.append(waited + step)
+        request = only_request(data)
+    hours = 6 * 3600
+    assert waits == pytest.approx([120, 240, 480, 960, 1920, 3840, 7680, 15360, hours, hours], abs=60)
+    watch.run(request)
+    watch.drop("b.csv")  # keeps no other file waiting
+    watch.tick(0)
+    assert only_request(watch.tick(SETTLE_S)).tags["rarec/files"] == "a.csv, b.csv"
+
+
 @pytest.mark.slow
 def test_a_tick_over_ten_thousand_judged_files_opens_none(watch, shaky):
     for number in range(10_000):

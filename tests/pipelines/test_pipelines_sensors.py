@@ -1,4 +1,4 @@
-"""Failed runs are told, whatever becomes of the telling."""
+"""Failed runs are told, whatever becomes of the telling; drift reports are followed, the right ones and once."""
 
 import json
 import threading
@@ -7,8 +7,11 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import dagster as dg
 import pytest
 
-from pipelines.sensors import notify_failure
+from pipelines import sensors
+from pipelines.sensors import follow_drift, notify_failure
 from resources.home import RarecHome
+from resources.registry import ModelRegistry, Version
+from resources.tracking import MlflowTracking
 
 
 @dg.asset(partitions_def=dg.StaticPartitionsDefinition(["demo"]))
@@ -68,3 +71,115 @@ def test_a_webhook_gets_what_failed_and_where(failed, tmp_path):
 
 def test_a_webhook_that_is_away_fails_nothing(failed, tmp_path):
     tell(failed, tmp_path, "http://127.0.0.1:9/secret")
+
+
+@dg.asset(partitions_def=dg.StaticPartitionsDefinition(["demo", "own"]))
+def drift_report():
+    pass
+
+
+@dg.asset(partitions_def=dg.StaticPartitionsDefinition(["demo", "own"]))
+def rella_drift_report():
+    pass
+
+
+class Followed:
+    """The sensor over reports that are put there; ``champions``: model -> the version in use."""
+
+    def __init__(self, instance, monkeypatch):
+        self.instance, self.cursor = instance, None
+        self.champions = {"rarec-own-raserec": 3, "rarec-own-rella": 1, "rarec-demo-raserec": 1}
+        self.away = False
+        jobs = [dg.define_asset_job(name, [drift_report]) for name in ("refresh", "finetune", "pretrain", "tune")]
+        self.sensor = follow_drift(jobs, ["demo", "own"])
+        self.tracking = MlflowTracking(tracking_uri="http://mlflow", ui_url="", artifact_root="")
+        self.defs = dg.Definitions(
+            assets=[drift_report, rella_drift_report],
+            jobs=jobs,
+            sensors=[self.sensor],
+            resources={"tracking": self.tracking},
+        )
+        monkeypatch.setattr(MlflowTracking, "check", lambda _: "0")
+        monkeypatch.setattr(MlflowTracking, "_client", lambda _: None)
+        monkeypatch.setattr(ModelRegistry, "champion", lambda registry: self.champion(registry))
+
+    def champion(self, registry):
+        if self.away:
+            raise ConnectionError("connection refused")
+        number = self.champions.get(registry.name)
+        return None if number is None else Version(registry.name, number, {}, "trained")
+
+    def report(self, verdict, champion, dataset="own", asset="drift_report"):
+        number = len(self.instance.fetch_materializations(dg.AssetKey(asset), limit=1000).records)
+        metadata = {"verdict": verdict, "reason": "why", "champion": champion, "fingerprint": f"{asset} {number}"}
+        self.instance.report_runless_asset_event(
+            dg.AssetMaterialization(asset, partition=dataset, metadata=metadata if verdict else {})
+        )
+
+    def tick(self):
+        context = dg.build_sensor_context(
+            instance=self.instance, cursor=self.cursor, definitions=self.defs, resources={"tracking": self.tracking}
+        )
+        data = self.sensor.evaluate_tick(context)
+        self.cursor = data.cursor
+        asked = [(request.partition_key, request.job_name) for request in data.run_requests]
+        return asked, data.skip_message or ""
+
+
+@pytest.fixture
+def followed(monkeypatch):
+    with dg.DagsterInstance.ephemeral() as instance:
+        yield Followed(instance, monkeypatch)
+
+
+def test_reports_of_before_the_sensor_was_turned_on_count_by_the_newest_alone(followed, monkeypatch):
+    monkeypatch.setattr(sensors, "MOST_REPORTS", 2)
+    followed.report("refresh", 1, dataset="demo")
+    for _ in range(3):
+        followed.report("pretrain", 3)
+    followed.report("tune", 1, asset="rella_drift_report")
+    followed.report("wait", 3)
+    assert followed.tick()[0] == [("demo", "refresh"), ("own", "tune")]
+    assert followed.tick()[0] == []
+    followed.report("finetune", 3)
+    assert followed.tick()[0] == [("own", "finetune")]
+
+
+def test_the_first_report_of_all_is_followed(followed):
+    assert followed.tick()[0] == []
+    followed.report("refresh", 3)
+    assert followed.tick()[0] == [("own", "refresh")]
+
+
+def test_a_materialisation_reported_by_hand_is_no_report(followed):
+    followed.report("refresh", 3)
+    followed.report("", 3)
+    assert followed.tick()[0] == [("own", "refresh")]
+    followed.report("", 3)
+    assert followed.tick()[0] == []
+    followed.report("finetune", 3)
+    followed.report("", 3)
+    assert followed.tick()[0] == [("own", "finetune")]
+
+
+def test_a_report_on_a_champion_of_before_asks_for_nothing(followed):
+    followed.report("refresh", 2)
+    assert followed.tick() == ([], "own: the newest drift_report is of version 2, not in use now")
+    followed.report("tune", 1, dataset="demo", asset="rella_drift_report")  # of a model that has no champion
+    followed.report("refresh", 3)
+    assert followed.tick() == ([("own", "refresh")], "")
+    assert followed.tick()[0] == []
+
+
+def test_while_mlflow_is_away_reports_wait(followed):
+    followed.report("wait", 3)
+    assert followed.tick()[0] == []
+    before = followed.cursor
+    followed.report("refresh", 3)
+    followed.away = True
+    for _ in range(2):
+        reason = "the champions cannot be looked up, this is tried again: connection refused"
+        assert followed.tick() == ([], reason)
+        assert followed.cursor == before
+    followed.away = False
+    assert followed.tick()[0] == [("own", "refresh")]

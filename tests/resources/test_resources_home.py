@@ -18,6 +18,7 @@ def test_defaults_lie_in_the_checkout(tmp_path, monkeypatch):
         artifacts=str(root / "artifacts"),
         tracking_uri=f"sqlite:///{root}/mlflow/mlflow.db",
         mlflow_ui="http://127.0.0.1:5000",
+        dagster_ui="http://127.0.0.1:3000",
     )
     assert not root.exists()  # reading settings creates nothing
 
@@ -43,9 +44,14 @@ def test_environment_is_honoured(tmp_path, monkeypatch):
 def test_the_process_environment_is_the_default(monkeypatch):
     monkeypatch.setenv("RAREC_HOME", "/somewhere/rarec")
     monkeypatch.setenv("MLFLOW_UI_URL", "https://mlflow.example/")
+    monkeypatch.setenv("DAGSTER_UI_URL", "https://dagster.example/")
+    monkeypatch.setenv("DAGSTER_PORT", "3333")
     home = RarecHome.from_environment()
     assert home.root == Path("/somewhere/rarec")
     assert home.mlflow_ui == "https://mlflow.example"
+    assert home.dagster_ui == "https://dagster.example"
+    monkeypatch.delenv("DAGSTER_UI_URL")
+    assert RarecHome.from_environment().dagster_ui == "http://127.0.0.1:3333"
 
 
 def test_several_machines_and_heartbeat(monkeypatch):

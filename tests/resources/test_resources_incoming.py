@@ -1,8 +1,11 @@
 """New files: judged once each, whatever their names, and never before they are complete."""
 
+import errno
+import io
 import os
 import threading
 import time
+from pathlib import Path
 
 import pandas as pd
 import pyarrow as pa
@@ -29,9 +32,9 @@ class Arrivals:
             self.folder / name, index=False
         )
 
-    def take_in(self):
+    def take_in(self, spec=SPEC, **options):
         settled, _ = self.ledger.look(self.source.listing(), 0.0, 0.0)
-        return ingest(self.source, self.ledger, SPEC, settled)
+        return ingest(self.source, self.ledger, spec, settled, **options)
 
     def rows(self):
         table = self.ledger.read(self.ledger.state()).rows
@@ -72,6 +75,19 @@ def test_a_file_that_grew_adds_only_what_is_new(arrivals):
     assert arrivals.rows() == sorted(TOLD)
 
 
+def test_a_judged_file_may_be_deleted_and_come_again(arrivals):
+    arrivals.drop("a.csv", ROWS)
+    arrivals.take_in()
+    version = arrivals.ledger.state().version
+    (arrivals.folder / "a.csv").unlink()
+    assert arrivals.take_in().judged == []
+    assert arrivals.rows() == sorted(TOLD)
+    arrivals.drop("b.csv", ROWS)
+    assert len(arrivals.take_in().table) == 1
+    assert arrivals.rows() == sorted(TOLD)
+    assert arrivals.ledger.state().version == version
+
+
 def test_bad_rows_are_set_aside_and_the_others_kept(arrivals):
     bad = [(user, "" if int(user) <= 3 else item, rating, time) for user, item, rating, time in ROWS]
     arrivals.drop("a.csv", bad)
@@ -89,6 +105,94 @@ def test_a_file_of_mostly_bad_rows_is_refused_as_a_whole(arrivals):
     files = arrivals.ledger.files()
     assert files["refused"].iloc[0] != ""
     assert arrivals.take_in().judged == []  # and not looked at again
+
+
+WIDE = SPEC.model_copy(update={"rating_scale": (1, 10)})
+RATED = [(user, item, 4 if int(user) <= 8 else 9, moment) for user, item, _, moment in ROWS]
+
+
+def test_what_was_judged_by_a_wrong_scale_is_judged_again_when_asked_for(arrivals):
+    arrivals.drop("bad-rows.csv", RATED)
+    arrivals.drop("refused.csv", [(user, "51", 9, moment) for user, _, _, moment in ROWS])
+    arrivals.drop("good.csv", [(user, "52", 4, moment) for user, _, _, moment in ROWS])
+    arrivals.drop("gone.csv", [(user, "53", 9, moment) for user, _, _, moment in ROWS])
+    arrivals.take_in()
+    (arrivals.folder / "gone.csv").unlink()
+    before, held = arrivals.ledger.state(), arrivals.rows()
+    assert len(held) == 8 + 10
+    assert arrivals.take_in(WIDE).judged == []
+    assert arrivals.ledger.state() == before
+    report = arrivals.take_in(WIDE, judge_again=True)
+    assert [(one["file"], one["rows"], one["bad_rows"], one["verdict"]) for one in report.judged] == [
+        ("bad-rows.csv", 10, 0, "judged again, accepted"),
+        ("refused.csv", 10, 0, "judged again, accepted"),
+    ]
+    after = arrivals.ledger.state()
+    assert after.version != before.version
+    assert arrivals.rows() == sorted([*TOLD, *((user, item, at) for item in ("51", "52") for user, _, at in TOLD)])
+    assert arrivals.ledger.read(after).bad.empty
+    read = arrivals.ledger.read(before).rows  # a run that began before still reads what it began with
+    assert sorted(zip(read["user_id"], read["item_id"], read["timestamp"], strict=True)) == held
+    assert arrivals.take_in(WIDE, judge_again=True).judged == []  # none is doubtful any more
+    assert arrivals.ledger.state() == after
+
+
+def test_other_rows_of_a_content_judged_again_are_another_version(arrivals):
+    arrivals.drop("a.csv", RATED)
+    arrivals.take_in()
+    before = arrivals.ledger.state()
+    other = SPEC.model_copy(update={"rating_scale": (4.5, 9)})  # as many rows of the second file, and others
+    arrivals.drop("b.csv", [(user, item, 4 if int(user) <= 5 else 9, moment) for user, item, _, moment in ROWS])
+    arrivals.take_in()
+    counts = arrivals.ledger.files().set_index("entry")["rows"].to_dict()
+    assert counts == {1: 8, 2: 5}
+    halves = arrivals.ledger.state()
+    arrivals.take_in(other, judge_again=True)
+    assert {row[0] for row in arrivals.rows()} == {"6", "7", "8", "9", "10"}  # of b.csv; a.csv is refused now
+    versions = {before.version, halves.version, arrivals.ledger.state().version}
+    for spec in (SPEC, other):
+        arrivals.take_in(spec, judge_again=True)
+        versions.add(arrivals.ledger.state().version)
+    assert len(versions) == 5
+
+
+def test_a_grown_file_refused_when_judged_again_gives_back_what_it_superseded(arrivals):
+    arrivals.drop("a.csv", RATED[:8])
+    arrivals.take_in()
+    arrivals.drop("a.csv", RATED)
+    arrivals.take_in()
+    assert arrivals.rows() == sorted(TOLD[:8])
+    assert arrivals.ledger.files()["superseded_by"].tolist()[0] == 2
+    arrivals.take_in(WIDE, judge_again=True)
+    assert arrivals.rows() == sorted(TOLD)
+    assert arrivals.ledger.files()["superseded_by"].tolist()[:2] == [3, 3]
+    arrivals.drop("b.csv", RATED[:7] + [(user, item, 9, moment) for user, item, _, moment in RATED[:3]])
+    arrivals.drop("c.csv", RATED[:6])
+    arrivals.take_in()
+    arrivals.drop("c.csv", RATED[:6] + RATED[8:])
+    arrivals.take_in()
+    held = len(arrivals.rows())
+    narrow = SPEC.model_copy(update={"rating_scale": (1, 2)})
+    arrivals.take_in(narrow, judge_again=True)
+    files = arrivals.ledger.files().set_index("names")["refused"]
+    assert files["b.csv"] != ""
+    assert len(arrivals.rows()) == held - 7  # those of b.csv; c.csv has what it had before it grew
+
+
+def test_a_ledger_that_cannot_be_written_keeps_what_was_judged_before(arrivals, monkeypatch):
+    arrivals.drop("a.csv", RATED)
+    arrivals.take_in()
+    before, files = arrivals.ledger.state(), arrivals.ledger.files()
+
+    def full(_):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("rarec.data.ledger._parquet", full)
+    with pytest.raises(OSError, match="No space"):
+        arrivals.take_in(WIDE, judge_again=True)
+    assert arrivals.ledger.state() == before
+    assert arrivals.ledger.files().equals(files)
+    assert arrivals.rows() == sorted(TOLD[:8])
 
 
 def test_a_file_that_changes_has_not_settled_whatever_the_clock_says(arrivals):
@@ -259,11 +363,69 @@ def test_a_file_that_may_not_be_read_does_not_keep_the_others_waiting(remote, sh
         remote.drop(f"{number}.csv", [row])
     shaky.forbidden = ("4.csv",)
     report = remote.take_in()
-    assert report.unreadable == ["4.csv"]
+    assert list(report.unreadable) == ["4.csv"]
+    assert "Permission denied" in report.unreadable["4.csv"]
     assert remote.rows() == sorted(TOLD[:4] + TOLD[5:])
     shaky.forbidden = ()
     assert [one["file"] for one in remote.take_in().judged] == ["4.csv"]
     assert remote.rows() == sorted(TOLD)
+
+
+def test_a_file_with_a_bad_block_does_not_keep_the_others_waiting(remote, shaky):
+    for number, row in enumerate(ROWS):
+        remote.drop(f"{number}.csv", [row])
+    shaky.broken = {"4.csv": OSError(errno.EIO, "Input/output error")}
+    report = remote.take_in()
+    assert report.unreadable == {"4.csv": "[Errno 5] Input/output error"}
+    assert remote.rows() == sorted(TOLD[:4] + TOLD[5:])
+    shaky.broken = {}
+    assert [one["file"] for one in remote.take_in().judged] == ["4.csv"]
+    assert remote.rows() == sorted(TOLD)
+
+
+class Away(OSError):
+    """What some stores raise while they are away: no ConnectionError, and without a number."""
+
+
+@pytest.mark.parametrize(
+    ("error", "away"),
+    [
+        (Away("no route"), "no route"),
+        (ConnectionResetError(errno.ECONNRESET, "reset by peer"), ""),
+        (TimeoutError("timed out"), ""),
+        (OSError(errno.EMFILE, "Too many open files"), ""),
+    ],
+    ids=["a store away by its own word", "a line that is cut", "no answer", "this machine"],
+)
+def test_a_failure_of_more_than_one_file_ends_the_run_and_keeps_what_was_judged(remote, shaky, error, away):
+    for number, row in enumerate(ROWS):
+        remote.drop(f"{number}.csv", [row])
+    shaky.broken = {"4.csv": error}
+    reach = shaky._reach
+
+    def reached(store):
+        shaky.away = away if "4.csv" in shaky.opened else ""
+        reach(store)
+
+    shaky._reach = reached
+    with pytest.raises(ConnectionError if away else type(error)):
+        remote.take_in()
+    shaky._reach, shaky.away, shaky.broken = reach, "", {}
+    assert remote.rows() == sorted(TOLD[:4])
+    assert len(remote.take_in().judged) == 6
+
+
+def test_a_full_disk_here_is_none_of_a_file_there(remote, monkeypatch):
+    remote.drop("a.csv", ROWS)
+
+    class Full(io.BytesIO):
+        def write(self, _):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    opened = Path.open
+    monkeypatch.setattr(Path, "open", lambda path, mode="r": Full() if mode == "wb" else opened(path, mode))
+    with pytest.raises(OSError, match="No space left"):
+        remote.take_in()
 
 
 def test_two_ingestions_at_once_judge_each_file_once(arrivals):

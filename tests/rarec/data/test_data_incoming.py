@@ -1,7 +1,11 @@
 """One file of new interactions, and its rows beside the published ones: bad rows, clocks, late events, repetitions."""
 
+import errno
+
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from rarec.data.incoming import ROW_TYPES, Incoming, merge_incoming, parse_incoming
@@ -70,6 +74,28 @@ def test_events_of_the_future_are_bad_but_for_the_difference_of_clocks(tmp_path)
 def test_a_file_written_by_a_clock_years_ahead_is_refused(tmp_path):
     path = write(tmp_path, [(user, item, rating, NOW + 365 * DAY) for user, item, rating, _ in ROWS], "csv")
     with pytest.raises(InputError, match=r"10 of 10 rows cannot be read .*at most a day ahead of now"):
+        parse_incoming(path, CLOCK, NOW)
+
+
+@pytest.mark.parametrize(
+    "fault", [pa.ArrowMemoryError("malloc of size 64 failed"), OSError(errno.EIO, "Input/output error")]
+)
+def test_a_fault_of_this_machine_is_none_of_a_parquet_file(tmp_path, monkeypatch, fault):
+    def iter_batches(*_, **options):
+        raise fault
+
+    path = write(tmp_path, ROWS, "parquet")
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", iter_batches)
+    with pytest.raises(type(fault)) as error:
+        parse_incoming(path, CLOCK, NOW)
+    assert error.value is fault
+
+
+@pytest.mark.parametrize("keep", [4, 300, -1], ids=["its first bytes", "half", "all but one byte"])
+def test_a_parquet_file_that_is_cut_is_refused(tmp_path, keep):
+    path = write(tmp_path, ROWS, "parquet")
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(InputError, match="not a whole parquet file"):
         parse_incoming(path, CLOCK, NOW)
 
 

@@ -2,7 +2,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from rarec.evaluation.window import Window, item_distance, newest_window, unknown_shares
+from rarec.evaluation.window import Window, item_distances, newest_window, unknown_shares
 
 TABLE = pd.DataFrame(
     {
@@ -43,9 +43,35 @@ def test_shares_of_what_is_unknown():
     assert shares == {"unknown_items": 0.5, "unknown_users": 0.5}
 
 
+def distance(before, after):
+    return item_distances(before, after)["item_distance"]
+
+
+@pytest.mark.parametrize("events", [50, 100, 1000])
+def test_events_drawn_at_random_do_not_shift_however_few_they_are(events):
+    generator = np.random.default_rng(1)
+    before = pd.Series(generator.zipf(1.3, 100_000) % 5000)
+    found = item_distances(before, before.sample(events, random_state=2))
+    assert found["item_shift"] < 0.25  # pre-training is asked for at .5
+    assert found["item_distance"] == pytest.approx(found["item_distance_by_chance"], abs=0.1)
+    if events <= 100:
+        assert found["item_distance"] > 0.5  # so that the distance alone would tell of drift
+    assert item_distances(before, before.sample(events, random_state=2) + 5000)["item_shift"] == pytest.approx(1)
+    half = pd.concat([before.sample(events // 2, random_state=2), before.sample(events // 2, random_state=3) + 5000])
+    assert 0.25 < item_distances(before, half)["item_shift"] < 0.9
+
+
+def test_of_the_newest_events_those_of_the_leave_one_out_test():
+    window = newest_window(TABLE, None)
+    for since in range(int(TABLE["timestamp"].max()) + 2):
+        kept = newest_window(TABLE, since, last_only=True)
+        times = TABLE["timestamp"].to_numpy()
+        assert kept.events.tolist() == [event for event in window.events if times[event] >= since]
+
+
 def test_distance_of_item_distributions():
-    assert item_distance(pd.Series(["x", "y"]), pd.Series(["y", "x", "x", "y"])) == pytest.approx(0)
-    assert item_distance(pd.Series(["x"]), pd.Series([1])) == pytest.approx(1)
+    assert distance(pd.Series(["x", "y"]), pd.Series(["y", "x", "x", "y"])) == pytest.approx(0)
+    assert distance(pd.Series(["x"]), pd.Series([1])) == pytest.approx(1)
     # Half of the mass moves: divergence = 1/2 KL([1/2,1/2] | [3/4,1/4]) + 1/2 KL([1, 0] | [3/4, 1/4]).
     divergence = 0.5 * (0.5 * np.log2(0.5 / 0.75) + 0.5 * np.log2(0.5 / 0.25)) + 0.5 * np.log2(1 / 0.75)
-    assert item_distance(pd.Series(["x", "y"]), pd.Series(["x"])) == pytest.approx(np.sqrt(divergence))
+    assert distance(pd.Series(["x", "y"]), pd.Series(["x"])) == pytest.approx(np.sqrt(divergence))

@@ -1,0 +1,51 @@
+"""The run launcher of the embedded Dagster instance (`make run`, `make ui`), which pipelines/dagster.yaml names."""
+
+import socket
+
+import psutil
+from dagster import DagsterEventType, DagsterInstance, DagsterRun
+from dagster._core.events import EngineEventData
+from dagster._core.launcher import CheckRunHealthResult, DefaultRunLauncher, WorkerStatus
+from dagster._core.storage.tags import GRPC_INFO_TAG
+
+HOST_TAG = "rarec/host"
+SKEW_S = 600.0  # by which the clock may have been set since: what started later than that is another process
+
+
+class LocalRunLauncher(DefaultRunLauncher):
+    """Dagster's launcher, which run monitoring can ask whether a run's process still lives on this machine.
+
+    Without the question a run that a reboot or a kill ended would count as running for ever. The process is asked for
+    by its number: the code servers of `dagster dev` go away with it, and are replaced when definitions are reloaded.
+    """
+
+    @property
+    def supports_check_run_worker_health(self) -> bool:
+        """Always."""
+        return True
+
+    def check_run_worker_health(self, run: DagsterRun) -> CheckRunHealthResult:
+        """FAILED if the run's process is gone; what was started elsewhere, or has not said its number yet, runs."""
+        launched_here = GRPC_INFO_TAG in run.tags or run.tags.get(HOST_TAG) == socket.gethostname()
+        found = _process_of(self._instance, run) if launched_here else None
+        if found is None or _lives(*found):
+            return CheckRunHealthResult(WorkerStatus.RUNNING)
+        return CheckRunHealthResult(WorkerStatus.FAILED, f"its process {found[0]} is gone: it was killed, or a reboot")
+
+
+def _process_of(instance: DagsterInstance, run: DagsterRun) -> tuple[int, float] | None:
+    """Number of the run's first process, and when it said so."""
+    for entry in instance.all_logs(run.run_id, of_type=DagsterEventType.ENGINE_EVENT):
+        data = entry.get_dagster_event().event_specific_data
+        if isinstance(data, EngineEventData) and "pid" in data.metadata:
+            return int(str(data.metadata["pid"].value)), entry.timestamp
+    return None
+
+
+def _lives(pid: int, at: float) -> bool:
+    """Whether the process that had this number at that time still runs; a dead one that nobody collects does not."""
+    try:
+        process = psutil.Process(pid)
+        return process.status() != psutil.STATUS_ZOMBIE and process.create_time() < at + SKEW_S
+    except psutil.NoSuchProcess:
+        return False
