@@ -171,6 +171,11 @@ def lineage(context: dg.AssetExecutionContext, store: ArtifactStore, root: str, 
                 )
             found[name] = artifact
             waiting.append(artifact)
+    if missing := sorted(set(names) - found.keys()):
+        raise InputError(
+            f"the {root} of {context.partition_key} does not tell from which {', '.join(missing)} it was made; "
+            f"materialise {root} again"
+        )
     return found
 
 

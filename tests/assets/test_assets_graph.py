@@ -322,9 +322,11 @@ def test_more_memories_than_the_bank_holds_are_refused(plant, first):
 
 
 def test_a_memory_bank_of_another_encoder_is_refused(plant, first):
-    for name in ("user_sequences", "item_catalog", "user_profiles", *("raserec_pretrained", "raserec_finetuned")):
-        plant.put(name, "borrowed", plant.artifact(first, name).path, {})
-    plant.put("memory_bank", "borrowed", plant.artifact(first, "memory_bank").path, {})
+    tables, models = ("item_catalog", "user_profiles"), ("user_sequences", "raserec_pretrained", "memory_bank")
+    made_from = {"user_sequences": tables, "raserec_finetuned": models}
+    for name in (*tables, *models, "raserec_finetuned"):
+        inputs = {other: plant.artifact(first, other).data_version for other in made_from.get(name, ())}
+        plant.put(name, "borrowed", plant.artifact(first, name).path, {}, inputs)
     result = plant.run("borrowed", only=["recommendations"])
     owner = metadata(first)["raserec_pretrained"]["fingerprint"]
     message = failures(result)["recommendations"]

@@ -61,7 +61,7 @@ def test_a_job_keeps_its_own_configuration_beside_what_is_given(track, tmp_path)
     [
         (
             {"track": "rasrec"},
-            "error: unknown TRACK 'rasrec' (did you mean 'raserec'?); known: demo, drift, drift_rella, everything,",
+            "error: unknown TRACK 'rasrec' (did you mean 'raserec'?); known: drift, drift_rella, everything, finetune,",
         ),
         ({"dataset": "ml-100"}, "error: Unknown data set 'ml-100' (did you mean 'ml-100k'?); known: amazon-beauty,"),
         ({"config": "{alpha: 1}"}, "error: CONFIG is not JSON: Expecting property name"),
