@@ -1,5 +1,6 @@
 """What is in use, by Dagster's history and MLflow's registry, and the step that deletes what is not."""
 
+from collections.abc import Collection
 from pathlib import Path
 
 import dagster as dg
@@ -45,10 +46,13 @@ def clean_up(
             allow_retries=False,
         )
     try:
-        in_use = {*_materialised(context.instance), *_registered(tracking, folders)}
+        manifests = list(store.manifests())
+        # Also of data sets whose file is absent at the moment: their models are registered all the same.
+        datasets = {*known_specs(Path(folders.datasets)), *(one.partition for one in manifests)}
+        in_use = {*_materialised(context.instance), *_registered(tracking, datasets)}
     except InputError as error:
         raise dg.Failure(str(error), allow_retries=False) from error
-    artifacts = judge_artifacts(store.manifests(), in_use, config.days)
+    artifacts = judge_artifacts(manifests, in_use, config.days)
     work = judge_work(Path(folders.work), config.days, is_busy)
     verdicts = [*artifacts.values(), *work.values()]
     going = [one for one in verdicts if not one.kept_for]
@@ -83,11 +87,11 @@ def _materialised(instance: dg.DagsterInstance) -> set[Identity]:
     return found
 
 
-def _registered(tracking: MlflowTracking, folders: Folders) -> set[Identity]:
-    """What the registered versions of all models are made of."""
+def _registered(tracking: MlflowTracking, datasets: Collection[str]) -> set[Identity]:
+    """What the registered versions of these data sets' models are made of."""
     return {
         (asset, dataset, fingerprint)
-        for dataset in known_specs(Path(folders.datasets))
+        for dataset in datasets
         for track in TRACKS
         for version in tracking.registry(track, dataset).versions()
         for asset, fingerprint in version.artifacts.items()
