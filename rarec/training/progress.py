@@ -185,6 +185,11 @@ def worker_main(work: Callable[[dict[str, Any], ProgressReporter], None]) -> Non
         with ProgressReporter(heartbeat=heartbeat) as reporter:
             work(job, reporter)
         heartbeat.end()
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            # At once here, too: gloo's threads may abort a process whose interpreter shuts down under them.
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(0)
     except Exception as error:
         bad_input = isinstance(error, InputError)
         exit_code = INPUT_ERROR_EXIT if bad_input else 1

@@ -4,6 +4,7 @@ Usage: raserec_ranks_worker.py FOLDER. Rank 0 writes FOLDER/summary.json and the
 """
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -98,3 +99,5 @@ def check_gather() -> None:
 
 if __name__ == "__main__":
     both_stages(Path(sys.argv[1]))
+    sys.stdout.flush()
+    os._exit(0)  # as `worker_main` does: gloo's threads may abort an interpreter that shuts down under them

@@ -4,6 +4,7 @@ Usage: rella_ranks_worker.py FOLDER. Rank 0 writes FOLDER/summary.json and the a
 """
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -63,3 +64,5 @@ def tune_on_ranks(folder: Path) -> None:
 
 if __name__ == "__main__":
     tune_on_ranks(Path(sys.argv[1]))
+    sys.stdout.flush()
+    os._exit(0)  # as `worker_main` does: gloo's threads may abort an interpreter that shuts down under them
