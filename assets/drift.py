@@ -8,10 +8,10 @@ import pandas as pd
 
 from assets.promotion import ranks_in
 from assets.raw import load_counts, load_table
-from assets.recommender import VALIDATION_FIGURES, VALIDATION_SHOWN
+from assets.recommender import VALIDATION_FIGURES, VALIDATION_SHOWN, finetune_job
 from assets.reports import links_to, log_report
 from assets.sequences import SequenceConfig, SequenceSettings, window_start
-from assets.served import open_champion, promotion_window, served
+from assets.served import as_inputs, open_champion, promotion_window, served
 from assets.stage import OWNER, Outcome, StageConfig, materialise, refuse_bad_input, resolve, takes, upstream
 from assets.training import RETRIES, cancellable, train, training_outcome
 from rarec.config import Settings
@@ -110,7 +110,7 @@ def refreshed_memory(
         settings=settings.model_dump(mode="json"),
         inputs={
             "interactions": interactions,
-            **{f"champion's {name}": artifact.fingerprint for name, artifact in made_of.items()},
+            **as_inputs(made_of),
             "encoder": made_of["raserec_pretrained"].fingerprint,
         },
         force=config.force,
@@ -153,13 +153,7 @@ def refreshed_finetuned(
         place = folders.workdir("refreshed_finetuned", run.fingerprint) / "bank"
         place.mkdir(parents=True, exist_ok=True)
         bank.save(place)
-        job = {
-            "settings": settings.model_dump(),
-            "sequences": str(memory.path),
-            "encoder": str(encoder.path),
-            "encoder_fingerprint": encoder.fingerprint,
-            "bank": str(place),
-        }
+        job = finetune_job(settings, memory.path, encoder, place)
         summary = train(context, launcher, folders, run, "rarec.raserec.finetune", job, folder)
         outcome = training_outcome(run, summary, VALIDATION_FIGURES, VALIDATION_SHOWN)
         outcome.values["unseen_since"] = memory.metadata["values"]["unseen_since"]
@@ -201,19 +195,12 @@ def drift_report(
     rule = resolve(DriftRule, config, spec, "drift_report")
     champion, made_of = open_champion(context, store, tracking)
     interactions = upstream(context, store, "interactions")["interactions"]
-    if load_counts(interactions)["time"] != "clock":
-        raise InputError(f"{dataset} has no clock, so nothing of it is newer than its champion")
+    require_clock(interactions, dataset)
 
     def build(folder: Path, run: TrackedRun) -> Outcome:
         table = load_table(interactions, "interactions")
         report = _measure(table, made_of, champion, rule, spec.title, interactions.data_version, links_to(run))
-        paths = write_drift_report(report, folder)
-        log_report(run, paths)
-        values = {"verdict": report.verdict, "reason": report.reason, "champion": champion.number}
-        values |= {"new events": report.events, **report.now}
-        metrics = {f"now/{name}": value for name, value in report.now.items()}
-        metrics |= {f"promotion/{name}": value for name, value in report.before.items()}
-        return Outcome(values, {"figures": drift_markdown(report)}, metrics, {"report": paths.html.name})
+        return conclude(report, folder, run)
 
     result, _ = materialise(
         context,
@@ -221,14 +208,28 @@ def drift_report(
         tracking,
         code_version=DRIFT_VERSION,
         settings={**rule.model_dump(mode="json"), "champion": champion.number, "evidence": champion.evidence},
-        inputs={
-            "interactions": interactions,
-            **{f"champion's {name}": artifact.fingerprint for name, artifact in made_of.items()},
-        },
+        inputs={"interactions": interactions, **as_inputs(made_of)},
         force=config.force,
         build=build,
     )
     return result
+
+
+def require_clock(interactions: Artifact, dataset: str) -> None:
+    """InputError where nothing is newer than anything else."""
+    if load_counts(interactions)["time"] != "clock":
+        raise InputError(f"{dataset} has no clock, so nothing of it is newer than its champion")
+
+
+def conclude(report: DriftReport, folder: Path, run: TrackedRun) -> Outcome:
+    """Write and log the report; what the asset tells of it."""
+    paths = write_drift_report(report, folder)
+    log_report(run, paths)
+    values = {"verdict": report.verdict, "reason": report.reason, "champion": report.version}
+    values |= {"new events": report.events, **report.now}
+    metrics = {f"now/{name}": value for name, value in report.now.items()}
+    metrics |= {f"promotion/{name}": value for name, value in report.before.items()}
+    return Outcome(values, {"figures": drift_markdown(report)}, metrics, {"report": paths.html.name})
 
 
 def _measure(
@@ -245,7 +246,8 @@ def _measure(
     since = then["newest"] + 1
     # Like is judged against like: what came new by the protocol of the promotion.
     last_only = then.get("protocol") == "last"
-    window, judged = newest_window(table, since), newest_window(table, since, last_only)
+    window = newest_window(table, since)
+    judged = newest_window(table, since, last_only=True) if last_only else window
     times = table["timestamp"].to_numpy()
     now: dict[str, float] = {}
     if len(window):
@@ -260,9 +262,8 @@ def _measure(
         dataset=title,
         data_version=data_version,
         seeds={},
-        split_rule=f"Events from "
-        f"{pd.Timestamp(since, unit='s'):%Y-%m-%d %H:%M:%S} on the data set's clock, each asked for just before it "
-        f"happened{f'; of them the last one of every user, {len(judged):,}' if last_only else ''}.",
+        split_rule=f"Events from {pd.Timestamp(since, unit='s'):%Y-%m-%d %H:%M:%S} on the data set's clock, each asked "
+        f"for just before it happened{f'; of them the last one of every user, {len(judged):,}' if last_only else ''}.",
         then=f"{then['what']}: {then['events']:,}",
         models=(f"version {champion.number}",),
         links=tuple(links),

@@ -3,6 +3,7 @@
 import hashlib
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import numpy as np
@@ -211,13 +212,7 @@ def raserec_finetuned(
     encoder, bank = inputs["raserec_pretrained"], inputs["memory_bank"]
 
     def build(folder: Path, run: TrackedRun) -> Outcome:
-        job = {
-            "settings": settings.model_dump(),
-            "sequences": str(inputs["user_sequences"].path),
-            "encoder": str(encoder.path),
-            "encoder_fingerprint": encoder.fingerprint,
-            "bank": str(bank.path),
-        }
+        job = finetune_job(settings, inputs["user_sequences"].path, encoder, bank.path)
         summary = train(context, launcher, folders, run, "rarec.raserec.finetune", job, folder)
         outcome = training_outcome(run, summary, VALIDATION_FIGURES, VALIDATION_SHOWN)
         model = log_recommender(run, encoder, bank.path, folder, inputs["item_catalog"])
@@ -304,6 +299,17 @@ def recommendations(
         build=build,
     )
     return result
+
+
+def finetune_job(settings: FinetuneSettings, sequences: Path, encoder: Artifact, bank: Path) -> dict[str, Any]:
+    """What the worker `rarec.raserec.finetune` reads."""
+    return {
+        "settings": settings.model_dump(),
+        "sequences": str(sequences),
+        "encoder": str(encoder.path),
+        "encoder_fingerprint": encoder.fingerprint,
+        "bank": str(bank),
+    }
 
 
 def log_recommender(run: TrackedRun, encoder: Artifact, bank: Path, module: Path, items: Artifact) -> str | None:

@@ -7,18 +7,17 @@ import numpy as np
 import pandas as pd
 import pydantic
 
-from assets.drift import ON_CHANGE
-from assets.raw import load_counts, load_table
+from assets.drift import ON_CHANGE, conclude, require_clock
+from assets.raw import load_table
 from assets.rella_promotion import ask_model, unknown_to
-from assets.reports import links_to, log_report
-from assets.served import open_champion, promotion_window
+from assets.reports import links_to
+from assets.served import as_inputs, open_champion, promotion_window
 from assets.stage import OWNER, Outcome, StageConfig, materialise, refuse_bad_input, resolve, takes, upstream
 from assets.training import RETRIES, cancellable
 from rarec.config import Settings
 from rarec.data.sequences import IntArray
-from rarec.errors import InputError
 from rarec.evaluation.ctr import METRICS, ctr_metrics
-from rarec.evaluation.drift import RELLA_CHOICE, DriftReport, RellaDriftRule, drift_markdown, write_drift_report
+from rarec.evaluation.drift import RELLA_CHOICE, DriftReport, RellaDriftRule
 from rarec.evaluation.promotion import with_unknown
 from rarec.evaluation.window import item_distances
 from resources.artifacts import ArtifactStore
@@ -75,8 +74,7 @@ def rella_drift_report(
     settings = resolve(RellaDriftSettings, config, spec, "rella_drift_report")
     champion, made_of = open_champion(context, store, tracking, "rella")
     interactions = upstream(context, store, "interactions")["interactions"]
-    if load_counts(interactions)["time"] != "clock":
-        raise InputError(f"{dataset} has no clock, so nothing of it is newer than its champion")
+    require_clock(interactions, dataset)
 
     def build(folder: Path, run: TrackedRun) -> Outcome:
         table = load_table(interactions, "interactions")
@@ -120,12 +118,7 @@ def rella_drift_report(
             verdict=verdict,
             reason=reason,
         )
-        paths = write_drift_report(report, folder)
-        log_report(run, paths)
-        values = {"verdict": verdict, "reason": reason, "champion": champion.number, "new events": len(events), **now}
-        metrics = {f"now/{name}": value for name, value in now.items()}
-        metrics |= {f"promotion/{name}": value for name, value in before.items()}
-        return Outcome(values, {"figures": drift_markdown(report)}, metrics, {"report": paths.html.name})
+        return conclude(report, folder, run)
 
     result, _ = materialise(
         context,
@@ -133,10 +126,7 @@ def rella_drift_report(
         tracking,
         code_version=DRIFT_VERSION,
         settings={**settings.model_dump(mode="json"), "champion": champion.number, "evidence": champion.evidence},
-        inputs={
-            "interactions": interactions,
-            **{f"champion's {name}": artifact.fingerprint for name, artifact in made_of.items()},
-        },
+        inputs={"interactions": interactions, **as_inputs(made_of)},
         force=config.force,
         build=build,
         folders=folders,

@@ -48,6 +48,11 @@ def unseen_since(made_of: Mapping[str, Artifact]) -> int:
     return until if until is not None else int(np.load(sequences.file("timestamps.npy")).max()) + 1
 
 
+def as_inputs(made_of: Mapping[str, Artifact]) -> dict[str, str]:
+    """The champion's artifacts as what another one is made from."""
+    return {f"champion's {name}": artifact.fingerprint for name, artifact in made_of.items()}
+
+
 def promotion_window(champion: Version) -> dict[str, Any]:
     """The events by which the champion was promoted.
 

@@ -12,6 +12,7 @@ import pydantic
 
 from assets.language import SOURCES, VALIDATION_FIGURES, prompts_job
 from assets.recommender import VALIDATION_FIGURES as RANKING_FIGURES
+from assets.recommender import finetune_job
 from assets.stage import (
     OWNER,
     Outcome,
@@ -108,13 +109,8 @@ def raserec_sweep(
 
     def build(folder: Path, run: TrackedRun) -> Outcome:
         def try_one(name: str, trial: Mapping[str, Any], output: Path, nested: TrackedRun) -> dict[str, Any]:
-            job = {
-                "settings": settings[name].model_dump(),
-                "sequences": str(inputs["user_sequences"].path),
-                "encoder": str(encoder.path),
-                "encoder_fingerprint": encoder.fingerprint,
-                "bank": str(inputs["memory_bank"].path),
-            }
+            bank = inputs["memory_bank"].path
+            job = finetune_job(settings[name], inputs["user_sequences"].path, encoder, bank)
             return train(context, launcher, folders, nested, "rarec.raserec.finetune", job, output, name)
 
         return _sweep(folder, run, grid, settings, try_one, RANKING_FIGURES, "NDCG@10", "raserec_finetuned")
@@ -233,6 +229,7 @@ def _sweep(
 
     A trial that an attempt before this one has finished is not trained again: its checkpoint is at its end.
     """
+    shown = ("epochs", "best_epoch", "seconds", *(f"validation {name}" for name in figures))
     rows = []
     for trial in grid.trials():
         name = trial_name(trial)
@@ -244,14 +241,14 @@ def _sweep(
             nested.log_metrics(one.metrics)
         (output / HISTORY).rename(folder / f"{name}.json")
         shutil.rmtree(output)  # what is asked for is the ranking, not the weights
-        rows.append({**trial, **{key: one.values[key] for key in _SHOWN}, **_validation(one, figures)})
+        rows.append({**trial, **{key: one.values[key] for key in shown}})
     table = leaderboard(rows, f"validation {choice}")
     table.to_parquet(folder / LEADERBOARD, index=False)
     run.log_table(table, "leaderboard.json")
     best = {name: table[name].tolist()[0] for name in grid.lists()}  # not of a row, where all would be floats
     config = _as_config(best, stage)
     figure = float(table[f"validation {choice}"].tolist()[0])
-    shown = {
+    values = {
         "trials": len(table),
         f"best validation {choice}": figure,
         "best": trial_name(best),
@@ -259,14 +256,7 @@ def _sweep(
     }
     markdown = {"leaderboard": markdown_table(table.round(5)), "for the data set's file": _as_toml(config)}
     metrics = {f"best validation {choice}": figure, "trials": float(len(table))}
-    return Outcome(shown, markdown, metrics, {"table": LEADERBOARD})
-
-
-_SHOWN = ("epochs", "best_epoch", "seconds")
-
-
-def _validation(outcome: Outcome, figures: tuple[str, ...]) -> dict[str, float]:
-    return {f"validation {name}": outcome.values[f"validation {name}"] for name in figures}
+    return Outcome(values, markdown, metrics, {"table": LEADERBOARD})
 
 
 def _as_config(best: Mapping[str, Any], stage: str) -> dict[str, dict[str, Any]]:

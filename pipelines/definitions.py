@@ -23,7 +23,7 @@ from assets import (
     text,
 )
 from assets.stage import make_settings
-from pipelines.jobs import asset_jobs, clean, demo, rollback_job
+from pipelines.jobs import RELLA_GROUPS, asset_jobs, clean, demo, rollback_job
 from pipelines.partitions import dataset_partitions
 from pipelines.pods import step_executor
 from pipelines.schedules import weekly_schedules
@@ -36,7 +36,6 @@ from resources.home import RarecHome
 from resources.launcher import TrainingLauncher
 from resources.tracking import MlflowTracking
 
-RELLA_GROUPS = ("text", "semantic", "index", "instruction", "language")
 # What is read every week, and by when Dagster's asset page tells that it is late.
 KEPT_FRESH = ("recommendations", "ranking_metrics", "ctr_metrics", "drift_report", "rella_drift_report")
 FRESH = dg.FreshnessPolicy.time_window(fail_window=timedelta(days=9), warn_window=timedelta(days=8))

@@ -14,11 +14,11 @@ from resources.tracking import MlflowTracking
 WINDOW_DAYS = 7  # of the data set's clock that a candidate is compared on, when it is trained for promotion
 OPERATIONS, SWEEPS = "operations", "sweeps"
 
+RELLA_GROUPS = ("text", "semantic", "index", "instruction", "language")
 TRACKS = {
     "raserec": dg.AssetSelection.groups("raw", "sequences", "recommender")
     | dg.AssetSelection.assets("ranking_metrics"),
-    "rella": dg.AssetSelection.groups("raw", "text", "semantic", "index", "instruction", "language")
-    | dg.AssetSelection.assets("ctr_metrics"),
+    "rella": dg.AssetSelection.groups("raw", *RELLA_GROUPS) | dg.AssetSelection.assets("ctr_metrics"),
 }
 PROMOTION = dg.AssetSelection.assets("raserec_candidate", "raserec_champion")
 RELLA_PROMOTION = dg.AssetSelection.assets("rella_candidate", "rella_champion")

@@ -1,7 +1,7 @@
 """Base class of every settings object: immutable, and strict about names; and what to say of those refused."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -34,6 +34,12 @@ class Settings(BaseModel):
     """Frozen settings; an unknown field is an error, so that no option is silently ignored."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+def require_distinct(name: str, values: Sequence[object]) -> None:
+    """ValueError, for validators, unless the setting lists one value or more and none of them twice."""
+    if not values or len(set(values)) < len(values):
+        raise ValueError(f"{name} = {list(values)} must name one or more, none of them twice")
 
 
 def refusals(error: ValidationError, names: Mapping[str, str] | None = None, known: Iterable[str] = ()) -> str:

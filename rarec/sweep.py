@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 from pydantic import model_validator
 
-from rarec.config import Settings
+from rarec.config import Settings, require_distinct
 
 
 class Grid(Settings):
@@ -16,8 +16,7 @@ class Grid(Settings):
     @model_validator(mode="after")
     def _consistent(self) -> "Grid":
         for name, values in self.lists().items():
-            if not values or len(set(values)) < len(values):
-                raise ValueError(f"{name} = {list(values)} must name one or more, none of them twice")
+            require_distinct(name, values)
         return self
 
     def lists(self) -> dict[str, tuple[Any, ...]]:

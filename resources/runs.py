@@ -81,7 +81,7 @@ class RecordedRuns:
 
     def pictures(self, runs: Sequence["Run"]) -> Pictures:
         """The PNG files that they logged, one folder deep."""
-        found: dict[str, dict[int, bytes]] = {}
+        found: Pictures = {}
         for place, run in enumerate(runs):
             files = self._client.list_artifacts(run.info.run_id)
             for folder in [one for one in files if one.is_dir]:
@@ -91,7 +91,7 @@ class RecordedRuns:
                     with tempfile.TemporaryDirectory() as beside:
                         copy = self._client.download_artifacts(run.info.run_id, file.path, beside)
                         found.setdefault(file.path, {})[place] = Path(copy).read_bytes()
-        return Pictures(found)
+        return found
 
     def _one(self, wanted: str, runs: Sequence["Run"]) -> "Run":
         named = [run for run in runs if wanted in (run.info.run_id, run.info.run_name)]

@@ -16,12 +16,37 @@ Verdict = Literal["none", "wait", "refresh", "finetune", "pretrain", "tune"]
 RELLA_CHOICE = "AUC"
 
 
-class DriftRule(Settings):
-    """What asks for which step; the dearest one that is asked for wins."""
+class _Rule(Settings):
+    """What both tracks judge alike."""
 
     least_events: int = pydantic.Field(
         default=100, ge=1, description="New events below which nothing is judged and the verdict is `wait`."
     )
+
+    def _too_early(self, events: int) -> tuple[Verdict, str] | None:
+        """The verdict where there is too little to judge."""
+        if events == 0:
+            return "none", "no event is newer than those by which the champion was promoted"
+        if events < self.least_events:
+            return "wait", f"{events} new events, fewer than least_events = {self.least_events}"
+        return None
+
+
+def _other_items(
+    step: Verdict, now: dict[str, float], unknown_items: float, shift: float
+) -> tuple[Verdict, str] | None:
+    """``step``, if new events' items are too many unknown ones or too far from those before; limits as settings."""
+    if now["unknown_items"] >= unknown_items:
+        share = now["unknown_items"]
+        return step, f"{share:.1%} of new events have unknown items ({step}_unknown_items = {unknown_items:.1%})"
+    if now["item_shift"] >= shift:
+        return step, f"new events' items shifted by {now['item_shift']:.3f} beyond chance ({step}_shift = {shift:.3f})"
+    return None
+
+
+class DriftRule(_Rule):
+    """What asks for which step; the dearest one that is asked for wins."""
+
     finetune_drop: float = pydantic.Field(
         default=0.15, ge=0, description="Fall of NDCG@10 since promotion, as a share of it, that asks for fine-tuning."
     )
@@ -51,24 +76,16 @@ class DriftRule(Settings):
             before: the champion's figures at its promotion; only NDCG@10 is read.
             now: its figures on the new events, with ``unknown_items`` and ``item_shift``.
         """
-        if events == 0:
-            return "none", "no event is newer than those by which the champion was promoted"
-        if events < self.least_events:
-            return "wait", f"{events} new events, fewer than least_events = {self.least_events}"
+        if early := self._too_early(events):
+            return early
         if judged < self.least_events:
-            drop, fell = (
-                -math.inf,
-                f"{CHOICE} not judged, as only {judged} of them can be set beside those of the promotion",
-            )
+            drop = -math.inf
+            fell = f"{CHOICE} not judged, as only {judged} of them can be set beside those of the promotion"
         else:
             drop = 1 - now[CHOICE] / before[CHOICE] if before[CHOICE] > 0 else 0.0
             fell = f"{CHOICE} went from {before[CHOICE]:.4f} to {now[CHOICE]:.4f} ({0 - drop:+.1%})"
-        if now["unknown_items"] >= self.pretrain_unknown_items:
-            share, limit = now["unknown_items"], self.pretrain_unknown_items
-            return "pretrain", f"{share:.1%} of new events have unknown items (pretrain_unknown_items = {limit:.1%})"
-        if now["item_shift"] >= self.pretrain_shift:
-            shift, limit = now["item_shift"], self.pretrain_shift
-            return "pretrain", f"new events' items shifted by {shift:.3f} beyond chance (pretrain_shift = {limit:.3f})"
+        if other := _other_items("pretrain", now, self.pretrain_unknown_items, self.pretrain_shift):
+            return other
         if drop >= self.pretrain_drop:
             return "pretrain", f"{fell}, at least pretrain_drop = {self.pretrain_drop:.1%}"
         if drop >= self.finetune_drop:
@@ -76,12 +93,9 @@ class DriftRule(Settings):
         return "refresh", f"{events} new events to remember; {fell}"
 
 
-class RellaDriftRule(Settings):
+class RellaDriftRule(_Rule):
     """What asks for tuning the language model anew."""
 
-    least_events: int = pydantic.Field(
-        default=100, ge=1, description="New events below which nothing is judged and the verdict is `wait`."
-    )
     tune_drop: float = pydantic.Field(
         default=0.02, ge=0, description="Fall of AUC since promotion that asks for tuning anew."
     )
@@ -97,20 +111,14 @@ class RellaDriftRule(Settings):
 
     def judge(self, events: int, before: dict[str, float], now: dict[str, float]) -> tuple[Verdict, str]:
         """As `DriftRule.judge`, by AUC of all ``events``; ``now`` is empty where all or none of them are likes."""
-        if events == 0:
-            return "none", "no event is newer than those by which the champion was promoted"
-        if events < self.least_events:
-            return "wait", f"{events} new events, fewer than least_events = {self.least_events}"
+        if early := self._too_early(events):
+            return early
         if not now:
             return "wait", f"{events} new events, but all or none of them are likes, so nothing can be told apart"
         drop = before[RELLA_CHOICE] - now[RELLA_CHOICE]
         fell = f"{RELLA_CHOICE} went from {before[RELLA_CHOICE]:.4f} to {now[RELLA_CHOICE]:.4f} ({0 - drop:+.4f})"
-        if now["unknown_items"] >= self.tune_unknown_items:
-            share, limit = now["unknown_items"], self.tune_unknown_items
-            return "tune", f"{share:.1%} of new events have unknown items (tune_unknown_items = {limit:.1%})"
-        if now["item_shift"] >= self.tune_shift:
-            shift, limit = now["item_shift"], self.tune_shift
-            return "tune", f"new events' items shifted by {shift:.3f} beyond chance (tune_shift = {limit:.3f})"
+        if other := _other_items("tune", now, self.tune_unknown_items, self.tune_shift):
+            return other
         if drop >= self.tune_drop:
             return "tune", f"{fell}, at least tune_drop = {self.tune_drop:.3f}"
         return "none", f"{events} new events; {fell}"

@@ -4,7 +4,6 @@ import base64
 import io
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +24,9 @@ LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 DIGEST = 12  # characters of a data version shown
 DIFFERS = "differs"
 WIDTHS = (4.0, 1.2)  # of the first and the last run's line, so that none hides another of the same course
+
+Pictures = dict[str, dict[int, bytes]]
+"""Plots that runs have logged: for each name, the PNG of each run that has it, by the run's place."""
 
 
 class Curve(Record):
@@ -62,13 +64,6 @@ class RunComparison(Report):
     def letters(self) -> tuple[str, ...]:
         """What each run is called in tables and plots."""
         return tuple(LETTERS[: len(self.runs)])
-
-
-@dataclass(frozen=True)
-class Pictures:
-    """Plots that runs have logged: for each name, the PNG of each run that has it, by the run's place."""
-
-    found: dict[str, dict[int, bytes]] = field(default_factory=dict)
 
 
 def compare_runs(runs: Sequence[ComparedRun]) -> RunComparison:
@@ -207,7 +202,7 @@ def curve_drawings(report: RunComparison) -> Iterator[Drawing]:
 
 
 def _picture_plots(report: RunComparison, pictures: Pictures) -> Iterator[Plot]:
-    for number_, (name, by_run) in enumerate(sorted(pictures.found.items())):
+    for place_of_name, (name, by_run) in enumerate(sorted(pictures.items())):
         for place, png in sorted(by_run.items()):
             letter = report.letters[place]
             with Image.open(io.BytesIO(png)) as picture:
@@ -218,7 +213,7 @@ def _picture_plots(report: RunComparison, pictures: Pictures) -> Iterator[Plot]:
                 f'<image href="data:image/png;base64,{data}" width="{width}" height="{height}"/></svg>'
             )
             title = f"{letter}: {name}"
-            yield Plot(f"{letter}-{number_}", "pictures", title, f"Logged by {report.runs[place].name}", png, svg)
+            yield Plot(f"{letter}-{place_of_name}", "pictures", title, f"Logged by {report.runs[place].name}", png, svg)
 
 
 def write_comparison(report: RunComparison, pictures: Pictures, folder: Path) -> ReportPaths:

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field, model_validator
 
-from rarec.config import Settings
+from rarec.config import Settings, require_distinct
 from rarec.data.ctr import CtrSamples, draw
 from rarec.data.sequences import IntArray
 
@@ -63,9 +63,7 @@ class ShotSettings(Settings):
     @model_validator(mode="after")
     def _consistent(self) -> "ShotSettings":
         for name in ("modes", "seeds"):
-            values = getattr(self, name)
-            if not values or len(set(values)) < len(values):
-                raise ValueError(f"{name} = {list(values)} must name one or more, none of them twice")
+            require_distinct(name, getattr(self, name))
         return self
 
     def variants(self) -> list[Variant]:
