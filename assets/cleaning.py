@@ -46,13 +46,18 @@ def clean_up(
             allow_retries=False,
         )
     try:
-        manifests = list(store.manifests())
+        manifests, damaged = list(store.manifests()), store.damaged_manifests()
         # Also of data sets whose file is absent at the moment: their models are registered all the same.
         datasets = {*known_specs(Path(folders.datasets)), *(one.partition for one in manifests)}
         in_use = {*_materialised(context.instance), *_registered(tracking, datasets)}
     except InputError as error:
         raise dg.Failure(str(error), allow_retries=False) from error
-    artifacts = judge_artifacts(manifests, in_use, config.days)
+    for partition, paths in damaged.items():
+        context.log.warning(
+            f"Nothing of {partition} goes while a manifest is damaged, since what that artifact was made from is not "
+            f"known: materialise it again with force, or delete its folder if nothing needs it: {', '.join(paths)}"
+        )
+    artifacts = judge_artifacts(manifests, in_use, config.days, damaged)
     work = judge_work(Path(folders.work), config.days, is_busy)
     verdicts = [*artifacts.values(), *work.values()]
     going = [one for one in verdicts if not one.kept_for]

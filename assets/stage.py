@@ -8,6 +8,7 @@ import functools
 import logging
 import math
 import time
+import types
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -330,6 +331,8 @@ def _result(artifact: Artifact, asset: str, lost: str = "", reused: bool = False
 
 def _dagster_type(annotation: Any) -> Any:
     """Dagster's configuration knows no optional Literal and no tuple: values are checked when the settings are made."""
+    if typing.get_origin(annotation) is types.UnionType:  # of one type and None, which every field may be
+        return _dagster_type(typing.get_args(annotation)[0])
     if typing.get_origin(annotation) is tuple:
         return list[_dagster_type(typing.get_args(annotation)[0])]  # type: ignore[misc]
     if typing.get_origin(annotation) is Literal:

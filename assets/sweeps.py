@@ -3,11 +3,12 @@
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import dagster as dg
+import numpy as np
 import pydantic
 
 from assets.language import SOURCES, VALIDATION_FIGURES, prompts_job
@@ -30,8 +31,10 @@ from rarec.config import Settings
 from rarec.data.ctr import CtrSamples
 from rarec.data.spec import DatasetSpec
 from rarec.raserec.settings import FinetuneSettings
+from rarec.rella.samples import load_items, save_histories
 from rarec.rella.shots import Mode, draw_shots
 from rarec.rella.tuning import TuningSettings
+from rarec.rella.vectors import VECTORS
 from rarec.sweep import Grid, leaderboard, trial_name
 from rarec.text.templates import find_template
 from rarec.training.fit import HISTORY
@@ -45,6 +48,8 @@ S = TypeVar("S", bound=Settings)
 SWEEP_VERSION = "1"
 LEADERBOARD = "leaderboard.parquet"
 MODE: Mode = "mixed"
+# Settings of a trial of `rella_sweep` that belong to a stage before tuning.
+STAGE_OF = {"shots": "mixed_reit_samples", "behaviours": "textual_samples"}
 
 
 class RaserecSweepSettings(Grid):
@@ -62,6 +67,9 @@ class RellaSweepSettings(Grid):
         default=(256, 1024, 8192), description="Numbers of training samples, each with both histories."
     )
     learning_rate: tuple[float, ...] = pydantic.Field(default=(1e-3,), description="Adam's highest learning rates.")
+    behaviours: tuple[Annotated[int, pydantic.Field(ge=1)], ...] | None = pydantic.Field(
+        default=None, description="Values of K, behaviours in a prompt; without them that of `textual_samples`."
+    )
     seed: int = pydantic.Field(default=42, ge=0, description="Seed of the draws and of every tuning.")
 
 
@@ -148,7 +156,7 @@ def rella_sweep(
     folders: Folders,
     launcher: TrainingLauncher,
 ) -> dg.MaterializeResult:
-    """Adapters tuned on mixed samples with every number of shots and learning rate, ranked by validation AUC."""
+    """Adapters tuned on mixed samples with every number of shots, learning rate and K, ranked by validation AUC."""
     spec = folders.spec(context.partition_key)
     grid = resolve(RellaSweepSettings, config, spec, "rella_sweep")
     template = find_template(spec.domain, spec.template)
@@ -156,12 +164,12 @@ def rella_sweep(
     samples = CtrSamples.load(inputs["ctr_samples"].path)
     available = samples.rows("train").stop  # more shots than these would be the same training again
     grid = grid.model_copy(update={"shots": tuple(dict.fromkeys(min(shots, available) for shots in grid.shots))})
-    settings = _settings_of(TuningSettings, grid, spec, "lora_checkpoint", without=("shots",))
+    settings = _settings_of(TuningSettings, grid, spec, "lora_checkpoint", without=STAGE_OF)
 
     def build(folder: Path, run: TrackedRun) -> Outcome:
         def try_one(name: str, trial: Mapping[str, Any], output: Path, nested: TrackedRun) -> dict[str, Any]:
             with tempfile.TemporaryDirectory(dir=folders.workdir("rella_sweep", run.fingerprint)) as place:
-                shots = Path(place) / "shots"
+                shots, histories = Path(place) / "shots", Path(place) / "histories"
                 draw_shots(samples, trial["shots"], MODE, grid.seed).save(shots)
                 job = {
                     **prompts_job(inputs, folders, template),
@@ -169,6 +177,12 @@ def rella_sweep(
                     "seed": grid.seed,
                     "shots": str(shots),
                 }
+                if "behaviours" in trial:
+                    histories.mkdir()
+                    items = load_items(inputs["interactions"].path)
+                    vectors = np.load(inputs["semantic_item_vectors"].path / VECTORS)
+                    save_histories(histories, samples, items, vectors, trial["behaviours"])
+                    job["histories"] = str(histories)
                 return train(context, launcher, folders, nested, "rarec.rella.tuning", job, output, name)
 
         return _sweep(folder, run, grid, settings, try_one, VALIDATION_FIGURES, "AUC", "lora_checkpoint")
@@ -193,7 +207,7 @@ def rella_sweep(
 
 
 def _settings_of(
-    kind: type[S], grid: Grid, spec: DatasetSpec, stage: str, without: tuple[str, ...] = ()
+    kind: type[S], grid: Grid, spec: DatasetSpec, stage: str, without: Collection[str] = ()
 ) -> dict[str, S]:
     """Each trial's settings by its name; all are refused, or none is begun.
 
@@ -261,8 +275,10 @@ def _sweep(
 
 def _as_config(best: Mapping[str, Any], stage: str) -> dict[str, dict[str, Any]]:
     """For the launchpad, or CONFIG= of `make run`."""
-    shots = {"mixed_reit_samples": {"shots": best["shots"]}} if "shots" in best else {}
-    return {**shots, stage: {name: value for name, value in best.items() if name != "shots"}}
+    config: dict[str, dict[str, Any]] = {}
+    for name, value in best.items():
+        config.setdefault(STAGE_OF.get(name, stage), {})[name] = value
+    return config
 
 
 def _as_toml(config: Mapping[str, Mapping[str, float]]) -> str:

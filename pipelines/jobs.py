@@ -103,7 +103,7 @@ def asset_jobs(partitions: dg.StaticPartitionsDefinition) -> list[Any]:
         )
         for name, asset, what in (
             ("sweep", "raserec_sweep", "stage 2 with several K, alpha and beta"),
-            ("sweep_rella", "rella_sweep", "adapters with several numbers of shots and learning rates"),
+            ("sweep_rella", "rella_sweep", "adapters with several numbers of shots and behaviours and learning rates"),
         )
     ]
     cascade = [

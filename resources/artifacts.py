@@ -19,7 +19,7 @@ import socket
 import time
 import uuid
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, TypeVar
@@ -292,10 +292,24 @@ class ArtifactStore(dg.ConfigurableResource):
 
     def manifests(self, asset: str = "[!.]*", partition: str = "*") -> Iterator[Manifest]:
         """Those of all artifacts, or of an asset's in a partition; damaged ones are passed over."""
+        return (one for _, one in self._read_manifests(asset, partition) if isinstance(one, Manifest))
+
+    def damaged_manifests(self) -> dict[str, list[str]]:
+        """Partition -> paths of its manifests that cannot be read: what these artifacts were made from is not known."""
+        damaged: dict[str, list[str]] = {}
+        for path, one in self._read_manifests("[!.]*", "*"):
+            if isinstance(one, DamagedArtifact):
+                damaged.setdefault(path.split("/")[-3], []).append(path)
+        return damaged
+
+    def _read_manifests(self, asset: str, partition: str) -> Iterator[tuple[str, Manifest | DamagedArtifact]]:
         fs, root = fsspec.core.url_to_fs(str(self._local_root) if self._is_local else self.root)
         for path in sorted(fs.glob(f"{root}/{asset}/{partition}/*/{MANIFEST}")):
-            with suppress(DamagedArtifact):
-                yield Manifest.from_json(bytes(fs.cat_file(path)).decode("utf-8", errors="replace"), path)
+            text = bytes(fs.cat_file(path)).decode("utf-8", errors="replace")
+            try:
+                yield path, Manifest.from_json(text, path)
+            except DamagedArtifact as error:
+                yield path, error
 
     def with_content(
         self, asset: str, partition: str, data_version: str, identities: Collection[str]

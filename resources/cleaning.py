@@ -2,7 +2,7 @@
 
 import shutil
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -22,14 +22,22 @@ class Verdict:
     kept_for: str
 
 
-def judge_artifacts(manifests: Iterable[Manifest], in_use: Iterable[Identity], days: float) -> dict[Identity, Verdict]:
+def judge_artifacts(
+    manifests: Iterable[Manifest],
+    in_use: Iterable[Identity],
+    days: float,
+    damaged: Mapping[str, Sequence[str]] | None = None,
+) -> dict[Identity, Verdict]:
     """A verdict on every artifact.
 
     Args:
         manifests: of all artifacts in the store.
         in_use: what is in use itself; all that it was made from, directly or not, is kept with it.
         days: younger artifacts stay, too.
+        damaged: partition -> its manifests that cannot be read; any other artifact there may be what one was made
+            from, so all of them stay.
     """
+    damaged = damaged or {}
     every = {(one.asset, one.partition, one.fingerprint): one for one in manifests}
     by_version: dict[tuple[str, str], list[Identity]] = {}
     for identity, manifest in every.items():
@@ -51,7 +59,8 @@ def judge_artifacts(manifests: Iterable[Manifest], in_use: Iterable[Identity], d
     for identity, manifest in every.items():
         young = "" if datetime.fromisoformat(manifest.created) < limit else f"younger than {days:g} days"
         size = sum(record.bytes for record in manifest.files.values())
-        verdicts[identity] = Verdict("/".join(identity), size, kept.get(identity) or young)
+        needed = "".join(f"may be needed: {path} is damaged" for path in damaged.get(manifest.partition, [])[:1])
+        verdicts[identity] = Verdict("/".join(identity), size, kept.get(identity) or young or needed)
     return verdicts
 
 

@@ -11,7 +11,8 @@ import pandas as pd
 from rarec.data.ctr import CtrSamples
 from rarec.data.sequences import IntArray, user_at
 from rarec.rella.language_model import Answers, ModelReference, find_answers
-from rarec.retrieval.subr import Distances
+from rarec.retrieval.index import FloatArray
+from rarec.retrieval.subr import Distances, distance_type, recent_behaviours, retrieve_behaviours
 from rarec.text.prompts import PromptParts
 from rarec.text.tokens import PromptTokens
 
@@ -38,15 +39,17 @@ class PromptSource:
     @classmethod
     def load(cls, folders: Mapping[str, str]) -> "PromptSource":
         """From the artifact folders of `interactions`, `ctr_samples`, `textual_samples` and
-        `retrieval_enhanced_samples`; the histories stay on disk until they are asked for.
+        `retrieval_enhanced_samples`; the histories stay on disk until they are asked for. With a folder
+        ``histories``, both are those of `save_histories` there.
         """
         text = Path(folders["textual_samples"])
+        own = folders.get("histories")
         return cls(
             CtrSamples.load(Path(folders["ctr_samples"])),
             load_items(Path(folders["interactions"])),
             PromptParts.load(text),
-            np.load(text / RECENT, mmap_mode="r"),
-            np.load(Path(folders["retrieval_enhanced_samples"]) / RETRIEVED, mmap_mode="r"),
+            np.load(Path(own or text) / RECENT, mmap_mode="r"),
+            np.load(Path(own or folders["retrieval_enhanced_samples"]) / RETRIEVED, mmap_mode="r"),
         )
 
     def rows(self, samples: IntArray, retrieved: bool | npt.NDArray[np.bool_]) -> IntArray:
@@ -78,6 +81,22 @@ def open_prompts(job: Mapping[str, str]) -> tuple[PromptSource, ModelReference, 
     tokenizer = reference.tokenizer()
     prompts = PromptTokens.of(source.parts, tokenizer, reference.context_length())
     return source, reference, prompts, find_answers(tokenizer, job["yes"], job["no"])
+
+
+def save_histories(folder: Path, samples: CtrSamples, items: IntArray, vectors: FloatArray, k: int) -> None:
+    """Write both histories of every sample with k behaviours, whatever the artifacts' number is.
+
+    Args:
+        items: (M,) item of each interaction, sorted by (user, time).
+        vectors: (I, D) L2-normalised item vectors.
+    """
+    kind, shape = distance_type(samples.offsets), (len(samples), k)
+    recent = np.lib.format.open_memmap(folder / RECENT, "w+", kind, shape)
+    recent_behaviours(samples.offsets, samples.position, k, recent)
+    retrieved = np.lib.format.open_memmap(folder / RETRIEVED, "w+", kind, shape)
+    retrieve_behaviours(vectors, items, samples.offsets, samples.position, k, retrieved)
+    recent.flush()
+    retrieved.flush()
 
 
 def load_items(interactions: Path) -> IntArray:

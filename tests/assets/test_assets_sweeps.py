@@ -139,6 +139,22 @@ def test_shots_and_learning_rates(plant):
     assert len(nested_runs(plant, result, "rella_sweep")) == 2
 
 
+def test_numbers_of_behaviours(plant):
+    result = plant.run(track="rella", only=TRAINED["rella"])
+    k = metadata(result)["textual_samples"]["behaviours"]
+    grid = {"shots": [64], "behaviours": [k, 1]}
+    swept = plant.run(track="sweep_rella", rella_sweep=grid)
+    assert swept.success, failures(swept)
+    table = pd.read_parquet(plant.artifact(swept, "rella_sweep").file(LEADERBOARD)).set_index("behaviours")
+    assert set(table.index) == {k, 1}
+    # The artifacts' own K gives what the trial without one gives, and another K does not.
+    own = plant.run(track="sweep_rella", rella_sweep={"shots": [64]})
+    figure = metadata(own)["rella_sweep"]["best validation AUC"]
+    assert table.loc[k, "validation AUC"] == figure != table.loc[1, "validation AUC"]
+    config = json.loads(metadata(swept)["rella_sweep"]["its settings"])
+    assert config["textual_samples"] == {"behaviours": table.index[0]}
+
+
 def test_trials_in_order():
     grid = RaserecSweepSettings(memories=(1, 2), alpha=(0.5,), beta=(1.0, 2.0))
     assert [tuple(trial.values()) for trial in grid.trials()] == [

@@ -1,6 +1,7 @@
 import os
 import time
 
+import fsspec
 import pytest
 
 from resources.artifacts import ArtifactStore, fingerprint
@@ -52,6 +53,23 @@ def test_a_damaged_manifest_hides_no_other(tmp_path):
     broken = make(store, "raw", "s")
     (broken.path / "manifest.json").write_text("{")
     assert [one.fingerprint for one in store.manifests()] == [artifact.fingerprint]
+
+
+def test_nothing_beside_a_damaged_manifest_goes(store):
+    raw = make(store, "raw", "r")
+    model = make(store, "model", "m", {"raw": raw.data_version})
+    other = make(store, "raw", "r", partition="other")
+    if "://" in store.root:
+        fs, path = fsspec.core.url_to_fs(f"{store.root}/model/demo/{model.fingerprint}/manifest.json")
+        fs.pipe_file(path, b"{")
+    else:
+        (model.path / "manifest.json").write_text("{")
+    damaged = store.damaged_manifests()
+    (named,) = damaged["demo"]
+    assert named.endswith(f"model/demo/{model.fingerprint}/manifest.json")
+    verdicts = judge_artifacts(store.manifests(), set(), days=0, damaged=damaged)
+    assert verdicts["raw", "demo", raw.fingerprint].kept_for == f"may be needed: {named} is damaged"
+    assert not verdicts["raw", "other", other.fingerprint].kept_for
 
 
 def test_working_folders_stay_while_they_are_young_or_busy(tmp_path):
