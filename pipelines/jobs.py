@@ -25,8 +25,11 @@ RELLA_PROMOTION = dg.AssetSelection.assets("rella_candidate", "rella_champion")
 NEWEST = dg.AssetSelection.groups("raw")
 IN_USE = PROMOTION | dg.AssetSelection.assets("recommendations")
 
-# Name: what it does, which assets, their settings. From cheap to dear.
-CASCADE: dict[str, tuple[str, dg.AssetSelection, dict[str, dict[str, Any]]]] = {
+Job = tuple[str, dg.AssetSelection, dict[str, dict[str, Any]]]
+"""What it does, which assets, their settings."""
+
+# From cheap to dear.
+CASCADE: dict[str, Job] = {
     "ingest": (
         "Take in the files that arrived, and make tables and sequences anew.",
         NEWEST | dg.AssetSelection.assets("user_sequences"),
@@ -75,38 +78,32 @@ CASCADE: dict[str, tuple[str, dg.AssetSelection, dict[str, dict[str, Any]]]] = {
         {},
     ),
 }
+TRIALS: dict[str, Job] = {
+    "sweep": (
+        "Try settings against each other on validation figures: stage 2 with several K, alpha and beta.",
+        dg.AssetSelection.assets("raserec_sweep"),
+        {},
+    ),
+    "sweep_rella": (
+        "Try settings against each other on validation figures: adapters with several numbers of shots and behaviours "
+        "and learning rates.",
+        dg.AssetSelection.assets("rella_sweep"),
+        {},
+    ),
+}
 
 
 def asset_jobs(partitions: dg.StaticPartitionsDefinition) -> list[Any]:
     """One job a track, `everything` but operations and sweeps, the cascade, and the sweeps."""
-    jobs = [
-        dg.define_asset_job(
-            track,
-            selection=selection,
-            partitions_def=partitions,
-            description=f"The whole {track} track of one data set.",
-        )
-        for track, selection in TRACKS.items()
-    ]
-    everything = dg.define_asset_job(
-        "everything",
-        selection=dg.AssetSelection.all() - dg.AssetSelection.groups(OPERATIONS, SWEEPS),
-        partitions_def=partitions,
-        description="Every asset of one data set but those that concern the model in use, and sweeps.",
+    jobs: dict[str, Job] = {
+        track: (f"The whole {track} track of one data set.", selection, {}) for track, selection in TRACKS.items()
+    }
+    jobs["everything"] = (
+        "Every asset of one data set but those that concern the model in use, and sweeps.",
+        dg.AssetSelection.all() - dg.AssetSelection.groups(OPERATIONS, SWEEPS),
+        {},
     )
-    sweeps = [
-        dg.define_asset_job(
-            name,
-            selection=dg.AssetSelection.assets(asset),
-            partitions_def=partitions,
-            description=f"Try settings against each other on validation figures: {what}.",
-        )
-        for name, asset, what in (
-            ("sweep", "raserec_sweep", "stage 2 with several K, alpha and beta"),
-            ("sweep_rella", "rella_sweep", "adapters with several numbers of shots and behaviours and learning rates"),
-        )
-    ]
-    cascade = [
+    return [
         dg.define_asset_job(
             name,
             selection=selection,
@@ -114,9 +111,8 @@ def asset_jobs(partitions: dg.StaticPartitionsDefinition) -> list[Any]:
             description=description,
             config={"ops": {asset: {"config": settings} for asset, settings in config.items()}},
         )
-        for name, (description, selection, config) in CASCADE.items()
+        for name, (description, selection, config) in {**jobs, **CASCADE, **TRIALS}.items()
     ]
-    return [*jobs, everything, *cascade, *sweeps]
 
 
 class RollbackConfig(dg.Config):
