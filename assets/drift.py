@@ -30,7 +30,7 @@ from resources.tracking import MlflowTracking, TrackedRun
 
 REFRESH_VERSION = "1"
 REFINETUNE_VERSION = "1"
-DRIFT_VERSION = "1"
+DRIFT_VERSION = "2"
 
 
 # For Dagster's automation sensor: once a change of the content of what is measured, whoever brought it.
@@ -257,7 +257,8 @@ def _measure(
     before = champion.evidence["candidate"]
     if len(judged):
         now = judged.figures(ranks_in(model, table, True, judged)) | now
-    verdict, reason = rule.judge(len(window), len(judged), before, now)
+    unremembered = model.unremembered(model.translate(table, clock=True))
+    verdict, reason = rule.judge(len(window), len(judged), unremembered, before, now)
     return DriftReport(
         dataset=title,
         data_version=data_version,

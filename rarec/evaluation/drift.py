@@ -67,16 +67,21 @@ class DriftRule(_Rule):
             raise ValueError("pretrain_drop is below finetune_drop, so that fine-tuning would never be asked for")
         return self
 
-    def judge(self, events: int, judged: int, before: dict[str, float], now: dict[str, float]) -> tuple[Verdict, str]:
+    def judge(
+        self, events: int, judged: int, unremembered: int, before: dict[str, float], now: dict[str, float]
+    ) -> tuple[Verdict, str]:
         """The step that is asked for, and why in words.
 
         Args:
             events: new ones.
             judged: of them those that NDCG@10 is of; fewer than ``least_events`` tell nothing of it.
+            unremembered: memories that a refresh would add, of new events and of those before the promotion.
             before: the champion's figures at its promotion; only NDCG@10 is read.
             now: its figures on the new events, with ``unknown_items`` and ``item_shift``.
         """
         if early := self._too_early(events):
+            if unremembered >= self.least_events:
+                return "refresh", f"{unremembered} events are not in the champion's memory; {early[1]}"
             return early
         if judged < self.least_events:
             drop = -math.inf

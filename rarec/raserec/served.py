@@ -106,13 +106,17 @@ class ServedRecommender:
             bank.keep(kept)
         return replace(bank, users=users, prefixes=prefixes, known_at=new.timestamps[prefixes + 1])
 
+    def unremembered(self, translation: Translation) -> int:
+        """How many memories `refreshed` would add."""
+        return len(_not_in(self.carried(translation), translation))
+
     def refreshed(self, translation: Translation, until: int | None = None) -> MemoryBank:
         """The bank with everything that happened since, before ``until`` if that is given; nothing is trained.
 
         Only prefixes that no valid memory holds are encoded.
         """
         bank = self.carried(translation)
-        new = np.setdiff1d(translation.proper_prefixes(until), bank.prefixes, assume_unique=True)
+        new = _not_in(bank, translation, until)
         if len(new):
             encoded = self.recommender.encoder.encode(translation.sequences, new)
             bank.append(translation.sequences, new, encoded.cpu().numpy())
@@ -140,6 +144,11 @@ class ServedRecommender:
         _, vectors = recommender.represent(sequences, targets - 1, asked_at=sequences.timestamps[targets] - 1)
         ranks[asked] = recommender.rank(vectors, sequences, targets - 1, 0).rank_masked.numpy()
         return ranks
+
+
+def _not_in(bank: MemoryBank, translation: Translation, until: int | None = None) -> IntArray:
+    """The prefixes that no memory of the bank holds."""
+    return np.setdiff1d(translation.proper_prefixes(until), bank.prefixes, assume_unique=True)
 
 
 def _common_prefix(old: UserSequences, new: UserSequences, today: IntArray) -> IntArray:

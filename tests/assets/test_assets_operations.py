@@ -10,6 +10,7 @@ import pytest
 from assets_plant import Plant, failed_checks, failures, metadata
 
 from assets.promotion import opponent, uncompared
+from assets.raw import load_table
 from rarec.data.demo import DemoSettings, generate_demo
 from rarec.errors import InputError
 from rarec.evaluation.promotion import Rule
@@ -127,10 +128,15 @@ def test_registered_model_recommends(plant, promoted):
     assert len(lists["items"][0]) == 4
 
 
-def test_without_new_events_nothing_is_asked_for(plant, promoted):
+def test_without_new_events_what_was_kept_from_training_is_asked_for(plant, promoted):
     result = run(plant, "drift")
     assert result.success, failures(result)
-    assert metadata(result)["drift_report"]["verdict"] == "none"
+    told = metadata(result)["drift_report"]
+    lengths = load_table(plant.artifact(result, "interactions"), "interactions")["user_id"].value_counts()
+    users = (lengths >= 3).sum()  # shorter ones are trained on whole
+    # The items of validation and test, each behind a prefix of its own.
+    assert told["verdict"] == "refresh"
+    assert told["reason"].startswith(f"{2 * users} events are not in the champion's memory; no event is newer")
 
 
 def test_new_data_do_not_stop_what_was_trained_before_them(plant, promoted, grow):
@@ -187,6 +193,8 @@ def test_new_events_are_measured_and_remembered(plant, refreshed):
     assert not any(
         name.startswith("raserec_pre") or name.startswith("raserec_fine") for name in told
     )  # nothing trained
+    after = metadata(run(plant, "drift"))["drift_report"]
+    assert (after["champion"], after["verdict"]) == (2, "none")
 
 
 def test_what_was_rolled_back_is_promoted_again_only_by_force(plant, refreshed):
@@ -239,6 +247,9 @@ def test_finetuned_on_the_refreshed_memory(plant, refreshed, grow):
     artifacts = champion.artifacts
     assert {"refreshed_memory", "refreshed_finetuned", "raserec_pretrained"} <= artifacts.keys()
     assert not {"memory_bank", "raserec_finetuned"} & artifacts.keys()
+    after = metadata(run(plant, "drift"))["drift_report"]
+    assert after["verdict"] == "refresh"
+    assert "events are not in the champion's memory" in after["reason"]
 
 
 def test_pretrained_with_a_window_that_no_training_sees(plant, refreshed, grow, monkeypatch):
@@ -337,12 +348,13 @@ def test_the_sensor_asks_once_for_what_the_newest_report_asks_for(plant, refresh
         context = dg.build_sensor_context(plant.instance, cursor, definitions=plant.defs, resources=resources)
         return sensor.evaluate_tick(context)
 
-    assert tick().skip_message == "own: the newest drift_report is of version 1, not in use now"
-    registry(plant).roll_back(1)
+    skipped = tick().skip_message
+    measured = re.fullmatch(r"own: the newest drift_report is of version (\d), not in use now", skipped)
+    registry(plant).roll_back(int(measured[1]))
     data = tick()
     (request,) = data.run_requests
     assert (request.job_name, request.partition_key) == ("refresh", "own")
-    assert "new events to remember" in request.tags["rarec/reason"]
+    assert re.search("new events to remember|not in the champion's memory", request.tags["rarec/reason"])
     assert tick(data.cursor).run_requests == []
 
 

@@ -25,9 +25,16 @@ CALM = {"NDCG@10": 0.1, "AUC": 0.7, "unknown_items": 0.0, "item_shift": 0.05}
     ],
 )
 def test_verdicts(events, judged, now, verdict, reason):
-    found, why = DriftRule().judge(events, judged, BEFORE, {**CALM, **now})
+    found, why = DriftRule().judge(events, judged, 99, BEFORE, {**CALM, **now})
     assert found == verdict
     assert reason in why
+
+
+@pytest.mark.parametrize("events", [0, 99])
+def test_what_the_memory_lacks_is_asked_for_without_new_events(events):
+    found, why = DriftRule().judge(events, events, 100, BEFORE, CALM)
+    assert found == "refresh"
+    assert why.startswith("100 events are not in the champion's memory; ")
 
 
 @pytest.mark.parametrize(

@@ -84,6 +84,7 @@ def test_refreshed_bank_is_that_built_anew(index, late, monkeypatch):
     monkeypatch.setattr(served.recommender.encoder, "encode", lambda s, p: encoded.extend(p) or encode(s, p))
     refreshed = served.refreshed(translation)
     n_encoded = len(encoded)
+    assert served.unremembered(translation) == n_encoded
     names, vectors = memories(refreshed)
     expected, expected_vectors = memories(as_built_anew(served, translation, translation.proper_prefixes()))
     assert names == expected
