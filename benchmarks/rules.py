@@ -1,7 +1,7 @@
-"""`python -m benchmarks.rules`: how often the rules of drift and promotion err, in simulated worlds whose truth is known.
+"""`python -m benchmarks.rules`: how often the rules of drift and promotion err, in simulated worlds.
 
-Both decide on figures of few users. In these worlds a user's chance of a hit among the first ten is drawn from a Beta
-distribution of mean .16, a hit's rank is any of the ten, and NDCG@10 so about .08, as on MovieLens-100K.
+Both decide on figures of few users; here the truth is known. A user's chance of a hit among the first ten is drawn from
+a Beta distribution of mean .16, a hit's rank is any of the ten, and NDCG@10 so about .08, as on MovieLens-100K.
 """
 
 import os
@@ -25,9 +25,9 @@ FALLS = (0.0, 0.15, 0.3, 0.5)
 WORSE = (0.0, 0.05, 0.1, 0.2)
 ALIKE = 0.5  # share of events on which two trainings of a model give the same rank
 ABOUT = {
-    "drift": "Of simulated weeks in which the champion truly fell by so much of its NDCG@10, in how many `drift_report` "
-    "asks for fine-tuning or pre-training (finetune_drop 15 %, pretrain_drop 40 %). *bare*: if the figures alone were "
-    f"compared. The promotion saw {PROMOTION_EVENTS:,} events; a user has {EVENTS_A_USER}.",
+    "drift": "Of simulated weeks in which the champion truly fell by so much of its NDCG@10, in how many "
+    "`drift_report` asks for fine-tuning or pre-training (finetune_drop 15 %, pretrain_drop 40 %). *bare*: if the "
+    f"figures alone were compared. The promotion saw {PROMOTION_EVENTS:,} events; a user has {EVENTS_A_USER}.",
     "promotion": "Of simulated candidates that are truly worse by so much of the champion's NDCG@10, how many pass; an "
     f"event a user, and the same rank by both models at {ALIKE:.0%} of the events. By default (tolerance 1 %), and "
     "`strict` with a tolerance of 5 %.",
