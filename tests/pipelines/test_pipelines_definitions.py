@@ -152,7 +152,7 @@ def test_schedules_are_weekly_and_off_and_ask_for_each_data_set_once(tmp_path):
 @pytest.mark.parametrize(
     ("variable", "value", "message"),
     [
-        ("RAREC_SCHEDULED", "demo, none", "Unknown data set 'none'"),
+        ("RAREC_SCHEDULED", "demo, none", "RAREC_SCHEDULED: Unknown data set 'none'"),
         ("RAREC_SCHEDULE", "weekly", "RAREC_SCHEDULE is 'weekly'; set it to a cron expression such as 0 3 "),
     ],
 )
