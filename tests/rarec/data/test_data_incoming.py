@@ -77,6 +77,22 @@ def test_a_file_written_by_a_clock_years_ahead_is_refused(tmp_path):
         parse_incoming(path, CLOCK, NOW)
 
 
+def test_a_quoted_line_break_loses_no_row_and_makes_none_up(tmp_path):
+    path = tmp_path / "new.csv"
+    path.write_text(
+        "comment,user_id,item_id,rating,timestamp\n"
+        '"good\nbuy",1,50,4,893000001\n"bad, 7,50,4,893000007\nbuy",2,50,17,893000002\nfair,3,50,4,893000003\n'
+    )
+    parsed = parse_incoming(path, CLOCK, NOW)
+    assert plain(parsed) == [(2, 1, 50, 4, 893_000_001), (6, 3, 50, 4, 893_000_003)]
+    assert [row[:2] for row in parsed.bad] == [(4, "rating '17' is outside 1 to 5")]
+    path.write_text('user_id,item_id,rating,timestamp\n"a\nb",1,5,893000001\nc,1,5,893000001\n')
+    assert [(row["line"], row["user_id"]) for row in parse_incoming(path, CLOCK, NOW).rows.to_pylist()] == [
+        (2, "a\nb"),
+        (4, "c"),
+    ]
+
+
 @pytest.mark.parametrize(
     "fault", [pa.ArrowMemoryError("malloc of size 64 failed"), OSError(errno.EIO, "Input/output error")]
 )
