@@ -149,3 +149,23 @@ def test_a_corrected_scale_takes_effect_on_what_was_refused_when_asked_for(shop)
     told = shop.take_in(judge_again=True)
     assert (told["files_judged_now"], told["files"], told["files_refused"]) == (1, 1, 0)
     assert shop.raw().incoming_rows == 1
+
+
+def test_a_withdrawn_file_is_told_and_its_rows_leave_the_raw_tables(shop):
+    shop.drop("a.csv", [(7, 10, 4, 1000)])
+    shop.drop("b.csv", [(8, 10, 1, 1000), (8, 11, 1, 1001)])
+    assert shop.take_in()["files_withdrawn"] == 0
+    assert shop.raw().incoming_rows == 3
+    result = shop.run("incoming_interactions", incoming_interactions={"withdraw": ["b.csv"], "judge_again": True})
+    assert failures(result)["incoming_interactions"].startswith("withdraw and judge_again: one takes back")
+    result = shop.run("incoming_interactions", incoming_interactions={"withdraw": ["c.csv"]})
+    assert failures(result)["incoming_interactions"].startswith("withdraw: 'c.csv' is neither a file's name nor")
+    told = shop.take_in(withdraw=["b.csv"])
+    assert (told["reused"], told["files"], told["files_withdrawn"], told["dagster/row_count"]) == (False, 1, 1, 1)
+    assert "b.csv" in told["withdrawn"]
+    assert shop.raw().incoming_rows == 1
+    shop.drop("c.csv", [(8, 10, 1, 1000), (8, 11, 1, 1001)])
+    told = shop.take_in()
+    assert "and not taken in again" in told["judged now"]
+    assert told["files"] == 1
+    assert shop.take_in(judge_again=True)["files"] == 2
