@@ -34,7 +34,7 @@ from resources.folders import Folders
 from resources.incoming import Report, ingest, wait_for_settled, withdraw
 from resources.tracking import MlflowTracking, TrackedRun
 
-CODE_VERSION = "1"
+CODE_VERSION = "2"
 SHOWN = 20  # files and bad rows in metadata
 CLEAN = ("interactions", "item_catalog", "user_profiles")
 
@@ -57,6 +57,13 @@ class IncomingConfig(dg.Config):
     kinds={"sqlite", "parquet"},
     owners=[OWNER],
     code_version=CODE_VERSION,
+    check_specs=[
+        dg.AssetCheckSpec(
+            "files_accepted",
+            asset="incoming_interactions",
+            description="No file was refused as a whole, or could not be read, in this run. A warning: others count.",
+        )
+    ],
 )
 @refuse_bad_input
 def incoming_interactions(
@@ -117,7 +124,15 @@ def incoming_interactions(
             context.log.info(f"withdrawn now: {', '.join(withdrawn)}")
         text = f"{len(report.judged)} files judged now, {len(accepted)} hold {accepted['rows'].sum()} rows"
         progress_log.info("%s", f"incoming_interactions: {text}")
-    return dg.MaterializeResult(metadata=metadata, data_version=dg.DataVersion(state.version or "empty"))
+    left_out = [f"{name}: {reason}" for name, reason in (report.refused | report.unreadable).items()]
+    accepted_all = dg.AssetCheckResult(
+        passed=not left_out,
+        severity=dg.AssetCheckSeverity.WARN,
+        metadata={"files": len(left_out), "reasons": "; ".join(left_out[:SHOWN])} if left_out else {},
+    )
+    return dg.MaterializeResult(
+        metadata=metadata, data_version=dg.DataVersion(state.version or "empty"), check_results=[accepted_all]
+    )
 
 
 @dg.asset(

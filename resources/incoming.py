@@ -123,11 +123,13 @@ class Report:
 
     Attributes:
         judged: file, rows, bad_rows, verdict of each file recorded.
+        refused: names of files that were refused as a whole, and why.
         changing: names of files that were no longer as they were seen.
         unreadable: names of files that cannot be read, and why.
     """
 
     judged: list[dict[str, Any]] = field(default_factory=list)
+    refused: dict[str, str] = field(default_factory=dict)
     changing: list[str] = field(default_factory=list)
     unreadable: dict[str, str] = field(default_factory=dict)
 
@@ -225,6 +227,8 @@ def _record(ledger: Ledger, batch: list[Judged], report: Report) -> None:
     new, withdrawn = ledger.record(batch), ledger.withdrawn()
     for one in batch:
         verdict = f"refused: {one.refused}" if one.refused else "accepted"
+        if one.refused:
+            report.refused[one.seen.name] = one.refused
         if one.again:
             verdict = f"judged again, {verdict}"
         elif since := withdrawn.get((one.sha256, one.kind)):

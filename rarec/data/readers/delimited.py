@@ -155,7 +155,7 @@ def _missing(path: Path, name: str, published: tuple[str, ...], layout: Layout) 
     found = ", ".join(repr(column) for column in published)
     return (
         f"{path.name}: no column {name!r} in its first line, which has {found} when split at {layout.delimiter!r}. "
-        "Check the file's delimiter, encoding and header, or the data set's column mapping."
+        "Check the file's delimiter, encoding and header, or the data set's column mapping if it has one."
     )
 
 
