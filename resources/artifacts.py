@@ -3,8 +3,9 @@
 Local layout    root/<asset>/<partition>/<fingerprint>/{manifest.json, files...}; staging in root/.staging
 Remote layout   root/<asset>/<partition>/<fingerprint>/{manifest.json, <data version>/files...}
 
-A local artifact is committed by renaming its folder into place, a remote one by uploading its manifest last. Remote
-files lie under their data version: two writers, or a rebuild during a read, never mix files of different content.
+A local artifact is committed by renaming its folder into place, a remote one by uploading its manifest last. One that
+is replaced is moved aside first; what a killed writer left there is put back. Remote files lie under their data
+version: two writers, or a rebuild during a read, never mix files of different content.
 """
 
 import errno
@@ -232,16 +233,11 @@ class ArtifactStore(dg.ConfigurableResource):
         Local files are hashed (once per process), remote ones only compared by size: they are hashed when fetched.
         Raises DamagedArtifact for a damaged one; `write` replaces it.
         """
-        artifact = self._load(asset, partition, fingerprint)
-        if artifact is not None:
-            artifact.check_sizes()
-            if self._is_local:
-                _ = artifact.path
-        return artifact
+        return self._whole(self._look(asset, partition, fingerprint))
 
     def open(self, asset: str, partition: str, fingerprint: str) -> Artifact:
         """The artifact for reading; files are verified as they are asked for. Raises InputError if there is none."""
-        artifact = self._load(asset, partition, fingerprint)
+        artifact = self._look(asset, partition, fingerprint)
         if artifact is None:
             place = self._place(asset, partition, fingerprint)
             raise InputError(f"There is no artifact {place}; materialise {asset} for partition {partition} first.")
@@ -303,6 +299,8 @@ class ArtifactStore(dg.ConfigurableResource):
         return damaged
 
     def _read_manifests(self, asset: str, partition: str) -> Iterator[tuple[str, Manifest | DamagedArtifact]]:
+        if self._is_local:
+            _remove_stale_staging(self._staging_root)
         fs, root = fsspec.core.url_to_fs(str(self._local_root) if self._is_local else self.root)
         for path in sorted(fs.glob(f"{root}/{asset}/{partition}/*/{MANIFEST}")):
             text = bytes(fs.cat_file(path)).decode("utf-8", errors="replace")
@@ -342,12 +340,11 @@ class ArtifactStore(dg.ConfigurableResource):
             if not replace and self._intact(manifest):
                 return
             old = folder.with_name(folder.name + ".old")
-            had_old = _rename(final, old)
             try:
+                _rename(final, old)
                 folder.rename(final)
             except BaseException:
-                if had_old:
-                    _rename(old, final)
+                _rename(old, final)
                 raise
             _sync_folder(final.parent)
         shutil.rmtree(old, ignore_errors=True)
@@ -363,10 +360,26 @@ class ArtifactStore(dg.ConfigurableResource):
         remote.write_text(MANIFEST, manifest.to_json())
 
     def _intact(self, manifest: Manifest) -> bool:
+        # Not by `find`, which may ask for the lock under which this is called.
         try:
-            return self.find(manifest.asset, manifest.partition, manifest.fingerprint) is not None
+            return self._whole(self._load(manifest.asset, manifest.partition, manifest.fingerprint)) is not None
         except DamagedArtifact:
             return False
+
+    def _whole(self, artifact: Artifact | None) -> Artifact | None:
+        if artifact is not None:
+            artifact.check_sizes()
+            if self._is_local:
+                _ = artifact.path
+        return artifact
+
+    def _look(self, asset: str, partition: str, fingerprint: str) -> Artifact | None:
+        """The artifact, put back first where a killed writer had moved it aside."""
+        artifact = self._load(asset, partition, fingerprint)
+        if artifact is None and self._is_local:
+            _remove_stale_staging(self._staging_root)
+            artifact = self._load(asset, partition, fingerprint)
+        return artifact
 
     def _load(self, asset: str, partition: str, fingerprint: str) -> Artifact | None:
         place = self._place(asset, partition, fingerprint)
@@ -522,7 +535,10 @@ def _staging_folder(parent: Path, label: str) -> Iterator[Path]:
 
 
 def _remove_stale_staging(parent: Path) -> None:
-    """Delete staging whose owner died: its lock is free, and it is this host's or has not been touched for a day."""
+    """Delete staging whose owner died: its lock is free, and it is this host's or has not been touched for a day.
+
+    What the owner had moved aside is put back first.
+    """
     for lock_path in parent.glob("*.lock"):
         folder = lock_path.with_suffix("")
         try:
@@ -531,10 +547,25 @@ def _remove_stale_staging(parent: Path) -> None:
                 age_s = time.time() - lock_path.stat().st_mtime
                 if folder.name.endswith(f"@{socket.gethostname()}") or age_s > FOREIGN_STAGING_AGE_S:
                     shutil.rmtree(folder, ignore_errors=True)
-                    shutil.rmtree(folder.with_name(folder.name + ".old"), ignore_errors=True)
+                    old = folder.with_name(folder.name + ".old")
+                    _put_back(old, parent.parent)
+                    shutil.rmtree(old, ignore_errors=True)
                     lock_path.unlink(missing_ok=True)
         except OSError:
             continue  # locked by a living owner, or removed meanwhile
+
+
+def _put_back(old: Path, root: Path) -> None:
+    """Move an artifact back to its place in the local store, if that is vacant."""
+    try:
+        manifest = Manifest.from_json((old / MANIFEST).read_text(encoding="utf-8", errors="replace"), str(old))
+    except (FileNotFoundError, DamagedArtifact):
+        return  # nothing was moved aside, or what nobody can read any more
+    place = root / manifest.asset / manifest.partition / manifest.fingerprint
+    with (root / COMMIT_LOCK).open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        _rename(old, place)
 
 
 def _lock_path(folder: Path) -> Path:
