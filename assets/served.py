@@ -48,9 +48,14 @@ def unseen_since(made_of: Mapping[str, Artifact]) -> int:
     return until if until is not None else int(np.load(sequences.file("timestamps.npy")).max()) + 1
 
 
+CHAMPIONS = "champion's "
+"""So begin inputs that tell which champion an artifact was made of. Nothing reads them again, so `clean` does not keep
+them for that; what the champion of today needs stands in its version's artifacts."""
+
+
 def as_inputs(made_of: Mapping[str, Artifact]) -> dict[str, str]:
     """The champion's artifacts as what another one is made from."""
-    return {f"champion's {name}": artifact.fingerprint for name, artifact in made_of.items()}
+    return {f"{CHAMPIONS}{name}": artifact.fingerprint for name, artifact in made_of.items()}
 
 
 def promotion_window(champion: Version) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from resources.artifacts import ArtifactStore, Manifest
+from resources.registry import Version, rollback_chain
 
 Identity = tuple[str, str, str]
 """Asset, partition, fingerprint."""
@@ -24,16 +25,18 @@ class Verdict:
 
 def judge_artifacts(
     manifests: Iterable[Manifest],
-    in_use: Iterable[Identity],
+    in_use: Mapping[Identity, str],
     days: float,
+    told_by: str,
     damaged: Mapping[str, Sequence[str]] | None = None,
 ) -> dict[Identity, Verdict]:
     """A verdict on every artifact.
 
     Args:
         manifests: of all artifacts in the store.
-        in_use: what is in use itself; all that it was made from, directly or not, is kept with it.
+        in_use: what is wanted itself, and why; all that it was made from, directly or not, is kept with it.
         days: younger artifacts stay, too.
+        told_by: inputs whose name begins with this are told only, and not kept.
         damaged: partition -> its manifests that cannot be read; any other artifact there may be what one was made
             from, so all of them stay.
     """
@@ -43,17 +46,17 @@ def judge_artifacts(
     for identity, manifest in every.items():
         for version in (manifest.data_version, manifest.fingerprint):  # inputs are told by one or the other
             by_version.setdefault((manifest.partition, version), []).append(identity)
-    kept: dict[Identity, str] = {}
-    pending = [(identity, "in use") for identity in in_use]
+    kept = {identity: why for identity, why in in_use.items() if identity in every}
+    pending = list(kept)
     while pending:
-        identity, why = pending.pop()
-        if identity in kept or identity not in every:
-            continue
-        kept[identity] = why
-        manifest = every[identity]
-        for version in manifest.inputs.values():
-            made_from = by_version.get((manifest.partition, version), [])
-            pending += [(one, f"{manifest.asset} {manifest.fingerprint[:8]} was made from it") for one in made_from]
+        manifest = every[pending.pop()]
+        for name, version in manifest.inputs.items():
+            if name.startswith(told_by):
+                continue
+            for one in by_version.get((manifest.partition, version), []):
+                if one not in kept:
+                    kept[one] = f"{manifest.asset} {manifest.fingerprint[:8]} was made from it"
+                    pending.append(one)
     limit = datetime.now(UTC) - timedelta(days=days)
     verdicts = {}
     for identity, manifest in every.items():
@@ -62,6 +65,29 @@ def judge_artifacts(
         needed = "".join(f"may be needed: {path} is damaged" for path in damaged.get(manifest.partition, [])[:1])
         verdicts[identity] = Verdict("/".join(identity), size, kept.get(identity) or young or needed)
     return verdicts
+
+
+def wanted_versions(
+    versions: Sequence[Version], champion: Version | None, rollbacks: int, days: float
+) -> dict[int, str]:
+    """Numbers of the versions of a model whose artifacts stay, and why: from the weightiest reason to the least.
+
+    Args:
+        versions: oldest first.
+        rollbacks: to so many before the champion one can go back.
+        days: younger ones stay, too.
+    """
+    wanted: dict[int, str] = {}
+    if champion is not None:
+        wanted[champion.number] = "is the champion"
+        for version in rollback_chain(versions, champion)[:rollbacks]:
+            wanted[version.number] = "is what `rollback` goes back to"
+    for version in versions[-1:]:
+        wanted.setdefault(version.number, "is the newest")
+    for version in versions:
+        if version.registered > time.time() - days * 86_400:
+            wanted.setdefault(version.number, f"is younger than {days:g} days")
+    return wanted
 
 
 def judge_work(work: Path, days: float, is_busy: Callable[[Path], bool]) -> dict[Path, Verdict]:

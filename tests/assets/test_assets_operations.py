@@ -350,7 +350,7 @@ def test_the_sensor_asks_once_for_what_the_newest_report_asks_for(plant, refresh
 
     skipped = tick().skip_message
     measured = re.fullmatch(r"own: the newest drift_report is of version (\d), not in use now", skipped)
-    registry(plant).roll_back(int(measured[1]))
+    registry(plant).roll_back(plant.store, int(measured[1]))
     data = tick()
     (request,) = data.run_requests
     assert (request.job_name, request.partition_key) == ("refresh", "own")
