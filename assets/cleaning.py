@@ -12,7 +12,7 @@ from assets.stage import markdown_table
 from assets.turns import is_busy
 from rarec.errors import InputError
 from resources.artifacts import ArtifactStore
-from resources.cleaning import Identity, Verdict, judge_artifacts, judge_work, remove, wanted_versions
+from resources.cleaning import Identity, Verdict, judge_artifacts, judge_leftovers, judge_work, remove, wanted_versions
 from resources.folders import Folders, known_specs
 from resources.registry import TRACKS
 from resources.tracking import MlflowTracking
@@ -56,7 +56,7 @@ def clean_up(
             allow_retries=False,
         )
     try:
-        manifests, damaged = list(store.manifests()), store.damaged_manifests()
+        manifests, damaged, leftovers = list(store.manifests()), store.damaged_manifests(), store.leftovers()
         # Also of data sets whose file is absent at the moment: their models are registered all the same.
         datasets = {*known_specs(Path(folders.datasets)), *(one.partition for one in manifests)}
         in_use = {**_materialised(context.instance), **_registered(tracking, datasets, config)}
@@ -68,11 +68,12 @@ def clean_up(
             f"known: materialise it again with force, or delete its folder if nothing needs it: {', '.join(paths)}"
         )
     artifacts = judge_artifacts(manifests, in_use, config.days, CHAMPIONS, damaged)
+    left = judge_leftovers(leftovers, config.days, damaged)
     work = judge_work(Path(folders.work), config.days, is_busy)
-    verdicts = [*artifacts.values(), *work.values()]
+    verdicts = [*artifacts.values(), *left.values(), *work.values()]
     going = [one for one in verdicts if not one.kept_for]
     if not config.dry_run:
-        remove(store, artifacts, work)
+        remove(store, artifacts, left, work)
     word = "would go" if config.dry_run else "gone"
     total = sum(one.bytes for one in going)
     context.log.info(f"{len(going)} of {len(verdicts)} {word}, {total / 2**20:,.1f} MiB")

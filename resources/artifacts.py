@@ -52,6 +52,7 @@ FOREIGN_STAGING_AGE_S = 24 * 3600  # staging of another host is left alone this 
 
 progress_log = logging.getLogger("rarec.progress")  # `make run` shows it in the terminal
 
+_DIGEST = re.compile(r"[0-9a-f]{32}")
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
 _FULL_DISK = re.compile(r"No space left|os error 28|Disk quota|File too large|requested and \d+ written", re.IGNORECASE)
 _verified: dict[Path, tuple[str, int, int]] = {}  # file -> (sha256, bytes, mtime in ns) as last hashed by this process
@@ -309,6 +310,37 @@ class ArtifactStore(dg.ConfigurableResource):
             except DamagedArtifact as error:
                 yield path, error
 
+    def leftovers(self) -> dict[str, tuple[int, float | None]]:
+        """Content in a remote store that no manifest names: a rebuild came to other content, or an upload or a removal
+        was cut short.
+
+        Returns:
+            Folder below the root to its size, and when its newest file was written, if the file system tells.
+        """
+        if self._is_local:
+            return {}
+        fs, root = fsspec.core.url_to_fs(self.root)
+        fs.invalidate_cache()
+        found: dict[str, list[Mapping[str, Any]]] = {}
+        for path, info in fs.find(root, detail=True).items():
+            parts = path.removeprefix(root).strip("/").split("/")  # asset, partition, fingerprint, data version, file
+            if len(parts) > 4 and _DIGEST.fullmatch(parts[2]) and _DIGEST.fullmatch(parts[3]):
+                found.setdefault("/".join(parts[:4]), []).append(info)
+        # Read last: what was committed meanwhile is named.
+        for one in self.manifests():
+            found.pop(f"{one.asset}/{one.partition}/{one.fingerprint}/{one.data_version}", None)
+        left: dict[str, tuple[int, float | None]] = {}
+        for folder, infos in found.items():
+            times = [time for time in map(written_at, infos) if time is not None]
+            newest = max(times) if len(times) == len(infos) else None
+            left[folder] = sum(int(info["size"]) for info in infos), newest
+        return left
+
+    def remove_leftover(self, folder: str) -> None:
+        """Delete a folder that `leftovers` found."""
+        fs, root = fsspec.core.url_to_fs(self.root)
+        fs.rm(f"{root}/{folder}", recursive=True)
+
     def with_content(
         self, asset: str, partition: str, data_version: str, identities: Collection[str]
     ) -> Artifact | None:
@@ -324,9 +356,11 @@ class ArtifactStore(dg.ConfigurableResource):
             with _staging_folder(self._staging_root, f"removed-{fingerprint[:12]}") as folder:
                 _rename(Path(place), folder / "artifact")
         else:
+            artifact = self._load(asset, partition, fingerprint)
             fs, path = fsspec.core.url_to_fs(place)
             fs.rm_file(f"{path}/{MANIFEST}")  # first: without it the rest is nothing
-            fs.rm(path, recursive=True)
+            if artifact is not None:
+                fs.rm(f"{path}/{artifact.data_version}", recursive=True)
             shutil.rmtree(Path(self.cache) / asset / partition / fingerprint, ignore_errors=True)
 
     def _commit_local(self, folder: Path, manifest: Manifest, replace: bool) -> None:
@@ -353,8 +387,8 @@ class ArtifactStore(dg.ConfigurableResource):
         if not replace and self._intact(manifest):
             return
         remote = self._remote(manifest.asset, manifest.partition, manifest.fingerprint)
-        # A failed upload leaves files without a manifest, which no reader sees; they are not deleted because a second
-        # writer of the same content may be counting on them.
+        # A failed upload leaves files without a manifest, which no reader sees; they are not deleted while they are
+        # young (see `leftovers`), because a second writer of the same content may be counting on them.
         for name in manifest.files:
             remote.upload(folder / name, f"{manifest.data_version}/{name}")
         remote.write_text(MANIFEST, manifest.to_json())
@@ -515,6 +549,14 @@ class _Remote:
             raise
         finally:
             partial.unlink(missing_ok=True)
+
+
+def written_at(info: Mapping[str, Any]) -> float | None:
+    """When a file was written (Unix time), if its file system tells; each has a name of its own for it."""
+    told = next((info[name] for name in ("LastModified", "last_modified", "mtime", "created") if name in info), None)
+    if isinstance(told, datetime):
+        return told.timestamp()
+    return float(told) if isinstance(told, int | float) else None
 
 
 @contextmanager

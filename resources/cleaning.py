@@ -16,7 +16,9 @@ Identity = tuple[str, str, str]
 
 @dataclass(frozen=True)
 class Verdict:
-    """What becomes of an artifact or a working folder: ``kept_for`` says why it stays; empty if it may go."""
+    """What becomes of an artifact, of content that belongs to none, or of a working folder: ``kept_for`` says why it
+    stays; empty if it may go.
+    """
 
     what: str
     bytes: int
@@ -62,7 +64,7 @@ def judge_artifacts(
     for identity, manifest in every.items():
         young = "" if datetime.fromisoformat(manifest.created) < limit else f"younger than {days:g} days"
         size = sum(record.bytes for record in manifest.files.values())
-        needed = "".join(f"may be needed: {path} is damaged" for path in damaged.get(manifest.partition, [])[:1])
+        needed = _may_be_needed(manifest.partition, damaged)
         verdicts[identity] = Verdict("/".join(identity), size, kept.get(identity) or young or needed)
     return verdicts
 
@@ -90,6 +92,24 @@ def wanted_versions(
     return wanted
 
 
+def judge_leftovers(
+    leftovers: Mapping[str, tuple[int, float | None]], days: float, damaged: Mapping[str, Sequence[str]]
+) -> dict[str, Verdict]:
+    """A verdict on what `ArtifactStore.leftovers` found; what is young may be of an upload that goes on."""
+    verdicts = {}
+    for folder, (size, written) in leftovers.items():
+        if written is None:
+            why = "its age is not known"
+        else:
+            why = f"younger than {days:g} days" if written > time.time() - days * 86_400 else ""
+        verdicts[folder] = Verdict(folder, size, why or _may_be_needed(folder.split("/")[1], damaged))
+    return verdicts
+
+
+def _may_be_needed(partition: str, damaged: Mapping[str, Sequence[str]]) -> str:
+    return "".join(f"may be needed: {path} is damaged" for path in damaged.get(partition, [])[:1])
+
+
 def judge_work(work: Path, days: float, is_busy: Callable[[Path], bool]) -> dict[Path, Verdict]:
     """A verdict on every working folder, ``work/<asset>/<fingerprint>``."""
     verdicts = {}
@@ -106,9 +126,18 @@ def judge_work(work: Path, days: float, is_busy: Callable[[Path], bool]) -> dict
     return verdicts
 
 
-def remove(store: ArtifactStore, artifacts: dict[Identity, Verdict], folders: dict[Path, Verdict]) -> int:
+def remove(
+    store: ArtifactStore,
+    artifacts: dict[Identity, Verdict],
+    leftovers: dict[str, Verdict],
+    folders: dict[Path, Verdict],
+) -> int:
     """Delete whatever may go; the bytes that were freed."""
     freed = 0
+    for leftover, verdict in leftovers.items():
+        if not verdict.kept_for:
+            store.remove_leftover(leftover)
+            freed += verdict.bytes
     for identity, verdict in artifacts.items():
         if not verdict.kept_for:
             store.remove(*identity)

@@ -2,14 +2,17 @@
 
 import re
 import time
+import uuid
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 
 import dagster as dg
+import fsspec
 import pytest
 
 from assets.cleaning import clean_up
 from assets.served import as_inputs
-from resources.artifacts import ArtifactStore, fingerprint
+from resources.artifacts import ArtifactStore, fingerprint, written_at
 from resources.folders import Folders
 from resources.registry import Version
 from resources.tracking import MlflowTracking
@@ -173,3 +176,103 @@ def test_which_versions_keep_what_they_are_made_of(
     register(versions, None if champion is None else versions[champion - 1])
     clean_all(store, tmp_path, versions=rollbacks)
     assert kept(store, versions) == left
+
+
+@pytest.fixture
+def remote(tmp_path, monkeypatch):
+    """A store in memory, in which a champion's bank was made twice, with other content the second time."""
+    monkeypatch.setattr(MlflowTracking, "registry", lambda *_: Registered([], None))
+    store = ArtifactStore(root=f"memory://{uuid.uuid4().hex}", cache=str(tmp_path / "cache"))
+    identity = fingerprint("memory_bank", "1", {}, {})
+    made = []
+    for content in ("first", "second"):
+        with store.write(
+            "memory_bank", "shop", identity, inputs={}, config={}, code_version="1", replace=True
+        ) as draft:
+            (draft.path / "deep").mkdir()
+            (draft.path / "deep" / "file").write_text(content)
+        made.append(draft.artifact)
+    return store, *made
+
+
+def age(store, folder, days):
+    """Make it look as if the files below were written so long ago."""
+    fs, path = fsspec.core.url_to_fs(f"{store.root}/{folder}")
+    for file in fs.find(path):
+        fs.store[file].created = datetime.now(UTC) - timedelta(days=days)
+
+
+def stored(store):
+    fs, root = fsspec.core.url_to_fs(store.root)
+    return {path.removeprefix(f"{root}/") for path in fs.find(root)}
+
+
+def place_of(artifact):
+    return f"memory_bank/shop/{artifact.fingerprint}/{artifact.data_version}"
+
+
+def test_replaced_content_in_a_remote_store_goes_when_it_is_old(remote, tmp_path):
+    store, first, second = remote
+    age(store, "", 31)
+    assert f"{place_of(first)} | 0.0 | would go" in clean_all(store, tmp_path, days=30, dry_run=True)
+    assert f"{place_of(first)}/deep/file" in stored(store)
+    age(store, place_of(first), 29)
+    assert f"{place_of(first)} | 0.0 | younger than 30 days" in clean_all(store, tmp_path, days=30)
+    assert f"{place_of(first)}/deep/file" in stored(store)
+    age(store, place_of(first), 31)
+    assert f"{place_of(first)} | 0.0 | gone" in clean_all(store, tmp_path, days=30)
+    assert stored(store) == {f"memory_bank/shop/{second.fingerprint}/manifest.json", f"{place_of(second)}/deep/file"}
+    assert store.find("memory_bank", "shop", second.fingerprint).file("deep/file").read_text() == "second"
+
+
+def test_young_content_stays_beside_an_artifact_that_goes(remote, tmp_path):
+    store, first, second = remote
+    age(store, place_of(first), -1)  # somebody uploads it again just now
+    told = clean_all(store, tmp_path)
+    assert f"memory_bank/shop/{second.fingerprint} | 0.0 | gone" in told
+    assert stored(store) == {f"{place_of(first)}/deep/file"}
+
+
+def test_what_an_upload_or_a_removal_left_goes_and_what_is_not_ours_stays(remote, tmp_path):
+    store, first, second = remote
+    fs, root = fsspec.core.url_to_fs(store.root)
+    fs.rm_file(f"{root}/memory_bank/shop/{second.fingerprint}/manifest.json")
+    fs.pipe_file(f"{root}/somebody/elses/files/in/here", b"1")
+    fs.pipe_file(f"{root}/{place_of(first)[:-33]}/beside/deep/file", b"1")
+    age(store, "", 31)
+    clean_all(store, tmp_path, days=30)
+    assert stored(store) == {"somebody/elses/files/in/here", f"{place_of(first)[:-33]}/beside/deep/file"}
+
+
+def test_content_stays_while_a_manifest_is_damaged_or_its_file_system_tells_no_time(remote, tmp_path, monkeypatch):
+    store, first, second = remote
+    fs, root = fsspec.core.url_to_fs(store.root)
+    manifest = f"{root}/memory_bank/shop/{second.fingerprint}/manifest.json"
+    text = fs.cat_file(manifest)
+    fs.pipe_file(manifest, b"{")
+    age(store, "", 31)
+    assert f"{place_of(first)} | 0.0 | may be needed: {manifest} is damaged" in clean_all(store, tmp_path, days=30)
+    fs.pipe_file(manifest, text)
+    find = type(fs).find
+    monkeypatch.setattr(
+        type(fs), "find",
+        lambda self, path, **options: {
+            name: {"name": name, "size": info["size"]} for name, info in find(self, path, detail=True).items()
+        },
+    )  # fmt: skip
+    assert f"{place_of(first)} | 0.0 | its age is not known" in clean_all(store, tmp_path, days=30)
+    monkeypatch.undo()
+    assert f"{place_of(first)}/deep/file" in stored(store)
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"LastModified": datetime(2026, 11, 1, tzinfo=UTC)},
+        {"mtime": 1_793_491_200},
+        {"created": 1_793_491_200.0},
+    ],
+)
+def test_file_systems_tell_times_under_names_of_their_own(told):
+    assert written_at(told) == datetime(2026, 11, 1, tzinfo=UTC).timestamp()
+    assert written_at({"size": 1}) is written_at({"mtime": ""}) is None

@@ -46,7 +46,7 @@ def test_what_is_in_use_stays_with_all_that_it_was_made_from(store):
     young = judge_artifacts(store.manifests(), {}, days=1, told_by="former ")
     assert {verdict.kept_for for verdict in young.values()} == {"younger than 1 days"}
 
-    freed = remove(store, verdicts, {})
+    freed = remove(store, verdicts, {}, {})
     assert freed == 2 + 1 + 4 + 1
     assert store.find("table", "demo", old.fingerprint) is None
     for kept in (raw, table, model, bank):
@@ -94,5 +94,5 @@ def test_working_folders_stay_while_they_are_young_or_busy(tmp_path):
         "young": "younger than 30 days",
     }
     store = ArtifactStore(root=str(tmp_path / "store"), cache=str(tmp_path / "cache"))
-    assert remove(store, {}, verdicts) == 4
+    assert remove(store, {}, {}, verdicts) == 4
     assert sorted(path.name for path in (tmp_path / "model").iterdir()) == ["busy", "young"]
