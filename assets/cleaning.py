@@ -109,8 +109,9 @@ def _registered(tracking: MlflowTracking, datasets: Collection[str], config: Cle
     for dataset in datasets:
         for track in TRACKS:
             registry = tracking.registry(track, dataset)
+            champion = registry.champion()
             versions = registry.versions()
-            wanted = wanted_versions(versions, registry.champion(), config.versions, config.days)
+            wanted = wanted_versions(versions, champion, config.versions, config.days)
             numbered = {version.number: version for version in versions}
             for number, why in wanted.items():
                 for asset, fingerprint in numbered[number].artifacts.items():

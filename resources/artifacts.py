@@ -48,6 +48,7 @@ FINAL = (
     NotImplementedError,
 )
 FINAL_FAULTS = (TypeError, ValueError, AttributeError, LookupError, ImportError)
+JUST_BEGUN_S = 60.0
 FOREIGN_STAGING_AGE_S = 24 * 3600  # staging of another host is left alone this long: its locks may be invisible here
 
 progress_log = logging.getLogger("rarec.progress")  # `make run` shows it in the terminal
@@ -587,9 +588,11 @@ def _remove_stale_staging(parent: Path) -> None:
             with lock_path.open() as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 age_s = time.time() - lock_path.stat().st_mtime
+                old = folder.with_name(folder.name + ".old")
+                if age_s < JUST_BEGUN_S and not folder.exists() and not old.exists():
+                    continue  # its owner is about to take the lock
                 if folder.name.endswith(f"@{socket.gethostname()}") or age_s > FOREIGN_STAGING_AGE_S:
                     shutil.rmtree(folder, ignore_errors=True)
-                    old = folder.with_name(folder.name + ".old")
                     _put_back(old, parent.parent)
                     shutil.rmtree(old, ignore_errors=True)
                     lock_path.unlink(missing_ok=True)

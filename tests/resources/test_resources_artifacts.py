@@ -4,8 +4,10 @@ import multiprocessing
 import os
 import resource
 import signal
+import socket
 import subprocess
 import sys
+import time
 import uuid
 from pathlib import Path
 
@@ -400,8 +402,8 @@ def test_staging_of_a_killed_writer_is_removed_and_that_of_a_living_one_kept(loc
     staging = Path(local.root) / ".staging"
     assert len(list(staging.glob("*/x"))) == 1
     (foreign,) = (path for path in staging.iterdir() if path.is_dir())
+    artifacts._lock_path(foreign).rename(foreign.with_name("job-1@elsewhere.lock"))
     foreign = foreign.rename(foreign.with_name("job-1@elsewhere"))
-    foreign.with_name("job-1@elsewhere.lock").touch()
     assert find(local) is None
 
     with local.write("memory_bank", "demo", FP, inputs=INPUTS, config=CONFIG, code_version="1") as living:
@@ -462,6 +464,18 @@ def test_what_a_killed_rebuild_had_moved_aside_never_displaces_what_was_made_sin
     write(local, config={**CONFIG, "k": 11})
     assert (place / "manifest.json").read_text() == "{"
     assert list((Path(local.root) / ".staging").iterdir()) == []
+
+
+def test_a_lock_that_its_writer_is_about_to_take_stays(local):
+    staging = Path(local.root) / ".staging"
+    write(local)
+    folders = {age_s: staging / f"job-{age_s}@{socket.gethostname()}" for age_s in (1, 100)}
+    for age_s, folder in folders.items():
+        lock = artifacts._lock_path(folder)
+        lock.touch()
+        os.utime(lock, (time.time() - age_s, time.time() - age_s))
+    assert list(local.manifests())
+    assert list(staging.iterdir()) == [artifacts._lock_path(folders[1])]
 
 
 def test_an_interrupt_between_the_renames_leaves_the_artifact_where_it_was(local, monkeypatch):
