@@ -7,11 +7,12 @@ import dagster as dg
 import pandas as pd
 from pydantic import Field
 
+from assets.served import CHAMPIONS
 from assets.stage import markdown_table
 from assets.turns import is_busy
 from rarec.errors import InputError
 from resources.artifacts import ArtifactStore
-from resources.cleaning import Identity, Verdict, judge_artifacts, judge_work, remove
+from resources.cleaning import Identity, Verdict, judge_artifacts, judge_leftovers, judge_work, remove, wanted_versions
 from resources.folders import Folders, known_specs
 from resources.registry import TRACKS
 from resources.tracking import MlflowTracking
@@ -23,7 +24,16 @@ ACTIVE = [dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.STARTING, dg.DagsterR
 class CleanConfig(dg.Config):
     """What goes."""
 
-    days: float = Field(default=30, gt=0, description="Artifacts and working folders younger than this stay.")
+    days: float = Field(
+        default=30,
+        gt=0,
+        description="Artifacts, working folders and what registered models are made of stay while younger than this.",
+    )
+    versions: int = Field(
+        default=5,
+        ge=1,
+        description="To so many champions before the present one `rollback` can go back: what they are made of stays.",
+    )
     dry_run: bool = Field(default=True, description="Only tell what would go.")
 
 
@@ -46,10 +56,10 @@ def clean_up(
             allow_retries=False,
         )
     try:
-        manifests, damaged = list(store.manifests()), store.damaged_manifests()
+        manifests, damaged, leftovers = list(store.manifests()), store.damaged_manifests(), store.leftovers()
         # Also of data sets whose file is absent at the moment: their models are registered all the same.
         datasets = {*known_specs(Path(folders.datasets)), *(one.partition for one in manifests)}
-        in_use = {*_materialised(context.instance), *_registered(tracking, datasets)}
+        in_use = {**_materialised(context.instance), **_registered(tracking, datasets, config)}
     except InputError as error:
         raise dg.Failure(str(error), allow_retries=False) from error
     for partition, paths in damaged.items():
@@ -57,12 +67,13 @@ def clean_up(
             f"Nothing of {partition} goes while a manifest is damaged, since what that artifact was made from is not "
             f"known: materialise it again with force, or delete its folder if nothing needs it: {', '.join(paths)}"
         )
-    artifacts = judge_artifacts(manifests, in_use, config.days, damaged)
+    artifacts = judge_artifacts(manifests, in_use, config.days, CHAMPIONS, damaged)
+    left = judge_leftovers(leftovers, config.days, damaged)
     work = judge_work(Path(folders.work), config.days, is_busy)
-    verdicts = [*artifacts.values(), *work.values()]
+    verdicts = [*artifacts.values(), *left.values(), *work.values()]
     going = [one for one in verdicts if not one.kept_for]
     if not config.dry_run:
-        remove(store, artifacts, work)
+        remove(store, artifacts, left, work)
     word = "would go" if config.dry_run else "gone"
     total = sum(one.bytes for one in going)
     context.log.info(f"{len(going)} of {len(verdicts)} {word}, {total / 2**20:,.1f} MiB")
@@ -76,9 +87,9 @@ def clean_up(
     )
 
 
-def _materialised(instance: dg.DagsterInstance) -> set[Identity]:
+def _materialised(instance: dg.DagsterInstance) -> dict[Identity, str]:
     """The artifact that every asset materialised last, for every data set."""
-    found = set()
+    found = {}
     for key in instance.all_asset_keys():
         for partition in instance.get_materialized_partitions(key):
             records = instance.fetch_materializations(
@@ -88,19 +99,24 @@ def _materialised(instance: dg.DagsterInstance) -> set[Identity]:
                 assert record.asset_materialization is not None
                 if "fingerprint" in record.asset_materialization.metadata:
                     fingerprint = str(record.asset_materialization.metadata["fingerprint"].value)
-                    found.add((key.to_user_string(), partition, fingerprint))
+                    found[key.to_user_string(), partition, fingerprint] = "materialised last"
     return found
 
 
-def _registered(tracking: MlflowTracking, datasets: Collection[str]) -> set[Identity]:
-    """What the registered versions of these data sets' models are made of."""
-    return {
-        (asset, dataset, fingerprint)
-        for dataset in datasets
-        for track in TRACKS
-        for version in tracking.registry(track, dataset).versions()
-        for asset, fingerprint in version.artifacts.items()
-    }
+def _registered(tracking: MlflowTracking, datasets: Collection[str], config: CleanConfig) -> dict[Identity, str]:
+    """What those registered versions of these data sets' models are made of that may be served (again)."""
+    found: dict[Identity, str] = {}
+    for dataset in datasets:
+        for track in TRACKS:
+            registry = tracking.registry(track, dataset)
+            champion = registry.champion()
+            versions = registry.versions()
+            wanted = wanted_versions(versions, champion, config.versions, config.days)
+            numbered = {version.number: version for version in versions}
+            for number, why in wanted.items():
+                for asset, fingerprint in numbered[number].artifacts.items():
+                    found.setdefault((asset, dataset, fingerprint), f"version {number} of {registry.name} {why}")
+    return found
 
 
 def _table(verdicts: list[Verdict], word: str) -> str:

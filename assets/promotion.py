@@ -106,7 +106,7 @@ def raserec_candidate(
     against, lost = opponent(champion, identities, store, dataset, settings.replace_lost)
 
     def build(folder: Path, run: TrackedRun) -> Outcome:
-        version = registry.register(_logged_model(run, made_of), identities, settings.source)
+        version = registry.register(_logged_model(run, made_of, folder), identities, settings.source)
         proof = _compare(settings, interactions, made_of, against, uncompared(champion, lost))
         return conclude(folder, registry, version, champion, proof, config.force)
 
@@ -252,7 +252,7 @@ def _made_of(
     return {**{name: artifact for name, artifact in own.items() if name not in replaced}, **made}
 
 
-def _logged_model(run: TrackedRun, made_of: Mapping[str, Artifact]) -> str:
+def _logged_model(run: TrackedRun, made_of: Mapping[str, Artifact], scratch: Path) -> str:
     """URI of the MLflow model: that of the training, or a new one with the refreshed memory."""
     if REFRESHED not in made_of:
         uri: str = made_of["raserec_finetuned"].metadata["values"]["mlflow_model"]
@@ -260,7 +260,7 @@ def _logged_model(run: TrackedRun, made_of: Mapping[str, Artifact]) -> str:
             return uri
     bank = made_of.get(REFRESHED) or made_of["memory_bank"]
     encoder, module = made_of["raserec_pretrained"], module_of(made_of)
-    logged = log_recommender(run, encoder, bank.path, module.path, made_of["item_catalog"])
+    logged = log_recommender(run, encoder, bank.path, module.path, made_of["item_catalog"], scratch)
     if logged is None:
         raise InputError("the model could not be logged, as MLflow went away; materialise raserec_candidate again")
     return logged

@@ -1,6 +1,8 @@
 """Group `recommender`: the RaSeRec track from pre-training to recommendations."""
 
 import hashlib
+import shutil
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,10 +32,11 @@ from assets.training import RETRIES, cancellable, pinned, train, training_outcom
 from rarec.config import Settings
 from rarec.data.sequences import UserSequences
 from rarec.errors import InputError
-from rarec.raserec.encoders import load_encoder
+from rarec.raserec.augment import MODULE_FILES
+from rarec.raserec.encoders import ENCODER_FILES, load_encoder
 from rarec.raserec.recommender import NOW, Recommender
 from rarec.raserec.settings import FinetuneSettings, MemorySettings, PretrainSettings
-from rarec.retrieval.memory import MemoryBank, Queries
+from rarec.retrieval.memory import BANK_FILES, MemoryBank, Queries
 from rarec.training.engine import worker_device
 from resources.artifacts import Artifact, ArtifactStore
 from resources.folders import Folders
@@ -215,7 +218,7 @@ def raserec_finetuned(
         job = finetune_job(settings, inputs["user_sequences"].path, encoder, bank.path)
         summary = train(context, launcher, folders, run, "rarec.raserec.finetune", job, folder)
         outcome = training_outcome(run, summary, VALIDATION_FIGURES, VALIDATION_SHOWN)
-        model = log_recommender(run, encoder, bank.path, folder, inputs["item_catalog"])
+        model = log_recommender(run, encoder, bank.path, folder, inputs["item_catalog"], folder)
         outcome.values["mlflow_model"] = model or MODEL_NOT_LOGGED
         return outcome
 
@@ -312,21 +315,49 @@ def finetune_job(settings: FinetuneSettings, sequences: Path, encoder: Artifact,
     }
 
 
-def log_recommender(run: TrackedRun, encoder: Artifact, bank: Path, module: Path, items: Artifact) -> str | None:
-    """Log the model as an MLflow model; its URI, or None if MLflow is away."""
+def log_recommender(
+    run: TrackedRun, encoder: Artifact, bank: Path, module: Path, items: Artifact, scratch: Path
+) -> str | None:
+    """Log the model as an MLflow model; its URI, or None if MLflow is away.
+
+    Of the folders only what the model reads goes along: a refreshed memory also holds the users' ids and sequences.
+
+    Args:
+        scratch: a folder on the store's disk, which is left as it was.
+    """
     from resources import raserec_pyfunc  # it imports mlflow, which takes seconds
 
-    return run.log_pyfunc(
-        "model",
-        Path(raserec_pyfunc.__file__),
-        {"encoder": encoder.path, "bank": bank, "module": module, "items": items.path},
-        requirements=pinned(
-            "torch", "faiss-cpu", "safetensors", "numpy", "pandas", "pyarrow", "pydantic", "scipy", "psutil"
-        ),
-        code_paths=[str(Path(rarec.__file__).parent)],
-        signature=raserec_pyfunc.signature(),
-        model_config={"encoder_fingerprint": encoder.fingerprint},
-    )
+    read = {
+        "encoder": (encoder.path, ENCODER_FILES),
+        "bank": (bank, BANK_FILES),
+        "module": (module, MODULE_FILES),
+        "items": (items.path, ("items.parquet",)),
+    }
+    with tempfile.TemporaryDirectory(dir=scratch) as place:
+        folders = {name: Path(place) / name for name in read}
+        for name, (source, files) in read.items():
+            folders[name].mkdir()
+            for file in files:
+                _link(source / file, folders[name] / file)
+        return run.log_pyfunc(
+            "model",
+            Path(raserec_pyfunc.__file__),
+            folders,
+            requirements=pinned(
+                "torch", "faiss-cpu", "safetensors", "numpy", "pandas", "pyarrow", "pydantic", "scipy", "psutil"
+            ),
+            code_paths=[str(Path(rarec.__file__).parent)],
+            signature=raserec_pyfunc.signature(),
+            model_config={"encoder_fingerprint": encoder.fingerprint},
+        )
+
+
+def _link(source: Path, target: Path) -> None:
+    """The same file under another name, as a bank may be large; a copy where the disk knows no such thing."""
+    try:
+        target.hardlink_to(source)
+    except OSError:
+        shutil.copyfile(source, target)
 
 
 def _at_work(inputs: dict[str, Artifact], untested: bool) -> tuple[UserSequences, Recommender, pd.Series]:

@@ -9,13 +9,12 @@ import numpy as np
 from rarec.errors import InputError
 from rarec.raserec.served import ServedRecommender
 from resources.artifacts import Artifact, ArtifactStore
-from resources.registry import Track, Version
+from resources.registry import PROMOTE, Track, Version
 from resources.tracking import MlflowTracking
 
 MADE_OF = (
     "raserec_pretrained", "memory_bank", "raserec_finetuned", "item_catalog", "user_profiles", "user_sequences",
 )  # fmt: skip
-PROMOTE: dict[Track, str] = {"raserec": "promote", "rella": "promote_rella"}
 REFRESHED, REFITTED = "refreshed_memory", "refreshed_finetuned"
 
 
@@ -48,9 +47,14 @@ def unseen_since(made_of: Mapping[str, Artifact]) -> int:
     return until if until is not None else int(np.load(sequences.file("timestamps.npy")).max()) + 1
 
 
+CHAMPIONS = "champion's "
+"""So begin inputs that tell which champion an artifact was made of. Nothing reads them again, so `clean` does not keep
+them for that; what the champion of today needs stands in its version's artifacts."""
+
+
 def as_inputs(made_of: Mapping[str, Artifact]) -> dict[str, str]:
     """The champion's artifacts as what another one is made from."""
-    return {f"champion's {name}": artifact.fingerprint for name, artifact in made_of.items()}
+    return {f"{CHAMPIONS}{name}": artifact.fingerprint for name, artifact in made_of.items()}
 
 
 def promotion_window(champion: Version) -> dict[str, Any]:

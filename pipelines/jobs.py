@@ -8,6 +8,7 @@ from pydantic import Field
 from assets.cleaning import clean_up
 from pipelines.partitions import DEMO
 from rarec.errors import InputError
+from resources.artifacts import ArtifactStore
 from resources.registry import TRACKS as MODELS
 from resources.tracking import MlflowTracking
 
@@ -127,14 +128,16 @@ class RollbackConfig(dg.Config):
 
 
 @dg.op
-def roll_back(context: dg.OpExecutionContext, config: RollbackConfig, tracking: MlflowTracking) -> None:
+def roll_back(
+    context: dg.OpExecutionContext, config: RollbackConfig, store: ArtifactStore, tracking: MlflowTracking
+) -> None:
     """Move the alias `champion` back."""
     dataset = context.partition_key
     try:
         chosen = [track for track in MODELS if track == config.track]
         if not chosen:
             raise InputError(f"track is {config.track}; it must be 'raserec' or 'rella'")
-        before, now = tracking.registry(chosen[0], dataset).roll_back(config.version or None)
+        before, now = tracking.registry(chosen[0], dataset).roll_back(store, config.version or None)
     except InputError as error:
         raise dg.Failure(str(error), allow_retries=False) from error
     context.log.info(f"{now.model}: champion is version {now.number} again, no longer {before.number}")

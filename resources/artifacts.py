@@ -3,8 +3,9 @@
 Local layout    root/<asset>/<partition>/<fingerprint>/{manifest.json, files...}; staging in root/.staging
 Remote layout   root/<asset>/<partition>/<fingerprint>/{manifest.json, <data version>/files...}
 
-A local artifact is committed by renaming its folder into place, a remote one by uploading its manifest last. Remote
-files lie under their data version: two writers, or a rebuild during a read, never mix files of different content.
+A local artifact is committed by renaming its folder into place, a remote one by uploading its manifest last. One that
+is replaced is moved aside first; what a killed writer left there is put back. Remote files lie under their data
+version: two writers, or a rebuild during a read, never mix files of different content.
 """
 
 import errno
@@ -47,10 +48,12 @@ FINAL = (
     NotImplementedError,
 )
 FINAL_FAULTS = (TypeError, ValueError, AttributeError, LookupError, ImportError)
+JUST_BEGUN_S = 60.0
 FOREIGN_STAGING_AGE_S = 24 * 3600  # staging of another host is left alone this long: its locks may be invisible here
 
 progress_log = logging.getLogger("rarec.progress")  # `make run` shows it in the terminal
 
+_DIGEST = re.compile(r"[0-9a-f]{32}")
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
 _FULL_DISK = re.compile(r"No space left|os error 28|Disk quota|File too large|requested and \d+ written", re.IGNORECASE)
 _verified: dict[Path, tuple[str, int, int]] = {}  # file -> (sha256, bytes, mtime in ns) as last hashed by this process
@@ -232,16 +235,11 @@ class ArtifactStore(dg.ConfigurableResource):
         Local files are hashed (once per process), remote ones only compared by size: they are hashed when fetched.
         Raises DamagedArtifact for a damaged one; `write` replaces it.
         """
-        artifact = self._load(asset, partition, fingerprint)
-        if artifact is not None:
-            artifact.check_sizes()
-            if self._is_local:
-                _ = artifact.path
-        return artifact
+        return self._whole(self._look(asset, partition, fingerprint))
 
     def open(self, asset: str, partition: str, fingerprint: str) -> Artifact:
         """The artifact for reading; files are verified as they are asked for. Raises InputError if there is none."""
-        artifact = self._load(asset, partition, fingerprint)
+        artifact = self._look(asset, partition, fingerprint)
         if artifact is None:
             place = self._place(asset, partition, fingerprint)
             raise InputError(f"There is no artifact {place}; materialise {asset} for partition {partition} first.")
@@ -303,6 +301,8 @@ class ArtifactStore(dg.ConfigurableResource):
         return damaged
 
     def _read_manifests(self, asset: str, partition: str) -> Iterator[tuple[str, Manifest | DamagedArtifact]]:
+        if self._is_local:
+            _remove_stale_staging(self._staging_root)
         fs, root = fsspec.core.url_to_fs(str(self._local_root) if self._is_local else self.root)
         for path in sorted(fs.glob(f"{root}/{asset}/{partition}/*/{MANIFEST}")):
             text = bytes(fs.cat_file(path)).decode("utf-8", errors="replace")
@@ -310,6 +310,37 @@ class ArtifactStore(dg.ConfigurableResource):
                 yield path, Manifest.from_json(text, path)
             except DamagedArtifact as error:
                 yield path, error
+
+    def leftovers(self) -> dict[str, tuple[int, float | None]]:
+        """Content in a remote store that no manifest names: a rebuild came to other content, or an upload or a removal
+        was cut short.
+
+        Returns:
+            Folder below the root to its size, and when its newest file was written, if the file system tells.
+        """
+        if self._is_local:
+            return {}
+        fs, root = fsspec.core.url_to_fs(self.root)
+        fs.invalidate_cache()
+        found: dict[str, list[Mapping[str, Any]]] = {}
+        for path, info in fs.find(root, detail=True).items():
+            parts = path.removeprefix(root).strip("/").split("/")  # asset, partition, fingerprint, data version, file
+            if len(parts) > 4 and _DIGEST.fullmatch(parts[2]) and _DIGEST.fullmatch(parts[3]):
+                found.setdefault("/".join(parts[:4]), []).append(info)
+        # Read last: what was committed meanwhile is named.
+        for one in self.manifests():
+            found.pop(f"{one.asset}/{one.partition}/{one.fingerprint}/{one.data_version}", None)
+        left: dict[str, tuple[int, float | None]] = {}
+        for folder, infos in found.items():
+            times = [time for time in map(written_at, infos) if time is not None]
+            newest = max(times) if len(times) == len(infos) else None
+            left[folder] = sum(int(info["size"]) for info in infos), newest
+        return left
+
+    def remove_leftover(self, folder: str) -> None:
+        """Delete a folder that `leftovers` found."""
+        fs, root = fsspec.core.url_to_fs(self.root)
+        fs.rm(f"{root}/{folder}", recursive=True)
 
     def with_content(
         self, asset: str, partition: str, data_version: str, identities: Collection[str]
@@ -326,9 +357,11 @@ class ArtifactStore(dg.ConfigurableResource):
             with _staging_folder(self._staging_root, f"removed-{fingerprint[:12]}") as folder:
                 _rename(Path(place), folder / "artifact")
         else:
+            artifact = self._load(asset, partition, fingerprint)
             fs, path = fsspec.core.url_to_fs(place)
             fs.rm_file(f"{path}/{MANIFEST}")  # first: without it the rest is nothing
-            fs.rm(path, recursive=True)
+            if artifact is not None:
+                fs.rm(f"{path}/{artifact.data_version}", recursive=True)
             shutil.rmtree(Path(self.cache) / asset / partition / fingerprint, ignore_errors=True)
 
     def _commit_local(self, folder: Path, manifest: Manifest, replace: bool) -> None:
@@ -342,12 +375,11 @@ class ArtifactStore(dg.ConfigurableResource):
             if not replace and self._intact(manifest):
                 return
             old = folder.with_name(folder.name + ".old")
-            had_old = _rename(final, old)
             try:
+                _rename(final, old)
                 folder.rename(final)
             except BaseException:
-                if had_old:
-                    _rename(old, final)
+                _rename(old, final)
                 raise
             _sync_folder(final.parent)
         shutil.rmtree(old, ignore_errors=True)
@@ -356,17 +388,33 @@ class ArtifactStore(dg.ConfigurableResource):
         if not replace and self._intact(manifest):
             return
         remote = self._remote(manifest.asset, manifest.partition, manifest.fingerprint)
-        # A failed upload leaves files without a manifest, which no reader sees; they are not deleted because a second
-        # writer of the same content may be counting on them.
+        # A failed upload leaves files without a manifest, which no reader sees; they are not deleted while they are
+        # young (see `leftovers`), because a second writer of the same content may be counting on them.
         for name in manifest.files:
             remote.upload(folder / name, f"{manifest.data_version}/{name}")
         remote.write_text(MANIFEST, manifest.to_json())
 
     def _intact(self, manifest: Manifest) -> bool:
+        # Not by `find`, which may ask for the lock under which this is called.
         try:
-            return self.find(manifest.asset, manifest.partition, manifest.fingerprint) is not None
+            return self._whole(self._load(manifest.asset, manifest.partition, manifest.fingerprint)) is not None
         except DamagedArtifact:
             return False
+
+    def _whole(self, artifact: Artifact | None) -> Artifact | None:
+        if artifact is not None:
+            artifact.check_sizes()
+            if self._is_local:
+                _ = artifact.path
+        return artifact
+
+    def _look(self, asset: str, partition: str, fingerprint: str) -> Artifact | None:
+        """The artifact, put back first where a killed writer had moved it aside."""
+        artifact = self._load(asset, partition, fingerprint)
+        if artifact is None and self._is_local:
+            _remove_stale_staging(self._staging_root)
+            artifact = self._load(asset, partition, fingerprint)
+        return artifact
 
     def _load(self, asset: str, partition: str, fingerprint: str) -> Artifact | None:
         place = self._place(asset, partition, fingerprint)
@@ -504,6 +552,14 @@ class _Remote:
             partial.unlink(missing_ok=True)
 
 
+def written_at(info: Mapping[str, Any]) -> float | None:
+    """When a file was written (Unix time), if its file system tells; each has a name of its own for it."""
+    told = next((info[name] for name in ("LastModified", "last_modified", "mtime", "created") if name in info), None)
+    if isinstance(told, datetime):
+        return told.timestamp()
+    return float(told) if isinstance(told, int | float) else None
+
+
 @contextmanager
 def _staging_folder(parent: Path, label: str) -> Iterator[Path]:
     """A fresh folder that is gone after the block unless renamed away; a held lock file tells that its owner lives."""
@@ -522,19 +578,39 @@ def _staging_folder(parent: Path, label: str) -> Iterator[Path]:
 
 
 def _remove_stale_staging(parent: Path) -> None:
-    """Delete staging whose owner died: its lock is free, and it is this host's or has not been touched for a day."""
+    """Delete staging whose owner died: its lock is free, and it is this host's or has not been touched for a day.
+
+    What the owner had moved aside is put back first.
+    """
     for lock_path in parent.glob("*.lock"):
         folder = lock_path.with_suffix("")
         try:
             with lock_path.open() as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 age_s = time.time() - lock_path.stat().st_mtime
+                old = folder.with_name(folder.name + ".old")
+                if age_s < JUST_BEGUN_S and not folder.exists() and not old.exists():
+                    continue  # its owner is about to take the lock
                 if folder.name.endswith(f"@{socket.gethostname()}") or age_s > FOREIGN_STAGING_AGE_S:
                     shutil.rmtree(folder, ignore_errors=True)
-                    shutil.rmtree(folder.with_name(folder.name + ".old"), ignore_errors=True)
+                    _put_back(old, parent.parent)
+                    shutil.rmtree(old, ignore_errors=True)
                     lock_path.unlink(missing_ok=True)
         except OSError:
             continue  # locked by a living owner, or removed meanwhile
+
+
+def _put_back(old: Path, root: Path) -> None:
+    """Move an artifact back to its place in the local store, if that is vacant."""
+    try:
+        manifest = Manifest.from_json((old / MANIFEST).read_text(encoding="utf-8", errors="replace"), str(old))
+    except (FileNotFoundError, DamagedArtifact):
+        return  # nothing was moved aside, or what nobody can read any more
+    place = root / manifest.asset / manifest.partition / manifest.fingerprint
+    with (root / COMMIT_LOCK).open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        _rename(old, place)
 
 
 def _lock_path(folder: Path) -> Path:

@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from resources.artifacts import ArtifactStore, Manifest
+from resources.registry import Version, rollback_chain
 
 Identity = tuple[str, str, str]
 """Asset, partition, fingerprint."""
@@ -15,7 +16,9 @@ Identity = tuple[str, str, str]
 
 @dataclass(frozen=True)
 class Verdict:
-    """What becomes of an artifact or a working folder: ``kept_for`` says why it stays; empty if it may go."""
+    """What becomes of an artifact, of content that belongs to none, or of a working folder: ``kept_for`` says why it
+    stays; empty if it may go.
+    """
 
     what: str
     bytes: int
@@ -24,16 +27,18 @@ class Verdict:
 
 def judge_artifacts(
     manifests: Iterable[Manifest],
-    in_use: Iterable[Identity],
+    in_use: Mapping[Identity, str],
     days: float,
+    told_by: str,
     damaged: Mapping[str, Sequence[str]] | None = None,
 ) -> dict[Identity, Verdict]:
     """A verdict on every artifact.
 
     Args:
         manifests: of all artifacts in the store.
-        in_use: what is in use itself; all that it was made from, directly or not, is kept with it.
+        in_use: what is wanted itself, and why; all that it was made from, directly or not, is kept with it.
         days: younger artifacts stay, too.
+        told_by: inputs whose name begins with this are told only, and not kept.
         damaged: partition -> its manifests that cannot be read; any other artifact there may be what one was made
             from, so all of them stay.
     """
@@ -43,25 +48,66 @@ def judge_artifacts(
     for identity, manifest in every.items():
         for version in (manifest.data_version, manifest.fingerprint):  # inputs are told by one or the other
             by_version.setdefault((manifest.partition, version), []).append(identity)
-    kept: dict[Identity, str] = {}
-    pending = [(identity, "in use") for identity in in_use]
+    kept = {identity: why for identity, why in in_use.items() if identity in every}
+    pending = list(kept)
     while pending:
-        identity, why = pending.pop()
-        if identity in kept or identity not in every:
-            continue
-        kept[identity] = why
-        manifest = every[identity]
-        for version in manifest.inputs.values():
-            made_from = by_version.get((manifest.partition, version), [])
-            pending += [(one, f"{manifest.asset} {manifest.fingerprint[:8]} was made from it") for one in made_from]
+        manifest = every[pending.pop()]
+        for name, version in manifest.inputs.items():
+            if name.startswith(told_by):
+                continue
+            for one in by_version.get((manifest.partition, version), []):
+                if one not in kept:
+                    kept[one] = f"{manifest.asset} {manifest.fingerprint[:8]} was made from it"
+                    pending.append(one)
     limit = datetime.now(UTC) - timedelta(days=days)
     verdicts = {}
     for identity, manifest in every.items():
         young = "" if datetime.fromisoformat(manifest.created) < limit else f"younger than {days:g} days"
         size = sum(record.bytes for record in manifest.files.values())
-        needed = "".join(f"may be needed: {path} is damaged" for path in damaged.get(manifest.partition, [])[:1])
+        needed = _may_be_needed(manifest.partition, damaged)
         verdicts[identity] = Verdict("/".join(identity), size, kept.get(identity) or young or needed)
     return verdicts
+
+
+def wanted_versions(
+    versions: Sequence[Version], champion: Version | None, rollbacks: int, days: float
+) -> dict[int, str]:
+    """Numbers of the versions of a model whose artifacts stay, and why: from the weightiest reason to the least.
+
+    Args:
+        versions: oldest first.
+        rollbacks: to so many before the champion one can go back.
+        days: younger ones stay, too.
+    """
+    wanted: dict[int, str] = {}
+    if champion is not None:
+        wanted[champion.number] = "is the champion"
+        for version in rollback_chain(versions, champion)[:rollbacks]:
+            wanted[version.number] = "is what `rollback` goes back to"
+    for version in versions[-1:]:
+        wanted.setdefault(version.number, "is the newest")
+    for version in versions:
+        if version.registered > time.time() - days * 86_400:
+            wanted.setdefault(version.number, f"is younger than {days:g} days")
+    return wanted
+
+
+def judge_leftovers(
+    leftovers: Mapping[str, tuple[int, float | None]], days: float, damaged: Mapping[str, Sequence[str]]
+) -> dict[str, Verdict]:
+    """A verdict on what `ArtifactStore.leftovers` found; what is young may be of an upload that goes on."""
+    verdicts = {}
+    for folder, (size, written) in leftovers.items():
+        if written is None:
+            why = "its age is not known"
+        else:
+            why = f"younger than {days:g} days" if written > time.time() - days * 86_400 else ""
+        verdicts[folder] = Verdict(folder, size, why or _may_be_needed(folder.split("/")[1], damaged))
+    return verdicts
+
+
+def _may_be_needed(partition: str, damaged: Mapping[str, Sequence[str]]) -> str:
+    return "".join(f"may be needed: {path} is damaged" for path in damaged.get(partition, [])[:1])
 
 
 def judge_work(work: Path, days: float, is_busy: Callable[[Path], bool]) -> dict[Path, Verdict]:
@@ -80,9 +126,18 @@ def judge_work(work: Path, days: float, is_busy: Callable[[Path], bool]) -> dict
     return verdicts
 
 
-def remove(store: ArtifactStore, artifacts: dict[Identity, Verdict], folders: dict[Path, Verdict]) -> int:
+def remove(
+    store: ArtifactStore,
+    artifacts: dict[Identity, Verdict],
+    leftovers: dict[str, Verdict],
+    folders: dict[Path, Verdict],
+) -> int:
     """Delete whatever may go; the bytes that were freed."""
     freed = 0
+    for leftover, verdict in leftovers.items():
+        if not verdict.kept_for:
+            store.remove_leftover(leftover)
+            freed += verdict.bytes
     for identity, verdict in artifacts.items():
         if not verdict.kept_for:
             store.remove(*identity)

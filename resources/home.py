@@ -1,4 +1,7 @@
-"""Where RaRec keeps things on this machine; the only place that reads RaRec's environment variables."""
+"""Where RaRec keeps things on this machine.
+
+The only place that reads RaRec's environment variables, but for `rarec.rella.merge`, which stands alone.
+"""
 
 import json
 import os

@@ -1,7 +1,7 @@
 """Which trained model is in use: versions registered in MLflow, the alias `champion`, and the evidence for it."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 CHAMPION = "champion"
 Track = Literal["raserec", "rella"]
 TRACKS: tuple[Track, ...] = ("raserec", "rella")
+PROMOTE: dict[Track, str] = {"raserec": "promote", "rella": "promote_rella"}  # the jobs
 Kind = Literal["trained", "refreshed", "finetuned"]
 
 _ARTIFACTS = "rarec.artifacts"
@@ -39,6 +40,7 @@ class Version:
         replaced: number of the champion it took the place of.
         rolled_back: when it was taken back as champion (ISO 8601); empty if it was not, or was promoted again since.
         rolled_back_to: number of the version in favour of which.
+        registered: when (Unix time).
     """
 
     model: str
@@ -49,6 +51,7 @@ class Version:
     replaced: int | None = None
     rolled_back: str = ""
     rolled_back_to: int | None = None
+    registered: float = 0.0
 
     @property
     def uri(self) -> str:
@@ -80,8 +83,8 @@ class Version:
             raise InputError(
                 f"version {self.number} of {self.model} has lost {', '.join(missing)} from the artifact store. Restore "
                 f"it from a backup, or run the job `rollback` for {partition} (its setting track: "
-                f"{self.track}) to use the champion before it; where there is none, let a candidate "
-                "take its place (its setting replace_lost)"
+                f"{self.track}) to use the champion before it, or with version: any other; where there is none, let a "
+                "candidate take its place (its setting replace_lost)"
             )
         return found
 
@@ -91,6 +94,8 @@ class ModelRegistry:
 
     def __init__(self, client: "MlflowClient", track: Track, dataset: str) -> None:
         self._client = client
+        self._dataset = dataset
+        self._track: Track = track
         self.name = f"rarec-{dataset}-{track}"
 
     def versions(self) -> list[Version]:
@@ -135,7 +140,7 @@ class ModelRegistry:
             self._client.set_registered_model_alias(self.name, CHAMPION, str(version.number))
         return self._get(version.number)
 
-    def roll_back(self, number: int | None = None) -> tuple[Version, Version]:
+    def roll_back(self, store: ArtifactStore, number: int | None = None) -> tuple[Version, Version]:
         """Take the champion back: the alias goes to the one it replaced, or to version ``number``.
 
         A version once rolled back is passed over, so that repeated calls go ever further back. One that is named is
@@ -145,24 +150,23 @@ class ModelRegistry:
             The champion before and now.
 
         Raises:
-            InputError: there is no champion, no such version, or none before.
+            InputError: there is no champion, no such version, none before, or what it is made of is lost. Nothing was
+                changed then.
         """
         known = {version.number: version for version in self.versions()}
         before = self.champion()
         if before is None:
-            raise InputError(f"{self.name} has no champion; run the job `promote` first")
+            raise InputError(f"{self.name} has no champion; run the job `{PROMOTE[self._track]}` first")
         if number is None:
-            number = before.replaced
-            passed = {before.number}
-            while number in known and known[number].rolled_back and number not in passed:
-                passed.add(number)
-                number = known[number].replaced
+            number = next((version.number for version in rollback_chain(known.values(), before)), None)
         if number is None or number not in known or number == before.number:
             wanted = "before the champion" if number is None or number == before.number else f"with number {number}"
-            listed = ", ".join(str(one) for one in known)
+            others = ", ".join(str(one) for one in known if one != before.number)
             raise InputError(
-                f"{self.name} has no version {wanted}; the champion is version {before.number}, there are {listed}"
+                f"{self.name} has no version {wanted}; the champion is version {before.number} and serves on. "
+                + (f"Set `version` to one of {others}" if others else "There is no other")
             )
+        known[number].open(store, self._dataset)
         if not _gave_way(known, number, before.number):
             self._tag(before, _ROLLED_BACK_TO, str(number))
             self._tag(before, _ROLLED_BACK, datetime.now(UTC).isoformat(timespec="seconds"))
@@ -192,7 +196,23 @@ def _version(found: "ModelVersion") -> Version:
         replaced=int(tags[_REPLACED]) if _REPLACED in tags else None,
         rolled_back=tags.get(_ROLLED_BACK, ""),
         rolled_back_to=int(tags[_ROLLED_BACK_TO]) if _ROLLED_BACK_TO in tags and _ROLLED_BACK in tags else None,
+        registered=found.creation_timestamp / 1000,
     )
+
+
+def rollback_chain(versions: Iterable[Version], champion: Version) -> list[Version]:
+    """To which versions rollbacks go, one after the other: each replaced the next one; what was rolled back already
+    is passed over.
+    """
+    known = {version.number: version for version in versions}
+    chain, passed = [], {champion.number}
+    number = champion.replaced
+    while number in known and number not in passed:
+        passed.add(number)
+        if not known[number].rolled_back:
+            chain.append(known[number])
+        number = known[number].replaced
+    return chain
 
 
 def _gave_way(known: Mapping[int, Version], number: int, to: int) -> bool:

@@ -124,6 +124,9 @@ class RetrievalAugmentedModule(nn.Module):
         return torch.where(any_memory, alpha * query + (1 - alpha) * retrieved, query)
 
 
+MODULE_FILES = ("module.json", "module.safetensors")
+
+
 def save_module(module: RetrievalAugmentedModule, dim: int, encoder: str, folder: Path) -> None:
     """Weights as safetensors; settings, width and the encoder's fingerprint as JSON."""
     weights = {name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()}

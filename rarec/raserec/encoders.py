@@ -204,6 +204,9 @@ def build_encoder(n_items: int, settings: EncoderSettings, bits: DropoutBits) ->
     return kinds[settings.encoder](n_items, settings, bits)
 
 
+ENCODER_FILES = ("encoder.json", "encoder.safetensors")
+
+
 def save_encoder(encoder: SequenceEncoder, folder: Path) -> None:
     """Weights as safetensors, shape and settings as JSON beside them."""
     weights = {name: value.detach().cpu().contiguous() for name, value in encoder.state_dict().items()}

@@ -30,6 +30,8 @@ _CHUNK = 16_384
 _CANDIDATES = 1_000_000
 _ARRAYS = ("representations", "users", "prefixes", "targets", "known_at")
 
+BANK_FILES = ("bank.json", "index.faiss", *(f"{name}.npy" for name in _ARRAYS))
+
 
 @dataclass(frozen=True)
 class Queries:

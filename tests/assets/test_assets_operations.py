@@ -3,6 +3,7 @@
 import re
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import dagster as dg
 import numpy as np
@@ -17,6 +18,7 @@ from rarec.errors import InputError
 from rarec.evaluation.promotion import Rule
 from rarec.evaluation.significance import compare_paired
 from resources.artifacts import ArtifactStore
+from resources.cleaning import wanted_versions
 from resources.registry import CHAMPION, Version
 
 GROWING = """
@@ -199,6 +201,18 @@ def test_new_events_are_measured_and_remembered(plant, refreshed):
     assert (after["champion"], after["verdict"]) == (2, "none")
 
 
+def test_the_model_of_a_refreshed_champion_knows_no_users(plant, refreshed):
+    import mlflow
+
+    mlflow.set_tracking_uri(plant.home.tracking_uri)
+    version = registry(plant).versions()[1]
+    assert version.kind == "refreshed"
+    folder = Path(mlflow.artifacts.download_artifacts(version.uri))
+    names = {file.name for file in folder.rglob("*.parquet")} | {file.name for file in folder.rglob("*.npy")}
+    bank = {"representations.npy", "users.npy", "prefixes.npy", "targets.npy", "known_at.npy"}  # of numbered users
+    assert names == bank | {"items.parquet"}
+
+
 def test_what_was_rolled_back_is_promoted_again_only_by_force(plant, refreshed):
     def roll_back(**config):
         job = plant.defs.resolve_job_def("rollback")
@@ -324,6 +338,25 @@ def test_a_champion_whose_artifact_is_gone_is_told_with_the_way_back(plant, refr
         shutil.move(folder.with_name("away"), folder)
 
 
+def test_no_rollback_to_a_version_whose_artifact_is_gone(plant, refreshed):
+    before = registry(plant).versions()
+    champion, first = registry(plant).champion(), before[0]
+    assert champion.number != first.number
+    folder = plant.home.root / "artifacts/memory_bank/own" / first.artifacts["memory_bank"]
+    shutil.move(folder, folder.with_name("away"))
+    try:
+        result = plant.defs.resolve_job_def("rollback").execute_in_process(
+            instance=plant.instance, partition_key="own", raise_on_error=False,
+            run_config={"ops": {"roll_back": {"config": {"version": 1}}}},
+        )  # fmt: skip
+    finally:
+        shutil.move(folder.with_name("away"), folder)
+    lost = f"version 1 of rarec-own-raserec has lost memory_bank/own/{folder.name} from the artifact store"
+    assert failures(result)["roll_back"].startswith(lost)
+    assert not result.get_asset_materialization_events()
+    assert (registry(plant).champion(), registry(plant).versions()) == (champion, before)
+
+
 def test_a_lost_champion_gives_way_without_a_comparison_if_that_is_asked_for(tmp_path):
     store = ArtifactStore(root=str(tmp_path / "store"), cache=str(tmp_path / "cache"))
     lost = Version("rarec-own-raserec", 3, {"memory_bank": "a" * 32}, "trained")
@@ -352,7 +385,7 @@ def test_the_sensor_asks_once_for_what_the_newest_report_asks_for(plant, refresh
 
     skipped = tick().skip_message
     measured = re.fullmatch(r"own: the newest drift_report is of version (\d), not in use now", skipped)
-    registry(plant).roll_back(int(measured[1]))
+    registry(plant).roll_back(plant.store, int(measured[1]))
     data = tick()
     (request,) = data.run_requests
     assert (request.job_name, request.partition_key) == ("refresh", "own")
@@ -430,7 +463,10 @@ def test_clean_up_tells_first_and_spares_what_is_in_use(plant, refreshed, grow):
     assert clean(dry_run=False).success
     after = {(one.asset, one.fingerprint) for one in plant.store.manifests()}
     assert after < before
-    for version in registry(plant).versions():
-        assert version.open(plant.store, "own").keys() == version.artifacts.keys()
-        assert set(version.artifacts.items()) <= after
+    known = {version.number: version for version in registry(plant).versions()}
+    wanted = wanted_versions([*known.values()], registry(plant).champion(), 5, days=0)
+    assert {max(known), registry(plant).champion().number} <= wanted.keys()
+    for number in wanted:
+        assert known[number].open(plant.store, "own").keys() == known[number].artifacts.keys()
+        assert set(known[number].artifacts.items()) <= after
     assert run(plant, "drift").success  # all that is needed is there

@@ -4,8 +4,10 @@ import multiprocessing
 import os
 import resource
 import signal
+import socket
 import subprocess
 import sys
+import time
 import uuid
 from pathlib import Path
 
@@ -399,10 +401,10 @@ def test_staging_of_a_killed_writer_is_removed_and_that_of_a_living_one_kept(loc
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == -signal.SIGKILL
     staging = Path(local.root) / ".staging"
     assert len(list(staging.glob("*/x"))) == 1
-    assert find(local) is None
     (foreign,) = (path for path in staging.iterdir() if path.is_dir())
+    artifacts._lock_path(foreign).rename(foreign.with_name("job-1@elsewhere.lock"))
     foreign = foreign.rename(foreign.with_name("job-1@elsewhere"))
-    foreign.with_name("job-1@elsewhere.lock").touch()
+    assert find(local) is None
 
     with local.write("memory_bank", "demo", FP, inputs=INPUTS, config=CONFIG, code_version="1") as living:
         (living.path / "x").write_text("x")
@@ -415,3 +417,78 @@ def test_staging_of_a_killed_writer_is_removed_and_that_of_a_living_one_kept(loc
     os.utime(foreign.with_name("job-1@elsewhere.lock"), (0, 0))
     write(local, replace=True)
     assert list(staging.iterdir()) == []
+
+
+def kill_a_rebuild_between_its_renames(store):
+    script = (
+        "import os, signal\n"
+        "from resources import artifacts\n"
+        f"store = artifacts.ArtifactStore(root={store.root!r}, cache={store.cache!r})\n"
+        "rename = artifacts._rename\n"
+        "def rename_and_die(source, target):\n"
+        "    rename(source, target)\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "artifacts._rename = rename_and_die\n"
+        f"made_from = dict(inputs={INPUTS!r}, config={CONFIG!r}, code_version='1')\n"
+        f"with store.write('memory_bank', 'demo', {FP!r}, **made_from, replace=True) as draft:\n"
+        "    (draft.path / 'x').write_text('new')\n"
+    )
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == -signal.SIGKILL
+    place = Path(store.root.removeprefix("file://")) / "memory_bank" / "demo" / FP
+    assert not place.exists()
+    return place
+
+
+@pytest.mark.parametrize("look", ["find", "open", "manifests", "with_content", "write another"])
+def test_what_a_killed_rebuild_had_moved_aside_is_put_back(local, look):
+    before = write(local, "intact")
+    place = kill_a_rebuild_between_its_renames(local)
+    if look == "manifests":
+        assert [one.fingerprint for one in local.manifests()] == [FP]
+    elif look == "with_content":
+        assert local.with_content("memory_bank", "demo", before.data_version, []) is not None
+    elif look == "write another":
+        write(local, config={**CONFIG, "k": 11})
+    else:
+        assert getattr(local, look)("memory_bank", "demo", FP) is not None
+    assert place.is_dir()
+    assert find(local).file("vectors/a.txt").read_text() == "intact"
+    assert list((Path(local.root) / ".staging").iterdir()) == []
+
+
+def test_what_a_killed_rebuild_had_moved_aside_never_displaces_what_was_made_since(local):
+    write(local, "intact")
+    place = kill_a_rebuild_between_its_renames(local)
+    place.mkdir()  # as if another machine had been faster, whose staging is of no concern here
+    (place / "manifest.json").write_text("{")
+    write(local, config={**CONFIG, "k": 11})
+    assert (place / "manifest.json").read_text() == "{"
+    assert list((Path(local.root) / ".staging").iterdir()) == []
+
+
+def test_a_lock_that_its_writer_is_about_to_take_stays(local):
+    staging = Path(local.root) / ".staging"
+    write(local)
+    folders = {age_s: staging / f"job-{age_s}@{socket.gethostname()}" for age_s in (1, 100)}
+    for age_s, folder in folders.items():
+        lock = artifacts._lock_path(folder)
+        lock.touch()
+        os.utime(lock, (time.time() - age_s, time.time() - age_s))
+    assert list(local.manifests())
+    assert list(staging.iterdir()) == [artifacts._lock_path(folders[1])]
+
+
+def test_an_interrupt_between_the_renames_leaves_the_artifact_where_it_was(local, monkeypatch):
+    write(local, "intact")
+    rename = artifacts._rename
+
+    def interrupted(source, target):
+        monkeypatch.setattr(artifacts, "_rename", rename)
+        rename(source, target)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(artifacts, "_rename", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write(local, "new", replace=True)
+    assert find(local).file("vectors/a.txt").read_text() == "intact"
+    assert list((Path(local.root) / ".staging").iterdir()) == []

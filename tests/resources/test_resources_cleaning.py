@@ -28,18 +28,26 @@ def test_what_is_in_use_stays_with_all_that_it_was_made_from(store):
     table = make(store, "table", "t1", {"raw": raw.data_version})
     # An encoder is told by its fingerprint, and under another name.
     model = make(store, "model", "m", {"table": table.data_version})
-    bank = make(store, "bank", "b", {"encoder": model.fingerprint})
+    first = make(store, "bank", "b", {"encoder": model.fingerprint})
     other = make(store, "bank", "b", {"encoder": model.fingerprint}, partition="other")
-    verdicts = judge_artifacts(store.manifests(), {("bank", "demo", bank.fingerprint)}, days=0)
+    told = make(store, "bank", "told")
+    bank = make(store, "bank", "c", {"encoder": model.fingerprint, "former bank": told.fingerprint})
+    in_use = {("bank", "demo", bank.fingerprint): "in use", ("bank", "demo", "lost"): "in use"}
+    verdicts = judge_artifacts(store.manifests(), in_use, days=0, told_by="former ")
     going = {identity for identity, verdict in verdicts.items() if not verdict.kept_for}
-    assert going == {("table", "demo", old.fingerprint), ("bank", "other", other.fingerprint)}
+    assert going == {
+        ("table", "demo", old.fingerprint),
+        ("bank", "demo", first.fingerprint),
+        ("bank", "demo", told.fingerprint),
+        ("bank", "other", other.fingerprint),
+    }
     assert verdicts["bank", "demo", bank.fingerprint].kept_for == "in use"
     assert verdicts["model", "demo", model.fingerprint].kept_for.endswith("was made from it")
-    young = judge_artifacts(store.manifests(), set(), days=1)
+    young = judge_artifacts(store.manifests(), {}, days=1, told_by="former ")
     assert {verdict.kept_for for verdict in young.values()} == {"younger than 1 days"}
 
-    freed = remove(store, verdicts, {})
-    assert freed == 3
+    freed = remove(store, verdicts, {}, {})
+    assert freed == 2 + 1 + 4 + 1
     assert store.find("table", "demo", old.fingerprint) is None
     for kept in (raw, table, model, bank):
         manifest = kept.manifest
@@ -67,7 +75,7 @@ def test_nothing_beside_a_damaged_manifest_goes(store):
     damaged = store.damaged_manifests()
     (named,) = damaged["demo"]
     assert named.endswith(f"model/demo/{model.fingerprint}/manifest.json")
-    verdicts = judge_artifacts(store.manifests(), set(), days=0, damaged=damaged)
+    verdicts = judge_artifacts(store.manifests(), {}, days=0, told_by="former ", damaged=damaged)
     assert verdicts["raw", "demo", raw.fingerprint].kept_for == f"may be needed: {named} is damaged"
     assert not verdicts["raw", "other", other.fingerprint].kept_for
 
@@ -86,5 +94,5 @@ def test_working_folders_stay_while_they_are_young_or_busy(tmp_path):
         "young": "younger than 30 days",
     }
     store = ArtifactStore(root=str(tmp_path / "store"), cache=str(tmp_path / "cache"))
-    assert remove(store, {}, verdicts) == 4
+    assert remove(store, {}, {}, verdicts) == 4
     assert sorted(path.name for path in (tmp_path / "model").iterdir()) == ["busy", "young"]
