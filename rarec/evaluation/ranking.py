@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from rarec.errors import InputError
+from rarec.training.progress import Report, quiet
 
 Ranks = Tensor | npt.ArrayLike
 PerUser = npt.NDArray[np.float64]
@@ -62,6 +63,7 @@ def full_ranking(
     *,
     top_n: int = 0,
     block: int | None = None,
+    report: Report = quiet,
 ) -> RankingResult:
     """Rank each user's target among all items by dot product, unmasked and masked, in one pass over the scores.
 
@@ -73,6 +75,7 @@ def full_ranking(
         seen_items: (S,) item indices.
         top_n: length of the recommendation lists; 0 makes none.
         block: users per block of scores; by default as many as 16 MB of scores hold.
+        report: is told before each block how many users are done.
 
     Raises:
         InputError: shapes or indices do not fit, or a score would not be a number.
@@ -117,6 +120,7 @@ def full_ranking(
     items_t = item_embeddings.to(dtype).T  # (d, I)
     buffer = torch.empty(min(block, n_users), n_items, dtype=dtype, device=device)
     for b, (start, stop) in enumerate(zip(starts, stops, strict=True)):
+        report(step=start, steps=n_users, unit="user")
         users = order[start:stop]
         scores = torch.mm(queries[users].to(dtype), items_t, out=buffer[: stop - start])  # (B, I)
         target = targets[start:stop, None]  # (B, 1)
