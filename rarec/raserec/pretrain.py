@@ -4,8 +4,11 @@ The loss of a prefix is the full softmax cross-entropy of its next item plus the
 randomly drawn other prefix with the same next item. The official code encodes every prefix three times, padded to 50:
 once to recommend and once for each view. Here one causal pass over a window of a user's sequence serves all its
 prefixes, and the representation that recommends is also the first view: it is one dropout sample of the same
-distribution, and independent of the second view, so the expected gradient of a pair is the same (prefixes of one window
-share its dropout masks).
+distribution, and independent of the second view.
+
+It is not the official gradient in expectation: a step holds whole windows, so a prefix has neighbours from its own
+window among its in-batch negatives, which random batches hardly hold, and shares its dropout masks with them. No
+negative is left out, neither of the same user nor with the same next item.
 """
 
 from collections.abc import Callable, Iterator
