@@ -44,7 +44,8 @@ def ranking_metrics(
 ) -> dg.MaterializeResult:
     """HR, NDCG and MRR of both stages by full ranking, masked and unmasked, with groups and significance.
 
-    The only asset that scores the test split.
+    These figures choose nothing. But where few events came after the training, `raserec_candidate` scores the same test
+    targets to decide what becomes champion.
     """
     spec = folders.spec(context.partition_key)
     inputs = upstream(context, store, "user_sequences", "raserec_pretrained", "memory_bank", "raserec_finetuned")
