@@ -141,6 +141,8 @@ def test_recommendations_are_unseen_ranked_and_titled(plant, first):
     seen = pd.read_parquet(plant.artifact(first, "interactions").file("interactions.parquet"))
     items = pd.read_parquet(plant.artifact(first, "item_catalog").file("items.parquet")).set_index("item_id")
     assert table["user_id"].nunique() == 60
+    assert set(table["chosen_by"]) == {"model"}
+    assert metadata(first)["recommendations"]["users_by_popularity"] == 0
     assert len(table.merge(seen, on=["user_id", "item_id"])) == 0
     for _, part in table.groupby("user_id"):
         assert part["rank"].tolist() == list(range(1, 21))
