@@ -20,6 +20,7 @@ from safetensors import safe_open
 import assets.raw
 import assets.recommender
 from assets.recommender import _ids_version
+from rarec.data.sequences import UserSequences
 from rarec.retrieval.memory import MemoryBank
 from resources import launcher
 from resources.launcher import TrainingLauncher
@@ -125,6 +126,15 @@ def test_training_artifacts_say_how_training_went(plant, first):
         assert values["best_epoch"] in (1, 2)
         assert values["validation NDCG@10"] == history[values["best_epoch"] - 1]["NDCG@10"]
         assert "| epoch |" in values["history"]
+
+
+def test_sequences_tell_how_many_test_targets_are_tied(plant, first):
+    values = metadata(first)["user_sequences"]
+    assert (
+        values["tied_test_targets"]
+        == UserSequences.load(plant.artifact(first, "user_sequences").path).tied_test_targets()
+    )
+    assert 0 <= values["tied_test_targets"] < 1
 
 
 def test_ranking_metrics_page_shows_a_plot_and_both_models(plant, first):
