@@ -28,7 +28,8 @@ from resources.tracking import TrackedRun
 
 ALL = {
     "raw_interactions", "interactions", "item_catalog", "user_profiles", "user_sequences",
-    "raserec_pretrained", "memory_bank", "raserec_finetuned", "recommendations", "ranking_metrics",
+    "raserec_pretrained", "memory_bank", "raserec_finetuned", "recommendations", "ranking_baselines",
+    "ranking_metrics",
 }  # fmt: skip
 STAGE_2 = {"raserec_finetuned", "recommendations", "ranking_metrics"}
 PRETRAIN, FINETUNE = "rarec.raserec.pretrain", "rarec.raserec.finetune"
@@ -107,6 +108,7 @@ def test_metadata_tells_identity_place_and_mlflow_run(plant, first):
         ("memory_bank", {"bank.json", "index.faiss", "representations.npy"}),
         ("raserec_finetuned", {"history.json"}),
         ("recommendations", {"recommendations.parquet"}),
+        ("ranking_baselines", {"ranks.parquet"}),
         ("ranking_metrics", {"report.html", "report.json"}),
     ],
 )
@@ -141,7 +143,12 @@ def test_ranking_metrics_page_shows_a_plot_and_both_models(plant, first):
     values = metadata(first)["ranking_metrics"]
     assert "data:image/png;base64," in values["plot"]
     assert Path(values["report"]).read_text().lstrip().lower().startswith("<!doctype html")
-    for model in ("pre-trained", "fine-tuned"):
+    baselines = metadata(first)["ranking_baselines"]
+    assert {name: values[name] for name in baselines.keys() & values.keys() if name.startswith("test ")} == {
+        name: baselines[name] for name in baselines if name.startswith("test ")
+    }
+    assert baselines["test item-KNN masked HR@10"] > 0
+    for model in ("popularity", "item-KNN", "pre-trained", "fine-tuned"):
         assert 0 <= values[f"test {model} unmasked NDCG@10"] <= values[f"test {model} unmasked HR@10"] <= 1
         assert model in values["tables"]
 
@@ -266,7 +273,7 @@ def test_second_run_from_the_command_line_reuses_everything_and_prints_the_figur
     for model in ("pre-trained", "fine-tuned"):
         row = next(line for line in lines if line.startswith(model))  # test split, unmasked
         assert f"{figures[f'test {model} unmasked HR@10']:.4f}" in row
-    assert any("0 assets built, 11 reused" in line for line in lines)
+    assert any("0 assets built, 12 reused" in line for line in lines)
     assert f"report: {figures['report']}" in lines
 
 
