@@ -5,6 +5,7 @@ from pathlib import Path
 import dagster as dg
 import numpy as np
 import pandas as pd
+import pydantic
 
 from assets.promotion import ranks_in
 from assets.raw import load_counts, load_table
@@ -42,7 +43,16 @@ ON_CHANGE = (
 )
 
 
-@takes(DriftRule)
+class DriftSettings(DriftRule):
+    """What asks for which step, and on how many events that is judged."""
+
+    most_events: int = pydantic.Field(
+        default=20_000, ge=1, description="Most new events that the champion is asked for, drawn with the seed."
+    )
+    seed: int = pydantic.Field(default=42, ge=0, description="Seed of the draw.")
+
+
+@takes(DriftSettings)
 class DriftConfig(StageConfig):
     """Run configuration of `drift_report`."""
 
@@ -55,7 +65,7 @@ class RefinetuneConfig(StageConfig):
 STAGE_SETTINGS: dict[str, type[Settings]] = {
     "refreshed_memory": SequenceSettings,
     "refreshed_finetuned": FinetuneSettings,
-    "drift_report": DriftRule,
+    "drift_report": DriftSettings,
 }
 
 
@@ -192,7 +202,7 @@ def drift_report(
     """The champion on the events since its promotion, beside what it reached then, and the step that this asks for."""
     dataset = context.partition_key
     spec = folders.spec(dataset)
-    rule = resolve(DriftRule, config, spec, "drift_report")
+    rule = resolve(DriftSettings, config, spec, "drift_report")
     champion, made_of = open_champion(context, store, tracking)
     interactions = upstream(context, store, "interactions")["interactions"]
     require_clock(interactions, dataset)
@@ -236,7 +246,7 @@ def _measure(
     table: pd.DataFrame,
     made_of: dict[str, Artifact],
     champion: Version,
-    rule: DriftRule,
+    rule: DriftSettings,
     title: str,
     data_version: str,
     links: list[Link],
@@ -247,7 +257,8 @@ def _measure(
     # Like is judged against like: what came new by the protocol of the promotion.
     last_only = then.get("protocol") == "last"
     window = newest_window(table, since)
-    judged = newest_window(table, since, last_only=True) if last_only else window
+    like = newest_window(table, since, last_only=True) if last_only else window
+    judged = like.drawn(rule.most_events, rule.seed)
     times = table["timestamp"].to_numpy()
     now: dict[str, float] = {}
     if len(window):
@@ -257,14 +268,16 @@ def _measure(
     before = champion.evidence["candidate"]
     if len(judged):
         now = judged.figures(ranks_in(model, table, True, judged)) | now
+    users = (then["users"], len(np.unique(judged.users)))
     unremembered = model.unremembered(model.translate(table, clock=True))
-    verdict, reason = rule.judge(len(window), len(judged), unremembered, before, now)
+    verdict, reason = rule.judge(len(window), len(judged), unremembered, before, now, users)
     return DriftReport(
         dataset=title,
         data_version=data_version,
         seeds={},
         split_rule=f"Events from {pd.Timestamp(since, unit='s'):%Y-%m-%d %H:%M:%S} on the data set's clock, each asked "
-        f"for just before it happened{f'; of them the last one of every user, {len(judged):,}' if last_only else ''}.",
+        f"for just before it happened{f'; of them the last one of every user, {len(like):,}' if last_only else ''}"
+        f"{f'; {len(judged):,} of them drawn' if len(judged) < len(like) else ''}.",
         then=f"{then['what']}: {then['events']:,}",
         models=(f"version {champion.number}",),
         links=tuple(links),

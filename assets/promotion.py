@@ -36,7 +36,7 @@ from resources.folders import Folders
 from resources.registry import Kind, ModelRegistry, Track, Version
 from resources.tracking import MODEL_NOT_LOGGED, MlflowTracking, TrackedRun
 
-CANDIDATE_VERSION = "1"
+CANDIDATE_VERSION = "2"
 EVIDENCE = "evidence.json"
 DESPITE = "despite_rollback"  # of the evidence: which rollback was known to the one who forced it
 
@@ -63,6 +63,12 @@ class CandidateSettings(PromotionRule):
         ge=1,
         description="With fewer events since either model's training the last event of every user is taken instead "
         "(the leave-one-out test).",
+    )
+    least_users: int = pydantic.Field(
+        default=30, ge=1, description="The same where these events are of fewer users, who are the unit of comparison."
+    )
+    most_events: int = pydantic.Field(
+        default=20_000, ge=1, description="Most events that the models are asked for, drawn with the seed."
     )
 
 
@@ -266,19 +272,23 @@ def ranks_in(model: ServedRecommender, table: pd.DataFrame, clock: bool, window:
     return model.ranks(translation, window.events, model.carried(translation))
 
 
-def choose_window(table: pd.DataFrame, clock: bool, since: int, least_events: int) -> tuple[Window, dict[str, Any]]:
+def choose_window(
+    table: pd.DataFrame, clock: bool, since: int, settings: CandidateSettings
+) -> tuple[Window, dict[str, Any]]:
     """The events that none of the models was trained on, and what they are in words and numbers.
 
     Args:
         since: the time (seconds) from which on no model was trained.
-        least_events: with fewer the leave-one-out test is taken.
     """
     window, what, protocol = newest_window(table, since), "all events that came after the training data", "since"
-    if not clock or len(window) < least_events:
+    few = len(window) < settings.least_events or len(np.unique(window.users)) < settings.least_users
+    if not clock or few:
         window, what = newest_window(table, None), "the last event of every user (leave-one-out)"
         protocol = "last"
     if len(window) == 0:
         raise InputError("there is no event by which models could be compared: no user has three different items")
+    if len(window) > settings.most_events:
+        window, what = window.drawn(settings.most_events, settings.seed), f"{settings.most_events:,} of {what}"
     times = table["timestamp"].to_numpy()
     return window, {
         "what": what,
@@ -306,7 +316,7 @@ def _compare(
     """The evidence; without a champion to compare with decision and reason are ``otherwise``."""
     table, clock = load_table(interactions, "interactions"), load_counts(interactions)["time"] == "clock"
     since = max(unseen_since(made_of) for made_of in (candidate, champion) if made_of is not None)
-    window, where = choose_window(table, clock, since, settings.least_events)
+    window, where = choose_window(table, clock, since, settings)
     model = served(candidate)
     ranks = ranks_in(model, table, clock, window)
     own = figures_of(model, table, window, ranks)

@@ -28,13 +28,13 @@ from rarec.data.raw import RawTables, read_raw
 from rarec.data.schemas import INTERACTIONS, ITEMS, USERS
 from rarec.data.spec import DatasetSpec
 from rarec.data.tables import Tables, build_tables
-from rarec.errors import one_line
+from rarec.errors import InputError, one_line
 from resources.artifacts import Artifact, ArtifactStore
 from resources.folders import Folders
-from resources.incoming import Report, ingest, wait_for_settled
+from resources.incoming import Report, ingest, wait_for_settled, withdraw
 from resources.tracking import MlflowTracking, TrackedRun
 
-CODE_VERSION = "1"
+CODE_VERSION = "2"
 SHOWN = 20  # files and bad rows in metadata
 CLEAN = ("interactions", "item_catalog", "user_profiles")
 
@@ -44,7 +44,11 @@ class IncomingConfig(dg.Config):
 
     judge_again: bool = Field(
         default=False,
-        description="Also judge anew what was refused or had bad rows, where its file still lies there unchanged.",
+        description="Also judge anew what was withdrawn, refused or had bad rows, where its file lies there unchanged.",
+    )
+    withdraw: list[str] = Field(
+        default=[],
+        description="Files whose rows are taken back and deleted, each by its name or the beginning of its sha256.",
     )
 
 
@@ -53,6 +57,13 @@ class IncomingConfig(dg.Config):
     kinds={"sqlite", "parquet"},
     owners=[OWNER],
     code_version=CODE_VERSION,
+    check_specs=[
+        dg.AssetCheckSpec(
+            "files_accepted",
+            asset="incoming_interactions",
+            description="No file was refused as a whole, or could not be read, in this run. A warning: others count.",
+        )
+    ],
 )
 @refuse_bad_input
 def incoming_interactions(
@@ -61,6 +72,9 @@ def incoming_interactions(
     """The ledger of files that arrived after publication: each content judged once, bad rows set aside, rows kept."""
     name = context.partition_key
     spec, source, ledger = folders.spec(name), folders.incoming_files(name), folders.ledger(name)
+    if config.withdraw and config.judge_again:
+        raise InputError("withdraw and judge_again: one takes back what the other brings in; run one after the other.")
+    withdrawn = withdraw(ledger, config.withdraw) if config.withdraw else []
     try:
         settled, settling = wait_for_settled(source, ledger, folders.settle_s)
         report = Report()
@@ -72,7 +86,7 @@ def incoming_interactions(
         ) from error
     state, files = ledger.state(), ledger.files()
     metadata: dict[str, Any] = {
-        "reused": not report.judged,
+        "reused": not report.judged and not withdrawn,
         "folder": source.url,
         "files_judged_now": len(report.judged),
         "files_not_settled": len(settling) + len(report.changing),
@@ -85,11 +99,14 @@ def incoming_interactions(
             "a later run, once this process can read them"
         )
     if len(files):
-        refused = files[(files["refused"] != "") & files["superseded_by"].isna()]
+        in_place = files[files["superseded_by"].isna()]
+        refused = in_place[in_place["refused"] != ""]
+        taken_back = in_place[in_place["withdrawn"].notna()]
         accepted = files[files["entry"].isin(state.entries)]
         metadata |= {
             "files": len(accepted),
             "files_refused": len(refused),
+            "files_withdrawn": len(taken_back),
             "bad_rows": int(accepted["bad_rows"].sum()),
             "dagster/row_count": int(accepted["rows"].sum()),
             "ledger": dg.MetadataValue.path(str(ledger.folder)),
@@ -98,9 +115,24 @@ def incoming_interactions(
             metadata["judged now"] = dg.MetadataValue.md(_first_rows(report.table))
         if len(refused):
             metadata["refused"] = dg.MetadataValue.md(_first_rows(refused[["names", "refused", "recorded"]][::-1]))
+        if len(taken_back):
+            newest_first = taken_back[["names", "sha256", "rows", "withdrawn"]].sort_values(
+                "withdrawn", ascending=False
+            )
+            metadata["withdrawn"] = dg.MetadataValue.md(_first_rows(newest_first))
+        if withdrawn:
+            context.log.info(f"withdrawn now: {', '.join(withdrawn)}")
         text = f"{len(report.judged)} files judged now, {len(accepted)} hold {accepted['rows'].sum()} rows"
         progress_log.info("%s", f"incoming_interactions: {text}")
-    return dg.MaterializeResult(metadata=metadata, data_version=dg.DataVersion(state.version or "empty"))
+    left_out = [f"{name}: {reason}" for name, reason in (report.refused | report.unreadable).items()]
+    accepted_all = dg.AssetCheckResult(
+        passed=not left_out,
+        severity=dg.AssetCheckSeverity.WARN,
+        metadata={"files": len(left_out), "reasons": "; ".join(left_out[:SHOWN])} if left_out else {},
+    )
+    return dg.MaterializeResult(
+        metadata=metadata, data_version=dg.DataVersion(state.version or "empty"), check_results=[accepted_all]
+    )
 
 
 @dg.asset(

@@ -9,23 +9,21 @@ import pydantic
 
 from assets.drift import ON_CHANGE, conclude, require_clock
 from assets.raw import load_table
-from assets.rella_promotion import ask_model, unknown_to
+from assets.rella_promotion import ask_model, figures_of
 from assets.reports import links_to
 from assets.served import as_inputs, open_champion, promotion_window
 from assets.stage import OWNER, Outcome, StageConfig, materialise, refuse_bad_input, resolve, takes, upstream
 from assets.training import RETRIES, cancellable
 from rarec.config import Settings
 from rarec.data.sequences import IntArray
-from rarec.evaluation.ctr import METRICS, ctr_metrics
 from rarec.evaluation.drift import RELLA_CHOICE, DriftReport, RellaDriftRule
-from rarec.evaluation.promotion import with_unknown
 from rarec.evaluation.window import item_distances
 from resources.artifacts import ArtifactStore
 from resources.folders import Folders
 from resources.launcher import TrainingLauncher
 from resources.tracking import MlflowTracking, TrackedRun
 
-DRIFT_VERSION = "1"
+DRIFT_VERSION = "2"
 
 
 class RellaDriftSettings(RellaDriftRule):
@@ -80,7 +78,7 @@ def rella_drift_report(
         table = load_table(interactions, "interactions")
         times = table["timestamp"].to_numpy()
         then = promotion_window(champion)
-        since = then["to"] + 1
+        since = then["newest"] + 1
         events = _new_events(table, since, made_of["ctr_samples"].manifest.config["minimum_history"])
         asked = np.sort(np.random.default_rng(settings.seed).permutation(events)[: settings.most_events])
         rows = table.iloc[asked]
@@ -91,12 +89,11 @@ def rella_drift_report(
             answers = ask_model(
                 context, launcher, folders, run, name, made_of, interactions, asked, settings.batch_tokens
             )
-            now = dict(zip(METRICS, ctr_metrics(with_unknown(answers), liked).tolist(), strict=True))
-            now |= unknown_to(made_of, answers, rows["user_id"])
+            now = figures_of(made_of, answers, liked, rows, settings.seed)
             new = times >= since
             now |= item_distances(table["item_id"][~new], table["item_id"][new])
         before = champion.evidence["candidate"]
-        verdict, reason = settings.judge(len(events), before, now)
+        verdict, reason = settings.judge(len(events), before, now, (then["users"], rows["user_index"].nunique()))
         report = DriftReport(
             dataset=spec.title,
             data_version=interactions.data_version,

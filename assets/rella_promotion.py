@@ -21,7 +21,8 @@ from rarec.data.ctr import CtrSamples
 from rarec.data.ids import IdLookup
 from rarec.data.sequences import IntArray
 from rarec.errors import InputError
-from rarec.evaluation.ctr import METRICS, FloatArray, ctr_metrics
+from rarec.evaluation.ctr import METRICS, FloatArray, UserBootstrap, ctr_metrics
+from rarec.evaluation.drift import RELLA_CHOICE, RELLA_ERROR
 from rarec.evaluation.promotion import Decision, compare_answers, evidence, with_unknown
 from rarec.rella.served import unseen_targets
 from rarec.rella.shots import load_variants
@@ -31,7 +32,7 @@ from resources.folders import Folders
 from resources.launcher import TrainingLauncher
 from resources.tracking import MODEL_NOT_LOGGED, MlflowTracking, TrackedRun
 
-CANDIDATE_VERSION = "1"
+CANDIDATE_VERSION = "2"
 ASKED = (
     "base_language_model",
     "item_catalog",
@@ -198,10 +199,23 @@ def ask_model(
     return _gathered(output, name, targets)
 
 
-def unknown_to(made_of: Mapping[str, Artifact], answers: FloatArray, users: pd.Series) -> dict[str, float]:
-    """Shares of targets whose item, or whose user, a model does not know."""
-    rows = IdLookup(load_table(made_of["user_profiles"], "users")["user_id"]).rows(users)
-    return {"unknown_items": float(np.isnan(answers).mean()), "unknown_users": float((rows < 0).mean())}
+def figures_of(
+    made_of: Mapping[str, Artifact], answers: FloatArray, label: np.ndarray, asked: pd.DataFrame, seed: int
+) -> dict[str, float]:
+    """Figures of a model's answers, AUC's standard error over users, and shares of targets whose item, or whose user,
+    it does not know.
+
+    Args:
+        answers: (B,) NaN where an item is unknown.
+        asked: (B, ...) rows of the targets.
+        seed: of the resampled users.
+    """
+    probability, users = with_unknown(answers), asked["user_index"].to_numpy()
+    own = dict(zip(METRICS, ctr_metrics(probability, label).tolist(), strict=True))
+    error = float(np.nanstd(UserBootstrap(label, users, seed).metrics(probability)[:, METRICS.index(RELLA_CHOICE)]))
+    rows = IdLookup(load_table(made_of["user_profiles"], "users")["user_id"]).rows(asked["user_id"])
+    unknown = {"unknown_items": float(np.isnan(answers).mean()), "unknown_users": float((rows < 0).mean())}
+    return {**own, RELLA_ERROR: error, **unknown}
 
 
 def _served(made_of: Mapping[str, Artifact]) -> dict[str, Any]:
@@ -253,17 +267,18 @@ def _evidence(
 ) -> dict[str, Any]:
     """``asked``: rows of the targets; ``answers``: by ``candidate`` and ``champion``, NaN where an item is unknown."""
     times = asked["timestamp"].to_numpy()
+    newest = int(load_table(candidate["interactions"], "interactions")["timestamp"].max())
     window = {
         "what": "test samples that neither model was made with" if champion is not None else "test samples",
         "events": len(asked),
         "users": asked["user_index"].nunique(),
         "from": int(times.min()),
         "to": int(times.max()),
+        "newest": newest,
     }
 
     def figures(name: str, made_of: Mapping[str, Artifact]) -> dict[str, float]:
-        own = dict(zip(METRICS, ctr_metrics(with_unknown(answers[name]), label).tolist(), strict=True))
-        return own | unknown_to(made_of, answers[name], asked["user_id"])
+        return figures_of(made_of, answers[name], label, asked, settings.seed)
 
     sides = {"candidate": figures("candidate", candidate)}
     if champion is None:

@@ -28,7 +28,7 @@ from pipelines.jobs import RELLA_GROUPS, asset_jobs, clean, demo, rollback_job
 from pipelines.partitions import dataset_partitions
 from pipelines.pods import step_executor
 from pipelines.schedules import weekly_schedules
-from pipelines.sensors import follow_drift, incoming_sensor, notify_failure, start_demo
+from pipelines.sensors import follow_drift, incoming_sensor, notify_failure, notify_warning, start_demo
 from rarec.data.spec import DatasetSpec
 from rarec.errors import InputError
 from resources.artifacts import ArtifactStore
@@ -158,6 +158,7 @@ def build_defs(home: RarecHome | None = None, resource_overrides: Mapping[str, A
             incoming_sensor(by_name["ingest"], sorted(specs), home.incoming_interval_s),
             start_demo(demo, by_name["everything"]),
             notify_failure(home),
+            notify_warning(home),
         ],
         schedules=weekly_schedules(home, specs),
         executor=step_executor(home, found),

@@ -17,7 +17,10 @@ def weekly_schedules(home: RarecHome, specs: dict[str, DatasetSpec]) -> list[dg.
     Raises:
         InputError: a data set is not known, or the times are no cron expression.
     """
-    datasets = [find_spec(name, specs).name for name in home.scheduled]
+    try:
+        datasets = [find_spec(name, specs).name for name in home.scheduled]
+    except InputError as error:
+        raise InputError(f"RAREC_SCHEDULED: {error}") from error
     try:
         return [_schedule(job, home.schedule, datasets) for job in (*TRACKS, "drift", "drift_rella")]
     except dg.DagsterInvalidDefinitionError as error:

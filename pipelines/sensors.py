@@ -128,35 +128,80 @@ def notify_failure(home: RarecHome) -> dg.SensorDefinition:
     @dg.run_failure_sensor(
         name="notify_failure",
         default_status=dg.DefaultSensorStatus.RUNNING,
-        monitor_all_code_locations=False,
+        monitor_all_code_locations=True,  # runs of `make run` belong to none
         description="Tells of a failed run in the daemon's log, and posts JSON to RAREC_WEBHOOK where that is set.",
     )
     def notify_failure(context: dg.RunFailureSensorContext) -> None:
-        run = context.dagster_run
-        failed = [event for event in context.get_step_failure_events() if event.is_step_failure]
-        payload = {
-            "run": run.run_id,
-            "job": run.job_name,
-            "data_set": run.tags.get("dagster/partition", ""),
-            "steps": [event.step_key for event in failed],
-            "error": (_message(failed[0]) if failed else context.failure_event.message or "")[:MESSAGE_LENGTH],
-            "url": f"{home.dagster_ui}/runs/{run.run_id}",
-        }
-        context.log.error(f"{payload['job']} {payload['data_set']} failed: {payload['error']} ({payload['url']})")
-        if home.webhook:
-            try:
-                requests.post(home.webhook, json=payload, timeout=WEBHOOK_TIMEOUT_S).raise_for_status()
-            except requests.RequestException as error:  # its text would hold the address, which is a secret
-                context.log.error(f"RAREC_WEBHOOK could not be told: {type(error).__name__}")
+        if _is_ours(context):
+            failed = [event for event in context.get_step_failure_events() if event.is_step_failure]
+            error = _message(failed[0]) if failed else context.failure_event.message or ""
+            _tell(context, home, "failed", [event.step_key or "" for event in failed], error)
 
     return notify_failure
+
+
+def notify_warning(home: RarecHome) -> dg.SensorDefinition:
+    """The sensor that tells, in the same way, of runs that succeeded though a check that blocks nothing failed."""
+
+    @dg.run_status_sensor(
+        run_status=dg.DagsterRunStatus.SUCCESS,
+        name="notify_warning",
+        default_status=dg.DefaultSensorStatus.RUNNING,
+        monitor_all_code_locations=True,
+        description="Tells of failed checks of a run that succeeded, as `notify_failure` does of failed runs.",
+    )
+    def notify_warning(context: dg.RunStatusSensorContext) -> None:
+        if not _is_ours(context):
+            return
+        run_id = context.dagster_run.run_id
+        logged = context.instance.all_logs(run_id, of_type=dg.DagsterEventType.ASSET_CHECK_EVALUATION)
+        events = [entry.dagster_event for entry in logged if entry.dagster_event]
+        checks = [check for event in events if not (check := event.asset_check_evaluation_data).passed]
+        if checks:
+            told = [
+                f"check {check.check_name} of {check.asset_key.to_user_string()} failed: "
+                + "; ".join(f"{name}: {value.value}" for name, value in check.metadata.items())
+                for check in checks
+            ]
+            steps = [check.asset_key.to_user_string() for check in checks]
+            _tell(context, home, "succeeded with a warning", steps, "; ".join(told))
+
+    return notify_warning
+
+
+def _is_ours(context: dg.RunStatusSensorContext) -> bool:
+    """Whether a run is of a job and of assets of this code location; others may share the Dagster instance."""
+    run, ours = context.dagster_run, context.repository_def
+    assert ours is not None
+    return ours.has_job(run.job_name) and (run.asset_selection or set()) <= ours.asset_graph.get_all_asset_keys()
+
+
+def _tell(context: dg.RunStatusSensorContext, home: RarecHome, how: str, steps: list[str], error: str) -> None:
+    run = context.dagster_run
+    payload = {
+        "run": run.run_id,
+        "job": run.job_name,
+        "data_set": run.tags.get("dagster/partition", ""),
+        "steps": steps,
+        "error": error[:MESSAGE_LENGTH],
+        "url": f"{home.dagster_ui}/runs/{run.run_id}",
+    }
+    context.log.error(f"{payload['job']} {payload['data_set']} {how}: {payload['error']} ({payload['url']})")
+    if home.webhook:
+        try:
+            requests.post(home.webhook, json=payload, timeout=WEBHOOK_TIMEOUT_S).raise_for_status()
+        except requests.RequestException as fault:  # its text would hold the address, which is a secret
+            context.log.error(f"RAREC_WEBHOOK could not be told: {type(fault).__name__}")
 
 
 def _message(event: dg.DagsterEvent) -> str:
     data = event.step_failure_data
     if data.user_failure_data and data.user_failure_data.description:
         return data.user_failure_data.description
-    return data.error.message if data.error else event.message or ""
+    error = data.error
+    while error and error.cause:  # what Dagster raises around it tells nothing
+        error = error.cause
+    return error.message.strip() if error else event.message or ""
 
 
 def incoming_sensor(job: Any, datasets: Sequence[str], interval_s: int) -> dg.SensorDefinition:

@@ -13,6 +13,7 @@ from rarec.config import Settings, refusals
 from rarec.errors import InputError
 from rarec.training.engine_settings import EngineSettings
 
+MLFLOW_DATABASE = "mlflow.db"  # in the folder `mlflow`, beside `artifacts`
 LOOPBACK = "127.0.0.1"  # where `make ui` serves
 SCHEDULE = "0 3 * * 1"  # Mondays, 03:00 UTC
 REMOTE_SHELL = "ssh -o BatchMode=yes -o ServerAliveInterval=15"  # fails rather than ask; notices a cut network
@@ -131,7 +132,7 @@ class RarecHome(Settings):
         if root.exists() and not root.is_dir():
             raise InputError(f"RAREC_HOME is {root}, which is a file; set it to a folder.")
         data = Path(values.get("RAREC_DATA", root / "data")).expanduser().resolve()
-        tracking_uri = values.get("MLFLOW_TRACKING_URI", f"sqlite:///{root / 'mlflow' / 'mlflow.db'}")
+        tracking_uri = values.get("MLFLOW_TRACKING_URI", f"sqlite:///{root / 'mlflow' / MLFLOW_DATABASE}")
         mlflow_port = _port(values, "MLFLOW_PORT", 5000)
         dagster_port = _port(values, "DAGSTER_PORT", 3000)
         served = tracking_uri.startswith(("http://", "https://"))

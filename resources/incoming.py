@@ -123,11 +123,13 @@ class Report:
 
     Attributes:
         judged: file, rows, bad_rows, verdict of each file recorded.
+        refused: names of files that were refused as a whole, and why.
         changing: names of files that were no longer as they were seen.
         unreadable: names of files that cannot be read, and why.
     """
 
     judged: list[dict[str, Any]] = field(default_factory=list)
+    refused: dict[str, str] = field(default_factory=dict)
     changing: list[str] = field(default_factory=list)
     unreadable: dict[str, str] = field(default_factory=dict)
 
@@ -147,7 +149,7 @@ def ingest(
 ) -> Report:
     """Judge each of the settled files and record it, batch by batch; another process that does the same is waited for.
 
-    With `judge_again` also those that were refused or had bad rows and still lie there as they were.
+    With `judge_again` also those that were withdrawn, refused or had bad rows and still lie there as they were.
     A file that is no longer as it was seen, or cannot be read, is left for the next look. What was judged before the
     store goes away is kept, and its error raised.
     """
@@ -156,7 +158,7 @@ def ingest(
         files = [(seen, False) for seen in ledger.unjudged(settled)]
         if judge_again:
             files += [(seen, True) for seen in ledger.doubtful(source.listing())]
-        earlier = ledger.accepted()
+        earlier, withdrawn = ledger.accepted(), ledger.withdrawn()
         batch: list[Judged] = []
         try:
             for seen, again in files:
@@ -168,7 +170,8 @@ def ingest(
                 if judged is None:
                     report.changing.append(seen.name)
                     continue
-                batch.append(replace(judged, again=again))
+                back = judge_again and (judged.sha256, judged.kind) in withdrawn
+                batch.append(replace(judged, again=again or back))
                 if len(batch) >= batch_files or sum(one.seen.bytes for one in batch) >= BATCH_BYTES:
                     _record(ledger, batch, report)
                     batch = []
@@ -177,6 +180,12 @@ def ingest(
             raise
         _record(ledger, batch, report)
     return report
+
+
+def withdraw(ledger: Ledger, wanted: Sequence[str]) -> list[str]:
+    """`Ledger.withdraw`, between two ingestions: none that began before brings back what is withdrawn."""
+    with _alone(ledger.folder):
+        return ledger.withdraw(wanted)
 
 
 def wait_for_settled(source: IncomingFiles, ledger: Ledger, settle_s: float) -> tuple[list[Seen], list[Seen]]:
@@ -215,11 +224,15 @@ def _judge(
 def _record(ledger: Ledger, batch: list[Judged], report: Report) -> None:
     if not batch:
         return
-    new = ledger.record(batch)
+    new, withdrawn = ledger.record(batch), ledger.withdrawn()
     for one in batch:
         verdict = f"refused: {one.refused}" if one.refused else "accepted"
+        if one.refused:
+            report.refused[one.seen.name] = one.refused
         if one.again:
             verdict = f"judged again, {verdict}"
+        elif since := withdrawn.get((one.sha256, one.kind)):
+            verdict = f"withdrawn {since} and not taken in again"
         elif not any(one is other for other in new):
             verdict = "known already, under another name or from an earlier look"
         report.judged.append(

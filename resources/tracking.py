@@ -22,6 +22,7 @@ import requests
 from pydantic import Field
 
 from rarec.errors import InputError, one_line
+from resources.home import MLFLOW_DATABASE
 from resources.outbox import Outbox, Parcel
 from resources.registry import ModelRegistry, Track
 from resources.runs import CODE_VERSION, FINGERPRINT, RecordedRuns
@@ -75,6 +76,8 @@ class MlflowTracking(dg.ConfigurableResource):
                     requests.get(f"{self.tracking_uri.rstrip('/')}/health", timeout=CHECK_TIMEOUT_S)
             with self._database_lock():
                 return self._experiment_id()
+        except InputError:
+            raise
         except Exception as error:  # MLflow, requests, SQLAlchemy and the file system each have their own
             raise self._unusable(error) from error
 
@@ -176,7 +179,18 @@ class MlflowTracking(dg.ConfigurableResource):
                 experiment = client.get_experiment_by_name(self.experiment)
                 if experiment is None:
                     raise
+        self._require_own_place(experiment.artifact_location)
         return experiment.experiment_id
+
+    def _require_own_place(self, location: str) -> None:
+        """InputError for an embedded store that was moved: MLflow would go on writing to where it was."""
+        own = Path(self.artifact_root).expanduser().absolute()
+        embedded = self.tracking_uri == f"sqlite:///{own.with_name(MLFLOW_DATABASE)}"
+        if embedded and location != own.as_uri():
+            raise InputError(
+                f"The MLflow store in {own.parent} was made for {location} and holds that path in every run and "
+                "model. Move the folder back there (RAREC_HOME is its parent), or move it aside to begin a new store."
+            )
 
 
 class TrackedRun:

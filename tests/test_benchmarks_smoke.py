@@ -13,7 +13,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # benchmarks are not installed
 
-from benchmarks import rella, report
+from benchmarks import rella, report, rules
 from benchmarks.__main__ import main
 from benchmarks.measure import WORKER_ENVIRONMENT, Excerpt, alternate, become_worker, machine, peak_mib
 from benchmarks.plain import PlainFinetuning, PlainPretraining, plain_ranks
@@ -374,3 +374,12 @@ def test_without_a_data_folder_only_synthetic_data_run(tmp_path, monkeypatch):
 def test_beauty_is_the_published_one(data_folder):
     sequences = amazon_beauty(data_folder)
     assert (sequences.n_users, sequences.n_items, len(sequences.items)) == (22_363, 12_101, 198_502)
+
+
+def test_rules_are_simulated():
+    drift = rules.drift(20, sizes=(100, 2000))
+    assert list(drift) == ["100 events", "2,000 events"]
+    asked = {size: [float(cell.split("%")[0]) for cell in column.values()] for size, column in drift.items()}
+    assert asked["2,000 events"][-1] == 100 > asked["2,000 events"][0]  # a fall by half is seen
+    passed = rules.promotion(20, sizes=(2000,))["2,000 users"]
+    assert float(passed["worse by 0%"].split("%")[0]) > float(passed["worse by 20%"].split("%")[0]) == 0

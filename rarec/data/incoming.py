@@ -206,13 +206,17 @@ def _as_text(name: str, values: pa.Array, path: Path) -> pa.Array:
     """Strings (N,), empty where a value is missing; InputError for a type that has no text."""
     if pa.types.is_dictionary(values.type):
         values = values.dictionary_decode()
+    if pa.types.is_date(values.type):  # its midnight, by UTC
+        values = pc.cast(values, pa.timestamp("s"), safe=False)
     if pa.types.is_timestamp(values.type):
         values = pc.cast(values, pa.timestamp("s", values.type.tz), safe=False).cast(pa.int64())
     elif pa.types.is_floating(values.type):
-        # Whole numbers that a missing value made into 17.0 are meant as 17.
-        whole = pc.if_else(pc.is_finite(values), pc.equal(pc.floor(values), values), True)
-        if pc.all(whole, min_count=0).as_py():
-            values = pc.cast(pc.if_else(pc.is_finite(values), values, None), pa.int64())
+        # Whole numbers that a missing value made into 17.0 are meant as 17. What no int64 holds stays as it is.
+        wide = pc.cast(values, pa.float64())
+        finite, fits = pc.is_finite(wide), pc.less(pc.abs(wide), 2.0**63)
+        if pc.all(pc.if_else(finite, pc.equal(pc.floor(wide), wide), True), min_count=0).as_py():
+            numbers = pc.cast(pc.if_else(fits, wide, None), pa.int64()).cast(pa.string())
+            values = pc.if_else(pc.and_(finite, pc.invert(fits)), pc.cast(values, pa.string()), numbers)
     try:
         return pc.fill_null(pc.cast(values, pa.string()), "")
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:

@@ -5,13 +5,14 @@ is recorded together is committed together: a process that dies leaves all of it
 and full synchronisation keep that promise against kill -9 and a lost power supply, on shared folders too.
 
 An entry's rows never change. An entry that turns out to be the beginning of a later one (the file has grown) is
-superseded: its rows stay in the ledger and are no longer read. So is one whose content was judged again.
+superseded: its rows stay in the ledger and are no longer read. So is one whose content was judged again. Of a withdrawn
+entry the rows are deleted; that it was there stays told.
 """
 
 import hashlib
 import io
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -25,11 +26,15 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from rarec.data.incoming import ROW_TYPES, Incoming, no_rows
+from rarec.errors import InputError
 
 Kind = Literal["csv", "parquet"]
 
 FILE = "ledger.sqlite"
 LOCK_WAIT_S = 60.0
+HASH_LEAST = 4  # characters of a hash that name a content
+SHOWN_HASH = 12
+SHOWN = 20  # contents that an error lists
 PART_ROWS = 1 << 20  # a part with its index stays far below SQLite's limit of 1 GB a value
 
 SCHEMA = """
@@ -46,7 +51,9 @@ CREATE TABLE IF NOT EXISTS bad_rows (entry INTEGER NOT NULL, line INTEGER NOT NU
 CREATE INDEX IF NOT EXISTS bad_rows_of ON bad_rows (entry);
 CREATE TABLE IF NOT EXISTS looks (
     name TEXT PRIMARY KEY, bytes INTEGER NOT NULL, stamp TEXT NOT NULL, since REAL NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS withdrawals (entry INTEGER PRIMARY KEY, withdrawn TEXT NOT NULL);
 """
+WITHDRAWN = "entry IN (SELECT entry FROM withdrawals)"
 
 
 @dataclass(frozen=True, order=True)
@@ -139,13 +146,16 @@ class Ledger:
         return [file for file in files if (file.name, file.bytes, file.stamp) not in known]
 
     def doubtful(self, files: Iterable[Seen]) -> list[Seen]:
-        """Those of the files whose content in force was refused or had bad rows; one file a content."""
+        """Those of the files whose content was withdrawn, or is in force and was refused or had bad rows.
+
+        One file a content.
+        """
         with self._connect() as database:
             entries = {
                 tuple(seen): entry
                 for entry, *seen in database.execute(
                     "SELECT entry, name, names.bytes, stamp FROM names JOIN entries USING (entry) "
-                    "WHERE superseded_by IS NULL AND (refused != '' OR bad_rows > 0)"
+                    f"WHERE superseded_by IS NULL AND (refused != '' OR bad_rows > 0 OR {WITHDRAWN})"
                 )
             }
         found: dict[int, Seen] = {}
@@ -199,6 +209,56 @@ class Ledger:
                     )
         return new
 
+    def withdraw(self, wanted: Sequence[str]) -> list[str]:
+        """Take contents out of force and delete their rows; returns the names of those that were in force until now.
+
+        With a content goes what it superseded, whose rows it held too. All of it is done or nothing.
+
+        Args:
+            wanted: of each content a name, or the beginning of its sha256. One that is withdrawn already stays so.
+
+        Raises:
+            InputError: one that names no content, or several of which some are in force.
+        """
+        if not self._file.is_file():
+            raise InputError(f"withdraw: {wanted[0]!r} names nothing; no file was taken in yet.")
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        with self._connect() as database:
+            database.execute("PRAGMA secure_delete = ON")  # what is deleted is overwritten in the file, too
+            with _transaction(database):
+                contents = pd.read_sql(
+                    "SELECT entry, sha256, row_count, group_concat(name, ', ') AS names, recorded, withdrawn "
+                    "FROM entries JOIN names USING (entry) LEFT JOIN withdrawals USING (entry) WHERE refused = '' AND "
+                    "kind IN ('csv', 'parquet') AND (superseded_by IS NULL OR withdrawn IS NOT NULL) "
+                    "GROUP BY entry ORDER BY entry DESC",
+                    database,
+                )
+                named = set(database.execute("SELECT name, entry FROM names"))
+                chosen = [entry for one in wanted for entry in _named(one, contents, named)]
+                found = contents[contents["entry"].isin(chosen) & contents["withdrawn"].isna()]
+                gone = {number for entry in found["entry"] for number in _with_superseded(database, int(entry))}
+                _delete_rows(database, gone)
+                database.executemany(
+                    "INSERT OR IGNORE INTO withdrawals VALUES (?, ?)", [(number, now) for number in sorted(gone)]
+                )
+                # What was superseded is withdrawn by itself now: it may come again without what it had grown into.
+                database.executemany(
+                    "UPDATE entries SET superseded_by = NULL WHERE entry = ? AND kind IN ('csv', 'parquet')",
+                    [(number,) for number in gone],
+                )
+        return found["names"].tolist()
+
+    def withdrawn(self) -> dict[tuple[str, str], str]:
+        """(sha256, kind) -> since when, of every content that is withdrawn now."""
+        with self._connect() as database:
+            return {
+                (sha256, kind): since
+                for sha256, kind, since in database.execute(
+                    "SELECT sha256, kind, withdrawn FROM entries JOIN withdrawals USING (entry) "
+                    "WHERE superseded_by IS NULL"
+                )
+            }
+
     def state(self) -> State:
         """What is in force now."""
         if not self._file.is_file():
@@ -207,7 +267,7 @@ class Ledger:
             found = database.execute(
                 "SELECT entry, sha256, row_count, (SELECT max(entry) FROM entries AS earlier WHERE earlier.sha256 = "
                 "entries.sha256 AND earlier.kind LIKE entries.kind || ' set aside %') FROM entries "
-                "WHERE refused = '' AND superseded_by IS NULL ORDER BY entry"
+                f"WHERE refused = '' AND superseded_by IS NULL AND NOT {WITHDRAWN} ORDER BY entry"
             ).fetchall()
         # The same content judged again may have as many rows and yet others.
         lines = [f"{sha256} {rows}" + (f" {entry}" if before else "") for entry, sha256, rows, before in found if rows]
@@ -215,7 +275,11 @@ class Ledger:
         return State(tuple(entry for entry, *_ in found), version)
 
     def read(self, state: State) -> Incoming:
-        """The rows of that state, in the order of their entries and lines; the ledger may have grown meanwhile."""
+        """The rows of that state, in the order of their entries and lines; the ledger may have grown meanwhile.
+
+        Raises:
+            InputError: some of them were withdrawn meanwhile.
+        """
         wanted = pd.Index(state.entries, dtype="int64")
         with self._connect() as database:
             parts = [
@@ -230,6 +294,10 @@ class Ledger:
                 "SELECT entry, file, line, reason, text FROM bad_rows JOIN entries USING (entry) ORDER BY entry, line",
                 database,
             )
+            # Asked last: what is not withdrawn now was there all the time.
+            gone = wanted.intersection([entry for (entry,) in database.execute("SELECT entry FROM withdrawals")])
+        if len(gone):
+            raise InputError(f"{len(gone)} files were withdrawn while this run was about to read them; run it again.")
         rows = pd.concat([no_rows(), *parts], ignore_index=True)
         return Incoming(
             rows=rows.astype(ROW_TYPES),
@@ -244,8 +312,8 @@ class Ledger:
         with self._connect() as database:
             return pd.read_sql(
                 "SELECT entry, (SELECT group_concat(name, ', ') FROM names WHERE entry = entries.entry) AS names, "
-                "sha256, bytes, row_count AS rows, bad_rows, first, last, refused, superseded_by, recorded "
-                "FROM entries ORDER BY entry",
+                "sha256, bytes, row_count AS rows, bad_rows, first, last, refused, superseded_by, recorded, withdrawn "
+                "FROM entries LEFT JOIN withdrawals USING (entry) ORDER BY entry",
                 database,
             )
 
@@ -255,7 +323,7 @@ class Ledger:
         database = sqlite3.connect(self._file, timeout=LOCK_WAIT_S, isolation_level=None)
         try:
             database.execute("PRAGMA synchronous = FULL")
-            if not database.execute("SELECT 1 FROM sqlite_master WHERE name = 'looks'").fetchone():
+            if not database.execute("SELECT 1 FROM sqlite_master WHERE name = 'withdrawals'").fetchone():
                 with _transaction(database):
                     for statement in SCHEMA.split(";")[:-1]:
                         database.execute(statement)
@@ -313,6 +381,56 @@ def _replace(database: sqlite3.Connection, before: int, number: int, refused: st
     )
     database.execute("UPDATE entries SET superseded_by = ? WHERE entry = ?", (number, before))
     database.execute("UPDATE names SET entry = ? WHERE entry = ?", (number, before))
+
+
+def _named(one: str, contents: pd.DataFrame, named: set[tuple[str, int]]) -> list[int]:
+    """The entry of that name, or whose hash begins so; of several that are all withdrawn already, all."""
+    found = contents[contents["entry"].map(lambda entry: (one, entry) in named).astype(bool)]
+    if found.empty and len(one) >= HASH_LEAST:
+        found = contents[contents["sha256"].str.startswith(one.lower())]
+    if len(found) == 1 or (len(found) and found["withdrawn"].notna().all()):
+        return found["entry"].tolist()
+    shown = found if len(found) else contents
+    lines = [
+        f"{row['sha256'][:SHOWN_HASH]} ({row['names']}: {row['row_count']} rows, recorded {row['recorded']}"
+        + (f", withdrawn {row['withdrawn']})" if isinstance(row["withdrawn"], str) else ")")
+        for row in shown.head(SHOWN).to_dict("records")
+    ]
+    more = f"; and {len(shown) - SHOWN} before these" if len(shown) > SHOWN else ""
+    problem = (
+        f"stands for {len(found)} contents, so give the beginning of one's hash"
+        if len(found)
+        else f"is neither a file's name nor the beginning ({HASH_LEAST} characters or more) of a content's hash"
+    )
+    raise InputError(
+        f"withdraw: {one!r} {problem}. There is {'; '.join(lines) or 'none'}{more}. Nothing was withdrawn."
+    )
+
+
+def _with_superseded(database: sqlite3.Connection, entry: int) -> list[int]:
+    """The entry, and those that it superseded, and so on."""
+    return [
+        number
+        for (number,) in database.execute(
+            "WITH RECURSIVE gone (entry) AS (VALUES (?) UNION SELECT entries.entry FROM entries JOIN gone "
+            "ON entries.superseded_by = gone.entry) SELECT entry FROM gone",
+            (entry,),
+        )
+    ]
+
+
+def _delete_rows(database: sqlite3.Connection, gone: set[int]) -> None:
+    """Delete what is kept of the entries, good rows and bad."""
+    database.executemany("DELETE FROM bad_rows WHERE entry = ?", [(number,) for number in gone])
+    value_set = pa.array(sorted(gone), pa.int64())
+    for (part,) in database.execute("SELECT part FROM parts").fetchall() if gone else []:
+        (content,) = database.execute("SELECT content FROM parts WHERE part = ?", (part,)).fetchone()
+        theirs = pc.is_in(pq.read_table(io.BytesIO(content), columns=["entry"])["entry"], value_set=value_set)
+        if pc.all(theirs).as_py():
+            database.execute("DELETE FROM parts WHERE part = ?", (part,))
+        elif pc.any(theirs).as_py():
+            rest = pq.read_table(io.BytesIO(content)).filter(pc.invert(theirs))
+            database.execute("UPDATE parts SET content = ? WHERE part = ?", (_parquet(rest), part))
 
 
 def _parquet(rows: pa.Table) -> bytes:

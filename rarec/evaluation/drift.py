@@ -10,10 +10,11 @@ from rarec.config import Settings
 from rarec.evaluation.page import ReportPaths, write_page
 from rarec.evaluation.records import Figure, Report, Text
 from rarec.evaluation.tables import Card, Table, as_markdown, number
-from rarec.evaluation.window import CHOICE
+from rarec.evaluation.window import CHOICE, CHOICE_ERROR
 
 Verdict = Literal["none", "wait", "refresh", "finetune", "pretrain", "tune"]
-RELLA_CHOICE = "AUC"
+RELLA_CHOICE, RELLA_ERROR = "AUC", "AUC standard error"
+_Z = 1.96  # 95 %
 
 
 class _Rule(Settings):
@@ -32,6 +33,23 @@ class _Rule(Settings):
         return None
 
 
+def _is_chance(
+    choice: str, error: str, before: dict[str, float], now: dict[str, float], users: tuple[int, int]
+) -> bool:
+    """Whether a difference like this one is to be expected, in 95 of 100 cases, where nothing has changed.
+
+    Then users of both times deviate alike, so the greater of both deviations holds for all: few users who all missed
+    deviate by nothing and would seem to tell for sure. That many are measured both times makes the difference surer
+    than reckoned here: too few falls are believed, not too many.
+
+    Args:
+        choice, error: names of the figure and of its standard error over users.
+        users: on how many the figures of ``before`` and ``now`` are.
+    """
+    deviation = max(figures.get(error, 0.0) * math.sqrt(n) for figures, n in zip((before, now), users, strict=True))
+    return abs(now[choice] - before[choice]) <= _Z * deviation * math.sqrt(sum(1 / n for n in users))
+
+
 def _other_items(
     step: Verdict, now: dict[str, float], unknown_items: float, shift: float
 ) -> tuple[Verdict, str] | None:
@@ -48,7 +66,10 @@ class DriftRule(_Rule):
     """What asks for which step; the dearest one that is asked for wins."""
 
     finetune_drop: float = pydantic.Field(
-        default=0.15, ge=0, description="Fall of NDCG@10 since promotion, as a share of it, that asks for fine-tuning."
+        default=0.15,
+        ge=0,
+        description="Fall of NDCG@10 since promotion, as a share of it, that asks for fine-tuning; where it may be "
+        "chance (95 % interval over users) nothing is asked for.",
     )
     pretrain_drop: float = pydantic.Field(default=0.4, ge=0, description="The same for pre-training.")
     pretrain_unknown_items: float = pydantic.Field(
@@ -68,7 +89,13 @@ class DriftRule(_Rule):
         return self
 
     def judge(
-        self, events: int, judged: int, unremembered: int, before: dict[str, float], now: dict[str, float]
+        self,
+        events: int,
+        judged: int,
+        unremembered: int,
+        before: dict[str, float],
+        now: dict[str, float],
+        users: tuple[int, int],
     ) -> tuple[Verdict, str]:
         """The step that is asked for, and why in words.
 
@@ -76,8 +103,9 @@ class DriftRule(_Rule):
             events: new ones.
             judged: of them those that NDCG@10 is of; fewer than ``least_events`` tell nothing of it.
             unremembered: memories that a refresh would add, of new events and of those before the promotion.
-            before: the champion's figures at its promotion; only NDCG@10 is read.
+            before: the champion's figures at its promotion; only NDCG@10 and its standard error are read.
             now: its figures on the new events, with ``unknown_items`` and ``item_shift``.
+            users: of the promotion's events, and of those that are judged.
         """
         if early := self._too_early(events):
             if unremembered >= self.least_events:
@@ -89,6 +117,8 @@ class DriftRule(_Rule):
         else:
             drop = 1 - now[CHOICE] / before[CHOICE] if before[CHOICE] > 0 else 0.0
             fell = f"{CHOICE} went from {before[CHOICE]:.4f} to {now[CHOICE]:.4f} ({0 - drop:+.1%})"
+            if _is_chance(CHOICE, CHOICE_ERROR, before, now, users):
+                drop, fell = -math.inf, f"{fell}, which may be chance"
         if other := _other_items("pretrain", now, self.pretrain_unknown_items, self.pretrain_shift):
             return other
         if drop >= self.pretrain_drop:
@@ -102,7 +132,10 @@ class RellaDriftRule(_Rule):
     """What asks for tuning the language model anew."""
 
     tune_drop: float = pydantic.Field(
-        default=0.02, ge=0, description="Fall of AUC since promotion that asks for tuning anew."
+        default=0.02,
+        ge=0,
+        description="Fall of AUC since promotion that asks for tuning anew; where it may be chance (95 % interval over "
+        "users) nothing is asked for.",
     )
     tune_unknown_items: float = pydantic.Field(
         default=0.1, ge=0, le=1, description="Share of new events with items unknown to the champion that asks for it."
@@ -114,7 +147,9 @@ class RellaDriftRule(_Rule):
         description="How far new events' items are from those before, beyond chance, that asks for it.",
     )
 
-    def judge(self, events: int, before: dict[str, float], now: dict[str, float]) -> tuple[Verdict, str]:
+    def judge(
+        self, events: int, before: dict[str, float], now: dict[str, float], users: tuple[int, int]
+    ) -> tuple[Verdict, str]:
         """As `DriftRule.judge`, by AUC of all ``events``; ``now`` is empty where all or none of them are likes."""
         if early := self._too_early(events):
             return early
@@ -122,6 +157,8 @@ class RellaDriftRule(_Rule):
             return "wait", f"{events} new events, but all or none of them are likes, so nothing can be told apart"
         drop = before[RELLA_CHOICE] - now[RELLA_CHOICE]
         fell = f"{RELLA_CHOICE} went from {before[RELLA_CHOICE]:.4f} to {now[RELLA_CHOICE]:.4f} ({0 - drop:+.4f})"
+        if _is_chance(RELLA_CHOICE, RELLA_ERROR, before, now, users):
+            drop, fell = -math.inf, f"{fell}, which may be chance"
         if other := _other_items("tune", now, self.tune_unknown_items, self.tune_shift):
             return other
         if drop >= self.tune_drop:

@@ -23,6 +23,11 @@ class Rule(Settings):
         description="How much worse than the champion a candidate may look, as a share of the champion's figure, while "
         "the interval of the difference includes 0.",
     )
+    strict: bool = pydantic.Field(
+        default=False,
+        description="Pass only what is shown not to be worse: the whole interval of the difference above the "
+        "tolerance. Without it passes what is not shown to be worse.",
+    )
     seed: int = pydantic.Field(default=42, ge=0, description="Seed of the resampled users.")
 
     def decide(self, compared: PairedComparison) -> tuple[Decision, str]:
@@ -40,6 +45,8 @@ class Rule(Settings):
         # Written so that an undefined difference is refused.
         if not compared.difference >= least:
             return "worse", f"{shown}: more than the tolerance of {self.tolerance:.1%} below"
+        if self.strict and not compared.ci_low >= least:
+            return "worse", f"{shown}: may be more than the tolerance of {self.tolerance:.1%} below (strict)"
         return "not worse", shown
 
 

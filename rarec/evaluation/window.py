@@ -12,6 +12,7 @@ from rarec.evaluation.ranking import hit_rate, ndcg
 from rarec.evaluation.significance import PairedComparison, compare_paired
 
 CHOICE = "NDCG@10"
+CHOICE_ERROR = "NDCG@10 standard error"
 DRAWS = 20  # by which chance is known
 FIGURES = {"HR@5": (hit_rate, 5), "HR@10": (hit_rate, 10), CHOICE: (ndcg, 10)}
 
@@ -39,12 +40,24 @@ class Window:
         return np.bincount(user, np.asarray(values, dtype=np.float64)) / np.bincount(user)
 
     def figures(self, ranks: FloatArray) -> dict[str, float]:
-        """Means over users of their means over events, and the share of events that nothing could be said of.
+        """Means over users of their means over events, NDCG@10's standard error over users, and the share of events
+        that nothing could be said of.
 
         Users count alike, however much they did.
         """
-        values = {name: float(self.per_user(measure(ranks, k)).mean()) for name, (measure, k) in FIGURES.items()}
-        return {**values, "missed": float(np.isinf(ranks).mean())}
+        users = {name: self.per_user(measure(ranks, k)) for name, (measure, k) in FIGURES.items()}
+        values = {name: float(own.mean()) for name, own in users.items()}
+        choice = users[CHOICE]
+        # A single user tells nothing of others: the greatest deviation that figures between 0 and 1 can have.
+        error = float(choice.std(ddof=1) / np.sqrt(len(choice))) if len(choice) > 1 else 0.5
+        return {**values, CHOICE_ERROR: error, "missed": float(np.isinf(ranks).mean())}
+
+    def drawn(self, most: int, seed: int) -> "Window":
+        """At most so many of the events, drawn with the seed."""
+        if len(self) <= most:
+            return self
+        rows = np.sort(np.random.default_rng(seed).permutation(len(self))[:most])
+        return Window(self.events[rows], self.users[rows])
 
     def compare(self, baseline: FloatArray, candidate: FloatArray, seed: int = 42) -> PairedComparison:
         """Candidate minus baseline in NDCG@10, paired by user; both (E,) ranks of the same events."""

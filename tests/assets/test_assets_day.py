@@ -30,6 +30,7 @@ DEMO = (
 [overrides.raserec_candidate]
 tolerance = 0.5
 least_events = 50
+least_users = 5
 
 [overrides.drift_report]
 least_events = 50

@@ -44,6 +44,7 @@ class Shop:
         result = self.run("incoming_interactions", incoming_interactions=config)
         assert failures(result) == {}
         (event,) = result.get_asset_materialization_events()
+        self.checks = result.get_asset_check_evaluations()
         return {name: value.value for name, value in event.materialization.metadata.items()}
 
     def raw(self):
@@ -80,6 +81,9 @@ def test_late_future_bad_and_repeated_rows_end_where_they_belong(shop):
     assert told["dagster/row_count"] == 8
     assert "2 of 2 rows cannot be read" in told["refused"]
     assert "c.csv" in told["refused"]
+    ((check, warned),) = [(one.check_name, one) for one in shop.checks]
+    assert (check, warned.passed, warned.severity) == ("files_accepted", False, dg.AssetCheckSeverity.WARN)
+    assert warned.metadata["reasons"].value.startswith("c.csv: 2 of 2 rows cannot be read")
     raw = shop.raw()
     added = [(1, 12, 2.0, 550), (2, 12, 1.0, now + 3600), (3, 10, 2.0, 1), (3, 11, 5.0, 900)]
     assert list(raw.interactions.itertuples(index=False, name=None)) == [*PUBLISHED, *added]
@@ -131,8 +135,10 @@ def test_a_file_that_may_not_be_read_is_named_and_the_others_go_on(shop, shaky):
     told = shop.take_in()
     assert told["files_judged_now"] == 2
     assert told["files_not_readable"].startswith("1.csv ([Errno 13] Permission denied: ")
+    assert shop.checks[0].metadata["reasons"].value.startswith("1.csv: [Errno 13] Permission denied: ")
     shaky.forbidden = ()
     told = shop.take_in()
+    assert [one.passed for one in shop.checks] == [True]
     assert (told["files_judged_now"], told["files"]) == (1, 3)
     assert "files_not_readable" not in told
 
@@ -149,3 +155,23 @@ def test_a_corrected_scale_takes_effect_on_what_was_refused_when_asked_for(shop)
     told = shop.take_in(judge_again=True)
     assert (told["files_judged_now"], told["files"], told["files_refused"]) == (1, 1, 0)
     assert shop.raw().incoming_rows == 1
+
+
+def test_a_withdrawn_file_is_told_and_its_rows_leave_the_raw_tables(shop):
+    shop.drop("a.csv", [(7, 10, 4, 1000)])
+    shop.drop("b.csv", [(8, 10, 1, 1000), (8, 11, 1, 1001)])
+    assert shop.take_in()["files_withdrawn"] == 0
+    assert shop.raw().incoming_rows == 3
+    result = shop.run("incoming_interactions", incoming_interactions={"withdraw": ["b.csv"], "judge_again": True})
+    assert failures(result)["incoming_interactions"].startswith("withdraw and judge_again: one takes back")
+    result = shop.run("incoming_interactions", incoming_interactions={"withdraw": ["c.csv"]})
+    assert failures(result)["incoming_interactions"].startswith("withdraw: 'c.csv' is neither a file's name nor")
+    told = shop.take_in(withdraw=["b.csv"])
+    assert (told["reused"], told["files"], told["files_withdrawn"], told["dagster/row_count"]) == (False, 1, 1, 1)
+    assert "b.csv" in told["withdrawn"]
+    assert shop.raw().incoming_rows == 1
+    shop.drop("c.csv", [(8, 10, 1, 1000), (8, 11, 1, 1001)])
+    told = shop.take_in()
+    assert "and not taken in again" in told["judged now"]
+    assert told["files"] == 1
+    assert shop.take_in(judge_again=True)["files"] == 2

@@ -5,11 +5,12 @@ import shutil
 from dataclasses import replace
 
 import dagster as dg
+import numpy as np
 import pandas as pd
 import pytest
 from assets_plant import Plant, failed_checks, failures, metadata
 
-from assets.promotion import opponent, uncompared
+from assets.promotion import CandidateSettings, choose_window, opponent, uncompared
 from assets.raw import load_table
 from rarec.data.demo import DemoSettings, generate_demo
 from rarec.errors import InputError
@@ -48,6 +49,7 @@ epochs = 2
 [overrides.raserec_candidate]
 tolerance = 0.5
 least_events = 20
+least_users = 1
 
 [overrides.drift_report]
 least_events = 20
@@ -383,6 +385,30 @@ def test_the_sensor_asks_once_for_what_the_newest_report_asks_for(plant, refresh
 def test_rule(candidate, tolerance, decision):
     compared = compare_paired([0.4, 0.5, 0.5, 0.6], candidate, seed=1)
     assert Rule(tolerance=tolerance).decide(compared)[0] == decision
+
+
+@pytest.mark.parametrize(
+    ("since", "changed", "what", "events"),
+    [
+        (30, {}, "all events that came after the training data", 20),
+        (30, {"most_events": 7}, "7 of all events that came after the training data", 7),
+        (30, {"least_events": 21}, "the last event of every user (leave-one-out)", 10),
+        (30, {"least_users": 11}, "the last event of every user (leave-one-out)", 10),
+        (41, {}, "the last event of every user (leave-one-out)", 10),
+    ],
+)
+def test_window_of_a_comparison(since, changed, what, events):
+    table = pd.DataFrame(
+        {
+            "user_index": np.repeat(np.arange(10), 4),
+            "item_index": np.arange(40),
+            "timestamp": np.tile([10, 20, 30, 40], 10),
+        }
+    )
+    settings = CandidateSettings(**{"least_events": 20, "least_users": 10, **changed})
+    window, told = choose_window(table, True, since, settings)
+    assert (told["what"], told["events"], len(window)) == (what, events, events)
+    assert (told["to"], told["newest"]) == (40, 40)
 
 
 def test_operations_are_no_part_of_everything(plant):

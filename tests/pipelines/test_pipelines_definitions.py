@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import dagster as dg
 import pytest
 
+from assets.raw import IncomingConfig
 from pipelines.definitions import STAGE_SETTINGS, build_defs, default_resources
 from pipelines.jobs import CASCADE, TRACKS
 from rarec.errors import InputError
@@ -152,7 +153,7 @@ def test_schedules_are_weekly_and_off_and_ask_for_each_data_set_once(tmp_path):
 @pytest.mark.parametrize(
     ("variable", "value", "message"),
     [
-        ("RAREC_SCHEDULED", "demo, none", "Unknown data set 'none'"),
+        ("RAREC_SCHEDULED", "demo, none", "RAREC_SCHEDULED: Unknown data set 'none'"),
         ("RAREC_SCHEDULE", "weekly", "RAREC_SCHEDULE is 'weekly'; set it to a cron expression such as 0 3 "),
     ],
 )
@@ -276,17 +277,43 @@ def test_definitions_are_loadable_as_a_whole(tmp_path):
     dg.Definitions.validate_loadable(build_defs(home_with(tmp_path, OWN)))
 
 
-@pytest.mark.parametrize("stage", STAGE_SETTINGS)
+SETTINGS = {**STAGE_SETTINGS, "incoming_interactions": IncomingConfig}
+
+
+@pytest.mark.parametrize("stage", SETTINGS)
 def test_the_readme_lists_every_setting_and_its_default(stage):
-    readme = (Path(__file__).parents[2] / "README.md").read_text()
-    settings = readme.split("| asset | settings (default) |")[1].split("\n\n")[0]
-    rows = {match[1]: match[2] for match in re.finditer(r"^\| `(\w+)` \| (.*) \|$", settings, re.MULTILINE)}
-    row = rows[stage]
-    if match := re.match(r"as `(\w+)`(?:, without `(\w+)`)?$", row):
-        row = re.sub(rf" `{match[2]}` \([^)]*\),?", "", rows[match[1]])
-    told = {name: _value(text) for name, text in re.findall(r"`(\w+)` \(([^;)]*)", row)}
-    fields = STAGE_SETTINGS[stage].model_fields
+    told = _told_settings()[stage]
+    fields = SETTINGS[stage].model_fields
     assert told == {name: json.loads(json.dumps(field.default)) for name, field in fields.items()}
+
+
+def test_the_readme_lists_the_settings_of_every_asset(tmp_path):
+    defs = build_defs(home_with(tmp_path))
+    told = _told_settings()
+    exceptions = re.search(r"^\| every asset except (.*?) \| `force` \(false\)", _settings_table(), re.MULTILINE)[1]
+    names = {key.to_user_string() for key in defs.resolve_asset_graph().materializable_asset_keys}
+    assert set(told) <= names
+    for name in names:
+        fields = getattr(defs.resolve_assets_def(name).op.config_schema.config_type, "fields", {})
+        force = set() if f"`{name}`" in exceptions else {"force"}
+        assert set(fields) == set(told.get(name, {})) | force, name
+
+
+def _settings_table():
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    return readme.split("| asset | settings (default) |")[1].split("\n\n")[0]
+
+
+def _told_settings():
+    """Setting -> default, by asset, but for `force`."""
+    rows = {match[1]: match[2] for match in re.finditer(r"^\| `(\w+)` \| (.*) \|$", _settings_table(), re.MULTILINE)}
+    for stage, row in rows.items():
+        if match := re.match(r"as `(\w+)`(?:, without `(\w+)`)?$", row):
+            rows[stage] = re.sub(rf" `{match[2]}` \([^)]*\),?", "", rows[match[1]])
+    return {
+        stage: {name: _value(text) for name, text in re.findall(r"`(\w+)` \(([^;)]*)", row)}
+        for stage, row in rows.items()
+    }
 
 
 def _value(text):

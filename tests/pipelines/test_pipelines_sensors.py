@@ -8,7 +8,7 @@ import dagster as dg
 import pytest
 
 from pipelines import sensors
-from pipelines.sensors import follow_drift, notify_failure
+from pipelines.sensors import follow_drift, notify_failure, notify_warning
 from resources.home import RarecHome
 from resources.registry import ModelRegistry, Version
 from resources.tracking import MlflowTracking
@@ -19,27 +19,61 @@ def broken():
     raise dg.Failure("the row 7 of x.csv has no item", allow_retries=False)
 
 
+@dg.asset(partitions_def=dg.StaticPartitionsDefinition(["demo"]))
+def unforeseen():
+    try:
+        raise KeyError("item")
+    except KeyError as error:
+        raise ValueError("days must be above 0") from error
+
+
+@dg.asset(
+    partitions_def=dg.StaticPartitionsDefinition(["demo"]), check_specs=[dg.AssetCheckSpec("refused", asset="doubtful")]
+)
+def doubtful():
+    yield dg.MaterializeResult(
+        check_results=[
+            dg.AssetCheckResult(passed=False, severity=dg.AssetCheckSeverity.WARN, metadata={"files": "x.csv"})
+        ]
+    )
+
+
+@dg.asset
+def of_others():
+    raise dg.Failure("not ours", allow_retries=False)
+
+
+class Told:
+    """Both sensors on an instance, after their first ticks, and what they post."""
+
+    def __init__(self, instance, folder, address):
+        self.instance = instance
+        variables = {"RAREC_HOME": str(folder), "RAREC_WEBHOOK": address, "DAGSTER_PORT": "3333"}
+        self.home = RarecHome.from_environment(variables)
+        assert "secret" not in repr(self.home)
+        self.sensors = {sensor.name: sensor for sensor in (notify_failure(self.home), notify_warning(self.home))}
+        assets = [broken, unforeseen, doubtful]
+        jobs = [dg.define_asset_job(asset.key.to_user_string() + "_job", [asset]) for asset in assets]
+        self.defs = dg.Definitions(assets=assets, jobs=jobs, sensors=list(self.sensors.values()))
+        self.cursors = {}
+        self.tick()
+
+    def run(self, job, partition="demo", defs=None):
+        """As `make run` does it: in this process, which belongs to no code location."""
+        job = (defs or self.defs).resolve_job_def(job)
+        return job.execute_in_process(instance=self.instance, partition_key=partition, raise_on_error=False)
+
+    def tick(self):
+        for name, sensor in self.sensors.items():
+            context = dg.build_sensor_context(
+                self.instance, self.cursors.get(name), repository_def=self.defs.get_repository_def()
+            )
+            self.cursors[name] = sensor.evaluate_tick(context).cursor
+
+
 @pytest.fixture
-def failed():
-    with dg.DagsterInstance.ephemeral() as instance:
-        job = dg.Definitions(assets=[broken], jobs=[dg.define_asset_job("daily", [broken])]).resolve_job_def("daily")
-        yield instance, job.execute_in_process(instance=instance, partition_key="demo", raise_on_error=False)
-
-
-def tell(failed, tmp_path, address):
-    instance, result = failed
-    home = RarecHome.from_environment({"RAREC_HOME": str(tmp_path), "RAREC_WEBHOOK": address, "DAGSTER_PORT": "3333"})
-    assert "secret" not in repr(home)
-    context = dg.build_run_status_sensor_context(
-        sensor_name="notify_failure",
-        dagster_instance=instance,
-        dagster_run=result.dagster_run,
-        dagster_event=result.get_run_failure_event(),
-    ).for_run_failure()
-    notify_failure(home)(context)
-
-
-def test_a_webhook_gets_what_failed_and_where(failed, tmp_path):
+def posted():
+    """What arrives at a webhook, and its address."""
     got = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -53,24 +87,66 @@ def test_a_webhook_gets_what_failed_and_where(failed, tmp_path):
 
     server = HTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        tell(failed, tmp_path, f"http://127.0.0.1:{server.server_port}/secret")
-    finally:
-        server.shutdown()
+    yield got, f"http://127.0.0.1:{server.server_port}/secret"
+    server.shutdown()
+
+
+def test_a_webhook_gets_what_failed_and_where_once(tmp_path, posted):
+    got, address = posted
+    with dg.DagsterInstance.ephemeral() as instance:
+        told = Told(instance, tmp_path, address)
+        run_id = told.run("broken_job").run_id
+        told.tick()
+        told.tick()
+    assert got == [
+        {
+            "run": run_id,
+            "job": "broken_job",
+            "data_set": "demo",
+            "steps": ["broken"],
+            "error": "the row 7 of x.csv has no item",
+            "url": f"http://127.0.0.1:3333/runs/{run_id}",
+        }
+    ]
+
+
+def test_of_an_unforeseen_error_the_cause_is_told(tmp_path, posted):
+    got, address = posted
+    with dg.DagsterInstance.ephemeral() as instance:
+        told = Told(instance, tmp_path, address)
+        told.run("unforeseen_job")
+        told.tick()
+    assert [one["error"] for one in got] == ["KeyError: 'item'"]
+
+
+def test_a_run_that_succeeded_with_a_failed_check_is_told(tmp_path, posted):
+    got, address = posted
+    with dg.DagsterInstance.ephemeral() as instance:
+        told = Told(instance, tmp_path, address)
+        assert told.run("doubtful_job").success
+        told.tick()
     (payload,) = got
-    run_id = failed[1].run_id
-    assert payload == {
-        "run": run_id,
-        "job": "daily",
-        "data_set": "demo",
-        "steps": ["broken"],
-        "error": "the row 7 of x.csv has no item",
-        "url": f"http://127.0.0.1:3333/runs/{run_id}",
-    }
+    assert payload["steps"] == ["doubtful"]
+    assert payload["error"] == "check refused of doubtful failed: files: x.csv"
 
 
-def test_a_webhook_that_is_away_fails_nothing(failed, tmp_path):
-    tell(failed, tmp_path, "http://127.0.0.1:9/secret")
+def test_runs_of_other_code_locations_are_theirs_to_tell(tmp_path, posted):
+    got, address = posted
+    others = dg.Definitions(assets=[of_others], jobs=[dg.define_asset_job("theirs", [of_others])])
+    with dg.DagsterInstance.ephemeral() as instance:
+        told = Told(instance, tmp_path, address)
+        assert not told.run("theirs", partition=None, defs=others).success
+        from_the_graph = others.resolve_job_def("__ASSET_JOB")
+        from_the_graph.execute_in_process(instance=instance, asset_selection=[of_others.key], raise_on_error=False)
+        told.tick()
+    assert got == []
+
+
+def test_a_webhook_that_is_away_fails_nothing(tmp_path):
+    with dg.DagsterInstance.ephemeral() as instance:
+        told = Told(instance, tmp_path, "http://127.0.0.1:9/secret")
+        told.run("broken_job")
+        told.tick()
 
 
 @dg.asset(partitions_def=dg.StaticPartitionsDefinition(["demo", "own"]))

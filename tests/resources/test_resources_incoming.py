@@ -1,8 +1,13 @@
 """New files: judged once each, whatever their names, and never before they are complete."""
 
 import errno
+import hashlib
 import io
 import os
+import signal
+import sqlite3
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -13,9 +18,10 @@ import pyarrow.parquet as pq
 import pytest
 from fsspec.implementations.local import LocalFileSystem
 
-from rarec.data.ledger import Ledger
+from rarec.data.ledger import Ledger, Seen
 from rarec.data.spec import builtin_specs
-from resources.incoming import IncomingFiles, Report, ingest
+from rarec.errors import InputError
+from resources.incoming import IncomingFiles, Report, ingest, withdraw
 
 SPEC = builtin_specs()["ml-100k"]
 
@@ -193,6 +199,196 @@ def test_a_ledger_that_cannot_be_written_keeps_what_was_judged_before(arrivals, 
     assert arrivals.ledger.state() == before
     assert arrivals.ledger.files().equals(files)
     assert arrivals.rows() == sorted(TOLD[:8])
+
+
+WRONG = [(user, "60", 1, moment) for user, _, _, moment in ROWS]
+
+
+def sha256(arrivals, name):
+    return hashlib.sha256((arrivals.folder / name).read_bytes()).hexdigest()
+
+
+def test_a_correction_takes_the_place_of_what_is_withdrawn(arrivals):
+    arrivals.drop("a.csv", ROWS[:4])
+    arrivals.take_in()
+    right = arrivals.ledger.state()
+    arrivals.drop("b.csv", [*WRONG, ("1", "secret-item", 17, 5)])
+    wrong = sha256(arrivals, "b.csv")
+    arrivals.take_in()
+    before = arrivals.ledger.state()
+    assert len(arrivals.rows()) == 14
+    assert b"secret-item" in (arrivals.ledger.folder / "ledger.sqlite").read_bytes()
+    assert withdraw(arrivals.ledger, ["b.csv"]) == ["b.csv"]
+    assert arrivals.ledger.state() == right
+    assert arrivals.rows() == sorted(TOLD[:4])
+    assert b"secret-item" not in (arrivals.ledger.folder / "ledger.sqlite").read_bytes()
+    with sqlite3.connect(arrivals.ledger.folder / "ledger.sqlite") as database:
+        parts = [pd.read_parquet(io.BytesIO(content)) for (content,) in database.execute("SELECT content FROM parts")]
+    assert [len(part) for part in parts] == [4]
+    with pytest.raises(InputError, match="1 files were withdrawn while this run was about to read them; run it again"):
+        arrivals.ledger.read(before)
+    line = arrivals.ledger.files().set_index("names").loc["b.csv"]
+    assert (line["sha256"], line["rows"], line["withdrawn"][:3]) == (wrong, 10, "202")
+    arrivals.drop("b.csv", ROWS)  # under the same name, and no extension
+    arrivals.take_in()
+    assert arrivals.rows() == sorted(TOLD[:4] + TOLD)
+    corrected = arrivals.ledger.state()
+    assert withdraw(arrivals.ledger, [wrong[:8].upper(), wrong]) == []  # it is already, and a retry may ask again
+    with pytest.raises(InputError, match=r"'b.csv' stands for 2 contents, so give the beginning of one's hash.*withdr"):
+        withdraw(arrivals.ledger, ["b.csv"])
+    assert arrivals.ledger.state() == corrected
+
+
+def test_a_withdrawn_content_comes_back_when_it_is_judged_again_only(arrivals):
+    arrivals.drop("a.csv", WRONG)
+    arrivals.take_in()
+    held, before = arrivals.rows(), arrivals.ledger.state()
+    withdraw(arrivals.ledger, ["a.csv"])
+    arrivals.drop("b.csv", WRONG)
+    (judged,) = arrivals.take_in().judged
+    assert judged["verdict"].startswith("withdrawn 202")
+    assert judged["verdict"].endswith("and not taken in again")
+    assert arrivals.rows() == []
+    assert withdraw(arrivals.ledger, ["b.csv"]) == []
+    (judged,) = arrivals.take_in(judge_again=True).judged  # one file a content
+    assert judged["verdict"] == "judged again, accepted"
+    assert arrivals.rows() == held
+    assert arrivals.ledger.state().version not in ("", before.version)
+    assert arrivals.take_in(judge_again=True).judged == []
+    withdraw(arrivals.ledger, ["a.csv"])
+    for name in ("a.csv", "b.csv"):
+        (arrivals.folder / name).unlink()
+    arrivals.drop("c.csv", WRONG)
+    (judged,) = arrivals.take_in(judge_again=True).judged
+    assert judged["verdict"] == "judged again, accepted"
+    assert arrivals.rows() == held
+
+
+def test_with_a_file_that_grew_goes_what_it_began_as(arrivals):
+    for count in (3, 6, 10):
+        arrivals.drop("a.csv", ROWS[:count])
+        arrivals.take_in()
+    arrivals.drop("b.csv", WRONG[:1])
+    arrivals.take_in()
+    assert withdraw(arrivals.ledger, ["a.csv"]) == ["a.csv"]
+    assert arrivals.rows() == [("1", "60", ROWS[0][3])]
+    assert arrivals.ledger.files()["withdrawn"].notna().tolist() == [True, True, True, False]
+    assert withdraw(arrivals.ledger, ["a.csv"]) == []
+    arrivals.drop("a.csv", ROWS[:3])  # as it was before something wrong was written behind it
+    assert "not taken in again" in arrivals.take_in().judged[0]["verdict"]
+    arrivals.take_in(judge_again=True)
+    assert arrivals.rows() == sorted([*TOLD[:3], ("1", "60", ROWS[0][3])])
+    arrivals.drop("a.csv", ROWS[:5])
+    arrivals.take_in()
+    assert arrivals.rows() == sorted([*TOLD[:5], ("1", "60", ROWS[0][3])])
+
+
+@pytest.mark.parametrize(
+    ("wanted", "problem"),
+    [
+        ("c.csv", r"'c.csv' is neither a file's name nor the beginning \(4 characters or more\) of a content's hash"),
+        ("", "'' is neither"),
+        ("0", "'0' is neither"),
+        ("twice.csv", "'twice.csv' stands for 2 contents, so give the beginning of one's hash"),
+        ("refused.csv", "'refused.csv' is neither"),
+    ],
+)
+def test_what_names_nothing_or_two_withdraws_nothing(arrivals, wanted, problem):
+    arrivals.drop("twice.csv", ROWS)
+    arrivals.take_in()
+    arrivals.drop("twice.csv", WRONG)
+    arrivals.drop("good.csv", ROWS[:2])
+    arrivals.drop("refused.csv", [(user, "", 4, moment) for user, _, _, moment in ROWS])
+    arrivals.take_in()
+    before = arrivals.ledger.state()
+    known = rf"{sha256(arrivals, 'twice.csv')[:12]} \(twice.csv: 10 rows, recorded 20.*Nothing was withdrawn"
+    with pytest.raises(InputError, match=f"^withdraw: {problem}.*{known}"):
+        withdraw(arrivals.ledger, ["good.csv", wanted])
+    assert arrivals.ledger.state() == before
+    assert len(arrivals.rows()) == 22
+
+
+def test_nothing_can_be_withdrawn_before_anything_is_taken_in(arrivals):
+    with pytest.raises(InputError, match=r"withdraw: 'a.csv' names nothing; no file was taken in yet"):
+        withdraw(arrivals.ledger, ["a.csv"])
+    arrivals.ledger.look([Seen("a.csv", 1, "")], 0.0, 0.0)
+    with pytest.raises(InputError, match=r"'a.csv' is neither .* There is none\. Nothing was withdrawn"):
+        withdraw(arrivals.ledger, ["a.csv"])
+
+
+def test_a_hash_beginning_of_two_contents_withdraws_neither(arrivals, monkeypatch):
+    monkeypatch.setattr("rarec.data.ledger.HASH_LEAST", 0)
+    arrivals.drop("a.csv", ROWS)
+    arrivals.drop("b.csv", WRONG)
+    arrivals.take_in()
+    with pytest.raises(InputError, match=r"withdraw: '' stands for 2 contents.*\(b.csv: .*\(a.csv: "):
+        withdraw(arrivals.ledger, [""])
+    assert len(arrivals.rows()) == 20
+
+
+def test_a_process_killed_while_it_withdraws_has_withdrawn_nothing(arrivals):
+    arrivals.drop("a.csv", ROWS)
+    arrivals.drop("b.csv", [*WRONG, ("1", "", 4, 5)])
+    arrivals.drop("c.csv", ROWS[:5])
+    arrivals.take_in()
+    before, files, rows = arrivals.ledger.state(), arrivals.ledger.files(), arrivals.rows()
+    bad = arrivals.ledger.read(before).bad
+    assert len(bad) == 1
+    kill = (
+        "import os, signal, sys; from pathlib import Path; from rarec.data import ledger; "
+        "ledger._parquet = lambda _: os.kill(os.getpid(), signal.SIGKILL); "  # bad rows are deleted, good ones not yet
+        "ledger.Ledger(Path(sys.argv[1])).withdraw(['b.csv'])"
+    )
+    root = Path(__file__).parents[2]
+    child = subprocess.run([sys.executable, "-c", kill, str(arrivals.ledger.folder)], cwd=root, timeout=60)
+    assert child.returncode == -signal.SIGKILL
+    assert arrivals.ledger.state() == before
+    assert arrivals.ledger.files().equals(files)
+    assert arrivals.rows() == rows
+    assert arrivals.ledger.read(before).bad.equals(bad)
+    assert withdraw(arrivals.ledger, ["b.csv"]) == ["b.csv"]
+    assert arrivals.rows() == sorted(TOLD + TOLD[:5])
+
+
+def test_what_is_being_judged_again_is_withdrawn_after_that(arrivals):
+    arrivals.drop("a.csv", RATED)
+    arrivals.take_in()
+    held, begun, end = [], threading.Event(), threading.Event()
+    listing = arrivals.source.listing
+
+    def slow():
+        begun.set()
+        assert end.wait(60)
+        return listing()
+
+    arrivals.source.listing = slow
+    settled: list[Seen] = []
+    judging = threading.Thread(
+        target=lambda: ingest(arrivals.source, Ledger(arrivals.ledger.folder), WIDE, settled, judge_again=True)
+    )
+    judging.start()
+    assert begun.wait(60)
+    withdrawing = threading.Thread(target=lambda: held.extend(withdraw(Ledger(arrivals.ledger.folder), ["a.csv"])))
+    withdrawing.start()
+    withdrawing.join(0.3)
+    assert withdrawing.is_alive()
+    end.set()
+    judging.join()
+    withdrawing.join()
+    assert held == ["a.csv"]
+    assert arrivals.ledger.state().entries == ()
+    assert arrivals.ledger.files()["withdrawn"].notna().tolist() == [True, True]
+
+
+def test_a_ledger_of_before_withdrawals_is_gone_on_with(arrivals):
+    arrivals.drop("a.csv", ROWS)
+    arrivals.take_in()
+    before = arrivals.ledger.state()
+    with sqlite3.connect(arrivals.ledger.folder / "ledger.sqlite") as database:
+        database.execute("DROP TABLE withdrawals")
+    assert arrivals.ledger.state() == before
+    assert withdraw(arrivals.ledger, ["a.csv"]) == ["a.csv"]
+    assert arrivals.rows() == []
 
 
 def test_a_file_that_changes_has_not_settled_whatever_the_clock_says(arrivals):

@@ -54,6 +54,20 @@ def tracking(first_use):
     return first_use[0]
 
 
+def test_an_embedded_store_that_was_moved_is_refused(tmp_path):
+    def at(home):
+        uri = f"sqlite:///{home}/mlflow/mlflow.db"
+        return MlflowTracking(tracking_uri=uri, ui_url="", artifact_root=str(home / "mlflow" / "artifacts"))
+
+    home, moved = tmp_path / "home", tmp_path / "moved"
+    assert at(home).check() == at(home).check()
+    home.rename(moved)
+    with pytest.raises(InputError, match=f"store in {moved}/mlflow was made for file://{home}/mlflow/artifacts and"):
+        at(moved).check()
+    moved.rename(home)
+    assert at(home).check()
+
+
 def test_first_use_is_quiet_and_two_at_once_share_one_experiment(first_use, folder):
     _, outputs = first_use
     assert outputs == [(b"1\n", b""), (b"1\n", b"")]

@@ -2,7 +2,8 @@
 
 A block of whole lines goes through pyarrow's CSV parser. Where that cannot be trusted to keep one row a line (a quote
 left open, a lone carriage return, bytes that are not UTF-8), the block is read again line by line, slowly, and each bad
-line is named.
+line is named. Lines that one quoted value spans are one row, of the first one's number; a quote that nothing closes
+costs its own line only.
 """
 
 import csv
@@ -23,8 +24,11 @@ from rarec.errors import InputError
 
 BLOCK = 16 << 20  # bytes; large enough for vectors, small beside the data
 STAND_IN = b"\x1f"  # pyarrow takes one-byte delimiters only: `::` becomes the ASCII unit separator
+ROWS_WITHIN = 3  # so many whole rows in a value, and nothing else, are no value: the quote before them was left open
 UTF8_MARK = b"\xef\xbb\xbf"
 MakeColumn = Callable[[str], Column]
+# Strings of each column, the line (from 0) of each row, and (line, reason) of the lines with a wrong shape.
+Rows = tuple[list[pa.Array], np.ndarray, list[tuple[int, str]]]
 
 
 @dataclass(frozen=True)
@@ -99,10 +103,9 @@ def read_columns(
         names = _our_names(path, published, rename, required, layout)
         columns = [make_column(name) for name in names]
         utf8 = _Utf8Suspicion() if layout.encoding == "latin-1" else None
-        for block in _blocks(stream, block_size):
+        for block, (strings, lines, failures) in _parsed(stream, block_size, list(published), layout):
             if utf8:
                 utf8.look(block)
-            strings, lines, failures = _parse(block, list(published), layout)
             text = _line_texts(block, layout)
             for number, reason in failures:
                 quarantine.add(path.name, line + number, reason, text(number))
@@ -152,7 +155,7 @@ def _missing(path: Path, name: str, published: tuple[str, ...], layout: Layout) 
     found = ", ".join(repr(column) for column in published)
     return (
         f"{path.name}: no column {name!r} in its first line, which has {found} when split at {layout.delimiter!r}. "
-        "Check the file's delimiter, encoding and header, or the data set's column mapping."
+        "Check the file's delimiter, encoding and header, or the data set's column mapping if it has one."
     )
 
 
@@ -220,15 +223,25 @@ def _line_texts(block: bytes, layout: Layout) -> Callable[[int], str]:
     return text
 
 
-def _parse(block: bytes, names: list[str], layout: Layout) -> tuple[list[pa.Array], np.ndarray, list[tuple[int, str]]]:
-    """Strings of each column, the line (from 0) of each row, and (line, reason) of the lines with a wrong shape."""
+def _parsed(stream: BinaryIO, size: int, names: list[str], layout: Layout) -> Iterator[tuple[bytes, Rows]]:
+    """Blocks of whole lines and what stands in them; the lines of a value that a block leaves open begin the next."""
+    rest = b""
+    for chunk in _blocks(stream, size):
+        block = rest + chunk
+        rows, rest = _parse(block, names, layout)
+        if len(rest) < len(block):
+            yield block[: len(block) - len(rest)], rows
+    if rest:
+        yield rest, _parse_slowly(rest, names, layout, last=True)[0]
+
+
+def _parse(block: bytes, names: list[str], layout: Layout) -> tuple[Rows, bytes]:
+    """What stands in the block, and the lines at its end that belong to a value still open there."""
     fast = _parse_fast(block, names, layout)
-    return _parse_slowly(block, names, layout) if fast is None else fast
+    return _parse_slowly(block, names, layout, last=False) if fast is None else (fast, b"")
 
 
-def _parse_fast(
-    block: bytes, names: list[str], layout: Layout
-) -> tuple[list[pa.Array], np.ndarray, list[tuple[int, str]]] | None:
+def _parse_fast(block: bytes, names: list[str], layout: Layout) -> Rows | None:
     """As `_parse`; None where rows and lines may differ, or the text is not in its encoding."""
     if block.count(b"\r") != block.count(b"\r\n"):
         return None
@@ -263,34 +276,57 @@ def _parse_fast(
     lines = _count(block)
     if table.num_rows + len(failures) != lines:
         return None
+    if layout.quoted:
+        last_line = block[block.rfind(b"\n", 0, -1) + 1 :].removesuffix(b"\n")
+        if b'"' in last_line and not _join([last_line], 0, len(names), layout)[1]:
+            return None
     kept = np.ones(lines, dtype=bool)
     kept[[number for number, _ in failures]] = False
     return [column.combine_chunks() for column in table.columns], np.flatnonzero(kept), failures
 
 
-def _parse_slowly(
-    block: bytes, names: list[str], layout: Layout
-) -> tuple[list[pa.Array], np.ndarray, list[tuple[int, str]]]:
-    """As `_parse`, one line at a time."""
+def _parse_slowly(block: bytes, names: list[str], layout: Layout, last: bool) -> tuple[Rows, bytes]:
+    """As `_parse`, one line at a time; the `last` block leaves nothing for another."""
     rows: list[list[str]] = []
     lines: list[int] = []
     failures: list[tuple[int, str]] = []
-    for number, raw in enumerate(block.removesuffix(b"\n").split(b"\n")):
+    texts = block.removesuffix(b"\n").split(b"\n")
+    number, rest = 0, b""
+    while number < len(texts):
+        spanned, reason = 1, ""
         try:
-            values = _split(raw.removesuffix(b"\r").decode(layout.encoding), layout)
-        except UnicodeDecodeError:
-            failures.append((number, f"not valid {layout.encoding}"))
-            continue
+            values = _split(_decode(texts[number], layout), layout)
         except csv.Error as error:
-            failures.append((number, f"quotes do not match ({error})"))
-            continue
-        if len(values) != len(names):
-            failures.append((number, _wrong_width(len(values), len(names), layout)))
-            continue
-        rows.append(values)
-        lines.append(number)
+            values, spanned = _join(texts, number, len(names), layout)
+            if not spanned and not last:
+                rest = b"\n".join(texts[number:]) + (b"\n" if block.endswith(b"\n") else b"")
+                break
+            spanned = max(spanned, 1)
+            reason = "" if values else f"quotes do not match ({error})"
+        if not _is_valid(b"\n".join(texts[number : number + spanned]), layout):
+            reason = f"not valid {layout.encoding}"
+        elif not reason and len(values) != len(names):
+            reason = _wrong_width(len(values), len(names), layout)
+        if reason:
+            failures.append((number, reason))
+        else:
+            rows.append(values)
+            lines.append(number)
+        number += spanned
     strings = [pa.array([row[i] for row in rows], pa.string()) for i in range(len(names))]
-    return strings, np.array(lines, dtype=np.int64), failures
+    return (strings, np.array(lines, dtype=np.int64), failures), rest
+
+
+def _decode(line: bytes, layout: Layout) -> str:
+    return line.removesuffix(b"\r").decode(layout.encoding, errors="surrogateescape")
+
+
+def _is_valid(text: bytes, layout: Layout) -> bool:
+    try:
+        text.decode(layout.encoding)
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _split(text: str, layout: Layout) -> list[str]:
@@ -299,6 +335,37 @@ def _split(text: str, layout: Layout) -> list[str]:
     if not text:
         return [""]
     return next(csv.reader([text], delimiter=layout.delimiter, escapechar=layout.escape, strict=True))
+
+
+def _join(texts: list[bytes], number: int, width: int, layout: Layout) -> tuple[list[str], int]:
+    """Values of the row of several lines that begins in line `number`, and how many it spans.
+
+    None and 1 where no quote is open or it is so by mistake; none and 0 where it is still open behind the last line.
+    """
+
+    def following() -> Iterator[str]:
+        for at in range(number, len(texts)):
+            yield _decode(texts[at], layout) + "\n"
+        raise EOFError
+
+    reader = csv.reader(following(), delimiter=layout.delimiter, escapechar=layout.escape, strict=True)
+    try:
+        values = next(reader)
+    except EOFError:
+        return [], 0
+    except csv.Error:
+        return [], 1
+    within = texts[number + 1 : number + reader.line_num - 1]
+    if len(within) >= ROWS_WITHIN and all(_has_width(text, width, layout) for text in within):
+        return [], 1
+    return values, reader.line_num
+
+
+def _has_width(line: bytes, width: int, layout: Layout) -> bool:
+    try:
+        return len(_split(_decode(line, layout), layout)) == width
+    except csv.Error:
+        return False
 
 
 def _wrong_width(found: int, expected: int, layout: Layout) -> str:

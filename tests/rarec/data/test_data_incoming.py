@@ -77,6 +77,22 @@ def test_a_file_written_by_a_clock_years_ahead_is_refused(tmp_path):
         parse_incoming(path, CLOCK, NOW)
 
 
+def test_a_quoted_line_break_loses_no_row_and_makes_none_up(tmp_path):
+    path = tmp_path / "new.csv"
+    path.write_text(
+        "comment,user_id,item_id,rating,timestamp\n"
+        '"good\nbuy",1,50,4,893000001\n"bad, 7,50,4,893000007\nbuy",2,50,17,893000002\nfair,3,50,4,893000003\n'
+    )
+    parsed = parse_incoming(path, CLOCK, NOW)
+    assert plain(parsed) == [(2, 1, 50, 4, 893_000_001), (6, 3, 50, 4, 893_000_003)]
+    assert [row[:2] for row in parsed.bad] == [(4, "rating '17' is outside 1 to 5")]
+    path.write_text('user_id,item_id,rating,timestamp\n"a\nb",1,5,893000001\nc,1,5,893000001\n')
+    assert [(row["line"], row["user_id"]) for row in parse_incoming(path, CLOCK, NOW).rows.to_pylist()] == [
+        (2, "a\nb"),
+        (4, "c"),
+    ]
+
+
 @pytest.mark.parametrize(
     "fault", [pa.ArrowMemoryError("malloc of size 64 failed"), OSError(errno.EIO, "Input/output error")]
 )
@@ -89,6 +105,43 @@ def test_a_fault_of_this_machine_is_none_of_a_parquet_file(tmp_path, monkeypatch
     with pytest.raises(type(fault)) as error:
         parse_incoming(path, CLOCK, NOW)
     assert error.value is fault
+
+
+def parquet_of(folder, **columns):
+    path = folder / "new.parquet"
+    ids = {"user_id": pa.array(range(1, 5)), "item_id": pa.array([50] * 4), "rating": pa.array([4] * 4)}
+    pq.write_table(pa.table({**ids, "timestamp": pa.array([893_000_000] * 4), **columns}), path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("column", "shown"), [("rating", "rating '1e+20' is outside 1 to 5"), ("timestamp", "timestamp '1e+20' is outside")]
+)
+@pytest.mark.parametrize("type_", [pa.float32(), pa.float64()])
+def test_a_number_beyond_all_bounds_is_one_bad_row_of_a_parquet_file(tmp_path, column, shown, type_):
+    values = pa.array([4.0, 1e20, 3.0, 5.0], type_)
+    parsed = parse_incoming(parquet_of(tmp_path, **{column: values}), CLOCK, NOW)
+    assert [row[0] for row in plain(parsed)] == [1, 3, 4]
+    ((line, reason, text),) = parsed.bad
+    assert (line, text[:5]) == (2, "2,50,")
+    assert reason.startswith(shown)
+
+
+def test_ids_beside_a_number_beyond_all_bounds_stay_whole(tmp_path):
+    ids = pa.array([17.0, 1e20, None, -(2.0**63)])
+    parsed = parse_incoming(parquet_of(tmp_path, user_id=ids), CLOCK, NOW)
+    assert parsed.rows["user_id"].to_pylist() == ["17", "1e+20", "-9.223372036854776e+18"]
+    assert [row[:2] for row in parsed.bad] == [(3, "user_id is empty")]
+
+
+@pytest.mark.parametrize(
+    "type_", [pa.date32(), pa.date64(), pa.timestamp("s"), pa.timestamp("ns"), pa.timestamp("us", "Europe/Berlin")]
+)
+def test_days_and_moments_of_a_parquet_file_are_seconds(tmp_path, type_):
+    midnight = 10_335 * DAY
+    days = pa.array([10_335] * 4, pa.int32()).cast(pa.date32())
+    path = parquet_of(tmp_path, timestamp=days.cast(pa.timestamp("s")).cast(type_) if type_ != pa.date32() else days)
+    assert parse_incoming(path, CLOCK, NOW).rows["timestamp"].to_pylist() == [midnight] * 4
 
 
 @pytest.mark.parametrize("keep", [4, 300, -1], ids=["its first bytes", "half", "all but one byte"])

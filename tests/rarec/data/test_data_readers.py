@@ -1,6 +1,7 @@
 import gzip
 import hashlib
 import shutil
+import time
 
 import numpy as np
 import pandas as pd
@@ -10,7 +11,7 @@ import pytest
 from rarec.data.columns import IdColumn, NumberColumn, TextColumn
 from rarec.data.quarantine import Quarantine
 from rarec.data.raw import read_raw
-from rarec.data.readers.delimited import Layout, _parse_fast, _parse_slowly, read_delimited
+from rarec.data.readers.delimited import Layout, _parse_fast, _parse_slowly, read_columns, read_delimited
 from rarec.data.spec import DatasetSpec
 from rarec.errors import InputError
 
@@ -293,6 +294,65 @@ def test_quote_left_open_costs_one_row(specs, samples, tmp_path):
     assert raw.quarantine.reason[0].startswith("quotes do not match")
 
 
+def read_text(tmp_path, content, block_size=1 << 20, names=("text", "user", "n")):
+    """Rows as read, numbers of their lines, and (line, reason) of the bad ones; column `n` holds 1 to 5."""
+    path = tmp_path / "new.csv"
+    path.write_bytes(",".join(names).encode() + b"\n" + content)
+    quarantine, lines = Quarantine(1), []
+
+    def make(name):
+        return NumberColumn(name, np.int64, 1, 5) if name == "n" else TextColumn(name)
+
+    columns = read_columns(path, Layout(",", quoted=True), {}, names, make, quarantine, block_size, lines)
+    table = pd.DataFrame({name: column.finish() for name, column in columns.items()})
+    return table.to_numpy().tolist(), np.concatenate(lines).tolist(), [row[:2] for row in quarantine.rows("new.csv")]
+
+
+BROKEN = [
+    # (lines, rows, their lines, bad lines)
+    (b'"a\nb",u0,1\nc,u1,2\n', [["a\nb", "u0", 1], ["c", "u1", 2]], [2, 4], []),
+    (b'"a\r\nb",u0,1\r\nc,u1,2\r\n', [["a\nb", "u0", 1], ["c", "u1", 2]], [2, 4], []),
+    (b'c,u1,2\n"a ""q""\n\n, b\n",u0,1', [["c", "u1", 2], ['a "q"\n\n, b\n', "u0", 1]], [2, 3], []),
+    (b'c,u1,9\nx,"u\n2",9\nc,u3,3\n', [["c", "u3", 3]], [5], [2, 3]),
+    (b'"a\nb",u0\nc,u1,2\n', [["c", "u1", 2]], [4], [2]),  # whole, and a value too few: one bad row
+    (b'"a\n\xffb",u0,1\nc,u1,2\n', [["c", "u1", 2]], [4], [2]),
+    (b'"\xffa\nb",u0,1\nc,u1,2\n', [["c", "u1", 2]], [4], [2]),
+    (b'"a,u0,1\nc,u1,2\n"d\nd",u2,3\n', [["c", "u1", 2], ["d\nd", "u2", 3]], [3, 4], [2]),
+    (b'c,u1,2\n"a,u0,1\n', [["c", "u1", 2]], [2], [3]),
+    (b'c,u1,2\nd,u0,"1', [["c", "u1", 2]], [2], [3]),
+    # An open quote, and a stray one far below: the rows between are no text.
+    (
+        b'"a,u0,1\n' + b"c,u1,2\n" * 5 + b'd",u2,3\ne,u3,4\n',
+        [*[["c", "u1", 2]] * 5, ['d"', "u2", 3], ["e", "u3", 4]],
+        [3, 4, 5, 6, 7, 8, 9],
+        [2],
+    ),
+]
+
+
+@pytest.mark.parametrize("block_size", [5, 17, 1 << 20])
+@pytest.mark.parametrize(("content", "rows", "lines", "bad"), BROKEN)
+def test_a_line_break_in_quotes_is_part_of_the_value(tmp_path, block_size, content, rows, lines, bad):
+    read = read_text(tmp_path, content, block_size)
+    assert read[:2] == (rows, lines)
+    assert [line for line, _ in read[2]] == bad
+
+
+def test_many_open_quotes_are_not_each_searched_to_the_end(tmp_path):
+    lines = [b'"a,u,1\n'] + [b'"",u,2\n'] * 40_000
+    began = time.process_time()
+    rows, _, bad = read_text(tmp_path, b"".join(lines) * 3, block_size=1 << 12)
+    assert len(rows) == 120_000
+    assert [line for line, _ in bad] == [2, 40_003, 80_004]
+    assert time.process_time() - began < 20  # about 1 s; each block anew from the open quote takes minutes
+
+
+def test_a_value_beyond_the_longest_is_one_bad_row(tmp_path):
+    rows, _, bad = read_text(tmp_path, b'"a,u,1\n' + b"b,u,2\n" * 50_000, block_size=1 << 14)
+    assert len(rows) == 50_000
+    assert [line for line, _ in bad] == [2]
+
+
 @pytest.mark.parametrize("content", [b"", b"userId,movieId,rating,timestamp\n"])
 def test_empty_file(specs, samples, tmp_path, content):
     folder = copy(samples / "ml-latest-small", tmp_path / "bad", ratings__csv=content)
@@ -445,7 +505,7 @@ def test_fast_parser_equals_the_slow_one(layout):
         fast = _parse_fast(block, ["a", "b"], layout)
         if fast is None:
             continue
-        slow = _parse_slowly(block, ["a", "b"], layout)
+        slow, _ = _parse_slowly(block, ["a", "b"], layout, last=True)
         if any("quotes" in reason for _, reason in slow[2]):
             continue  # text behind a closing quote: the fast parser takes it, the slow one does not
         # Blank lines are rows for one and failures for the other; the caller ignores both.

@@ -3,6 +3,7 @@ import pytest
 
 from rarec.evaluation.ctr import ctr_metrics
 from rarec.evaluation.promotion import Rule, compare_answers, evidence, with_unknown
+from rarec.evaluation.significance import compare_paired
 
 
 def test_what_a_model_does_not_know_it_cannot_tell_apart():
@@ -42,6 +43,19 @@ def test_learnable_differences_are_found(good, decision):
     compared, _ = compare_answers(baseline, candidate, label, user, seed=3)
     assert Rule().decide(compared)[0] == decision
     assert compared.candidate_mean == pytest.approx(ctr_metrics(candidate, label)[0])
+
+
+@pytest.mark.parametrize(("users", "decision"), [(50, "worse"), (5000, "not worse")])
+def test_the_strict_rule_passes_only_what_is_shown_not_to_be_worse(users, decision):
+    rng = np.random.default_rng(1)
+    baseline = rng.random(users)
+    candidate = baseline + 0.2 * rng.standard_normal(users)
+    compared = compare_paired(baseline, candidate - (candidate - baseline).mean() + 1e-4, seed=1)
+    assert compared.ci_low < 0 < compared.ci_high
+    assert Rule(tolerance=0.05).decide(compared)[0] == "not worse"
+    found, why = Rule(tolerance=0.05, strict=True).decide(compared)
+    assert found == decision
+    assert why.endswith("may be more than the tolerance of 5.0% below (strict)") == (decision == "worse")
 
 
 def test_an_undefined_difference_does_not_pass():

@@ -33,9 +33,22 @@ def test_users_count_alike():
     assert figures["HR@10"] == pytest.approx((1 / 3 + 1) / 2)
     assert figures["NDCG@10"] == pytest.approx((1 / 3 + 1 / np.log2(3)) / 2)
     assert figures["missed"] == 0.25
+    of_users = [1 / 3, 1 / np.log2(3)]
+    assert figures["NDCG@10 standard error"] == pytest.approx(abs(of_users[0] - of_users[1]) / 2)  # sd / sqrt(2)
+    assert Window(np.array([1]), np.array([0])).figures(ranks[:1])["NDCG@10 standard error"] == 0.5
     better = window.compare(ranks, np.array([1.0, 1.0, np.inf, 1.0]))
     assert better.n_users == 2
     assert better.difference == pytest.approx((1 / 3 + (1 - 1 / np.log2(3))) / 2)
+
+
+def test_events_are_drawn_with_the_seed():
+    window = Window(np.arange(100), np.arange(100) // 3)
+    drawn = window.drawn(10, seed=1)
+    assert len(drawn) == 10
+    assert (drawn.users == drawn.events // 3).all()
+    assert (np.diff(drawn.events) > 0).all()
+    assert drawn.events.tolist() == window.drawn(10, seed=1).events.tolist() != window.drawn(10, seed=2).events.tolist()
+    assert window.drawn(100, seed=1) is window
 
 
 def test_shares_of_what_is_unknown():
