@@ -34,7 +34,7 @@ from resources.artifacts import Artifact, ArtifactStore
 from resources.folders import Folders
 from resources.tracking import MlflowTracking, TrackedRun
 
-CTR_VERSION = "1"
+CTR_VERSION = "2"
 COMPARISON_VERSION = "1"
 INPUTS = (
     "interactions", "item_catalog", "ctr_samples", "textual_samples", "semantic_item_vectors",
@@ -327,5 +327,6 @@ def _notes(inputs: dict[str, Artifact]) -> list[str]:
         f"{predictions['prompts']:,} prompts were left out for the language model's token limit.",
         "The yardstick is fitted on the whole training split: length, mean rating and share of likes of the user's "
         "history, count and share of likes of the item.",
-        "Adapters are chosen on validation AUC; the test split is scored once, by `ctr_predictions`.",
+        "Adapters are chosen on validation AUC. These figures of the test split are of `ctr_predictions` and choose "
+        "nothing; `rella_candidate` scores test samples of its own draw to decide what becomes champion.",
     ]

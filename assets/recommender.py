@@ -34,7 +34,7 @@ from rarec.data.sequences import UserSequences
 from rarec.errors import InputError
 from rarec.raserec.augment import MODULE_FILES
 from rarec.raserec.encoders import ENCODER_FILES, load_encoder
-from rarec.raserec.recommender import NOW, Recommender
+from rarec.raserec.recommender import Recommender, recommend_users
 from rarec.raserec.settings import FinetuneSettings, MemorySettings, PretrainSettings
 from rarec.retrieval.memory import BANK_FILES, MemoryBank, Queries
 from rarec.training.engine import worker_device
@@ -46,7 +46,7 @@ from resources.tracking import MODEL_NOT_LOGGED, MlflowTracking, TrackedRun
 PRETRAIN_VERSION = "2"
 MEMORY_VERSION = "3"
 FINETUNE_VERSION = "3"
-RECOMMEND_VERSION = "3"
+RECOMMEND_VERSION = "4"
 VALIDATION_FIGURES = ("HR@10", "NDCG@10")
 VALIDATION_SHOWN = ("HR@10", "NDCG@10", "masked_HR@10", "masked_NDCG@10")
 
@@ -256,8 +256,10 @@ def recommendations(
     tracking: MlflowTracking,
     folders: Folders,
 ) -> dg.MaterializeResult:
-    """The best items for every user from all that is known, by the champion, or by the present model where there is
-    none yet: one row a user and rank, with score and title.
+    """The best items for every user, by the champion from all interactions, or where there is none yet by the present
+    model from its sequences: one row a user and rank, with score and title.
+
+    Users of whom the model knows nothing get the most popular of its items, without score: `chosen_by` is popularity.
     """
     settings = resolve(RecommendSettings, config, folders.spec(context.partition_key), "recommendations")
     champion = tracking.registry("raserec", context.partition_key).champion()
@@ -269,27 +271,29 @@ def recommendations(
 
     def build(folder: Path, run: TrackedRun) -> Outcome:
         sequences, recommender, user_ids = _at_work(inputs, champion is None)
-        active = np.flatnonzero(sequences.lengths)
-        latest = sequences.offsets[1:][active] - 1
-        _, augmented = recommender.represent(sequences, latest, asked_at=NOW)
-        ranking = recommender.rank(augmented, sequences, latest, settings.top_n)
-        top_items, top_scores = ranking.lists(settings.exclude_seen)
-        user, place = np.nonzero(top_items.numpy() >= 0)
+        lists = recommend_users(recommender, sequences, settings.top_n, settings.exclude_seen)
+        user, place = np.nonzero(lists.items >= 0)
         items = load_table(made_of["item_catalog"], "items")
-        chosen = top_items.numpy()[user, place]
+        chosen = lists.items[user, place]
         table = pd.DataFrame(
             {
-                "user_id": user_ids.take(active[user]).array,
+                "user_id": user_ids.take(user).array,
                 "rank": (place + 1).astype(np.int32),
                 "item_id": items["item_id"].take(chosen).array,
                 "title": items["title"].take(chosen).array,
-                "score": top_scores.numpy()[user, place].astype(np.float32),
+                "score": lists.scores[user, place],
+                "chosen_by": np.where(lists.by_popularity[user], "popularity", "model"),
             }
         )
         table.to_parquet(folder / "recommendations.parquet", index=False)
         model = "the present raserec_finetuned" if champion is None else f"champion, version {champion.number}"
-        values = {"model": model, "users": len(active), "rows": len(table), "dagster/row_count": len(table)}
-        return Outcome(values, {"preview": markdown_table(table.head(10))}, {"users": len(active), "rows": len(table)})
+        figures: dict[str, float] = {
+            "users": sequences.n_users,
+            "users_by_popularity": int(lists.by_popularity.sum()),
+            "rows": len(table),
+        }
+        values = {"model": model, **figures, "dagster/row_count": len(table)}
+        return Outcome(values, {"preview": markdown_table(table.head(10))}, figures)
 
     result, _ = materialise(
         context,

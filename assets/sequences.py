@@ -76,17 +76,18 @@ def user_sequences(
             table["user_index"], table["item_index"], table["timestamp"], len(users), n_items, short_users, users
         )
         sequences.save(folder)
-        prefixes = sequences.prefixes("train")
+        prefixes, evaluated = sequences.prefixes("train"), sequences.evaluated_users()
         values = {
             "users": sequences.n_users,
             "items": n_items,
             "interactions": len(sequences.items),
             "training_prefixes": len(prefixes),
-            "evaluated_users": len(sequences.evaluated_users()),
+            "evaluated_users": len(evaluated),
             "mean_length": float(sequences.lengths.mean()),
             "median_length": float(np.median(sequences.lengths)),
             "longest": int(sequences.lengths.max()),
             "time": time,
+            **({"tied_test_targets": sequences.tied_test_targets()} if time == "clock" and len(evaluated) else {}),
             **window,
         }
         return Outcome(values, metrics={k: v for k, v in values.items() if not isinstance(v, str)})

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from rarec.training.engine import keep_freed_memory, peak_memory_mib
-from rarec.training.fit import FitSettings, Objective, Report, fit
-from rarec.training.progress import LONE_WORKER
+from rarec.training.fit import FitSettings, Objective, fit
+from rarec.training.progress import LONE_WORKER, Report
 
 # What the launcher sets for a lone worker on the CPU.
 WORKER_ENVIRONMENT = {**LONE_WORKER, "DS_ACCELERATOR": "cpu"}  # on a GPU: "cuda"

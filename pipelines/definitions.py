@@ -7,6 +7,7 @@ from typing import Any
 import dagster as dg
 
 from assets import (
+    baselines,
     ctr_reports,
     drift,
     instruction,
@@ -48,6 +49,7 @@ ASSET_MODULES = (
     semantic,
     instruction,
     language,
+    baselines,
     reports,
     ctr_reports,
     promotion,
@@ -72,6 +74,7 @@ STAGE_SETTINGS = {
     **semantic.STAGE_SETTINGS,
     **instruction.STAGE_SETTINGS,
     **language.STAGE_SETTINGS,
+    **baselines.STAGE_SETTINGS,
     **ctr_reports.STAGE_SETTINGS,
     **promotion.STAGE_SETTINGS,
     **rella_promotion.STAGE_SETTINGS,

@@ -18,7 +18,7 @@ OPERATIONS, SWEEPS = "operations", "sweeps"
 RELLA_GROUPS = ("text", "semantic", "index", "instruction", "language")
 TRACKS = {
     "raserec": dg.AssetSelection.groups("raw", "sequences", "recommender")
-    | dg.AssetSelection.assets("ranking_metrics"),
+    | dg.AssetSelection.assets("ranking_baselines", "ranking_metrics"),
     "rella": dg.AssetSelection.groups("raw", *RELLA_GROUPS) | dg.AssetSelection.assets("ctr_metrics"),
 }
 PROMOTION = dg.AssetSelection.assets("raserec_candidate", "raserec_champion")

@@ -43,7 +43,7 @@ GROUPS = {
     "baselines": {"ctr_baselines", "ranking_baselines"},
     "reports": {"ctr_metrics", "ranking_metrics", "comparison_report"},
 }
-RASEREC = GROUPS["raw"] | GROUPS["sequences"] | GROUPS["recommender"] | {"ranking_metrics"}
+RASEREC = GROUPS["raw"] | GROUPS["sequences"] | GROUPS["recommender"] | {"ranking_baselines", "ranking_metrics"}
 
 
 @pytest.fixture(scope="module")

@@ -84,6 +84,13 @@ class UserSequences:
         ends = self.train_ends[self.evaluated_users()]
         return ends - 1 if split == "valid" else ends
 
+    def tied_test_targets(self) -> float:
+        """Share of the evaluated users whose test and validation items have the same time: which of the two came last
+        is then a matter of the order in the data. NaN without evaluated users.
+        """
+        last = self.offsets[1:][self.evaluated_users()] - 1
+        return float((self.timestamps[last] == self.timestamps[last - 1]).mean()) if len(last) else float("nan")
+
     def next_items(self, prefixes: IntArray) -> IntArray:
         """The item that follows each prefix."""
         return self.items[prefixes + 1]

@@ -18,6 +18,7 @@ from rarec.evaluation.tables import number
 
 # Ink and rule are replaced in the SVG by the page's own colours; the others read well on light and on dark ground.
 INK, RULE = "#1f2429", "#d9dde2"
+MOST_LEVEL_LABELS = 8  # bars of half a page whose values stand side by side; those of more stand upright
 COLOURS = ("#4c8bd6", "#e2853b", "#4fa66a", "#b465c0", "#c9a227", "#5aa9b5")
 AnyReport = TypeVar("AnyReport", bound=Report)
 
@@ -95,15 +96,18 @@ def bars(
     `values` maps (model, place) to the metric.
     """
     width = 0.8 / max(len(models), 1)
+    crowded = len(models) * len(places) > MOST_LEVEL_LABELS
     words = []
     for m, model in enumerate(models):
         heights = [values.get((model, place), math.nan) for place in places]
         offsets = [p + (m - (len(models) - 1) / 2) * width for p in range(len(places))]
         drawn = axes.bar(offsets, heights, 0.92 * width, color=COLOURS[m % len(COLOURS)], label=model)
-        axes.bar_label(drawn, labels=[number(height) for height in heights], fontsize=8, padding=2)
+        axes.bar_label(
+            drawn, labels=[number(height) for height in heights], fontsize=8, padding=2, rotation=90 if crowded else 0
+        )
         words += [f"{model}, {place}: {metric} {number(h)}" for place, h in zip(places, heights, strict=True)]
     axes.set_ylabel(metric)
-    axes.margins(y=0.14)
+    axes.margins(y=0.28 if crowded else 0.14)
     return words
 
 

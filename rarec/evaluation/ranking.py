@@ -5,7 +5,7 @@ Nothing is sampled: all items compete. Items with equal scores are ordered by it
 ranks and lists are deterministic. This module holds no model and no data loading.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,11 +14,13 @@ import torch
 from torch import Tensor
 
 from rarec.errors import InputError
+from rarec.training.progress import Report, quiet
 
 Ranks = Tensor | npt.ArrayLike
 PerUser = npt.NDArray[np.float64]
 
 CUTOFFS = (5, 10, 20, 50)
+CPU = torch.device("cpu")
 # Scores are written, compared and summed block by block: 16 MB stay in the caches of a CPU and still fill a GPU.
 BLOCK_BYTES = 16 << 20
 
@@ -62,6 +64,7 @@ def full_ranking(
     *,
     top_n: int = 0,
     block: int | None = None,
+    report: Report = quiet,
 ) -> RankingResult:
     """Rank each user's target among all items by dot product, unmasked and masked, in one pass over the scores.
 
@@ -73,6 +76,7 @@ def full_ranking(
         seen_items: (S,) item indices.
         top_n: length of the recommendation lists; 0 makes none.
         block: users per block of scores; by default as many as 16 MB of scores hold.
+        report: is told before each block how many users are done.
 
     Raises:
         InputError: shapes or indices do not fit, or a score would not be a number.
@@ -81,9 +85,40 @@ def full_ranking(
     may differ in the last bit, depending on how the matrix product is cut into tiles.
     """
     _check_vectors(queries, item_embeddings)
-    n_users, n_items = len(queries), len(item_embeddings)
-    device = queries.device
     dtype = torch.promote_types(torch.promote_types(queries.dtype, item_embeddings.dtype), torch.float32)
+    items_t = item_embeddings.to(dtype).T  # (d, I)
+
+    def score(users: Tensor, scores: Tensor) -> None:
+        torch.mm(queries[users].to(dtype), items_t, out=scores)
+
+    shape = (len(queries), len(item_embeddings))
+    return ranking_by_scores(
+        score, shape, targets, seen_offsets, seen_items,
+        dtype=dtype, device=queries.device, top_n=top_n, block=block, report=report,
+    )  # fmt: skip
+
+
+@torch.no_grad()
+def ranking_by_scores(
+    score: Callable[[Tensor, Tensor], None],
+    shape: tuple[int, int],
+    targets: Tensor,
+    seen_offsets: Tensor,
+    seen_items: Tensor,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device = CPU,
+    top_n: int = 0,
+    block: int | None = None,
+    report: Report = quiet,
+) -> RankingResult:
+    """`full_ranking` by any finite scores: ``score`` gets users (B,) and fills in their scores (B, I).
+
+    Args:
+        shape: (U, I).
+        dtype, device: of the scores.
+    """
+    n_users, n_items = shape
     targets = targets.to(device, torch.int64)
     if targets.shape != (n_users,):
         raise InputError(
@@ -114,11 +149,12 @@ def full_ranking(
         )
         for _ in range(2 if top_n else 0)
     ]
-    items_t = item_embeddings.to(dtype).T  # (d, I)
     buffer = torch.empty(min(block, n_users), n_items, dtype=dtype, device=device)
     for b, (start, stop) in enumerate(zip(starts, stops, strict=True)):
+        report(step=start, steps=n_users, unit="user")
         users = order[start:stop]
-        scores = torch.mm(queries[users].to(dtype), items_t, out=buffer[: stop - start])  # (B, I)
+        scores = buffer[: stop - start]  # (B, I)
+        score(users, scores)
         target = targets[start:stop, None]  # (B, 1)
         target_score = scores.gather(1, target)  # (B, 1)
         keys = seen_keys[seen_bounds[b] : seen_bounds[b + 1]]

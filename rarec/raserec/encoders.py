@@ -21,6 +21,7 @@ from rarec.errors import InputError
 from rarec.raserec.packing import PackedRows, PackedSteps, pack_rows, pack_steps
 from rarec.raserec.settings import EncoderSettings
 from rarec.training.dropout import Dropout, DropoutBits
+from rarec.training.progress import Report, quiet
 
 INITIAL_STD = 0.02  # SASRec's and BERT's customary initial scale
 NORM_EPS = 1e-12
@@ -48,8 +49,13 @@ class SequenceEncoder(nn.Module):
         raise NotImplementedError
 
     @torch.no_grad()
-    def encode(self, sequences: UserSequences, prefixes: IntArray, batch_tokens: int = 16384) -> Tensor:
-        """(P, D) representations of ``prefixes`` (ascending positions), without dropout, in evaluation mode."""
+    def encode(
+        self, sequences: UserSequences, prefixes: IntArray, batch_tokens: int = 16384, report: Report = quiet
+    ) -> Tensor:
+        """(P, D) representations of ``prefixes`` (ascending positions), without dropout, in evaluation mode.
+
+        ``report`` is told before each batch how many are done.
+        """
         device = self.item_embedding.device
         windows = self.windows(sequences, prefixes)
         result = self.item_embedding.new_empty(len(prefixes), self.settings.dim)
@@ -58,6 +64,7 @@ class SequenceEncoder(nn.Module):
         was_training = self.training
         self.eval()
         for part in np.split(np.arange(len(windows)), np.flatnonzero(np.diff(batch_of)) + 1):
+            report(step=int(first_output[part[:1]].sum()), steps=len(prefixes), unit="prefix")
             chosen = windows.take(part)
             rows = torch.from_numpy(ranges(first_output[part], chosen.outputs))
             result[rows.to(device)] = self(self.pack(sequences, chosen).to(device))

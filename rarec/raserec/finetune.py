@@ -6,6 +6,7 @@ memory is a constant of this stage: they are computed once, and an epoch only tr
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,8 @@ from rarec.retrieval.memory import MemoryBank, Queries
 from rarec.training.dropout import DropoutBits
 from rarec.training.engine import keep_freed_memory, rank, shares, worker_device
 from rarec.training.engine_settings import EngineSettings
-from rarec.training.fit import Report, fit
-from rarec.training.progress import ProgressReporter, worker_main
+from rarec.training.fit import fit
+from rarec.training.progress import ProgressReporter, Report, quiet, worker_main
 from rarec.training.softmax import full_softmax_loss
 from rarec.training.transfer import on_device
 
@@ -48,14 +49,21 @@ class Neighbours:
 
 
 def find_neighbours(
-    bank: MemoryBank, queries: Queries, item_embeddings: np.ndarray, settings: FinetuneSettings
+    bank: MemoryBank,
+    queries: Queries,
+    item_embeddings: np.ndarray,
+    settings: FinetuneSettings,
+    report: Report = quiet,
+    whose: str = "",
 ) -> Neighbours:
-    """Search the bank for the channels that ``settings`` weighs."""
+    """Search the bank for the channels that ``settings`` weighs; ``report`` is told of it as lists of ``whose``."""
     users = items = None
     if settings.beta > 0:
-        users = torch.from_numpy(bank.similar_users(queries, settings.memories))
+        told = partial(report, stage=f"{whose} neighbour lists: similar users")
+        users = torch.from_numpy(bank.similar_users(queries, settings.memories, told))
     if settings.beta < 1:
-        items = torch.from_numpy(bank.suitable_items(queries, item_embeddings, settings.memories))
+        told = partial(report, stage=f"{whose} neighbour lists: suitable items")
+        items = torch.from_numpy(bank.suitable_items(queries, item_embeddings, settings.memories, told))
     return Neighbours(users, items)
 
 
@@ -110,6 +118,7 @@ class FinetuneObjective:
         self.settings = settings
         self.device = device
         self.accumulation = accumulation
+        self.report = report
         self.encoder = encoder.to(device).eval()
         self.items = self.encoder.item_embedding.detach()
         self.bits = DropoutBits(settings.seed)
@@ -118,16 +127,17 @@ class FinetuneObjective:
         self.model = FinetuneLoss(module.to(device), self.memories, self.items)
         embeddings = self.items.cpu().numpy()
 
-        report(stage="retrieval of all neighbour lists", force=True)
         # The memories are the training prefixes, so their representations are the queries.
         self.targets = torch.from_numpy(bank.targets).to(device)
         self.queries = self.memories.representations
         own = Queries.of(sequences, bank.prefixes, bank.representations)
-        self.neighbours = find_neighbours(bank, own, embeddings, settings).to(device)
+        self.neighbours = find_neighbours(bank, own, embeddings, settings, report, "training").to(device)
         valid = sequences.prefixes("valid")
-        self.valid_queries = encoder.encode(sequences, valid)
+        self.valid_queries = encoder.encode(
+            sequences, valid, report=partial(report, stage="representations of the validation queries")
+        )
         asked = Queries.of(sequences, valid, self.valid_queries.cpu().numpy())
-        self.valid_neighbours = find_neighbours(bank, asked, embeddings, settings).to(device)
+        self.valid_neighbours = find_neighbours(bank, asked, embeddings, settings, report, "validation").to(device)
         self._steps: list[IntArray] = []
 
     def start_epoch(self, epoch: int) -> int:
@@ -154,7 +164,8 @@ class FinetuneObjective:
 
     def validate(self) -> dict[str, float]:
         """Full-ranking metrics on the validation targets."""
-        return validation_metrics(self.sequences, self._augment_valid, self.encoder, self.model)
+        report = partial(self.report, stage="fine-tuning, validation: ranks")
+        return validation_metrics(self.sequences, self._augment_valid, self.encoder, self.model, report)
 
     @torch.no_grad()
     def _augment_valid(self, chosen: IntArray) -> Tensor:

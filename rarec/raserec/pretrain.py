@@ -4,11 +4,15 @@ The loss of a prefix is the full softmax cross-entropy of its next item plus the
 randomly drawn other prefix with the same next item. The official code encodes every prefix three times, padded to 50:
 once to recommend and once for each view. Here one causal pass over a window of a user's sequence serves all its
 prefixes, and the representation that recommends is also the first view: it is one dropout sample of the same
-distribution, and independent of the second view, so the expected gradient of a pair is the same (prefixes of one window
-share its dropout masks).
+distribution, and independent of the second view.
+
+It is not the official gradient in expectation: a step holds whole windows, so a prefix has neighbours from its own
+window among its in-batch negatives, which random batches hardly hold, and shares its dropout masks with them. No
+negative is left out, neither of the same user nor with the same next item.
 """
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +39,8 @@ from rarec.training.engine import (
     world_size,
 )
 from rarec.training.engine_settings import EngineSettings
-from rarec.training.fit import Report, fit
-from rarec.training.progress import ProgressReporter, worker_main
+from rarec.training.fit import fit
+from rarec.training.progress import ProgressReporter, Report, quiet, worker_main
 from rarec.training.softmax import full_softmax_loss, single_or_double
 from rarec.training.transfer import on_device
 
@@ -98,7 +102,12 @@ class PretrainObjective:
     choice = "NDCG@10"
 
     def __init__(
-        self, sequences: UserSequences, settings: PretrainSettings, device: torch.device, accumulation: int = 1
+        self,
+        sequences: UserSequences,
+        settings: PretrainSettings,
+        device: torch.device,
+        accumulation: int = 1,
+        report: Report = quiet,
     ):
         if accumulation > 1 and settings.contrastive_weight:
             raise InputError(
@@ -116,6 +125,7 @@ class PretrainObjective:
         self.settings = settings
         self.device = device
         self.accumulation = accumulation
+        self.report = report
         self.encoder = build_encoder(sequences.n_items, settings, DropoutBits(settings.seed)).to(device)
         self.model = PretrainLoss(self.encoder, settings.contrastive_weight, settings.temperature)
         self.windows = self.encoder.windows(sequences, self.prefixes)
@@ -168,14 +178,23 @@ class PretrainObjective:
         prefixes = self.sequences.prefixes("valid")
         return validation_metrics(
             self.sequences,
-            lambda chosen: self.encoder.encode(self.sequences, prefixes[chosen]),
+            lambda chosen: self.encoder.encode(
+                self.sequences,
+                prefixes[chosen],
+                report=partial(self.report, stage="pre-training, validation: representations"),
+            ),
             self.encoder,
             self.model,
+            partial(self.report, stage="pre-training, validation: ranks"),
         )
 
 
 def validation_metrics(
-    sequences: UserSequences, represent: Callable[[IntArray], Tensor], encoder: SequenceEncoder, model: nn.Module
+    sequences: UserSequences,
+    represent: Callable[[IntArray], Tensor],
+    encoder: SequenceEncoder,
+    model: nn.Module,
+    report: Report = quiet,
 ) -> dict[str, float]:
     """HR, NDCG and MRR of the validation targets, which the ranks share out.
 
@@ -183,6 +202,7 @@ def validation_metrics(
         represent: maps the chosen validation prefixes, by their numbers (U,), to (U, D).
         encoder: has the items' embeddings.
         model: is in training.
+        report: is told of the ranking.
     """
     every = sequences.prefixes("valid")
     # With ZeRO-3 a forward pass needs all ranks, so all go through the same batches.
@@ -198,6 +218,7 @@ def validation_metrics(
             torch.from_numpy(sequences.next_items(prefixes)),
             torch.from_numpy(offsets),
             torch.from_numpy(seen),
+            report=report,
         )
     unmasked, masked = (ranks if alone else joined(ranks, len(every)) for ranks in (result.rank, result.rank_masked))
     figures = {f"masked_{name}": value for name, value in ranking_table(masked, (10,)).items()}
@@ -214,7 +235,7 @@ def pretrain(
 ) -> dict[str, Any]:
     """Train the encoder; write ``encoder.safetensors``, ``encoder.json`` and ``history.json`` into ``output``."""
     engine = engine or EngineSettings()
-    objective = PretrainObjective(sequences, settings, worker_device(), engine.accumulation)
+    objective = PretrainObjective(sequences, settings, worker_device(), engine.accumulation, report)
     summary = fit(
         objective, settings, stage="pre-training", output=output, checkpoint=checkpoint, report=report, engine=engine
     )

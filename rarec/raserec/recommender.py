@@ -94,6 +94,43 @@ class Recommender:
         )
 
 
+@dataclass(frozen=True)
+class RecommendationLists:
+    """The best N items of U users.
+
+    Attributes:
+        items: (U, N) item indices, best first; -1 where there are fewer.
+        scores: (U, N) the model's; NaN where it gave none.
+        by_popularity: (U,) whether a user's list is the most popular items.
+    """
+
+    items: IntArray
+    scores: npt.NDArray[np.float32]
+    by_popularity: npt.NDArray[np.bool_]
+
+
+def recommend_users(
+    recommender: Recommender, sequences: UserSequences, top_n: int, exclude_seen: bool = True
+) -> RecommendationLists:
+    """Lists for all users from all that the sequences hold of them.
+
+    Of a user without any item (who did nothing that the model knows) there is nothing to ask it: they get the items
+    with the most interactions in the sequences, of equal ones the first.
+    """
+    idle = sequences.lengths == 0
+    active = np.flatnonzero(~idle)
+    items = np.full((sequences.n_users, top_n), -1, dtype=np.int64)
+    scores = np.full(items.shape, np.nan, dtype=np.float32)
+    latest = sequences.offsets[1:][active] - 1
+    _, vectors = recommender.represent(sequences, latest, asked_at=NOW)
+    best, score = recommender.rank(vectors, sequences, latest, top_n).lists(exclude_seen)
+    items[active], scores[active] = best.numpy(), score.numpy()
+    counts = np.bincount(sequences.items, minlength=sequences.n_items)
+    popular = np.argsort(-counts, kind="stable")[: min(top_n, np.count_nonzero(counts))]
+    items[np.ix_(idle, np.arange(len(popular)))] = popular
+    return RecommendationLists(items, scores, idle)
+
+
 def recommend_histories(
     recommender: Recommender, histories: Sequence[Sequence[int]], top_n: int, exclude_seen: bool = True
 ) -> list[tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]]:

@@ -125,8 +125,10 @@ class ServedRecommender:
     def ranks(self, translation: Translation, events: IntArray, bank: MemoryBank) -> npt.NDArray[np.float64]:
         """(E,) rank of each event's item among all items of the encoder but those its user already had.
 
-        The question is asked just before the event: the query is what the user did until then, and where there is a
-        clock no memory is younger. Infinite where the item is unknown, or the user did nothing known before.
+        The question is asked just before the event: the query is what stands before it in the user's history, and where
+        there is a clock every memory is older than the event. Where the user did several things at one time, the query
+        holds those that come first in the data, though no memory of that time is seen. Infinite where the item is
+        unknown, or the user did nothing known before.
 
         Args:
             events: (E,) rows of the translated interactions, ascending.

@@ -1,6 +1,6 @@
 """The tuned model for single questions: who, what they have rated, and an item that they may like."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +23,7 @@ from rarec.text.prompts import build_parts
 from rarec.text.templates import Template
 from rarec.text.tokens import PromptTokens
 from rarec.training.engine import worker_device
+from rarec.training.progress import Report, quiet
 
 BATCH_TOKENS = 16_384
 
@@ -119,7 +120,7 @@ class OnlineModel:
         offsets: IntArray,
         position: IntArray,
         batch_tokens: int = BATCH_TOKENS,
-        report: Callable[..., None] = lambda **_: None,
+        report: Report = quiet,
     ) -> npt.NDArray[np.float64]:
         """(B,) probabilities that interactions are likes, each from what the same user did before it.
 

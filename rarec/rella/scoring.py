@@ -4,7 +4,6 @@ Only the logits behind each prompt are computed, and batches hold prompts of sim
 padding or into words that nobody asks for. On a CPU, small models of Llama's form go through `CpuDecoder`.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -17,8 +16,8 @@ from rarec.rella.decoder import BATCH_TOKENS, cpu_decoder
 from rarec.rella.language_model import Answers, PaddedBatch, last_logits, pad
 from rarec.text.tokens import PromptTokens, by_length
 from rarec.training.memory import explain_out_of_memory
+from rarec.training.progress import Report, quiet
 
-Report = Callable[..., None]
 _CHUNK = 8192  # prompts put together at once, so that the first batch is scored at once
 MANY = 256  # prompts for which the weights are worth arranging
 
@@ -31,7 +30,7 @@ def score(
     answers: Answers,
     device: torch.device,
     batch_tokens: int = 16384,
-    report: Report = lambda **_: None,
+    report: Report = quiet,
     setting: str = "batch_tokens",
 ) -> tuple[npt.NDArray[np.float64], IntArray]:
     """(N,) probability of yes against no, and (N,) behaviours dropped for the token limit.

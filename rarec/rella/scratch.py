@@ -24,8 +24,8 @@ from rarec.text.prompts import NO_PART, Catalogue, PromptParts
 from rarec.text.tokens import PromptTokens
 from rarec.training.engine import from_rank_0, join_group, keep_freed_memory, rank, worker_device
 from rarec.training.engine_settings import EngineSettings
-from rarec.training.fit import Report, fit
-from rarec.training.progress import ProgressReporter, worker_main
+from rarec.training.fit import fit
+from rarec.training.progress import ProgressReporter, Report, worker_main
 
 BOS, EOS = "<s>", "</s>"
 CARD = "card.json"

@@ -17,10 +17,9 @@ from rarec.data.ctr import CtrSamples
 from rarec.data.ids import IdLookup
 from rarec.data.sequences import IntArray
 from rarec.rella.online import OnlineModel
-from rarec.rella.scoring import Report
 from rarec.text.templates import Template
 from rarec.training.engine import keep_freed_memory
-from rarec.training.progress import ProgressReporter, launched_rank, worker_main
+from rarec.training.progress import ProgressReporter, Report, launched_rank, quiet, worker_main
 
 COLUMNS = ["user_index", "user_id", "item_id", "rating"]
 
@@ -30,7 +29,7 @@ def ask_served(
     interactions: pd.DataFrame,
     targets: IntArray,
     batch_tokens: int,
-    report: Report = lambda **_: None,
+    report: Report = quiet,
 ) -> npt.NDArray[np.float64]:
     """(B,) probability that each target is a like, from all that its user did before; NaN for an item that the model
     does not know. Unknown items of a history are passed over, and an unknown user has no profile.

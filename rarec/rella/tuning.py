@@ -38,9 +38,9 @@ from rarec.training.engine import (
     world_size,
 )
 from rarec.training.engine_settings import EngineSettings
-from rarec.training.fit import FitSettings, Report, fit
+from rarec.training.fit import FitSettings, fit
 from rarec.training.memory import explain_out_of_memory
-from rarec.training.progress import ProgressReporter, worker_main
+from rarec.training.progress import ProgressReporter, Report, quiet, worker_main
 from rarec.training.transfer import on_device
 
 TUNING = "tuning.json"
@@ -153,7 +153,7 @@ class TuningObjective:
         seed: int,
         device: torch.device,
         accumulation: int = 1,
-        report: Report = lambda **_: None,
+        report: Report = quiet,
     ):
         # Answers as the loss counts them: tokens, or places among the two.
         few = settings.loss_over == "answers"

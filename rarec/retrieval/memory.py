@@ -22,11 +22,13 @@ from rarec.raserec.settings import MemorySettings
 from rarec.retrieval.exact import ExactSearch
 from rarec.retrieval.index import FloatArray, can_use_gpu, gpus_of_this_process, new_index, normalised
 from rarec.training.engine import worker_device
+from rarec.training.progress import Report, quiet
 
 NO_USER = -1  # a query by somebody who is not in the data
 
-# Bounds on what is held at once: queries of one search, candidate memories of one ordering.
-_CHUNK = 16_384
+# Bounds on what is held at once, and on what is done without a word: queries of one search (as many as Faiss takes at
+# once itself), candidate memories of one ordering.
+_CHUNK = 4096
 _CANDIDATES = 1_000_000
 _ARRAYS = ("representations", "users", "prefixes", "targets", "known_at")
 
@@ -158,13 +160,15 @@ class MemoryBank:
             future |= self.known_at[safe] > queries.times[:, None]
         return known & ~future
 
-    def similar_users(self, queries: Queries, k: int) -> IntArray:
+    def similar_users(self, queries: Queries, k: int, report: Report = quiet) -> IntArray:
         """(Q, k) ids of the k allowed memories most similar to each query, best first; -1 where there are fewer.
 
         Similarity is the cosine of representations. More than k are fetched, the forbidden ones removed, and queries
-        left with too few are searched again for more, so a flat index gives the exact answer.
+        left with too few are searched again for more, so a flat index gives the exact answer. ``report`` is told how
+        many queries are answered, as searches of a large bank take long.
         """
         self._require(k)
+        answered = _Answered(len(queries), report)
         found = np.full((len(queries), k), -1, dtype=np.int64)
         vectors = normalised(queries.vectors)
         for rows, search in self._searches(queries):
@@ -180,17 +184,21 @@ class MemoryBank:
                     # A short list that came back full may hide more; one with gaps has shown all there is.
                     more = (counts < k) & (ids[:, -1] >= 0) & (fetch < len(self))
                     pending.append(part[more])
+                    answered.add(int((~more).sum()))
                 rows = np.concatenate(pending)
                 surplus *= 4
+        answered.end()
         return found
 
-    def suitable_items(self, queries: Queries, item_embeddings: FloatArray, k: int) -> IntArray:
+    def suitable_items(self, queries: Queries, item_embeddings: FloatArray, k: int, report: Report = quiet) -> IntArray:
         """(Q, k) ids of the k allowed memories whose next items suit each query best; -1 where there are fewer.
 
         Memories are ordered by the cosine of the query with the embedding of their next item; the many memories that
-        share an item are ordered by the similarity of their representations to the query.
+        share an item are ordered by the similarity of their representations to the query. ``report`` is told how many
+        queries are answered.
         """
         self._require(k)
+        answered = _Answered(len(queries), report)
         by_item, items, first, counts, directions = self._sorted_by_item()
         search = faiss.IndexFlatIP(item_embeddings.shape[1])
         search.add(normalised(item_embeddings[items]))
@@ -217,9 +225,14 @@ class MemoryBank:
                 place = np.arange(len(row)) - np.searchsorted(row, row)
                 found[rows] = -1
                 found[rows[row[place < k]], place[place < k]] = ids[place < k]
-                short.append(rows[np.bincount(row, minlength=len(rows)) < k])
-            pending = np.concatenate(short) if depth < len(self) else pending[:0]
+                lacking = rows[np.bincount(row, minlength=len(rows)) < k]
+                if depth >= len(self):  # all there is has been looked at
+                    lacking = lacking[:0]
+                short.append(lacking)
+                answered.add(len(rows) - len(lacking))
+            pending = np.concatenate(short)
             depth *= 4
+        answered.end()
         return found
 
     def recall(self, queries: Queries, k: int) -> float:
@@ -303,6 +316,24 @@ class MemoryBank:
                 else ExactSearch(normalised(self.representations), worker_device())
             )
         return self._gpu_index
+
+
+class _Answered:
+    """Tells ``report`` how many of ``total`` queries are answered, for certain at the start and at the end."""
+
+    def __init__(self, total: int, report: Report):
+        self._done, self._total = 0, total
+        self._report = partial(report, steps=total, unit="query")
+        self._report(step=0, force=True)  # a look at the worker then tells what takes so long
+
+    def add(self, answered: int) -> None:
+        """So many more are."""
+        self._done += answered
+        self._report(step=self._done)
+
+    def end(self) -> None:
+        """All are, also those for whom there was nothing to search."""
+        self._report(step=self._total, force=True)
 
 
 def first_allowed(ids: IntArray, allowed: npt.NDArray[np.bool_], k: int) -> tuple[IntArray, IntArray]:

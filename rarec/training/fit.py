@@ -28,8 +28,8 @@ from rarec.training.engine import (
 )
 from rarec.training.engine_settings import EngineSettings
 from rarec.training.memory import explain_out_of_memory
+from rarec.training.progress import Report
 
-Report = Callable[..., None]
 HISTORY = "history.json"
 ENGINE = "deepspeed.json"
 SUMMARY = "summary.json"

@@ -40,7 +40,13 @@ INPUT_ERROR_EXIT = 2
 REPORT_SHARE = 0.0005  # of the time so far, between reports: the launcher's Pipes session keeps them all
 PARENT_CHECK_S = 1.0
 
+Report = Callable[..., None]  # of the arguments of `ProgressReporter.report`
+
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
+
+
+def quiet(**_: object) -> None:
+    """A `Report` to nobody, for work outside of training workers."""
 
 
 @dataclass(frozen=True)
@@ -121,11 +127,13 @@ class ProgressReporter:
     ) -> None:
         """Report where the stage stands; dropped if the last report is too recent, unless `force` (end of an epoch).
 
+        What is forced is a sign of life at once, too: long work may follow it.
+
         Without `eta_s` the time to the end of the stage is estimated from the pace of the steps since its first report.
         The training loop of every rank must report: a rank that does not for the launcher's `heartbeat_s` seconds is
         taken for hung.
         """
-        if self._heartbeat is not None and self._heartbeat.is_due():
+        if self._heartbeat is not None and (force or self._heartbeat.is_due()):
             self._heartbeat.beat(Progress(stage=stage, epoch=epoch, epochs=epochs, step=step, steps=steps).line())
         if self._send is None:
             return

@@ -44,7 +44,7 @@ def clear_signs(folder: Path, rank: int | None = None) -> None:
 
 
 class Heartbeat:
-    """Writes a rank's latest report to its `alive` file, at most once a second.
+    """Writes a rank's latest report to its `alive` file: forced ones, and of the others one a second.
 
     It beats when the training loop reports, not from a thread of its own, which would go on beating for a hung loop.
     """

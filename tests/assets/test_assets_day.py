@@ -202,6 +202,7 @@ def first_champion(day):
         "raserec_pretrained",
         "memory_bank",
         "raserec_finetuned",
+        "ranking_baselines",
         "ranking_metrics",
     } < trained.assets.keys()
     assert all(trained.checks.values())

@@ -20,6 +20,7 @@ from safetensors import safe_open
 import assets.raw
 import assets.recommender
 from assets.recommender import _ids_version
+from rarec.data.sequences import UserSequences
 from rarec.retrieval.memory import MemoryBank
 from resources import launcher
 from resources.launcher import TrainingLauncher
@@ -27,7 +28,8 @@ from resources.tracking import TrackedRun
 
 ALL = {
     "raw_interactions", "interactions", "item_catalog", "user_profiles", "user_sequences",
-    "raserec_pretrained", "memory_bank", "raserec_finetuned", "recommendations", "ranking_metrics",
+    "raserec_pretrained", "memory_bank", "raserec_finetuned", "recommendations", "ranking_baselines",
+    "ranking_metrics",
 }  # fmt: skip
 STAGE_2 = {"raserec_finetuned", "recommendations", "ranking_metrics"}
 PRETRAIN, FINETUNE = "rarec.raserec.pretrain", "rarec.raserec.finetune"
@@ -77,6 +79,7 @@ def test_first_run_builds_everything_with_one_worker_a_stage(first, launches):
 def test_every_check_ran_and_passed(first):
     checks = {(check.asset_key.to_user_string(), check.check_name) for check in first.get_asset_check_evaluations()}
     assert checks == {
+        ("incoming_interactions", "files_accepted"),
         *(("interactions", name) for name in ("schema", "unique_key", "time_order", "published_counts")),
         ("item_catalog", "schema"),
         ("user_profiles", "schema"),
@@ -106,6 +109,7 @@ def test_metadata_tells_identity_place_and_mlflow_run(plant, first):
         ("memory_bank", {"bank.json", "index.faiss", "representations.npy"}),
         ("raserec_finetuned", {"history.json"}),
         ("recommendations", {"recommendations.parquet"}),
+        ("ranking_baselines", {"ranks.parquet"}),
         ("ranking_metrics", {"report.html", "report.json"}),
     ],
 )
@@ -127,11 +131,25 @@ def test_training_artifacts_say_how_training_went(plant, first):
         assert "| epoch |" in values["history"]
 
 
+def test_sequences_tell_how_many_test_targets_are_tied(plant, first):
+    values = metadata(first)["user_sequences"]
+    assert (
+        values["tied_test_targets"]
+        == UserSequences.load(plant.artifact(first, "user_sequences").path).tied_test_targets()
+    )
+    assert 0 <= values["tied_test_targets"] < 1
+
+
 def test_ranking_metrics_page_shows_a_plot_and_both_models(plant, first):
     values = metadata(first)["ranking_metrics"]
     assert "data:image/png;base64," in values["plot"]
     assert Path(values["report"]).read_text().lstrip().lower().startswith("<!doctype html")
-    for model in ("pre-trained", "fine-tuned"):
+    baselines = metadata(first)["ranking_baselines"]
+    assert {name: values[name] for name in baselines.keys() & values.keys() if name.startswith("test ")} == {
+        name: baselines[name] for name in baselines if name.startswith("test ")
+    }
+    assert baselines["test item-KNN masked HR@10"] > 0
+    for model in ("popularity", "item-KNN", "pre-trained", "fine-tuned"):
         assert 0 <= values[f"test {model} unmasked NDCG@10"] <= values[f"test {model} unmasked HR@10"] <= 1
         assert model in values["tables"]
 
@@ -141,6 +159,8 @@ def test_recommendations_are_unseen_ranked_and_titled(plant, first):
     seen = pd.read_parquet(plant.artifact(first, "interactions").file("interactions.parquet"))
     items = pd.read_parquet(plant.artifact(first, "item_catalog").file("items.parquet")).set_index("item_id")
     assert table["user_id"].nunique() == 60
+    assert set(table["chosen_by"]) == {"model"}
+    assert metadata(first)["recommendations"]["users_by_popularity"] == 0
     assert len(table.merge(seen, on=["user_id", "item_id"])) == 0
     for _, part in table.groupby("user_id"):
         assert part["rank"].tolist() == list(range(1, 21))
@@ -254,7 +274,7 @@ def test_second_run_from_the_command_line_reuses_everything_and_prints_the_figur
     for model in ("pre-trained", "fine-tuned"):
         row = next(line for line in lines if line.startswith(model))  # test split, unmasked
         assert f"{figures[f'test {model} unmasked HR@10']:.4f}" in row
-    assert any("0 assets built, 11 reused" in line for line in lines)
+    assert any("0 assets built, 12 reused" in line for line in lines)
     assert f"report: {figures['report']}" in lines
 
 

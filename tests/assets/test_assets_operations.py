@@ -145,12 +145,24 @@ def test_without_new_events_what_was_kept_from_training_is_asked_for(plant, prom
 
 def test_new_data_do_not_stop_what_was_trained_before_them(plant, promoted, grow):
     """The tables are made anew, the models are not: they are compared, and recommend, as what they were made of."""
-    grow(0.8)
+    grow(0.8, extra=[("999", "999", 4.0, 956_700_001)])
     assert run(plant, "ingest").success
     again = run(plant, "promote")
     assert again.success, failures(again)
     assert metadata(again)["raserec_candidate"]["decision"] == "same"
     assert registry(plant).champion().number == 1
+    # Of the newcomer the champion knows nothing.
+    told = metadata(again)["recommendations"]
+    assert (told["model"], told["users_by_popularity"]) == ("champion, version 1", 1)
+    lists = load_table(plant.artifact(again, "recommendations"), "recommendations")
+    assert told["users"] == lists["user_id"].nunique()
+    newcomer = lists[lists["user_id"] == 999]
+    assert lists["chosen_by"].eq("popularity").tolist() == lists["user_id"].eq(999).tolist()
+    assert lists["score"].isna().tolist() == lists["user_id"].eq(999).tolist()
+    counts = load_table(plant.artifact(run(plant, "ingest"), "interactions"), "interactions")["item_id"].value_counts()
+    had = counts[newcomer["item_id"]].tolist()
+    assert newcomer["rank"].tolist() == list(range(1, 21))
+    assert had == sorted(counts[counts.index != 999], reverse=True)[:20]
 
 
 def test_the_alias_stays_where_the_champion_changed_after_the_comparison(plant, promoted, monkeypatch):

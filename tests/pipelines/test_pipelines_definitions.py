@@ -74,7 +74,7 @@ def test_jobs_cover_their_groups(tmp_path):
     assert operations <= {key for job in CASCADE for key in defs.resolve_job_def(job).asset_layer.executable_asset_keys}
     reports = {"raserec": "ranking_metrics", "rella": "ctr_metrics"}
     groups = {
-        "raserec": {"raw", "sequences", "recommender"},
+        "raserec": {"raw", "sequences", "recommender", "baselines"},
         "rella": {"raw", "text", "semantic", "index", "instruction", "language"},
     }
     assert set(TRACKS) == set(reports)

@@ -53,6 +53,18 @@ def test_every_rank_beats_at_most_once_a_second_whatever_the_wall_clock_does(tmp
     ]
 
 
+def test_forced_report_is_a_sign_of_life_however_soon_after_the_last(tmp_path, clock, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    heartbeat = Heartbeat(tmp_path, 1)
+    heartbeat.beat("start")
+    with ProgressReporter(heartbeat=heartbeat) as reporter:
+        clock.now += 0.1
+        reporter.report(stage="memories are read")
+        assert (tmp_path / "alive-1").read_text() == "1 start"
+        reporter.report(stage="neighbour lists", step=0, steps=9, force=True)
+    assert (tmp_path / "alive-1").read_text() == "2 neighbour lists  step 0/9"
+
+
 def test_beat_that_cannot_be_written_ends_nothing(tmp_path):
     Heartbeat(tmp_path / "missing", 0).beat("start")
 

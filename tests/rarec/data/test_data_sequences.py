@@ -46,6 +46,14 @@ def test_prefixes_and_next_items_by_hand(split, prefixes, targets):
     assert TINY.next_items(TINY.prefixes(split)).tolist() == targets
 
 
+def test_tied_test_targets_by_hand():
+    """Of three users with a test item one has it in the second of the validation item; short users do not count."""
+    times = [[1, 2, 2], [1, 1, 2], [1, 2, 3, 4], [5, 5]]
+    sequences = sequences_of([[0, 1, 2], [0, 1, 2], [0, 1, 2, 3], [0, 1]], 4, times)
+    assert sequences.tied_test_targets() == 1 / 3
+    assert np.isnan(sequences_of([[0, 1]], 2, [[5, 5]]).tied_test_targets())
+
+
 def test_seen_before_holds_the_prefix_and_never_the_target():
     offsets, seen = TINY.seen_before(TINY.prefixes("valid"))
     assert offsets.tolist() == [0, 3, 4]

@@ -53,7 +53,10 @@ def slow_ranking(queries, items, targets, offsets, seen_items, top_n):
 @pytest.mark.parametrize("tied", [True, False])
 def test_full_ranking_equals_sorting_each_user(block, seed, tied):
     problem = make_problem(seed=seed, tied=tied)
-    result = full_ranking(*problem, top_n=10, block=block)
+    told = []
+    result = full_ranking(*problem, top_n=10, block=block, report=lambda **values: told.append(values))
+    users = len(problem[0])
+    assert told == [{"step": start, "steps": users, "unit": "user"} for start in range(0, users, block or users)]
     rank, rank_masked, lists, lists_masked = slow_ranking(*problem, top_n=10)
     assert result.rank.tolist() == rank
     assert result.rank_masked.tolist() == rank_masked

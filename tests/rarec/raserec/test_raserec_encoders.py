@@ -49,7 +49,13 @@ def test_encode_in_small_batches_of_any_prefixes(sequences, kind):
     everything = encoder.encode(sequences, np.arange(len(sequences.items)))
     some = np.array([0, 3, 4, 7, 8, 12, 23, 24, 31, 45, 50])
     for batch_tokens in (1, 8, 30):
-        got = encoder.encode(sequences, some, batch_tokens=batch_tokens)
+        told = []
+        got = encoder.encode(sequences, some, batch_tokens, lambda step, told=told, **total: told.append((step, total)))
+        steps = [step for step, _ in told]
+        assert steps[0] == 0 <= steps[-1] < len(some)
+        assert steps == sorted(steps)
+        assert len(steps) > 1
+        assert all(total == {"steps": len(some), "unit": "prefix"} for _, total in told)
         torch.testing.assert_close(got, everything[some], rtol=1e-10, atol=1e-12)
     assert encoder.encode(sequences, some[:0]).shape == (0, SMALL["dim"])
 

@@ -64,6 +64,26 @@ def test_only_weighed_channels_are_searched(untrained, beta, channels):
         assert not torch.equal(found.users, found.items)
 
 
+def test_every_long_part_before_and_between_the_epochs_reports(untrained):
+    told = []
+    settings = QUICK_FINETUNE.model_copy(update={"beta": 0.5})
+    objective = FinetuneObjective(*untrained, settings, CPU, lambda **values: told.append(values))
+    steps = {}
+    for values in told:
+        steps.setdefault(values["stage"], []).append((values["step"], values["steps"]))
+    memories, users = len(untrained[2]), len(untrained[0].prefixes("valid"))
+    assert {stage: (found[0], found[-1]) for stage, found in steps.items()} == {
+        "training neighbour lists: similar users": ((0, memories), (memories, memories)),
+        "training neighbour lists: suitable items": ((0, memories), (memories, memories)),
+        "representations of the validation queries": ((0, users), (0, users)),
+        "validation neighbour lists: similar users": ((0, users), (users, users)),
+        "validation neighbour lists: suitable items": ((0, users), (users, users)),
+    }
+    told.clear()
+    objective.validate()
+    assert [values["stage"] for values in told] == ["fine-tuning, validation: ranks"]
+
+
 def test_neighbours_are_sliced_together():
     both = Neighbours(torch.arange(12).view(4, 3), -torch.arange(12).view(4, 3))
     rows = both[torch.tensor([2, 0])].to(CPU)

@@ -149,6 +149,18 @@ def test_validation_is_the_full_ranking_of_the_validation_targets(sequences):
     assert 0.5 < best["NDCG@10"] <= 1
 
 
+def test_validation_reports_what_it_is_about(sequences):
+    told = []
+    objective = PretrainObjective(sequences, QUICK, CPU, report=lambda **values: told.append(values))
+    assert told == []
+    objective.validate()
+    users = len(sequences.prefixes("valid"))
+    assert [(values["stage"], values["step"], values["steps"]) for values in told] == [
+        ("pre-training, validation: representations", 0, users),
+        ("pre-training, validation: ranks", 0, users),
+    ]
+
+
 @pytest.mark.parametrize("lengths", [[3, 3, 3], [2, 2, 1], []], ids=str)
 def test_sequences_too_short_to_train_or_validate_are_refused(lengths):
     with pytest.raises(InputError, match=r"nothing to train on or to validate with.*four or more interactions"):

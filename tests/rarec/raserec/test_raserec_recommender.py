@@ -1,10 +1,11 @@
 import numpy as np
+import pytest
 import torch
-from raserec_toys import sequences_of
+from raserec_toys import sequences_of, unchanged
 
 from rarec.raserec.augment import RetrievalAugmentedModule
 from rarec.raserec.encoders import build_encoder
-from rarec.raserec.recommender import NOW, Recommender, recommend_histories
+from rarec.raserec.recommender import NOW, Recommender, recommend_histories, recommend_users
 from rarec.raserec.settings import EncoderSettings, FinetuneSettings, MemorySettings
 from rarec.retrieval.memory import MemoryBank
 from rarec.training.dropout import DropoutBits
@@ -54,6 +55,27 @@ def test_seen_items_and_empty_histories():
     assert len(nothing) == len(no_scores) == 0
     ((everything, _),) = recommend_histories(recommender, [[3, 1]], 8, exclude_seen=False)
     assert sorted(everything) == list(range(8))
+
+
+@pytest.mark.parametrize("exclude_seen", [True, False])
+def test_everybody_gets_a_list_and_who_did_nothing_known_the_most_popular(exclude_seen):
+    """Items 1 to 4 were had three times, 0 and 5 to 7 twice."""
+    sequences, recommender = make_recommender()
+    more = sequences_of([*ITEMS, [], []], 8, [*TIMES, [], []])
+    with unchanged(more, recommender.bank.representations):
+        lists = recommend_users(recommender, more, 10, exclude_seen)
+    assert lists.by_popularity.tolist() == [False] * 4 + [True] * 2
+    assert lists.items[4:].tolist() == [[1, 2, 3, 4, 0, 5, 6, 7, -1, -1]] * 2
+    assert np.isnan(lists.scores[4:]).all()
+    alone = recommend_users(recommender, sequences, 10, exclude_seen)
+    assert not alone.by_popularity.any()
+    np.testing.assert_array_equal(lists.items[:4], alone.items)
+    np.testing.assert_array_equal(lists.scores[:4], alone.scores)
+    assert (alone.items >= 0).sum(1).tolist() == ([3, 3, 5, 3] if exclude_seen else [8] * 4)
+    short = recommend_users(recommender, more, 2, exclude_seen)
+    assert short.items.tolist() == lists.items[:, :2].tolist()
+    few = recommend_users(recommender, sequences_of([ITEMS[0], []], 8, [TIMES[0], []]), 10, exclude_seen)
+    assert few.items[1].tolist() == [0, 1, 2, 3, 4, -1, -1, -1, -1, -1]  # what nobody has is not popular
 
 
 def test_remembering_leaves_the_bank_of_others_as_it_was():

@@ -101,6 +101,36 @@ def test_suitable_items_equal_brute_force(sequences, monkeypatch, k, time_cut):
         assert_best(found[q], keys, allowed, k)
 
 
+class Told:
+    """What a search reports: the steps, all of the same total and unit, and which were forced."""
+
+    def __init__(self, total):
+        self.total, self.steps, self.forced = total, [], []
+
+    def __call__(self, step, steps, unit, force=False):
+        assert (steps, unit) == (self.total, "query")
+        self.steps.append(step)
+        self.forced.append(force)
+
+
+@pytest.mark.parametrize("time_cut", [False, True])
+def test_searches_tell_how_many_queries_are_answered(sequences, monkeypatch, time_cut):
+    """Or a worker that searches a large bank would be taken for hung."""
+    monkeypatch.setattr(memory_module, "_CHUNK", 7)
+    monkeypatch.setattr(memory_module, "_CANDIDATES", 300)
+    bank = new_bank(sequences, MemorySettings(time_cut=time_cut))
+    queries = all_queries(sequences)
+    for search in (bank.similar_users, lambda *rest: bank.suitable_items(rest[0], vectors(ITEMS, seed=6), *rest[1:])):
+        told = Told(len(queries))
+        found = search(queries, 20, told)
+        assert np.array_equal(found, search(queries, 20))
+        assert len(told.steps) > len(queries) / 7  # every chunk is told of, also those that answer no query yet
+        assert (told.steps[0], told.steps[-1]) == (0, len(queries))
+        assert told.steps == sorted(told.steps)
+        assert len(set(told.steps)) > 5
+        assert [place for place, force in enumerate(told.forced) if force] == [0, len(told.steps) - 1]
+
+
 def test_popular_items_do_not_make_one_ordering_huge(monkeypatch):
     """Every memory has one of two items; what is held at once stays within the bound all the same."""
     sequences = random_sequences([30] * 20, n_items=2, seed=1)
