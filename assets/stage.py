@@ -102,11 +102,16 @@ def make_settings(settings: type[S], values: Mapping[str, Any], where: str, also
 
 
 def refuse_bad_input(asset: F) -> F:
-    """Turn `InputError` into a Dagster failure that is shown as one message and never retried."""
+    """Turn `InputError` into a Dagster failure that is shown as one message and never retried; a run without a data
+    set is bad input, too.
+    """
 
     @functools.wraps(asset)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         try:
+            for one in (*args, *kwargs.values()):
+                if isinstance(one, dg.OpExecutionContext | dg.AssetExecutionContext) and not one.has_partition_key:
+                    raise InputError("choose a data set (the partition) for this run")
             return asset(*args, **kwargs)
         except InputError as error:
             raise dg.Failure(str(error), allow_retries=False) from error
