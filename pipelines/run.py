@@ -125,10 +125,15 @@ def _step_config(
     for name, values in given.items():
         if name != step:
             raise InputError(f"CONFIG: TRACK={track} has no step {name!r}{closest(name, [step])}; it has {step}")
+        for key in values.keys() - settings.model_fields.keys():
+            known = ", ".join(settings.model_fields)
+            raise InputError(
+                f"CONFIG: {step}: {key}: no such setting{closest(key, settings.model_fields)}; known: {known}"
+            )
         try:
             settings(**values)
         except ValidationError as error:
-            raise InputError(f"CONFIG: {step}: {refusals(error, known=tuple(settings.model_fields))}") from error
+            raise InputError(f"CONFIG: {step}: {refusals(error)}") from error
     return {name: {"config": values} for name, values in given.items()}
 
 
