@@ -211,9 +211,10 @@ def _summarise(result: Any, dataset: str, track: str, home: RarecHome, seconds: 
             print()
             print(tables(pages[name].with_name("report.json").read_text()))
     print()
-    for line in (*judged, *moved, *_told_by_ops(result)):
+    alone = track in OF_ONE_STEP
+    for line in (*judged, *moved, *(_told_by_step(result) if alone else ())):
         print(line)
-    assets = "" if track in OF_ONE_STEP else f"; {len(built)} assets built, {len(reused)} reused"
+    assets = "" if alone else f"; {len(built)} assets built, {len(reused)} reused"
     print(f"{dataset} {track}: done in {seconds:.0f} s{assets}")
     if track == "rollback" and "raserec_champion" in built:
         print(f"lists:  make run DATASET={dataset} TRACK=recommend   (the recommendations of this version)")
@@ -222,8 +223,8 @@ def _summarise(result: Any, dataset: str, track: str, home: RarecHome, seconds: 
     print(f"UIs:    make ui   (Dagster at {home.dagster_ui}, MLflow at {home.mlflow_ui})")
 
 
-def _told_by_ops(result: Any) -> Iterator[str]:
-    """Lines of what the steps' outputs tell: tables in full, all else in one line."""
+def _told_by_step(result: Any) -> Iterator[str]:
+    """Lines of what the outputs of steps tell: tables in full, all else in one line."""
     import dagster as dg
 
     for event in result.all_node_events:
