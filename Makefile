@@ -28,10 +28,11 @@ export RAREC_NPROC
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo "TRACK:    everything, raserec, rella; ingest, recommend, drift, refresh, finetune, pretrain, promote, rollback; drift_rella, tune, promote_rella; sweep, sweep_rella; clean"
 	@echo "Settings: make run DATASET=ml-100k TRACK=raserec RAREC_DATA=folder NPROC=2 CONFIG='{\"raserec_finetuned\": {\"memories\": 50}}'"
 	@echo "          EXTRA=gpu with any target installs the GPU build of Faiss instead of the CPU one."
 
-run: $(STAMP)  ## materialise a data set and print its metric tables (DATASET, TRACK, CONFIG, NPROC, RAREC_DATA)
+run: $(STAMP)  ## run a job of a data set, ending with its figures (DATASET, TRACK, CONFIG, NPROC, RAREC_DATA)
 	@$(BIN)/python -m pipelines.run --dataset '$(DATASET)' --track '$(TRACK)' --config "$$CONFIG"
 
 compare: $(STAMP)  ## MLflow runs side by side: a page and tables (RUNS="id id ...", beginnings of ids or names will do)

@@ -339,5 +339,12 @@ CHECKS = [
 
 
 def judged(proof: dict[str, Any]) -> tuple[bool, dict[str, Any]]:
-    """Whether a candidate passes, and the reason."""
-    return proof["decision"] in PASSES, {name: proof[name] for name in ("decision", "reason", "version", "against")}
+    """Whether a candidate passes, the reason, and if it does not, what that means."""
+    passes = proof["decision"] in PASSES
+    told = {name: proof[name] for name in ("decision", "reason", "version", "against")}
+    if not passes:
+        told["next"] = (
+            f"nothing to do: version {proof['against']} serves on; a larger `tolerance` in the candidate's "
+            'configuration would let it pass (docs/operations.md, "a check failed")'
+        )
+    return passes, told

@@ -25,6 +25,7 @@ from rarec.errors import InputError
 from rarec.training.progress import Progress
 from resources.artifacts import Artifact, ArtifactStore, DamagedArtifact, fingerprint
 from resources.folders import Folders
+from resources.registry import TRACKS
 from resources.tracking import MlflowTracking, TrackedRun
 
 if TYPE_CHECKING:
@@ -102,11 +103,16 @@ def make_settings(settings: type[S], values: Mapping[str, Any], where: str, also
 
 
 def refuse_bad_input(asset: F) -> F:
-    """Turn `InputError` into a Dagster failure that is shown as one message and never retried."""
+    """Turn `InputError` into a Dagster failure that is shown as one message and never retried; a run without a data
+    set is bad input, too.
+    """
 
     @functools.wraps(asset)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         try:
+            for one in (*args, *kwargs.values()):
+                if isinstance(one, dg.OpExecutionContext | dg.AssetExecutionContext) and not one.has_partition_key:
+                    raise InputError("choose a data set (the partition) for this run")
             return asset(*args, **kwargs)
         except InputError as error:
             raise dg.Failure(str(error), allow_retries=False) from error
@@ -135,7 +141,10 @@ def upstream(
             dg.AssetRecordsFilter(asset_key=dg.AssetKey(name), asset_partitions=[context.partition_key]), limit=1
         ).records
         if not records:
-            raise InputError(f"{name} has not been materialised for {context.partition_key}; materialise it first")
+            raise InputError(
+                f"{name} has not been materialised for {context.partition_key}; materialise it first"
+                f"{_made_by(context, name)}"
+            )
         materialization = own.get(name, records[0]).asset_materialization
         assert materialization is not None
         identity = str(materialization.metadata["fingerprint"].value)
@@ -145,9 +154,21 @@ def upstream(
             if other in found and found[other].data_version != version:
                 raise InputError(
                     f"the {name} of {context.partition_key} was made from another {other} than the present one; "
-                    f"materialise {name} again"
+                    f"materialise {name} again{_made_by(context, name)}"
                 )
     return found
+
+
+def _made_by(context: dg.AssetExecutionContext | dg.AssetCheckExecutionContext, asset: str) -> str:
+    """The job that makes an asset, in brackets, by its tag `track`; nothing for what concerns the model in use, of
+    which it depends on the model's kind.
+    """
+    key, graph = dg.AssetKey(asset), context.job_def.asset_layer.asset_graph
+    if not graph.has(key) or graph.get(key).group_name == "operations":
+        return ""
+    jobs = [track for track in TRACKS if graph.get(key).tags.get("track") in (track, "both")]
+    named = " or ".join(f"`{job}`" for job in jobs)
+    return f" (job {named}: make run DATASET={context.partition_key} TRACK={jobs[0]})" if jobs else ""
 
 
 def lineage(context: dg.AssetExecutionContext, store: ArtifactStore, root: str, *names: str) -> dict[str, Artifact]:
@@ -168,14 +189,14 @@ def lineage(context: dg.AssetExecutionContext, store: ArtifactStore, root: str, 
             if artifact is None:
                 raise InputError(
                     f"the {name} from which the {root} of {context.partition_key} was made is no longer in the "
-                    f"artifact store; materialise {root} again"
+                    f"artifact store; materialise {root} again{_made_by(context, root)}"
                 )
             found[name] = artifact
             waiting.append(artifact)
     if missing := sorted(set(names) - found.keys()):
         raise InputError(
             f"the {root} of {context.partition_key} does not tell from which {', '.join(missing)} it was made; "
-            f"materialise {root} again"
+            f"materialise {root} again{_made_by(context, root)}"
         )
     return found
 

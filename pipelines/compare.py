@@ -23,13 +23,27 @@ def main(
     warnings.filterwarnings("ignore")
     from pipelines.definitions import default_resources
     from rarec.evaluation.run_comparison import compare_runs, comparison_tables, write_comparison
-    from rarec.evaluation.tables import as_text
+    from rarec.evaluation.tables import Table, as_text
 
     try:
         home = RarecHome.from_environment()
         recorded = default_resources(home)["tracking"].runs()
         if not runs:
-            print(f"make compare RUNS='1a2b3c4d 5e6f7a8b' sets runs side by side. {recorded.newest()}")
+            listed = recorded.newest()
+            if not listed:
+                print("There are no runs yet; make run makes some")
+                return
+            table = Table(
+                section="runs",
+                title="The newest runs",
+                where=f"make compare RUNS='{' '.join(run.run_id[:8] for run in listed[1::-1])}' sets some side by side",
+                header=("id", "name", "data set", "when", "ended", "main figure"),
+                rows=tuple(
+                    (run.run_id[:8], run.name, run.dataset, run.started, run.status, run.figure) for run in listed
+                ),
+                n_text=6,
+            )
+            print(as_text([table], NAME_WIDTH), end="")
             return
         found = recorded.find(runs)
         report = compare_runs([recorded.read(run) for run in found])

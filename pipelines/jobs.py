@@ -5,7 +5,8 @@ from typing import Any
 import dagster as dg
 from pydantic import Field
 
-from assets.cleaning import clean_up
+from assets.cleaning import CleanConfig, clean_up
+from assets.stage import refuse_bad_input
 from pipelines.partitions import DEMO
 from rarec.errors import InputError
 from resources.artifacts import ArtifactStore
@@ -34,6 +35,11 @@ CASCADE: dict[str, Job] = {
     "ingest": (
         "Take in the files that arrived, and make tables and sequences anew.",
         NEWEST | dg.AssetSelection.assets("user_sequences"),
+        {},
+    ),
+    "recommend": (
+        "Make the lists of the model in use, as after a rollback; train nothing. Seconds.",
+        dg.AssetSelection.assets("recommendations"),
         {},
     ),
     "drift": (
@@ -128,18 +134,16 @@ class RollbackConfig(dg.Config):
 
 
 @dg.op
+@refuse_bad_input
 def roll_back(
     context: dg.OpExecutionContext, config: RollbackConfig, store: ArtifactStore, tracking: MlflowTracking
 ) -> None:
     """Move the alias `champion` back."""
     dataset = context.partition_key
-    try:
-        chosen = [track for track in MODELS if track == config.track]
-        if not chosen:
-            raise InputError(f"track is {config.track}; it must be 'raserec' or 'rella'")
-        before, now = tracking.registry(chosen[0], dataset).roll_back(store, config.version or None)
-    except InputError as error:
-        raise dg.Failure(str(error), allow_retries=False) from error
+    chosen = [track for track in MODELS if track == config.track]
+    if not chosen:
+        raise InputError(f"track is {config.track}; it must be 'raserec' or 'rella'")
+    before, now = tracking.registry(chosen[0], dataset).roll_back(store, config.version or None)
     context.log.info(f"{now.model}: champion is version {now.number} again, no longer {before.number}")
     metadata: dict[str, dg.RawMetadataValue] = {
         "version": now.number,
@@ -148,6 +152,13 @@ def roll_back(
         "moved": True,
     }
     context.log_event(dg.AssetMaterialization(f"{config.track}_champion", partition=dataset, metadata=metadata))
+
+
+OF_ONE_STEP: dict[str, tuple[str, type[dg.Config]]] = {
+    "rollback": ("roll_back", RollbackConfig),
+    "clean": ("clean_up", CleanConfig),
+}
+"""Jobs of no assets that one runs by hand: their step and its settings."""
 
 
 @dg.op

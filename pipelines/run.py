@@ -7,16 +7,19 @@ import socket
 import sys
 import time
 import warnings
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from pydantic import BaseModel, ValidationError
 
-from rarec.config import Settings
+from rarec.config import Settings, refusals
 from rarec.errors import InputError, closest
 from resources.home import RarecHome
 
 EXAMPLE = """Example: CONFIG='{"raserec_finetuned": {"memories": 50}}'"""
+EVERY = "all data sets"  # of the job `clean`, which knows no partition
 INTERRUPTED = "interrupted; the same command goes on from the last checkpoint"
 
 
@@ -33,12 +36,13 @@ def prepare_dagster_home(home: RarecHome) -> None:
 
 def main(
     dataset: Annotated[str, typer.Option(help="Data set, one of the partitions.")] = "demo",
-    track: Annotated[str, typer.Option(help="Which assets: raserec, rella or everything.")] = "everything",
-    config: Annotated[str, typer.Option(help="Run configuration, JSON: {asset: {setting: value}}.")] = "{}",
+    track: Annotated[str, typer.Option(help="Which job: raserec, rella, everything, drift, …")] = "everything",
+    config: Annotated[str, typer.Option(help="Run configuration, JSON: {asset or op: {setting: value}}.")] = "{}",
 ) -> None:
-    """Materialise one data set and print its metric tables, the report's path and how to open the UIs."""
+    """Run one job of one data set and print its metric tables, the report's path and how to open the UIs."""
     warnings.filterwarnings("ignore")
     started = time.perf_counter()
+    dataset = EVERY if track == "clean" else dataset
     print(f"{dataset}, {track}: starting", flush=True)  # at once, as the imports take seconds
     try:
         home = RarecHome.from_environment()
@@ -56,7 +60,7 @@ def main(
         try:
             result = job.execute_in_process(
                 instance=instance,
-                partition_key=dataset,
+                partition_key=None if dataset == EVERY else dataset,
                 run_config=run_config,
                 raise_on_error=False,
                 tags={HOST_TAG: socket.gethostname()},
@@ -75,36 +79,62 @@ def _prepare(dataset: str, track: str, config: str, home: RarecHome) -> tuple[An
     """The job and its run configuration; what can be refused is refused here, before anything is built."""
     from assets.stage import make_settings
     from pipelines.definitions import STAGE_SETTINGS, defs  # seconds to import, and DAGSTER_HOME is set now
-    from pipelines.jobs import CASCADE
+    from pipelines.jobs import CASCADE, OF_ONE_STEP
     from rarec.data.spec import find_spec
     from resources.folders import known_specs
 
-    # Those that materialise; the others (rollback, clean) have settings of their own, in the launchpad.
+    # But `demo`, which does nothing itself.
     every = {job.name: job for job in defs.resolve_all_job_defs() if not job.name.startswith("__")}
-    jobs = {name: job for name, job in every.items() if job.asset_layer.executable_asset_keys}
+    jobs = {name: job for name, job in every.items() if job.asset_layer.executable_asset_keys or name in OF_ONE_STEP}
     if track not in jobs:
         raise InputError(f"unknown TRACK {track!r}{closest(track, jobs)}; known: {', '.join(sorted(jobs))}")
-    spec = find_spec(dataset, known_specs(home.datasets))
+    given = _parse(config)
+    overrides = {} if dataset == EVERY else find_spec(dataset, known_specs(home.datasets)).overrides
+    if track in OF_ONE_STEP:
+        return jobs[track], _run_config(_step_config(track, given, *OF_ONE_STEP[track]))
     known = {key.to_user_string() for key in jobs[track].asset_layer.executable_asset_keys}
     # What is given here stands in place of the job's own configuration, which is therefore part of it.
     own = CASCADE[track][2] if track in CASCADE else {}
     ops: dict[str, Any] = {defs.resolve_assets_def(asset).op.name: {"config": dict(own[asset])} for asset in own}
-    for asset, values in _parse(config).items():
+    for asset, values in given.items():
         if asset not in known:
             it_has = ", ".join(sorted(known))
             raise InputError(f"CONFIG: TRACK={track} has no asset {asset!r}{closest(asset, known)}; it has {it_has}")
         settings = {name: value for name, value in values.items() if name != "force"}
         make_settings(
             STAGE_SETTINGS.get(asset, Settings),
-            {**spec.overrides.get(asset, {}), **settings},
+            {**overrides.get(asset, {}), **settings},
             f"CONFIG: {asset}",
             also=("force",),
         )
         # One step may make several assets; it has one configuration.
         step = defs.resolve_assets_def(asset).op.name
         ops.setdefault(step, {"config": {}})["config"] |= values
+    return jobs[track], _run_config(ops)
+
+
+def _run_config(ops: dict[str, Any]) -> dict[str, Any]:
     # Dagster's own console log would bury the progress lines; the UI has it all.
-    return jobs[track], {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}, "ops": ops}
+    return {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}, "ops": ops}
+
+
+def _step_config(
+    track: str, given: Mapping[str, dict[str, Any]], step: str, settings: type[BaseModel]
+) -> dict[str, Any]:
+    """Configuration of a job's only step."""
+    for name, values in given.items():
+        if name != step:
+            raise InputError(f"CONFIG: TRACK={track} has no step {name!r}{closest(name, [step])}; it has {step}")
+        for key in values.keys() - settings.model_fields.keys():
+            known = ", ".join(settings.model_fields)
+            raise InputError(
+                f"CONFIG: {step}: {key}: no such setting{closest(key, settings.model_fields)}; known: {known}"
+            )
+        try:
+            settings(**values)
+        except ValidationError as error:
+            raise InputError(f"CONFIG: {step}: {refusals(error)}") from error
+    return {name: {"config": values} for name, values in given.items()}
 
 
 def _parse(config: str) -> dict[str, dict[str, Any]]:
@@ -155,14 +185,21 @@ def _failures(result: Any, home: RarecHome) -> str:
 
 
 def _summarise(result: Any, dataset: str, track: str, home: RarecHome, seconds: float) -> None:
+    from pipelines.jobs import OF_ONE_STEP
+
     reused: list[str] = []
     built: list[str] = []
     judged: list[str] = []
+    moved: list[str] = []
     pages: dict[str, Path] = {}
     for event in result.get_asset_materialization_events():
         materialization = event.materialization
         name = materialization.asset_key.to_user_string()
         metadata = materialization.metadata
+        if "before" in metadata:  # a champion
+            now, before = metadata["version"].value, metadata["before"].value
+            what = "serves now" if metadata["moved"].value else "serves on"
+            moved.append(f"{name}: version {now} {what}; before: {before}; {metadata['reason'].value}")
         is_reused = "reused" in metadata and metadata["reused"].value
         (reused if is_reused else built).append(name)
         words = [word for word in ("verdict", "decision") if word in metadata]
@@ -174,12 +211,41 @@ def _summarise(result: Any, dataset: str, track: str, home: RarecHome, seconds: 
             print()
             print(tables(pages[name].with_name("report.json").read_text()))
     print()
-    for line in judged:
+    alone = track in OF_ONE_STEP
+    for line in (*judged, *moved, *(_told_by_step(result) if alone else ())):
         print(line)
-    print(f"{dataset} {track}: done in {seconds:.0f} s; {len(built)} assets built, {len(reused)} reused")
+    assets = "" if alone else f"; {len(built)} assets built, {len(reused)} reused"
+    print(f"{dataset} {track}: done in {seconds:.0f} s{assets}")
+    if track == "rollback" and "raserec_champion" in built:
+        print(f"lists:  make run DATASET={dataset} TRACK=recommend   (the recommendations of this version)")
     for page in pages.values():
         print(f"report: {page}")
     print(f"UIs:    make ui   (Dagster at {home.dagster_ui}, MLflow at {home.mlflow_ui})")
+
+
+def _told_by_step(result: Any) -> Iterator[str]:
+    """Lines of what the outputs of steps tell: tables in full, all else in one line."""
+    import dagster as dg
+
+    for event in result.all_node_events:
+        told = event.step_output_data.metadata if event.is_successful_output else {}
+        tables = [value.value for value in told.values() if isinstance(value, dg.MarkdownMetadataValue)]
+        for table in tables:
+            yield from (*_aligned(table), "")
+        if facts := [f"{name}: {value.value}" for name, value in told.items() if value.value not in tables]:
+            yield f"{event.step_key}: {', '.join(facts)}"
+
+
+def _aligned(table: str) -> list[str]:
+    """A table of `markdown_table` for the terminal."""
+    rows = [line[2:-2].split(" | ") for line in table.splitlines()]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            cell.replace("---", "-" * width).ljust(width) for cell, width in zip(row, widths, strict=True)
+        ).rstrip()
+        for row in rows
+    ]
 
 
 def _ranking_tables(report: str) -> str:

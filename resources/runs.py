@@ -1,8 +1,10 @@
 """Runs that MLflow holds, read back to be compared."""
 
+import difflib
 import math
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,10 +18,33 @@ if TYPE_CHECKING:
 
 FINGERPRINT, CODE_VERSION = "rarec.fingerprint", "rarec.code_version"  # tags of a run
 
-LISTED = 10  # newest runs that an error lists
+LISTED = 30  # newest runs
+NEAREST = 3  # names that an error suggests
+ALL_LISTED = "`make compare` without RUNS lists the newest"
+NEWEST_FIRST = ["attributes.start_time DESC"]
 PAGE = 1000
 LEAST_PREFIX = 4  # characters of an id
+# What a run is judged by first, by asset: ranking_metrics, nested runs of ctr_metrics, trainings, sweeps, candidates,
+# drift reports.
+MAIN = [
+    f"{where}{figure}"
+    for figure in ("NDCG_at_10", "AUC")
+    for where in ("test/unmasked/fine-tuned/", "test/", "best_", "best validation ", "candidate/", "now/")
+]
 PASSING = ("eta_s",)  # metrics that tell nothing once the run has ended
+
+
+@dataclass(frozen=True)
+class ListedRun:
+    """One run of the list."""
+
+    run_id: str
+    name: str
+    dataset: str
+    status: str
+    started: str
+    figure: str
+    """The metric it is judged by first, with its name; empty where it has none such."""
 
 
 class RecordedRuns:
@@ -35,20 +60,19 @@ class RecordedRuns:
         """The runs with these ids, beginnings of ids, or names; of several with one name the newest.
 
         Raises:
-            InputError: there are not two of them at least or too many; one is not found, not clear or named twice. It
-                lists the newest.
+            InputError: one is not found, not clear or named twice; there are not two of them at least or too many.
         """
+        runs = self._all()
+        found = [self._one(name, runs) for name in wanted]
         if not 2 <= len(wanted) <= len(LETTERS):
             raise InputError(
                 f"name 2 to {len(LETTERS)} runs, by id, beginning of id or name: make compare "
-                f"RUNS='1a2b3c4d 5e6f7a8b'. {self.newest()}"
+                f"RUNS='1a2b3c4d 5e6f7a8b'; {ALL_LISTED}"
             )
-        runs = self._all()
-        found = [self._one(name, runs) for name in wanted]
         ids = [run.info.run_id for run in found]
         for name, run_id in zip(wanted, ids, strict=True):
             if ids.count(run_id) > 1:
-                raise InputError(f"the run {name!r} is named twice; name runs that differ. {self.newest(runs)}")
+                raise InputError(f"the run {name!r} is named twice; name runs that differ; {ALL_LISTED}")
         return found
 
     def read(self, run: "Run") -> ComparedRun:
@@ -68,7 +92,7 @@ class RecordedRuns:
             asset=data.tags.get("dagster.asset_key", ""),
             dataset=data.tags.get("dagster.partition", ""),
             status=info.status,
-            started=datetime.fromtimestamp(info.start_time / 1000, UTC).strftime("%Y-%m-%d %H:%M UTC"),
+            started=_started(run),
             seconds=(info.end_time - info.start_time) / 1000 if info.end_time else math.nan,
             fingerprint=data.tags.get(FINGERPRINT, ""),
             code_version=data.tags.get(CODE_VERSION, ""),
@@ -101,7 +125,10 @@ class RecordedRuns:
         if len(begun) > 1:
             raise InputError(f"{len(begun)} runs have an id that begins with {wanted}; write more of it")
         if not begun:
-            raise InputError(f"MLflow knows no run {wanted!r}. {self.newest(runs)}")
+            names = list(dict.fromkeys(run.info.run_name for run in runs))
+            near = [name for name in names if wanted in name] or difflib.get_close_matches(wanted, names)
+            nearest = f"; nearest: {', '.join(map(repr, near[:NEAREST]))}" if near else ""
+            raise InputError(f"MLflow knows no run {wanted!r}{nearest}; {ALL_LISTED}")
         return begun[0]
 
     def _all(self) -> list["Run"]:
@@ -109,16 +136,27 @@ class RecordedRuns:
         token: str | None = None
         while True:
             found = self._client.search_runs(
-                [self._experiment_id], order_by=["attributes.start_time DESC"], max_results=PAGE, page_token=token
+                [self._experiment_id], order_by=NEWEST_FIRST, max_results=PAGE, page_token=token
             )
             runs += found
             token = found.token
             if not token:
                 return runs
 
-    def newest(self, runs: Sequence["Run"] | None = None) -> str:
-        """The newest runs in words; ``runs``: all of them, newest first, where they are known."""
-        shown = [
-            f"{run.info.run_id[:8]} {run.info.run_name}" for run in (self._all() if runs is None else runs)[:LISTED]
+    def newest(self) -> list[ListedRun]:
+        """The newest runs, newest first."""
+        return [
+            ListedRun(
+                run_id=run.info.run_id,
+                name=run.info.run_name,
+                dataset=run.data.tags.get("dagster.partition", ""),
+                status=run.info.status.lower(),
+                started=_started(run),
+                figure=next((f"{name} {run.data.metrics[name]:.4f}" for name in MAIN if name in run.data.metrics), ""),
+            )
+            for run in self._client.search_runs([self._experiment_id], order_by=NEWEST_FIRST, max_results=LISTED)
         ]
-        return f"The newest: {'; '.join(shown)}" if shown else "There are no runs yet"
+
+
+def _started(run: "Run") -> str:
+    return datetime.fromtimestamp(run.info.start_time / 1000, UTC).strftime("%Y-%m-%d %H:%M UTC")

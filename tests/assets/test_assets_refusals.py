@@ -62,8 +62,40 @@ def test_assets_ask_for_what_they_need(plant):
     result = plant.run(only=["user_sequences"])
     assert only_failure(result) == (
         "user_sequences",
-        "interactions has not been materialised for tiny; materialise it first",
+        "interactions has not been materialised for tiny; materialise it first "
+        "(job `raserec` or `rella`: make run DATASET=tiny TRACK=raserec)",
     )
+
+
+@pytest.mark.parametrize(
+    ("track", "asset", "message"),
+    [
+        (
+            "raserec",
+            "ranking_metrics",
+            "user_sequences has not been materialised for tiny; materialise it first "
+            "(job `raserec`: make run DATASET=tiny TRACK=raserec)",
+        ),
+        (
+            "promote_rella",
+            "rella_candidate",
+            "lora_checkpoint has not been materialised for tiny; materialise it first "
+            "(job `rella`: make run DATASET=tiny TRACK=rella)",
+        ),
+        (
+            "promote",
+            "raserec_champion",
+            "raserec_candidate has not been materialised for tiny; materialise it first",
+        ),
+    ],
+)
+def test_what_is_missing_names_the_job_that_makes_it(plant, track, asset, message):
+    assert only_failure(plant.run(track=track, only=[asset])) == (asset, message)
+
+
+def test_a_run_without_a_data_set_is_told_to_choose_one(plant):
+    result = plant.defs.resolve_job_def("rollback").execute_in_process(instance=plant.instance, raise_on_error=False)
+    assert only_failure(result) == ("roll_back", "choose a data set (the partition) for this run")
 
 
 def test_users_with_too_few_interactions_are_named(plant):

@@ -58,13 +58,16 @@ def test_runs_are_found_by_id_beginning_and_name(recorded, runs):
     assert [run.info.run_id for run in found] == [runs[0], runs[1], runs[2]]  # of one name the newest
 
 
-def test_what_is_not_found_or_not_clear_is_told_with_the_newest(recorded, runs, monkeypatch):
-    newest = f"The newest: {runs[2][:8]} twice; {runs[1][:8]} twice; {runs[0][:8]} first"
-    with pytest.raises(InputError, match=f"MLflow knows no run 'nobody'. {newest}"):
+def test_what_is_not_found_or_not_clear_is_told(recorded, runs, monkeypatch):
+    all_listed = "; `make compare` without RUNS lists the newest$"
+    with pytest.raises(InputError, match=f"^MLflow knows no run 'nobody'{all_listed}"):
         recorded.find([runs[0], "nobody"])
-    with pytest.raises(InputError, match=f"name 2 to 26 runs, .*RUNS='1a2b3c4d 5e6f7a8b'. {newest}"):
+    for name, near in (("twic", "'twice'"), ("frist", "'first'"), ("i", "'twice', 'first'")):
+        with pytest.raises(InputError, match=f"^MLflow knows no run '{name}'; nearest: {near}{all_listed}"):
+            recorded.find([name])  # before how many they are
+    with pytest.raises(InputError, match=f"^name 2 to 26 runs, .*RUNS='1a2b3c4d 5e6f7a8b'{all_listed}"):
         recorded.find([runs[0]])
-    with pytest.raises(InputError, match=f"the run 'first' is named twice; name runs that differ. {newest}"):
+    with pytest.raises(InputError, match=f"^the run 'first' is named twice; name runs that differ{all_listed}"):
         recorded.find(["first", runs[1], runs[0]])
     monkeypatch.setattr("resources.runs.LEAST_PREFIX", 0)
     with pytest.raises(InputError, match="3 runs have an id that begins with ; write more of it"):
@@ -101,9 +104,18 @@ def test_a_run_in_progress_has_no_duration_yet(home, recorded):
     assert (read.code_version, read.fingerprint) == ("3", "f" * 32)
 
 
-def test_without_runs_the_newest_are_listed(home, runs, monkeypatch, capsys):
+def test_without_runs_the_newest_are_listed(home, runs, monkeypatch, capsys, tmp_path):
     monkeypatch.setenv("RAREC_HOME", str(home.root))
+    monkeypatch.setattr("resources.runs.LISTED", 2)
     compare.main([])
-    assert f"The newest: {runs[2][:8]} twice" in capsys.readouterr().out
+    caption, header, _, *rows = capsys.readouterr().out.splitlines()
+    assert caption.startswith(f"The newest runs: make compare RUNS='{runs[1][:8]} {runs[2][:8]}' sets")
+    assert header.split("  ")[0] == "id"
+    when = "1970-01-01 00:00 UTC  finished  best_NDCG_at_10"
+    assert rows == [f"{runs[2][:8]}  twice  demo      {when} 0.3000", f"{runs[1][:8]}  twice  demo      {when} 0.2000"]
     with pytest.raises(SystemExit, match=r"error: name 2 to 26 runs, "):
         compare.main([runs[0]])
+    monkeypatch.setenv("RAREC_HOME", str(tmp_path))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)  # which MLflow has set to the store of before
+    compare.main([])
+    assert capsys.readouterr().out == "There are no runs yet; make run makes some\n"

@@ -225,6 +225,7 @@ def test_the_jobs_that_an_engineer_expects(tmp_path):
         "rella",
         "everything",
         "ingest",
+        "recommend",
         "drift",
         "drift_rella",
         "refresh",

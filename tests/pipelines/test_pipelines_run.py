@@ -11,11 +11,15 @@ import pytest
 import yaml
 
 from pipelines import ui
+from pipelines.definitions import build_defs
 from pipelines.jobs import CASCADE
 from pipelines.run import _prepare, main, prepare_dagster_home
+from rarec.errors import InputError
+from resources.artifacts import fingerprint
 from resources.home import RarecHome
 
 ROOT = Path(__file__).parents[2]
+BANK = fingerprint("memory_bank", "1", {}, {})
 
 
 @pytest.fixture(autouse=True)
@@ -61,8 +65,9 @@ def test_a_job_keeps_its_own_configuration_beside_what_is_given(track, tmp_path)
     [
         (
             {"track": "rasrec"},
-            "error: unknown TRACK 'rasrec' (did you mean 'raserec'?); known: drift, drift_rella, everything, finetune,",
+            "error: unknown TRACK 'rasrec' (did you mean 'raserec'?); known: clean, drift, drift_rella, everything, ",
         ),
+        ({"track": "demo"}, "error: unknown TRACK 'demo'"),  # its sensor would do what `everything` does
         ({"dataset": "ml-100"}, "error: Unknown data set 'ml-100' (did you mean 'ml-100k'?); known: amazon-beauty,"),
         ({"config": "{alpha: 1}"}, "error: CONFIG is not JSON: Expecting property name"),
         ({"config": "[]"}, "error: CONFIG must hold settings by asset, not []. Example: CONFIG="),
@@ -102,6 +107,77 @@ def test_wrong_arguments_end_with_one_line_before_anything_runs(arguments, messa
     assert text.startswith(message)
     assert "\n" not in text
     assert not (tmp_path / "artifacts").exists()
+
+
+@pytest.mark.parametrize(
+    ("track", "config", "message"),
+    [
+        ("clean", '{"clean": {}}', "TRACK=clean has no step 'clean' (did you mean 'clean_up'?); it has clean_up"),
+        ("clean", '{"clean_up": {"day": 3}}', "clean_up: day: no such setting (did you mean 'days'?); known: days, dr"),
+        ("clean", '{"clean_up": {"days": 0}}', "clean_up: days is 0; it must be greater than 0"),
+        ("rollback", '{"roll_back": {"version": "two"}}', "roll_back: version is two; it must be a whole number"),
+        ("rollback", '{"raserec_champion": {}}', "TRACK=rollback has no step 'raserec_champion'; it has roll_back"),
+    ],
+)
+def test_wrong_settings_of_jobs_of_one_step_are_told(track, config, message):
+    with pytest.raises(SystemExit) as caught:
+        main("demo", track, config)
+    assert str(caught.value).startswith(f"error: CONFIG: {message}")
+
+
+@pytest.fixture
+def planted(tmp_path, monkeypatch):
+    """The code location of this test's home, where two versions of demo's model were champion, and an old artifact."""
+    home = RarecHome.from_environment()
+    defs = build_defs(home)
+    monkeypatch.setattr("pipelines.definitions.defs", defs)
+    registry = defs.resources["tracking"].registry("raserec", "demo")
+    registry._client.create_registered_model(registry.name)
+    for number in (1, 2):
+        tags = {"rarec.artifacts": f'{{"memory_bank": "{number}"}}'}
+        registry._client.create_model_version(registry.name, "here", tags=tags)
+        registry.promote(registry.versions()[-1])
+    made_of = {"inputs": {}, "config": {}, "code_version": "1"}
+    with defs.resources["store"].write("memory_bank", "demo", BANK, **made_of) as draft:
+        (draft.path / "bank.npy").write_bytes(b"1")
+    return defs, registry
+
+
+def test_a_rollback_tells_what_serves_now_and_a_second_one_fails_in_one_line(planted, capsys):
+    _, registry = planted
+    main("demo", "rollback", '{"roll_back": {"track": "raserec"}}')
+    assert registry.champion().number == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert "raserec_champion: version 1 serves now; before: version 2; rolled back" in lines
+    assert any(line.startswith("demo rollback: done in ") and "assets" not in line for line in lines)
+    assert any(line.startswith("lists:  make run DATASET=demo TRACK=recommend ") for line in lines)
+    with pytest.raises(SystemExit) as caught:
+        main("demo", "rollback", "{}")
+    first, second = str(caught.value).splitlines()
+    assert first.startswith("error: roll_back: rarec-demo-raserec has no version before the champion")
+    assert second.startswith("Details: make ui")
+
+
+def test_clean_tells_its_verdicts_first_and_deletes_when_told(planted, capsys):
+    defs, _ = planted
+    for dry_run, word, left in (("true", "would go", 1), ("false", "gone", 0)):
+        main("ml-100k", "clean", f'{{"clean_up": {{"days": 1e-9, "dry_run": {dry_run}}}}}')
+        lines = capsys.readouterr().out.splitlines()
+        assert lines[0] == "all data sets, clean: starting"
+        start = next(place for place, line in enumerate(lines) if line.startswith("what"))
+        assert lines[start + 2] == f"memory_bank/demo/{BANK}  0.0  {word}"
+        assert f"clean_up: {word}: 1, MiB: 0.0, kept: 0" in lines
+        assert any(line.startswith("all data sets clean: done in ") for line in lines)
+        assert len(list(defs.resources["store"].manifests())) == left
+
+
+def test_make_help_lists_all_that_track_may_be(tmp_path):
+    with pytest.raises(InputError) as caught:
+        _prepare("demo", "no such", "{}", RarecHome.from_environment({"RAREC_HOME": str(tmp_path)}))
+    known = str(caught.value).split("known: ")[1].split(", ")
+    shown = subprocess.run(["make", "-s", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    (listed,) = [line for line in shown.splitlines() if line.startswith("TRACK:")]
+    assert sorted(listed.removeprefix("TRACK:").replace(";", ",").replace(" ", "").split(",")) == known
 
 
 def test_wrong_environment_ends_with_one_line(monkeypatch):
