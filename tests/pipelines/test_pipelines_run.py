@@ -113,7 +113,7 @@ def test_wrong_arguments_end_with_one_line_before_anything_runs(arguments, messa
     ("track", "config", "message"),
     [
         ("clean", '{"clean": {}}', "TRACK=clean has no step 'clean' (did you mean 'clean_up'?); it has clean_up"),
-        ("clean", '{"clean_up": {"day": 3}}', "clean_up: day: no such setting (did you mean 'days'?); known: days, dr"),
+        ("clean", '{"clean_up": {"day": 3}}', "clean_up: day: no such setting (did you mean 'days'?); known: days, ve"),
         ("clean", '{"clean_up": {"days": 0}}', "clean_up: days is 0; it must be greater than 0"),
         ("rollback", '{"roll_back": {"version": "two"}}', "roll_back: version is two; it must be a whole number"),
         ("rollback", '{"raserec_champion": {}}', "TRACK=rollback has no step 'raserec_champion'; it has roll_back"),
@@ -133,9 +133,8 @@ def planted(tmp_path, monkeypatch):
     monkeypatch.setattr("pipelines.definitions.defs", defs)
     registry = defs.resources["tracking"].registry("raserec", "demo")
     registry._client.create_registered_model(registry.name)
-    for number in (1, 2):
-        tags = {"rarec.artifacts": f'{{"memory_bank": "{number}"}}'}
-        registry._client.create_model_version(registry.name, "here", tags=tags)
+    for _ in range(2):
+        registry._client.create_model_version(registry.name, "here", tags={"rarec.artifacts": "{}"})
         registry.promote(registry.versions()[-1])
     made_of = {"inputs": {}, "config": {}, "code_version": "1"}
     with defs.resources["store"].write("memory_bank", "demo", BANK, **made_of) as draft:
