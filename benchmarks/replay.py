@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from benchmarks.measure import Figures
-    from rarec.evaluation.window import Window
+    from rarec.evaluation.window import CHOICE_ERROR, Window
     from rarec.raserec.served import ServedRecommender, Translation
     from rarec.raserec.settings import FinetuneSettings, PretrainSettings
 
@@ -185,7 +185,7 @@ def summarise(courses: dict[str, Course], windows: "list[Window]") -> "Figures":
     """Figures of all weeks together, by strategy."""
     import numpy as np
 
-    from rarec.evaluation.window import Window
+    from rarec.evaluation.window import CHOICE_ERROR, Window
 
     whole = Window(
         np.concatenate([window.events for window in windows]), np.concatenate([window.users for window in windows])
@@ -199,7 +199,7 @@ def summarise(courses: dict[str, Course], windows: "list[Window]") -> "Figures":
         figures[name] = {
             "events": len(whole),
             "users": compared.n_users,
-            **{figure: f"{value:.4f}" for figure, value in own.items()},
+            **{figure: f"{value:.4f}" for figure, value in own.items() if figure != CHOICE_ERROR},
             "NDCG@10 minus no update": f"{compared.difference:+.4f} ({interval})",
             "updates, s": course.seconds,
         }
