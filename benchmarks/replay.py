@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from benchmarks.measure import Figures
-    from rarec.evaluation.window import CHOICE_ERROR, Window
+    from rarec.evaluation.window import Window
     from rarec.raserec.served import ServedRecommender, Translation
     from rarec.raserec.settings import FinetuneSettings, PretrainSettings
 
