@@ -26,6 +26,7 @@ from resources.pulse import Pulse
 
 POLL_S = 0.2
 OBSERVATION_INTERVAL_S = 15.0
+CANCEL_LOOK_S = 10.0
 SETTLE_S = 5.0  # between the first error and the end of all: others may have something to say, too
 progress_log = logging.getLogger("rarec.progress")  # `make run` shows it in the terminal
 STACKS_WAIT_S = 8.0  # for the ranks to write their stacks, also on machines that look at announcements
@@ -123,7 +124,7 @@ class TrainingLauncher(dg.ConfigurableResource):
             with self._machines(context, workdir, hosts, assignment) as machines:
                 pulse = Pulse(workdir, sum(hosts.values()))
                 try:
-                    ending = self._wait(machines, output, relay, errors, pulse)
+                    ending = self._wait(machines, output, relay, errors, pulse, _Cancellation(context))
                     if ending.hung:
                         stacks = _collect_stacks(machines, workdir, sum(hosts.values()))
                 finally:
@@ -141,11 +142,20 @@ class TrainingLauncher(dg.ConfigurableResource):
         return {} if precision == "fp32" else {"precision": precision}
 
     def _wait(
-        self, machines: Machines, output: OutputFollower, relay: "_ProgressRelay", errors: Errors, pulse: Pulse
+        self,
+        machines: Machines,
+        output: OutputFollower,
+        relay: "_ProgressRelay",
+        errors: Errors,
+        pulse: Pulse,
+        cancellation: "_Cancellation",
     ) -> Ending:
         """Follow the workers until they end, fail, fall silent or run out of time.
 
         The agents of machines that join are not ours to ask: of them, the ranks' own signs tell.
+
+        Raises:
+            dg.DagsterExecutionInterruptedError: the run was cancelled, and no signal told so.
         """
         started = time.monotonic()
         failed_at: float | None = None
@@ -156,6 +166,8 @@ class TrainingLauncher(dg.ConfigurableResource):
             if exit_code or (exit_code == 0 and (not self.rendezvous or pulse.all_ended())):
                 return Ending(exit_code=exit_code)
             now = time.monotonic()
+            if cancellation.unheard():
+                raise dg.DagsterExecutionInterruptedError
             if self.timeout_s and now - started > self.timeout_s:
                 return Ending(timed_out_s=self.timeout_s)
             if errors.look():
@@ -218,6 +230,32 @@ class TrainingLauncher(dg.ConfigurableResource):
             )
         machines = ["this machine", *(f"machine {number} that joins" for number in range(2, self.nodes + 1))]
         return ("cuda" if gpus else "cpu"), dict.fromkeys(machines, self.nproc or max(gpus, 1))
+
+
+class _Cancellation:
+    """Looks whether the run is being cancelled.
+
+    Dagster interrupts a step once. An exception that is raised while Python runs a finaliser is dropped, and the step
+    would train on.
+    """
+
+    def __init__(self, context: dg.AssetExecutionContext) -> None:
+        self._instance, self._run_id = context.instance, context.run.run_id
+        self._looked_at = time.monotonic()
+        self._asked = False
+
+    def unheard(self) -> bool:
+        """Whether the run was being cancelled at the look before this one already; looks every `CANCEL_LOOK_S`."""
+        now = time.monotonic()
+        if now - self._looked_at < CANCEL_LOOK_S:
+            return False
+        self._looked_at = now
+        try:
+            run = self._instance.get_run_by_id(self._run_id)
+        except Exception:  # a database that is away is no reason to end a training
+            return False
+        asked_before, self._asked = self._asked, run is not None and run.status == dg.DagsterRunStatus.CANCELING
+        return asked_before and self._asked
 
 
 class _ProgressRelay:

@@ -238,7 +238,8 @@ def test_a_training_with_machines_that_join_ends_when_every_rank_has(tmp_path, m
     def wait(folder):
         folder.mkdir(exist_ok=True)
         launcher = TrainingLauncher(rendezvous="a", nodes=2, device="cpu", heartbeat_s=2)
-        return launcher._wait(ended, silent, silent, Errors(folder), Pulse(folder, 2))
+        nobody = SimpleNamespace(unheard=lambda: False)
+        return launcher._wait(ended, silent, silent, Errors(folder), Pulse(folder, 2), nobody)
 
     here, there = Heartbeat(tmp_path / "ends", 0), Heartbeat(tmp_path / "ends", 1)
     (tmp_path / "ends").mkdir()
@@ -300,6 +301,20 @@ def test_exception_of_the_caller_leaves_no_process(tmp_path, monkeypatch):
     result, _ = materialize(tmp_path, {"mode": "stubborn"}, on_progress=interrupt)
     assert not result.success
     assert any("interrupted" in line for line in result.log_lines)
+    assert processes_of(tmp_path) == []
+
+
+def test_a_cancelled_run_ends_though_the_signal_was_lost(tmp_path, monkeypatch):
+    monkeypatch.setenv("RAREC_TEST_FOLDER", str(tmp_path))
+    monkeypatch.setattr(launcher_module, "CANCEL_LOOK_S", 0.1)
+
+    def cancel(_):
+        context = dg.AssetExecutionContext.get()
+        context.instance.report_run_canceling(context.run)
+
+    result, _ = materialize(tmp_path, {"mode": "stubborn"}, on_progress=cancel, timeout_s=60)
+    assert not result.success
+    assert [event.event_type_value for event in result.all_events][-1] == "PIPELINE_CANCELED"
     assert processes_of(tmp_path) == []
 
 
