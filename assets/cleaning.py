@@ -56,19 +56,19 @@ def clean_up(
             allow_retries=False,
         )
     try:
-        manifests, damaged, leftovers = list(store.manifests()), store.damaged_manifests(), store.leftovers()
+        held = store.survey()
         # Also of data sets whose file is absent at the moment: their models are registered all the same.
-        datasets = {*known_specs(Path(folders.datasets)), *(one.partition for one in manifests)}
+        datasets = {*known_specs(Path(folders.datasets)), *(one.partition for one in held.manifests)}
         in_use = {**_materialised(context.instance), **_registered(tracking, datasets, config)}
     except InputError as error:
         raise dg.Failure(str(error), allow_retries=False) from error
-    for partition, paths in damaged.items():
+    for partition, paths in held.damaged.items():
         context.log.warning(
             f"Nothing of {partition} goes while a manifest is damaged, since what that artifact was made from is not "
             f"known: materialise it again with force, or delete its folder if nothing needs it: {', '.join(paths)}"
         )
-    artifacts = judge_artifacts(manifests, in_use, config.days, CHAMPIONS, damaged)
-    left = judge_leftovers(leftovers, config.days, damaged)
+    artifacts = judge_artifacts(held.manifests, in_use, config.days, CHAMPIONS, held.damaged)
+    left = judge_leftovers(held.leftovers, config.days, held.damaged)
     work = judge_work(Path(folders.work), config.days, is_busy)
     verdicts = [*artifacts.values(), *left.values(), *work.values()]
     going = [one for one in verdicts if not one.kept_for]

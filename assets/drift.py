@@ -7,7 +7,6 @@ import numpy as np
 import pandas as pd
 import pydantic
 
-from assets.promotion import ranks_in
 from assets.raw import load_counts, load_table
 from assets.recommender import VALIDATION_FIGURES, VALIDATION_SHOWN, finetune_job
 from assets.reports import links_to, log_report
@@ -21,6 +20,7 @@ from rarec.errors import InputError
 from rarec.evaluation.drift import DriftReport, DriftRule, drift_markdown, write_drift_report
 from rarec.evaluation.records import Link
 from rarec.evaluation.window import CHOICE, item_distances, newest_window, unknown_shares
+from rarec.raserec.served import unremembered
 from rarec.raserec.settings import FinetuneSettings
 from rarec.retrieval.memory import MemoryBank
 from resources.artifacts import Artifact, ArtifactStore
@@ -252,6 +252,8 @@ def _measure(
     links: list[Link],
 ) -> DriftReport:
     model = served(made_of)
+    translation = model.translate(table, clock=True)
+    bank = model.carried(translation)
     then = promotion_window(champion)
     since = then["newest"] + 1
     # Like is judged against like: what came new by the protocol of the promotion.
@@ -267,10 +269,10 @@ def _measure(
         now |= item_distances(table["item_id"][~new], table["item_id"][new])
     before = champion.evidence["candidate"]
     if len(judged):
-        now = judged.figures(ranks_in(model, table, True, judged)) | now
+        now = judged.figures(model.ranks(translation, judged.events, bank)) | now
     users = (then["users"], len(np.unique(judged.users)))
-    unremembered = model.unremembered(model.translate(table, clock=True))
-    verdict, reason = rule.judge(len(window), len(judged), unremembered, before, now, users)
+    forgotten = len(unremembered(bank, translation))
+    verdict, reason = rule.judge(len(window), len(judged), forgotten, before, now, users)
     return DriftReport(
         dataset=title,
         data_version=data_version,

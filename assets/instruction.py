@@ -10,11 +10,11 @@ import pydantic
 from assets.stage import OWNER, Outcome, StageConfig, materialise, refuse_bad_input, resolve, takes, upstream
 from rarec.config import Settings
 from rarec.data.ctr import CtrSamples
-from rarec.rella.samples import RECENT, RETRIEVED, load_items
+from rarec.rella.samples import RECENT, RETRIEVED, load_items, save_retrieved
 from rarec.rella.shots import ShotSettings, draw_shots, save_variants
 from rarec.rella.vectors import VECTORS
 from rarec.retrieval.items import ItemIndex
-from rarec.retrieval.subr import retrieve_behaviours, retrieve_behaviours_by_index
+from rarec.retrieval.subr import retrieve_behaviours_by_index
 from resources.artifacts import ArtifactStore
 from resources.folders import Folders
 from resources.tracking import MlflowTracking, TrackedRun
@@ -82,9 +82,7 @@ def retrieval_enhanced_samples(
                 retrieve_behaviours_by_index(index, vectors, items, samples.offsets, samples.position, k),
             )
         else:
-            out = np.lib.format.open_memmap(folder / RETRIEVED, "w+", recent.dtype, recent.shape)
-            retrieve_behaviours(vectors, items, samples.offsets, samples.position, k, out)
-            out.flush()
+            save_retrieved(folder, samples, items, vectors, k)
         retrieved = np.load(folder / RETRIEVED, mmap_mode="r")
         longer = np.flatnonzero(samples.position - samples.history_start > k)
         # Of the samples that leave a choice: how many of the recent behaviours are among the retrieved.

@@ -15,7 +15,7 @@ from assets.served import as_inputs, open_champion, promotion_window
 from assets.stage import OWNER, Outcome, StageConfig, materialise, refuse_bad_input, resolve, takes, upstream
 from assets.training import RETRIES, cancellable
 from rarec.config import Settings
-from rarec.data.sequences import IntArray
+from rarec.data.sequences import IntArray, draw_rows
 from rarec.evaluation.drift import RELLA_CHOICE, DriftReport, RellaDriftRule
 from rarec.evaluation.window import item_distances
 from resources.artifacts import ArtifactStore
@@ -80,7 +80,7 @@ def rella_drift_report(
         then = promotion_window(champion)
         since = then["newest"] + 1
         events = _new_events(table, since, made_of["ctr_samples"].manifest.config["minimum_history"])
-        asked = np.sort(np.random.default_rng(settings.seed).permutation(events)[: settings.most_events])
+        asked = draw_rows(events, settings.most_events, settings.seed)
         rows = table.iloc[asked]
         liked = spec.is_positive(rows["rating"].to_numpy())
         now: dict[str, float] = {}

@@ -19,7 +19,7 @@ from assets.training import RETRIES, cancellable, run_worker
 from rarec.config import Settings
 from rarec.data.ctr import CtrSamples
 from rarec.data.ids import IdLookup
-from rarec.data.sequences import IntArray
+from rarec.data.sequences import IntArray, draw_rows
 from rarec.errors import InputError
 from rarec.evaluation.ctr import METRICS, FloatArray, UserBootstrap, ctr_metrics
 from rarec.evaluation.drift import RELLA_CHOICE, RELLA_ERROR
@@ -104,10 +104,13 @@ def rella_candidate(
             )
             for name, model in models.items()
         }  # fmt: skip
-        table = load_table(made_of["interactions"], "interactions").iloc[samples.position[rows]]
+        interactions = load_table(made_of["interactions"], "interactions")
+        table, newest = interactions.iloc[samples.position[rows]], int(interactions["timestamp"].max())
         about = {"user_id": table["user_id"].array, "item_id": table["item_id"].array, "label": samples.label[rows]}
         pd.DataFrame({**about, **answers}).to_parquet(folder / ANSWERS, index=False)
-        proof = _evidence(settings, table, samples.label[rows], answers, made_of, against, uncompared(champion, lost))
+        proof = _evidence(
+            settings, table, newest, samples.label[rows], answers, made_of, against, uncompared(champion, lost)
+        )
         version = registry.register(_logged_model(run, made_of), identities, "trained")
         return conclude(folder, registry, version, champion, proof, config.force)
 
@@ -156,7 +159,7 @@ def _chosen(
     if champion is not None:
         now, then = (load_table(made_of["interactions"], "interactions") for made_of in (candidate, champion))
         rows = unseen_targets(samples, now, CtrSamples.load(champion["ctr_samples"].path), then)
-    chosen = np.sort(np.random.default_rng(settings.seed).permutation(rows)[: settings.test_samples])
+    chosen = draw_rows(rows, settings.test_samples, settings.seed)
     likes = int(samples.label[chosen].sum())
     if likes in (0, len(chosen)):
         raise InputError(
@@ -259,15 +262,21 @@ def _gathered(folder: Path, name: str, targets: IntArray) -> FloatArray:
 def _evidence(
     settings: RellaCandidateSettings,
     asked: pd.DataFrame,
+    newest: int,
     label: np.ndarray,
     answers: Mapping[str, FloatArray],
     candidate: Mapping[str, Artifact],
     champion: Mapping[str, Artifact] | None,
     otherwise: tuple[Decision, str],
 ) -> dict[str, Any]:
-    """``asked``: rows of the targets; ``answers``: by ``candidate`` and ``champion``, NaN where an item is unknown."""
+    """The comparison as JSON.
+
+    Args:
+        asked: rows of the targets.
+        newest: time of the newest interaction (seconds).
+        answers: by ``candidate`` and ``champion``, NaN where an item is unknown.
+    """
     times = asked["timestamp"].to_numpy()
-    newest = int(load_table(candidate["interactions"], "interactions")["timestamp"].max())
     window = {
         "what": "test samples that neither model was made with" if champion is not None else "test samples",
         "events": len(asked),
@@ -277,14 +286,11 @@ def _evidence(
         "newest": newest,
     }
 
-    def figures(name: str, made_of: Mapping[str, Artifact]) -> dict[str, float]:
-        return figures_of(made_of, answers[name], label, asked, settings.seed)
-
-    sides = {"candidate": figures("candidate", candidate)}
+    sides = {"candidate": figures_of(candidate, answers["candidate"], label, asked, settings.seed)}
     if champion is None:
         decision, reason = otherwise
         return evidence(decision, reason, window, **sides)
-    sides["champion"] = figures("champion", champion)
+    sides["champion"] = figures_of(champion, answers["champion"], label, asked, settings.seed)
     theirs, own = (with_unknown(answers[name]) for name in ("champion", "candidate"))
     compared, loss = compare_answers(theirs, own, label, asked["user_index"].to_numpy(), settings.seed)
     decision, reason = settings.decide(compared)

@@ -168,24 +168,28 @@ def rella_sweep(
 
     def build(folder: Path, run: TrackedRun) -> Outcome:
         def try_one(name: str, trial: Mapping[str, Any], output: Path, nested: TrackedRun) -> dict[str, Any]:
-            with tempfile.TemporaryDirectory(dir=folders.workdir("rella_sweep", run.fingerprint)) as place:
-                shots, histories = Path(place) / "shots", Path(place) / "histories"
-                draw_shots(samples, trial["shots"], MODE, grid.seed).save(shots)
-                job = {
-                    **prompts_job(inputs, folders, template),
-                    "settings": settings[name].model_dump(),
-                    "seed": grid.seed,
-                    "shots": str(shots),
-                }
-                if "behaviours" in trial:
-                    histories.mkdir()
-                    items = load_items(inputs["interactions"].path)
-                    vectors = np.load(inputs["semantic_item_vectors"].path / VECTORS)
-                    save_histories(histories, samples, items, vectors, trial["behaviours"])
-                    job["histories"] = str(histories)
-                return train(context, launcher, folders, nested, "rarec.rella.tuning", job, output, name)
+            shots = place / name
+            draw_shots(samples, trial["shots"], MODE, grid.seed).save(shots)
+            job = {
+                **prompts_job(inputs, folders, template),
+                "settings": settings[name].model_dump(),
+                "seed": grid.seed,
+                "shots": str(shots),
+            }
+            if "behaviours" in trial:
+                job["histories"] = str(place / f"histories-{trial['behaviours']}")
+            return train(context, launcher, folders, nested, "rarec.rella.tuning", job, output, name)
 
-        return _sweep(folder, run, grid, settings, try_one, VALIDATION_FIGURES, "AUC", "lora_checkpoint")
+        with tempfile.TemporaryDirectory(dir=folders.workdir("rella_sweep", run.fingerprint)) as scratch:
+            place = Path(scratch)
+            if grid.behaviours:
+                items = load_items(inputs["interactions"].path)
+                vectors = np.load(inputs["semantic_item_vectors"].path / VECTORS)
+                for k in grid.behaviours:  # which trials share
+                    histories = place / f"histories-{k}"
+                    histories.mkdir()
+                    save_histories(histories, samples, items, vectors, k)
+            return _sweep(folder, run, grid, settings, try_one, VALIDATION_FIGURES, "AUC", "lora_checkpoint")
 
     result, _ = materialise(
         context,

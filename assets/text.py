@@ -23,8 +23,7 @@ from assets.stage import (
 from rarec.config import Settings
 from rarec.data.ctr import SPLITS, CtrSamples, CtrSettings, build_ctr_samples, ctr_leaks
 from rarec.data.spec import DatasetSpec
-from rarec.rella.samples import RECENT, load_items
-from rarec.retrieval.subr import distance_type, recent_behaviours
+from rarec.rella.samples import load_items, save_recent
 from rarec.text.prompts import Catalogue, build_parts
 from rarec.text.templates import find_template, item_texts
 from resources.artifacts import Artifact, ArtifactStore
@@ -146,10 +145,7 @@ def textual_samples(
         parts = build_parts(template, items, load_table(inputs["user_profiles"], "users"), item_index, rating)
         parts.save(folder)
         Catalogue(item_texts(items, template.item), item_texts(items, template.description)).save(folder)
-        shape = (len(samples), settings.behaviours)
-        recent = np.lib.format.open_memmap(folder / RECENT, "w+", distance_type(samples.offsets), shape)
-        recent_behaviours(samples.offsets, samples.position, settings.behaviours, recent)
-        recent.flush()
+        recent = save_recent(folder, samples, settings.behaviours)
         shown = np.linspace(0, len(samples) - 1, PREVIEW).astype(np.int64)
         position = samples.position[shown]
         rows = parts.of(samples.user[shown], item_index[position], position, recent[shown])

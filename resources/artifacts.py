@@ -21,6 +21,7 @@ import time
 import uuid
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, TypeVar
@@ -200,6 +201,23 @@ class Artifact:
                 )
 
 
+@dataclass(frozen=True)
+class Survey:
+    """What a store holds.
+
+    Attributes:
+        manifests: of all artifacts whose manifest can be read.
+        damaged: partition -> paths of its manifests that cannot: what these artifacts were made from is not known.
+        leftovers: content in a remote store that no manifest names, as a rebuild came to other content, or an upload
+            or a removal was cut short. Folder below the root -> its size, and when its newest file was written, if
+            the file system tells.
+    """
+
+    manifests: list[Manifest]
+    damaged: dict[str, list[str]]
+    leftovers: dict[str, tuple[int, float | None]]
+
+
 class Draft:
     """An artifact being written: put files under `path`, figures into `metadata`; after the block see `artifact`."""
 
@@ -292,15 +310,28 @@ class ArtifactStore(dg.ConfigurableResource):
         """Those of all artifacts, or of an asset's in a partition; damaged ones are passed over."""
         return (one for _, one in self._read_manifests(asset, partition) if isinstance(one, Manifest))
 
-    def damaged_manifests(self) -> dict[str, list[str]]:
-        """Partition -> paths of its manifests that cannot be read: what these artifacts were made from is not known."""
+    def survey(self) -> "Survey":
+        """All that the store holds, by one reading of its manifests."""
+        content = self._content()
+        # Read after that: what was committed meanwhile is named.
+        manifests: list[Manifest] = []
         damaged: dict[str, list[str]] = {}
-        for path, one in self._read_manifests("[!.]*", "*"):
-            if isinstance(one, DamagedArtifact):
+        for path, one in self._read_manifests():
+            if isinstance(one, Manifest):
+                manifests.append(one)
+                content.pop(f"{one.asset}/{one.partition}/{one.fingerprint}/{one.data_version}", None)
+            else:
                 damaged.setdefault(path.split("/")[-3], []).append(path)
-        return damaged
+        leftovers: dict[str, tuple[int, float | None]] = {}
+        for folder, infos in content.items():
+            times = [time for time in map(written_at, infos) if time is not None]
+            newest = max(times) if len(times) == len(infos) else None
+            leftovers[folder] = sum(int(info["size"]) for info in infos), newest
+        return Survey(manifests, damaged, leftovers)
 
-    def _read_manifests(self, asset: str, partition: str) -> Iterator[tuple[str, Manifest | DamagedArtifact]]:
+    def _read_manifests(
+        self, asset: str = "[!.]*", partition: str = "*"
+    ) -> Iterator[tuple[str, Manifest | DamagedArtifact]]:
         if self._is_local:
             _remove_stale_staging(self._staging_root)
         fs, root = fsspec.core.url_to_fs(str(self._local_root) if self._is_local else self.root)
@@ -311,13 +342,8 @@ class ArtifactStore(dg.ConfigurableResource):
             except DamagedArtifact as error:
                 yield path, error
 
-    def leftovers(self) -> dict[str, tuple[int, float | None]]:
-        """Content in a remote store that no manifest names: a rebuild came to other content, or an upload or a removal
-        was cut short.
-
-        Returns:
-            Folder below the root to its size, and when its newest file was written, if the file system tells.
-        """
+    def _content(self) -> dict[str, list[Mapping[str, Any]]]:
+        """Data version's folder below the root, of a remote store, to what the file system tells of its files."""
         if self._is_local:
             return {}
         fs, root = fsspec.core.url_to_fs(self.root)
@@ -327,18 +353,10 @@ class ArtifactStore(dg.ConfigurableResource):
             parts = path.removeprefix(root).strip("/").split("/")  # asset, partition, fingerprint, data version, file
             if len(parts) > 4 and _DIGEST.fullmatch(parts[2]) and _DIGEST.fullmatch(parts[3]):
                 found.setdefault("/".join(parts[:4]), []).append(info)
-        # Read last: what was committed meanwhile is named.
-        for one in self.manifests():
-            found.pop(f"{one.asset}/{one.partition}/{one.fingerprint}/{one.data_version}", None)
-        left: dict[str, tuple[int, float | None]] = {}
-        for folder, infos in found.items():
-            times = [time for time in map(written_at, infos) if time is not None]
-            newest = max(times) if len(times) == len(infos) else None
-            left[folder] = sum(int(info["size"]) for info in infos), newest
-        return left
+        return found
 
     def remove_leftover(self, folder: str) -> None:
-        """Delete a folder that `leftovers` found."""
+        """Delete a folder that `survey` found among the leftovers."""
         fs, root = fsspec.core.url_to_fs(self.root)
         fs.rm(f"{root}/{folder}", recursive=True)
 
@@ -389,7 +407,7 @@ class ArtifactStore(dg.ConfigurableResource):
             return
         remote = self._remote(manifest.asset, manifest.partition, manifest.fingerprint)
         # A failed upload leaves files without a manifest, which no reader sees; they are not deleted while they are
-        # young (see `leftovers`), because a second writer of the same content may be counting on them.
+        # young (see `survey`), because a second writer of the same content may be counting on them.
         for name in manifest.files:
             remote.upload(folder / name, f"{manifest.data_version}/{name}")
         remote.write_text(MANIFEST, manifest.to_json())

@@ -95,7 +95,7 @@ def wanted_versions(
 def judge_leftovers(
     leftovers: Mapping[str, tuple[int, float | None]], days: float, damaged: Mapping[str, Sequence[str]]
 ) -> dict[str, Verdict]:
-    """A verdict on what `ArtifactStore.leftovers` found; what is young may be of an upload that goes on."""
+    """A verdict on the leftovers that `ArtifactStore.survey` found; what is young may be of an upload that goes on."""
     verdicts = {}
     for folder, (size, written) in leftovers.items():
         if written is None:
@@ -107,7 +107,8 @@ def judge_leftovers(
 
 
 def _may_be_needed(partition: str, damaged: Mapping[str, Sequence[str]]) -> str:
-    return "".join(f"may be needed: {path} is damaged" for path in damaged.get(partition, [])[:1])
+    paths = damaged.get(partition)
+    return f"may be needed: {paths[0]} is damaged" if paths else ""
 
 
 def judge_work(work: Path, days: float, is_busy: Callable[[Path], bool]) -> dict[Path, Verdict]:

@@ -20,6 +20,11 @@ Split = Literal["train", "valid", "test"]
 HELD_OUT = 2  # leave-one-out: the last item is the test target, the last but one the validation target
 
 
+def draw_rows(rows: IntArray, most: int, seed: int) -> IntArray:
+    """Ascending rows: all, or ``most`` of these drawn with the seed; with one seed, few are a part of many."""
+    return np.sort(np.random.default_rng(seed).permutation(rows)[:most])
+
+
 def user_at(offsets: IntArray, position: IntArray) -> IntArray:
     """(N,) the user of each of N positions; user ``u`` owns positions ``offsets[u]`` to ``offsets[u + 1] - 1``."""
     return np.searchsorted(offsets, position, side="right") - 1

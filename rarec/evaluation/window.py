@@ -7,7 +7,7 @@ import numpy.typing as npt
 import pandas as pd
 from scipy.spatial.distance import jensenshannon
 
-from rarec.data.sequences import HELD_OUT, IntArray
+from rarec.data.sequences import HELD_OUT, IntArray, draw_rows
 from rarec.evaluation.ranking import hit_rate, ndcg
 from rarec.evaluation.significance import PairedComparison, compare_paired
 
@@ -56,7 +56,7 @@ class Window:
         """At most so many of the events, drawn with the seed."""
         if len(self) <= most:
             return self
-        rows = np.sort(np.random.default_rng(seed).permutation(len(self))[:most])
+        rows = draw_rows(np.arange(len(self)), most, seed)
         return Window(self.events[rows], self.users[rows])
 
     def compare(self, baseline: FloatArray, candidate: FloatArray, seed: int = 42) -> PairedComparison:

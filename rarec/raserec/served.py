@@ -106,17 +106,13 @@ class ServedRecommender:
             bank.keep(kept)
         return replace(bank, users=users, prefixes=prefixes, known_at=new.timestamps[prefixes + 1])
 
-    def unremembered(self, translation: Translation) -> int:
-        """How many memories `refreshed` would add."""
-        return len(_not_in(self.carried(translation), translation))
-
     def refreshed(self, translation: Translation, until: int | None = None) -> MemoryBank:
         """The bank with everything that happened since, before ``until`` if that is given; nothing is trained.
 
         Only prefixes that no valid memory holds are encoded.
         """
         bank = self.carried(translation)
-        new = _not_in(bank, translation, until)
+        new = unremembered(bank, translation, until)
         if len(new):
             encoded = self.recommender.encoder.encode(translation.sequences, new)
             bank.append(translation.sequences, new, encoded.cpu().numpy())
@@ -148,8 +144,8 @@ class ServedRecommender:
         return ranks
 
 
-def _not_in(bank: MemoryBank, translation: Translation, until: int | None = None) -> IntArray:
-    """The prefixes that no memory of the bank holds."""
+def unremembered(bank: MemoryBank, translation: Translation, until: int | None = None) -> IntArray:
+    """The prefixes that no memory of a carried bank holds, which `ServedRecommender.refreshed` would add."""
     return np.setdiff1d(translation.proper_prefixes(until), bank.prefixes, assume_unique=True)
 
 

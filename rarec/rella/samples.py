@@ -1,7 +1,8 @@
 """Prompts of samples: which parts stand in the prompt of a sample with its recent or its retrieved history."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -90,13 +91,26 @@ def save_histories(folder: Path, samples: CtrSamples, items: IntArray, vectors: 
         items: (M,) item of each interaction, sorted by (user, time).
         vectors: (I, D) L2-normalised item vectors.
     """
-    kind, shape = distance_type(samples.offsets), (len(samples), k)
-    recent = np.lib.format.open_memmap(folder / RECENT, "w+", kind, shape)
-    recent_behaviours(samples.offsets, samples.position, k, recent)
-    retrieved = np.lib.format.open_memmap(folder / RETRIEVED, "w+", kind, shape)
-    retrieve_behaviours(vectors, items, samples.offsets, samples.position, k, retrieved)
-    recent.flush()
-    retrieved.flush()
+    save_recent(folder, samples, k)
+    save_retrieved(folder, samples, items, vectors, k)
+
+
+def save_recent(folder: Path, samples: CtrSamples, k: int) -> Distances:
+    """Write and return the k latest behaviours before every sample's target; see `recent_behaviours`."""
+    return _written(folder / RECENT, samples, k, partial(recent_behaviours, samples.offsets, samples.position, k))
+
+
+def save_retrieved(folder: Path, samples: CtrSamples, items: IntArray, vectors: FloatArray, k: int) -> Distances:
+    """Write and return the k most similar ones; see `retrieve_behaviours`."""
+    fill = partial(retrieve_behaviours, vectors, items, samples.offsets, samples.position, k)
+    return _written(folder / RETRIEVED, samples, k, fill)
+
+
+def _written(file: Path, samples: CtrSamples, k: int, fill: Callable[[Distances], Distances]) -> Distances:
+    out = np.lib.format.open_memmap(file, "w+", distance_type(samples.offsets), (len(samples), k))
+    fill(out)
+    out.flush()
+    return out
 
 
 def load_items(interactions: Path) -> IntArray:

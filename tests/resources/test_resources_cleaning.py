@@ -72,7 +72,7 @@ def test_nothing_beside_a_damaged_manifest_goes(store):
         fs.pipe_file(path, b"{")
     else:
         (model.path / "manifest.json").write_text("{")
-    damaged = store.damaged_manifests()
+    damaged = store.survey().damaged
     (named,) = damaged["demo"]
     assert named.endswith(f"model/demo/{model.fingerprint}/manifest.json")
     verdicts = judge_artifacts(store.manifests(), {}, days=0, told_by="former ", damaged=damaged)

@@ -7,7 +7,7 @@ from rarec.evaluation.ranking import full_ranking
 from rarec.raserec.augment import RetrievalAugmentedModule
 from rarec.raserec.encoders import build_encoder
 from rarec.raserec.recommender import Recommender
-from rarec.raserec.served import ServedRecommender
+from rarec.raserec.served import ServedRecommender, unremembered
 from rarec.raserec.settings import EncoderSettings, FinetuneSettings, MemorySettings
 from rarec.retrieval.memory import MemoryBank
 from rarec.training.dropout import DropoutBits
@@ -84,7 +84,7 @@ def test_refreshed_bank_is_that_built_anew(index, late, monkeypatch):
     monkeypatch.setattr(served.recommender.encoder, "encode", lambda s, p: encoded.extend(p) or encode(s, p))
     refreshed = served.refreshed(translation)
     n_encoded = len(encoded)
-    assert served.unremembered(translation) == n_encoded
+    assert len(unremembered(served.carried(translation), translation)) == n_encoded
     names, vectors = memories(refreshed)
     expected, expected_vectors = memories(as_built_anew(served, translation, translation.proper_prefixes()))
     assert names == expected
