@@ -10,15 +10,15 @@ from typing import Any
 import dagster as dg
 import torch
 
-from assets.stage import training_progress
+from assets.framework.stage import training_progress
 from benchmarks.measure import Column, Figures, clock, timing
 from benchmarks.raserec import CPU, PRETRAIN, sizes
 from benchmarks.workloads import Setup
 from rarec.data.sequences import UserSequences
 from rarec.raserec.pretrain import PretrainObjective
 from rarec.training.fit import SUMMARY
-from resources.launcher import TrainingLauncher
-from resources.tracking import MlflowTracking
+from resources.mlflow.tracking import MlflowTracking
+from resources.workers.launcher import TrainingLauncher
 
 EPOCHS = 2  # of a training; what it takes to start and to end stands apart
 DATA_SET = "benchmark"

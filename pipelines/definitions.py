@@ -6,24 +6,15 @@ from typing import Any
 
 import dagster as dg
 
-from assets import (
-    baselines,
-    ctr_reports,
-    drift,
-    instruction,
-    language,
-    promotion,
-    raw,
-    recommender,
-    rella_drift,
-    rella_promotion,
-    reports,
-    semantic,
-    sequences,
-    sweeps,
-    text,
-)
-from assets.stage import make_settings
+from assets.baselines import ranking as baselines
+from assets.champions import drift, promotion, rella_drift, rella_promotion
+from assets.data import raw, sequences
+from assets.framework.stage import make_settings
+from assets.raserec import recommender
+from assets.rella import instruction, language, semantic, text
+from assets.reports import ctr as ctr_reports
+from assets.reports import ranking as reports
+from assets.studies import sweeps
 from pipelines.jobs import RELLA_GROUPS, asset_jobs, clean, demo, rollback_job
 from pipelines.partitions import dataset_partitions
 from pipelines.pods import step_executor
@@ -31,11 +22,11 @@ from pipelines.schedules import weekly_schedules
 from pipelines.sensors import follow_drift, incoming_sensor, notify_failure, notify_warning, start_demo
 from rarec.data.spec import DatasetSpec
 from rarec.errors import InputError
-from resources.artifacts import ArtifactStore
-from resources.folders import Folders, known_specs
-from resources.home import RarecHome
-from resources.launcher import TrainingLauncher
-from resources.tracking import MlflowTracking
+from resources.artifacts.store import ArtifactStore
+from resources.mlflow.tracking import MlflowTracking
+from resources.settings import RarecHome
+from resources.workers.launcher import TrainingLauncher
+from resources.workspace import Folders, known_specs
 
 # What is read every week, and by when Dagster's asset page tells that it is late.
 KEPT_FRESH = ("recommendations", "ranking_metrics", "ctr_metrics", "drift_report", "rella_drift_report")

@@ -5,13 +5,13 @@ from typing import Any
 import dagster as dg
 from pydantic import Field
 
-from assets.cleaning import CleanConfig, clean_up
-from assets.stage import refuse_bad_input
+from assets.framework.stage import refuse_bad_input
+from assets.retention import CleanConfig, clean_up
 from pipelines.partitions import DEMO
 from rarec.errors import InputError
-from resources.artifacts import ArtifactStore
-from resources.registry import TRACKS as MODELS
-from resources.tracking import MlflowTracking
+from resources.artifacts.store import ArtifactStore
+from resources.mlflow.registry import TRACKS as MODELS
+from resources.mlflow.tracking import MlflowTracking
 
 WINDOW_DAYS = 7  # of the data set's clock that a candidate is compared on, when it is trained for promotion
 OPERATIONS, SWEEPS = "operations", "sweeps"

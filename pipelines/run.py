@@ -16,7 +16,7 @@ from pydantic import BaseModel, ValidationError
 
 from rarec.config import Settings, refusals
 from rarec.errors import InputError, closest
-from resources.home import RarecHome
+from resources.settings import RarecHome
 
 EXAMPLE = """Example: CONFIG='{"raserec_finetuned": {"memories": 50}}'"""
 EVERY = "all data sets"  # of the job `clean`, which knows no partition
@@ -52,7 +52,7 @@ def main(
         raise SystemExit(f"error: {error}") from error
     import dagster as dg
 
-    from pipelines.launcher import HOST_TAG
+    from pipelines.run_launcher_local import HOST_TAG
 
     print(f"everything is kept in {home.root}", flush=True)
     _show_progress(started)
@@ -77,11 +77,11 @@ def main(
 
 def _prepare(dataset: str, track: str, config: str, home: RarecHome) -> tuple[Any, dict[str, Any]]:
     """The job and its run configuration; what can be refused is refused here, before anything is built."""
-    from assets.stage import make_settings
+    from assets.framework.stage import make_settings
     from pipelines.definitions import STAGE_SETTINGS, defs  # seconds to import, and DAGSTER_HOME is set now
     from pipelines.jobs import CASCADE, OF_ONE_STEP
     from rarec.data.spec import find_spec
-    from resources.folders import known_specs
+    from resources.workspace import known_specs
 
     # But `demo`, which does nothing itself.
     every = {job.name: job for job in defs.resolve_all_job_defs() if not job.name.startswith("__")}
@@ -250,7 +250,7 @@ def _aligned(table: str) -> list[str]:
 
 def _ranking_tables(report: str) -> str:
     """Tables of the test split; the validation split is on the page, and a terminal shows the result."""
-    from rarec.evaluation.ranking_report import RankingReport, text_tables
+    from rarec.reports.ranking.report import RankingReport, text_tables
 
     figures = RankingReport.model_validate_json(report)
     scores = tuple(score for score in figures.scores if score.split == "test")
@@ -259,7 +259,7 @@ def _ranking_tables(report: str) -> str:
 
 
 def _ctr_tables(report: str) -> str:
-    from rarec.evaluation.ctr_report import CtrReport, ctr_text_tables
+    from rarec.reports.ctr.report import CtrReport, ctr_text_tables
 
     figures = CtrReport.model_validate_json(report)
     sizes = tuple(size for size in figures.sizes if size.split == "test")

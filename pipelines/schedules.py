@@ -7,7 +7,7 @@ import dagster as dg
 from pipelines.jobs import TRACKS
 from rarec.data.spec import DatasetSpec, find_spec
 from rarec.errors import InputError
-from resources.home import SCHEDULE, RarecHome
+from resources.settings import SCHEDULE, RarecHome
 
 
 def weekly_schedules(home: RarecHome, specs: dict[str, DatasetSpec]) -> list[dg.ScheduleDefinition]:

@@ -9,12 +9,12 @@ import dagster as dg
 import requests
 
 from pipelines.partitions import DEMO
-from rarec.data.ledger import Seen
+from rarec.data.incoming.ledger import Seen
 from rarec.errors import one_line
-from resources.folders import Folders
-from resources.home import RarecHome
-from resources.registry import Track
-from resources.tracking import MlflowTracking
+from resources.mlflow.registry import Track
+from resources.mlflow.tracking import MlflowTracking
+from resources.settings import RarecHome
+from resources.workspace import Folders
 
 REPORTS: dict[str, Track] = {"drift_report": "raserec", "rella_drift_report": "rella"}
 FOLLOWED = ("refresh", "finetune", "pretrain", "tune")

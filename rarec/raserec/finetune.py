@@ -16,18 +16,18 @@ from torch import Tensor, nn
 
 from rarec.data.sequences import IntArray, UserSequences
 from rarec.errors import InputError
-from rarec.raserec.augment import RetrievalAugmentedModule, save_module
 from rarec.raserec.encoders import SequenceEncoder, load_encoder
 from rarec.raserec.pretrain import validation_metrics
+from rarec.raserec.retrieval_module import RetrievalAugmentedModule, save_module
 from rarec.raserec.settings import FinetuneSettings
 from rarec.retrieval.memory import MemoryBank, Queries
+from rarec.training.device import on_device
 from rarec.training.dropout import DropoutBits
 from rarec.training.engine import keep_freed_memory, rank, shares, worker_device
 from rarec.training.engine_settings import EngineSettings
 from rarec.training.fit import fit
 from rarec.training.progress import ProgressReporter, Report, quiet, worker_main
 from rarec.training.softmax import full_softmax_loss
-from rarec.training.transfer import on_device
 
 
 @dataclass(frozen=True)

@@ -22,10 +22,11 @@ from torch import Tensor, nn
 
 from rarec.data.sequences import IntArray, UserSequences, Windows, single_windows
 from rarec.errors import InputError
-from rarec.evaluation.ranking import full_ranking, ranking_table
+from rarec.metrics.ranking import full_ranking, ranking_table
 from rarec.raserec.encoders import SequenceEncoder, build_encoder, save_encoder
 from rarec.raserec.losses import info_nce_loss
 from rarec.raserec.settings import PretrainSettings
+from rarec.training.device import on_device
 from rarec.training.dropout import DropoutBits
 from rarec.training.engine import (
     gather_rows,
@@ -42,7 +43,6 @@ from rarec.training.engine_settings import EngineSettings
 from rarec.training.fit import fit
 from rarec.training.progress import ProgressReporter, Report, quiet, worker_main
 from rarec.training.softmax import full_softmax_loss, single_or_double
-from rarec.training.transfer import on_device
 
 
 class SameNextItem:

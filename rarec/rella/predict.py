@@ -19,9 +19,9 @@ from pydantic import Field
 from rarec.config import Settings
 from rarec.data.ctr import Split, draw
 from rarec.rella.language_model import Answers
-from rarec.rella.samples import PromptSource, open_prompts
+from rarec.rella.prompt_source import PromptSource, open_prompts
 from rarec.rella.scoring import score
-from rarec.rella.shots import HISTORIES, History, Variant
+from rarec.rella.training_samples import HISTORIES, History, Variant
 from rarec.rella.tuning import load_adapter
 from rarec.text.tokens import PromptTokens
 from rarec.training.engine import keep_freed_memory, worker_device

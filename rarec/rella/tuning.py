@@ -21,12 +21,13 @@ from torch.nn import functional as F
 from rarec.data.ctr import draw
 from rarec.data.sequences import IntArray
 from rarec.errors import InputError
-from rarec.evaluation.ctr import METRICS, ctr_metrics
+from rarec.metrics.ctr import METRICS, ctr_metrics
 from rarec.rella.language_model import Answers, PaddedBatch, last_logits, pad
-from rarec.rella.samples import PromptSource, open_prompts
+from rarec.rella.prompt_source import PromptSource, open_prompts
 from rarec.rella.scoring import out_of_memory, score
-from rarec.rella.shots import Shots
+from rarec.rella.training_samples import Shots
 from rarec.text.tokens import PromptTokens, by_length
+from rarec.training.device import on_device
 from rarec.training.dropout import random_state, restore_random_state
 from rarec.training.engine import (
     is_shared_out,
@@ -39,9 +40,8 @@ from rarec.training.engine import (
 )
 from rarec.training.engine_settings import EngineSettings
 from rarec.training.fit import FitSettings, fit
-from rarec.training.memory import explain_out_of_memory
+from rarec.training.out_of_memory import explain_out_of_memory
 from rarec.training.progress import ProgressReporter, Report, quiet, worker_main
-from rarec.training.transfer import on_device
 
 TUNING = "tuning.json"
 

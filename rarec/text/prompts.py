@@ -14,8 +14,8 @@ import numpy.typing as npt
 import pandas as pd
 
 from rarec.data.sequences import IntArray
+from rarec.data.templates import Template, item_texts, profile_texts, rating_text
 from rarec.retrieval.subr import Distances
-from rarec.text.templates import Template, item_texts, profile_texts, rating_text
 
 NO_PART = -1
 CATALOGUE = "catalogue.parquet"

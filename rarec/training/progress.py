@@ -24,7 +24,7 @@ import psutil
 
 from rarec.errors import InputError
 from rarec.training.gpu import gpu_figures
-from rarec.training.signs import Heartbeat, clear_signs, leave_error, log_file, stacks_file
+from rarec.training.worker.worker_files import Heartbeat, clear_signs, leave_error, log_file, stacks_file
 
 LAUNCHER_PID = "RAREC_LAUNCHER_PID"  # set by the process that starts the worker, with which the worker ends
 # What torchrun would set for a single process; port 0 lets the system choose a free one.

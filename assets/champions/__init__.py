@@ -1,0 +1,1 @@
+"""The models in use: candidates, champions, refreshes and drift."""
