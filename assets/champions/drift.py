@@ -164,7 +164,7 @@ def refreshed_finetuned(
         place.mkdir(parents=True, exist_ok=True)
         bank.save(place)
         job = finetune_job(settings, memory.path, encoder, place)
-        summary = train(context, launcher, folders, run, "rarec.raserec.finetune", job, folder)
+        summary = train(context, launcher, folders, run, job, folder)
         outcome = training_outcome(run, summary, VALIDATION_FIGURES, VALIDATION_SHOWN)
         outcome.values["unseen_since"] = memory.metadata["values"]["unseen_since"]
         return outcome

@@ -22,11 +22,11 @@ from assets.champions.promotion import (
 from assets.data.raw import load_table
 from assets.framework.checks import artifact_check
 from assets.framework.stage import OWNER, Outcome, StageConfig, lineage, materialise, refuse_bad_input, resolve, takes
-from assets.framework.training import RETRIES, cancellable, run_worker
+from assets.framework.training import RETRIES, cancellable, train
 from assets.rella.language import log_language_model
 from rarec.champions.drift import RELLA_CHOICE, RELLA_ERROR
 from rarec.champions.promotion import Decision, compare_answers, evidence, with_unknown
-from rarec.champions.rella import unseen_targets
+from rarec.champions.rella import AskJob, unseen_targets
 from rarec.config import Settings
 from rarec.data.ctr import CtrSamples
 from rarec.data.ids import IdLookup
@@ -197,16 +197,19 @@ def ask_model(
     output = workdir / "answers"
     output.mkdir(parents=True, exist_ok=True)
     np.save(workdir / "targets.npy", targets)
-    job = {
-        **_served(model),
-        "name": name,
-        "cache": str(folders.hub_cache),
-        "interactions": str(interactions.path),
-        "targets": str(workdir / "targets.npy"),
-        "batch_tokens": batch_tokens,
-        "output": str(output),
-    }
-    run_worker(context, launcher, folders, run, "rarec.champions.rella", job)
+    text = model["textual_samples"].manifest.config
+    job = AskJob(
+        name=name,
+        model={"adapter": _adapter(model), **{part: model[part].path for part in ASKED}},
+        base=model["base_language_model"].fingerprint,
+        template=Template(**text["template"]),
+        behaviours=text["behaviours"],
+        cache=folders.hub_cache,
+        interactions=interactions.path,
+        targets=workdir / "targets.npy",
+        batch_tokens=batch_tokens,
+    )
+    train(context, launcher, folders, run, job, output)
     return _gathered(output, name, targets)
 
 
@@ -227,17 +230,6 @@ def figures_of(
     rows = IdLookup(load_table(made_of["user_profiles"], "users")["user_id"]).rows(asked["user_id"])
     unknown = {"unknown_items": float(np.isnan(answers).mean()), "unknown_users": float((rows < 0).mean())}
     return {**own, RELLA_ERROR: error, **unknown}
-
-
-def _served(made_of: Mapping[str, Artifact]) -> dict[str, Any]:
-    """What `rarec.champions.rella` reads of a model."""
-    text = made_of["textual_samples"].manifest.config
-    return {
-        "model": {"adapter": str(_adapter(made_of)), **{name: str(made_of[name].path) for name in ASKED}},
-        "base": made_of["base_language_model"].fingerprint,
-        "template": text["template"],
-        "behaviours": text["behaviours"],
-    }
 
 
 def _adapter(made_of: Mapping[str, Artifact]) -> Path:

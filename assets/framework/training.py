@@ -19,6 +19,7 @@ import pandas as pd
 from assets.framework.stage import Outcome, markdown_table, training_progress
 from rarec.errors import one_line
 from rarec.training.fit import HISTORY, SUMMARY
+from rarec.training.job import WorkerJob
 from resources.mlflow.tracking import TrackedRun
 from resources.workers.launcher import TrainingLauncher
 from resources.workspace import Folders
@@ -78,39 +79,29 @@ def train(
     launcher: TrainingLauncher,
     folders: Folders,
     run: TrackedRun,
-    module: str,
-    job: Mapping[str, object],
+    job: WorkerJob,
     output: Path,
     variant: str = "",
-) -> dict[str, Any]:
-    """Run a training worker that writes into ``output``; its summary (`rarec.training.fit`), progress going to ``run``.
+) -> dict[str, Any] | None:
+    """Run a worker that writes into ``output``, its progress going to ``run``.
 
-    A checkpoint that is there is gone on from. ``variant`` names one of several trainings for the same artifact.
+    Returns the summary that `rarec.training.fit` left in the checkpoint, or None if the worker does not train. An
+    existing checkpoint is resumed.
+
+    Args:
+        variant: Name of one of several jobs for the same artifact.
     """
     workdir = folders.workdir(context.asset_key.to_user_string(), run.fingerprint) / variant
     checkpoint = workdir / "checkpoint"
-    job = {**job, "output": str(output), "checkpoint": str(checkpoint)}
-    launcher.launch(context, module, job, workdir, training_progress(run))
-    summary: dict[str, Any] = json.loads((checkpoint / SUMMARY).read_text())
+    launcher.launch(context, job, output, checkpoint, workdir, training_progress(run))
+    summary: dict[str, Any] | None = None
+    if (checkpoint / SUMMARY).exists():
+        summary = json.loads((checkpoint / SUMMARY).read_text())
     return summary
 
 
-def run_worker(
-    context: dg.AssetExecutionContext,
-    launcher: TrainingLauncher,
-    folders: Folders,
-    run: TrackedRun,
-    module: str,
-    job: Mapping[str, object],
-) -> None:
-    """Run a worker in the working folder of ``run``'s artifact; it gets a ``checkpoint`` folder and may use it."""
-    workdir = folders.workdir(context.asset_key.to_user_string(), run.fingerprint)
-    job = {**job, "checkpoint": str(workdir / "checkpoint")}
-    launcher.launch(context, module, job, workdir, training_progress(run))
-
-
 def training_outcome(
-    run: TrackedRun, summary: Mapping[str, Any], figures: Sequence[str], shown: Sequence[str]
+    run: TrackedRun, summary: Mapping[str, Any] | None, figures: Sequence[str], shown: Sequence[str]
 ) -> Outcome:
     """What a training tells in metadata and MLflow.
 
@@ -118,6 +109,8 @@ def training_outcome(
         figures: validation figures of the best epoch.
         shown: columns of the history's table.
     """
+    if summary is None:
+        raise RuntimeError("the training worker ended without leaving a summary beside its checkpoint")
     history = pd.DataFrame(summary["history"])
     best = history.iloc[summary["best_epoch"]]
     effort = _effort(summary, history)

@@ -5,7 +5,6 @@ import shutil
 import tempfile
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import dagster as dg
 import numpy as np
@@ -33,6 +32,8 @@ from rarec.config import Settings
 from rarec.data.sequences import UserSequences
 from rarec.errors import InputError
 from rarec.raserec.encoders import ENCODER_FILES, load_encoder
+from rarec.raserec.finetune import FinetuneJob
+from rarec.raserec.pretrain import PretrainJob
 from rarec.raserec.recommender import Recommender, recommend_users
 from rarec.raserec.retrieval_module import MODULE_FILES
 from rarec.raserec.settings import FinetuneSettings, MemorySettings, PretrainSettings
@@ -110,11 +111,8 @@ def raserec_pretrained(
     inputs = upstream(context, store, "user_sequences")
 
     def build(folder: Path, run: TrackedRun) -> Outcome:
-        job = {
-            "settings": settings.model_dump(),
-            "sequences": str(inputs["user_sequences"].path),
-        }
-        summary = train(context, launcher, folders, run, "rarec.raserec.pretrain", job, folder)
+        job = PretrainJob(settings=settings, sequences=inputs["user_sequences"].path)
+        summary = train(context, launcher, folders, run, job, folder)
         return training_outcome(run, summary, VALIDATION_FIGURES, VALIDATION_SHOWN)
 
     result, _ = materialise(
@@ -216,7 +214,7 @@ def raserec_finetuned(
 
     def build(folder: Path, run: TrackedRun) -> Outcome:
         job = finetune_job(settings, inputs["user_sequences"].path, encoder, bank.path)
-        summary = train(context, launcher, folders, run, "rarec.raserec.finetune", job, folder)
+        summary = train(context, launcher, folders, run, job, folder)
         outcome = training_outcome(run, summary, VALIDATION_FIGURES, VALIDATION_SHOWN)
         model = log_recommender(run, encoder, bank.path, folder, inputs["item_catalog"], folder)
         outcome.values["mlflow_model"] = model or MODEL_NOT_LOGGED
@@ -308,15 +306,15 @@ def recommendations(
     return result
 
 
-def finetune_job(settings: FinetuneSettings, sequences: Path, encoder: Artifact, bank: Path) -> dict[str, Any]:
-    """What the worker `rarec.raserec.finetune` reads."""
-    return {
-        "settings": settings.model_dump(),
-        "sequences": str(sequences),
-        "encoder": str(encoder.path),
-        "encoder_fingerprint": encoder.fingerprint,
-        "bank": str(bank),
-    }
+def finetune_job(settings: FinetuneSettings, sequences: Path, encoder: Artifact, bank: Path) -> FinetuneJob:
+    """Stage 2 on the artifact of an encoder."""
+    return FinetuneJob(
+        settings=settings,
+        sequences=sequences,
+        encoder=encoder.path,
+        encoder_fingerprint=encoder.fingerprint,
+        bank=bank,
+    )
 
 
 def log_recommender(

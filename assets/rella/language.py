@@ -20,13 +20,13 @@ from assets.framework.stage import (
     takes,
     upstream,
 )
-from assets.framework.training import RETRIES, cancellable, pinned, run_worker, train, training_outcome
+from assets.framework.training import RETRIES, cancellable, pinned, train, training_outcome
 from rarec.config import Settings
 from rarec.data.ctr import CtrSamples, draw
 from rarec.data.templates import Template, find_template
-from rarec.rella.predict import SCORED, PredictionSettings
+from rarec.rella.predict import SCORED, Adapter, PredictionSettings, PredictJob
 from rarec.rella.training_samples import load_variants, save_variants
-from rarec.rella.tuning import TUNING, TuningSettings
+from rarec.rella.tuning import TUNING, TuningJob, TuningSettings
 from resources.artifacts.store import Artifact, ArtifactStore
 from resources.mlflow.tracking import MODEL_NOT_LOGGED, MlflowTracking, TrackedRun
 from resources.workers.launcher import TrainingLauncher
@@ -88,18 +88,16 @@ def lora_checkpoint(
         for variant in variants:
             output = folder / variant.name
             output.mkdir()
-            job = {
-                **prompts_job(inputs, folders, template),
-                "settings": settings.model_dump(),
-                "seed": variant.seed,
-                "shots": str(inputs["mixed_reit_samples"].path / variant.name),
-            }
+            job = TuningJob(
+                **prompt_inputs(inputs, folders, template),
+                settings=settings,
+                seed=variant.seed,
+                training_samples=inputs["mixed_reit_samples"].path / variant.name,
+            )
             with run.nested(
                 variant.name, {"mode": variant.mode, "seed": variant.seed, **settings.model_dump()}
             ) as nested:
-                summary = train(
-                    context, launcher, folders, nested, "rarec.rella.tuning", job, output, variant.name
-                )  # fmt: skip
+                summary = train(context, launcher, folders, nested, job, output, variant.name)
                 one = training_outcome(nested, summary, VALIDATION_FIGURES, VALIDATION_FIGURES)
                 nested.log_metrics(one.metrics)
             if variant == variants[0]:
@@ -159,13 +157,12 @@ def ctr_predictions(
     variants = load_variants(lora.path)
 
     def build(folder: Path, run: TrackedRun) -> Outcome:
-        job = {
-            **prompts_job(inputs, folders, template),
-            "settings": settings.model_dump(),
-            "adapters": [{"name": variant.name, "folder": str(lora.path / variant.name)} for variant in variants],
-            "output": str(folder),
-        }
-        run_worker(context, launcher, folders, run, "rarec.rella.predict", job)
+        job = PredictJob(
+            **prompt_inputs(inputs, folders, template),
+            settings=settings,
+            adapters=tuple(Adapter(name=variant.name, folder=lora.path / variant.name) for variant in variants),
+        )
+        train(context, launcher, folders, run, job, folder)
         samples = CtrSamples.load(inputs["ctr_samples"].path)
         values: dict[str, Any] = {}
         for split in SCORED:
@@ -208,12 +205,12 @@ def ctr_predictions(
     return result
 
 
-def prompts_job(inputs: Mapping[str, Artifact], folders: Folders, template: Template) -> dict[str, Any]:
-    """What both workers read."""
+def prompt_inputs(inputs: Mapping[str, Artifact], folders: Folders, template: Template) -> dict[str, Any]:
+    """The fields of a `PromptJob`."""
     return {
-        **{name: str(inputs[name].path) for name in SOURCES},
+        **{name: inputs[name].path for name in SOURCES},
         "base": inputs["base_language_model"].fingerprint,
-        "cache": str(folders.hub_cache),
+        "cache": folders.hub_cache,
         "yes": template.yes,
         "no": template.no,
     }

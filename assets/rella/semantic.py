@@ -25,7 +25,7 @@ from rarec.data.spec import DatasetSpec
 from rarec.data.templates import Template, find_template
 from rarec.errors import InputError
 from rarec.rella.language_model import SCRATCH, LanguageModelSettings, ModelReference, fetch, find_answers, hash_of
-from rarec.rella.small_llama import load_card
+from rarec.rella.small_llama import SmallLlamaJob, load_card
 from rarec.rella.vectors import VECTORS, VectorSettings, check_vectors, encode, reduce, sentence_encoder_folder
 from rarec.retrieval.index import IndexSettings
 from rarec.retrieval.items import ItemIndex
@@ -97,14 +97,16 @@ def base_language_model(
     texts = {name: files[name].sha256 for name in (*PromptParts.FILES, CATALOGUE)}
 
     def build(folder: Path, run: TrackedRun) -> Outcome:
-        job = {
-            **{name: str(artifact.path) for name, artifact in inputs.items()},
-            "settings": settings.model_dump(),
-            "has_clock": load_counts(inputs["interactions"])["time"] == "clock",
-            "yes": template.yes,
-            "no": template.no,
-        }
-        summary = train(context, launcher, folders, run, "rarec.rella.small_llama", job, folder)
+        job = SmallLlamaJob(
+            settings=settings,
+            interactions=inputs["interactions"].path,
+            ctr_samples=inputs["ctr_samples"].path,
+            textual_samples=inputs["textual_samples"].path,
+            has_clock=load_counts(inputs["interactions"])["time"] == "clock",
+            yes=template.yes,
+            no=template.no,
+        )
+        summary = train(context, launcher, folders, run, job, folder)
         outcome = training_outcome(run, summary, (), ())
         card = load_card(folder)
         values = {"source": SCRATCH, "what": card["what"], "read": card["read"], "parameters": card["parameters"]}

@@ -184,7 +184,12 @@ def _report(
 ) -> reports.CtrReport:
     table = load_table(inputs["interactions"], "interactions")
     rating = table["rating"].to_numpy()
-    source = PromptSource.load({name: str(artifact.path) for name, artifact in inputs.items()})
+    source = PromptSource.load(
+        interactions=inputs["interactions"].path,
+        ctr_samples=inputs["ctr_samples"].path,
+        textual_samples=inputs["textual_samples"].path,
+        retrieval_enhanced_samples=inputs["retrieval_enhanced_samples"].path,
+    )
     samples, items = source.samples, source.items
     vectors = np.load(inputs["semantic_item_vectors"].path / VECTORS)
     genres = load_table(inputs["item_catalog"], "items")["genres"]

@@ -26,7 +26,7 @@ from assets.framework.stage import (
 from assets.framework.training import RETRIES, cancellable, train, training_outcome
 from assets.raserec.recommender import VALIDATION_FIGURES as RANKING_FIGURES
 from assets.raserec.recommender import finetune_job
-from assets.rella.language import SOURCES, VALIDATION_FIGURES, prompts_job
+from assets.rella.language import SOURCES, VALIDATION_FIGURES, prompt_inputs
 from rarec.config import Settings
 from rarec.data.ctr import CtrSamples
 from rarec.data.spec import DatasetSpec
@@ -34,7 +34,7 @@ from rarec.data.templates import find_template
 from rarec.raserec.settings import FinetuneSettings
 from rarec.rella.prompt_source import load_items, save_histories
 from rarec.rella.training_samples import Mode, draw_shots
-from rarec.rella.tuning import TuningSettings
+from rarec.rella.tuning import TuningJob, TuningSettings
 from rarec.rella.vectors import VECTORS
 from rarec.studies.grid import Grid, leaderboard, trial_name
 from rarec.training.fit import HISTORY
@@ -116,10 +116,10 @@ def raserec_sweep(
     encoder = inputs["raserec_pretrained"]
 
     def build(folder: Path, run: TrackedRun) -> Outcome:
-        def try_one(name: str, trial: Mapping[str, Any], output: Path, nested: TrackedRun) -> dict[str, Any]:
+        def try_one(name: str, trial: Mapping[str, Any], output: Path, nested: TrackedRun) -> dict[str, Any] | None:
             bank = inputs["memory_bank"].path
             job = finetune_job(settings[name], inputs["user_sequences"].path, encoder, bank)
-            return train(context, launcher, folders, nested, "rarec.raserec.finetune", job, output, name)
+            return train(context, launcher, folders, nested, job, output, name)
 
         return _sweep(folder, run, grid, settings, try_one, RANKING_FIGURES, "NDCG@10", "raserec_finetuned")
 
@@ -167,18 +167,17 @@ def rella_sweep(
     settings = _settings_of(TuningSettings, grid, spec, "lora_checkpoint", without=STAGE_OF)
 
     def build(folder: Path, run: TrackedRun) -> Outcome:
-        def try_one(name: str, trial: Mapping[str, Any], output: Path, nested: TrackedRun) -> dict[str, Any]:
+        def try_one(name: str, trial: Mapping[str, Any], output: Path, nested: TrackedRun) -> dict[str, Any] | None:
             shots = place / name
             draw_shots(samples, trial["shots"], MODE, grid.seed).save(shots)
-            job = {
-                **prompts_job(inputs, folders, template),
-                "settings": settings[name].model_dump(),
-                "seed": grid.seed,
-                "shots": str(shots),
-            }
-            if "behaviours" in trial:
-                job["histories"] = str(place / f"histories-{trial['behaviours']}")
-            return train(context, launcher, folders, nested, "rarec.rella.tuning", job, output, name)
+            job = TuningJob(
+                **prompt_inputs(inputs, folders, template),
+                settings=settings[name],
+                seed=grid.seed,
+                training_samples=shots,
+                histories=place / f"histories-{trial['behaviours']}" if "behaviours" in trial else None,
+            )
+            return train(context, launcher, folders, nested, job, output, name)
 
         with tempfile.TemporaryDirectory(dir=folders.workdir("rella_sweep", run.fingerprint)) as scratch:
             place = Path(scratch)
@@ -238,7 +237,7 @@ def _sweep(
     run: TrackedRun,
     grid: Grid,
     settings: Mapping[str, Settings],
-    try_one: Callable[[str, Mapping[str, Any], Path, TrackedRun], dict[str, Any]],
+    try_one: Callable[[str, Mapping[str, Any], Path, TrackedRun], dict[str, Any] | None],
     figures: tuple[str, ...],
     choice: str,
     stage: str,
