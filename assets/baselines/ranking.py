@@ -9,16 +9,17 @@ import torch
 from assets.framework.stage import OWNER, Outcome, StageConfig, materialise, refuse_bad_input, resolve, takes, upstream
 from rarec.baselines.ranking import ITEM_KNN, POPULARITY, ItemNeighbours, RankingBaselineSettings, rank_by_popularity
 from rarec.config import Settings
-from rarec.data.sequences import Split, UserSequences
+from rarec.data.sequences import UserSequences
 from rarec.metrics.ranking import RankingResult, ranking_table
-from rarec.reports.records import Split as ShownSplit
+from rarec.reports.records import SPLIT_NAMES
+from rarec.types import Split
 from resources.artifacts.store import Artifact, ArtifactStore
 from resources.mlflow.tracking import MlflowTracking, TrackedRun
 from resources.workspace import Folders
 
 RANKING_BASELINES_VERSION = "1"
 RANKS = "ranks.parquet"
-SPLITS: dict[Split, ShownSplit] = {"valid": "validation", "test": "test"}  # as data and reports name them
+SPLITS: tuple[Split, ...] = ("valid", "test")
 
 
 @takes(RankingBaselineSettings)
@@ -56,7 +57,7 @@ def ranking_baselines(
         neighbours = ItemNeighbours.of(sequences, settings.neighbours)
         tables: list[pd.DataFrame] = []
         metrics: dict[str, float] = {}
-        for split, name in SPLITS.items():
+        for split in SPLITS:
             prefixes = sequences.prefixes(split)
             for model, result in (
                 (POPULARITY, rank_by_popularity(sequences, prefixes)),
@@ -65,7 +66,7 @@ def ranking_baselines(
                 ranks = {"unmasked": result.rank.numpy(), "masked": result.rank_masked.numpy()}
                 tables.append(pd.DataFrame({"split": split, "model": model, **ranks}))
                 metrics |= {
-                    f"{name}/{protocol}/{model}/{figure}": value
+                    f"{SPLIT_NAMES[split]}/{protocol}/{model}/{figure}": value
                     for protocol, rank in ranks.items()
                     for figure, value in ranking_table(rank).items()
                 }

@@ -17,7 +17,8 @@ from assets.reports.ranking import links_to
 from rarec.champions.drift import RELLA_CHOICE, DriftReport, RellaDriftRule
 from rarec.champions.window import item_distances
 from rarec.config import Settings
-from rarec.data.sequences import IntArray, draw_rows
+from rarec.data.sequences import draw_rows
+from rarec.types import IntArray
 from resources.artifacts.store import ArtifactStore
 from resources.mlflow.tracking import MlflowTracking, TrackedRun
 from resources.workers.launcher import TrainingLauncher

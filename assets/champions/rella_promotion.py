@@ -30,11 +30,12 @@ from rarec.champions.rella import AskJob, unseen_targets
 from rarec.config import Settings
 from rarec.data.ctr import CtrSamples
 from rarec.data.ids import IdLookup
-from rarec.data.sequences import IntArray, draw_rows
+from rarec.data.sequences import draw_rows
 from rarec.data.templates import Template
 from rarec.errors import InputError
-from rarec.metrics.ctr import METRICS, FloatArray, UserBootstrap, ctr_metrics
+from rarec.metrics.ctr import METRICS, UserBootstrap, ctr_metrics
 from rarec.rella.training_samples import load_variants
+from rarec.types import Float64Array, IntArray
 from resources.artifacts.store import Artifact, ArtifactStore
 from resources.mlflow.tracking import MODEL_NOT_LOGGED, MlflowTracking, TrackedRun
 from resources.workers.launcher import TrainingLauncher
@@ -187,7 +188,7 @@ def ask_model(
     interactions: Artifact,
     targets: IntArray,
     batch_tokens: int,
-) -> FloatArray:
+) -> Float64Array:
     """(B,) what a model answers about targets, rows of the interactions; NaN where it does not know the item.
 
     Args:
@@ -214,7 +215,7 @@ def ask_model(
 
 
 def figures_of(
-    made_of: Mapping[str, Artifact], answers: FloatArray, label: np.ndarray, asked: pd.DataFrame, seed: int
+    made_of: Mapping[str, Artifact], answers: Float64Array, label: np.ndarray, asked: pd.DataFrame, seed: int
 ) -> dict[str, float]:
     """Figures of a model's answers, AUC's standard error over users, and shares of targets whose item, or whose user,
     it does not know.
@@ -250,7 +251,7 @@ def _logged_model(run: TrackedRun, made_of: Mapping[str, Artifact]) -> str:
     return logged
 
 
-def _gathered(folder: Path, name: str, targets: IntArray) -> FloatArray:
+def _gathered(folder: Path, name: str, targets: IntArray) -> Float64Array:
     """(B,) what the ranks answered, in the order of the targets; their files are removed."""
     files = list(folder.glob(f"{name}-*.parquet"))
     answered = pd.concat([pd.read_parquet(file) for file in files]).set_index("target")["probability"]
@@ -264,7 +265,7 @@ def _evidence(
     asked: pd.DataFrame,
     newest: int,
     label: np.ndarray,
-    answers: Mapping[str, FloatArray],
+    answers: Mapping[str, Float64Array],
     candidate: Mapping[str, Artifact],
     champion: Mapping[str, Artifact] | None,
     otherwise: tuple[Decision, str],

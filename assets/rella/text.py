@@ -21,11 +21,12 @@ from assets.framework.stage import (
     upstream,
 )
 from rarec.config import Settings
-from rarec.data.ctr import SPLITS, CtrSamples, CtrSettings, build_ctr_samples, ctr_leaks
+from rarec.data.ctr import CtrSamples, CtrSettings, build_ctr_samples, ctr_leaks
 from rarec.data.spec import DatasetSpec
 from rarec.data.templates import find_template, item_texts
 from rarec.rella.prompt_source import load_items, save_recent
 from rarec.text.prompts import Catalogue, build_parts
+from rarec.types import SPLITS
 from resources.artifacts.store import Artifact, ArtifactStore
 from resources.mlflow.tracking import MlflowTracking, TrackedRun
 from resources.workspace import Folders

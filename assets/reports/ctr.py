@@ -27,7 +27,7 @@ from rarec.reports.comparison import (
 )
 from rarec.reports.ctr import report as reports
 from rarec.reports.ranking.records import RankingReport
-from rarec.reports.records import Split
+from rarec.reports.records import SPLIT_NAMES
 from rarec.retrieval.subr import recent_behaviours, retrieve_behaviours
 from rarec.training.fit import HISTORY
 from resources.artifacts.store import Artifact, ArtifactStore
@@ -41,7 +41,6 @@ INPUTS = (
     "retrieval_enhanced_samples", "lora_checkpoint", "ctr_predictions",
 )  # fmt: skip
 YARDSTICK = "logistic regression on five numbers"
-SPLIT_NAMES: dict[str, Split] = {"valid": "validation", "test": "test"}
 STUDIED = 5000  # test samples whose histories are looked at
 SIZES = (5, 10, 15, 20, 25, 30)
 
@@ -86,7 +85,7 @@ def ctr_metrics(
         log_report(run, paths)
         _log_models(run, report, inputs)
         metrics = {
-            f"{scores.split}/{scores.model}/{name}": estimate.value
+            f"{SPLIT_NAMES[scores.split]}/{scores.model}/{name}": estimate.value
             for scores in report.scores
             for name, estimate in scores.metrics.items()
         }
@@ -172,7 +171,7 @@ def _log_models(run: TrackedRun, report: reports.CtrReport, inputs: dict[str, Ar
         with run.nested(model, params) as nested:
             nested.log_metrics(
                 {
-                    f"{split}/{name}": estimate.value
+                    f"{SPLIT_NAMES[split]}/{name}": estimate.value
                     for split in report.splits
                     for name, estimate in report.of(model, split).items()
                 }
@@ -194,13 +193,11 @@ def _report(
     vectors = np.load(inputs["semantic_item_vectors"].path / VECTORS)
     genres = load_table(inputs["item_catalog"], "items")["genres"]
     predicted = {split: pd.read_parquet(inputs["ctr_predictions"].file(f"{split}.parquet")) for split in SCORED}
-    rows = {SPLIT_NAMES[split]: own["sample"].to_numpy() for split, own in predicted.items()}
+    rows = {split: own["sample"].to_numpy() for split, own in predicted.items()}
     yardstick = fit_and_predict(five_numbers(samples, items, rating, spec.is_positive(rating)), samples)
     names = [name for name in predicted["test"].columns if name not in ("sample", "label")]
     outcomes = [
-        reports.CtrOutcome(name, SPLIT_NAMES[split], own[name].to_numpy())
-        for name in names
-        for split, own in predicted.items()
+        reports.CtrOutcome(name, split, own[name].to_numpy()) for name in names for split, own in predicted.items()
     ]
     outcomes += [reports.CtrOutcome(YARDSTICK, split, yardstick[own]) for split, own in rows.items()]
     lora = inputs["lora_checkpoint"]

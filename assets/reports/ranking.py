@@ -16,7 +16,7 @@ from assets.framework.stage import OWNER, Outcome, StageConfig, materialise, ref
 from assets.raserec.recommender import load_recommender
 from rarec.reports.page import ReportPaths
 from rarec.reports.ranking import report as reports
-from rarec.reports.records import Epoch, Link
+from rarec.reports.records import SPLIT_NAMES, Epoch, Link
 from rarec.training.fit import HISTORY
 from resources.artifacts.store import Artifact, ArtifactStore
 from resources.mlflow.tracking import MlflowTracking, TrackedRun
@@ -57,14 +57,14 @@ def ranking_metrics(
         for stage in (*MODEL[1:], "ranking_baselines"):  # so that runs compare by them
             run.log_params({stage: inputs[stage].manifest.config})
         outcomes = []
-        for split, name in SPLITS.items():
+        for split in SPLITS:
             prefixes = sequences.prefixes(split)
             targets = torch.from_numpy(sequences.next_items(prefixes))
             before, after = recommender.represent(sequences, prefixes)
             rankings = baseline_rankings(inputs["ranking_baselines"], split)
             for model, vectors in ((PRETRAINED, before), (FINETUNED, after)):
                 rankings[model] = recommender.rank(vectors, sequences, prefixes, TOP_N)
-            outcomes += [reports.Outcome(model, name, targets, ranking) for model, ranking in rankings.items()]
+            outcomes += [reports.RankingOutcome(model, split, targets, ranking) for model, ranking in rankings.items()]
             if split == "valid":
                 recommender.remember(sequences, prefixes)
         users = sequences.evaluated_users()
@@ -91,7 +91,7 @@ def ranking_metrics(
         paths = reports.write_report(report, folder)
         log_report(run, paths)
         metrics = {
-            f"{s.split}/{s.protocol}/{s.model}/{name}": value
+            f"{SPLIT_NAMES[s.split]}/{s.protocol}/{s.model}/{name}": value
             for s in report.scores
             for name, value in s.metrics.items()
         }

@@ -13,9 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rarec.errors import InputError
-
-IntArray = npt.NDArray[np.int64]
-Split = Literal["train", "valid", "test"]
+from rarec.types import IntArray, Split
 
 HELD_OUT = 2  # leave-one-out: the last item is the test target, the last but one the validation target
 

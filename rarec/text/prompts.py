@@ -13,9 +13,8 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from rarec.data.sequences import IntArray
 from rarec.data.templates import Template, item_texts, profile_texts, rating_text
-from rarec.retrieval.subr import Distances
+from rarec.types import Distances, IntArray
 
 NO_PART = -1
 CATALOGUE = "catalogue.parquet"
