@@ -20,8 +20,9 @@ from rarec.metrics.ranking import full_ranking, ranking_table
 from rarec.raserec.encoders import SequenceEncoder, build_encoder
 from rarec.raserec.finetune import FinetuneObjective
 from rarec.raserec.pretrain import PretrainObjective, validation_metrics
-from rarec.raserec.settings import FinetuneSettings, MemorySettings, PretrainSettings
+from rarec.raserec.settings import FinetuneSettings, PretrainSettings
 from rarec.retrieval.memory import MemoryBank, Queries, normalised
+from rarec.retrieval.settings import MemorySettings
 from rarec.training.dropout import DropoutBits
 from rarec.training.progress import ProgressReporter
 from rarec.types import IntArray

@@ -14,13 +14,14 @@ from assets.framework.stage import OWNER, Outcome, StageConfig, materialise, ref
 from assets.framework.training import RETRIES, cancellable, train, training_outcome
 from assets.raserec.recommender import VALIDATION_FIGURES, VALIDATION_SHOWN, finetune_job
 from assets.reports.ranking import links_to, log_report
-from rarec.champions.drift import DriftReport, DriftRule, drift_markdown, write_drift_report
+from rarec.champions.drift import DriftRule
 from rarec.champions.raserec import unremembered
 from rarec.champions.window import CHOICE, item_distances, newest_window, unknown_shares
 from rarec.config import Settings
 from rarec.data.sequences import UserSequences
 from rarec.errors import InputError
 from rarec.raserec.settings import FinetuneSettings
+from rarec.reports.drift import DriftReport, drift_markdown, write_drift_report
 from rarec.reports.records import Link
 from rarec.retrieval.memory import MemoryBank
 from resources.artifacts.store import Artifact, ArtifactStore

@@ -14,10 +14,11 @@ from assets.data.raw import load_table
 from assets.framework.stage import OWNER, Outcome, StageConfig, materialise, refuse_bad_input, resolve, takes, upstream
 from assets.framework.training import RETRIES, cancellable
 from assets.reports.ranking import links_to
-from rarec.champions.drift import RELLA_CHOICE, DriftReport, RellaDriftRule
+from rarec.champions.drift import RELLA_CHOICE, RellaDriftRule
 from rarec.champions.window import item_distances
 from rarec.config import Settings
 from rarec.data.sequences import draw_rows
+from rarec.reports.drift import DriftReport
 from rarec.types import IntArray
 from resources.artifacts.store import ArtifactStore
 from resources.mlflow.tracking import MlflowTracking, TrackedRun

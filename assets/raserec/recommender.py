@@ -36,8 +36,9 @@ from rarec.raserec.finetune import FinetuneJob
 from rarec.raserec.pretrain import PretrainJob
 from rarec.raserec.recommender import Recommender, recommend_users
 from rarec.raserec.retrieval_module import MODULE_FILES
-from rarec.raserec.settings import FinetuneSettings, MemorySettings, PretrainSettings
+from rarec.raserec.settings import FinetuneSettings, PretrainSettings
 from rarec.retrieval.memory import BANK_FILES, MemoryBank, Queries
+from rarec.retrieval.settings import MemorySettings
 from rarec.training.engine import worker_device
 from resources.artifacts.store import Artifact, ArtifactStore
 from resources.mlflow.tracking import MODEL_NOT_LOGGED, MlflowTracking, TrackedRun

@@ -37,8 +37,9 @@ from rarec.metrics.ranking import full_ranking
 from rarec.raserec.encoders import build_encoder
 from rarec.raserec.finetune import FinetuneObjective
 from rarec.raserec.pretrain import PretrainLoss, PretrainObjective
-from rarec.raserec.settings import FinetuneSettings, MemorySettings, PretrainSettings
+from rarec.raserec.settings import FinetuneSettings, PretrainSettings
 from rarec.retrieval.memory import MemoryBank
+from rarec.retrieval.settings import MemorySettings
 from rarec.training.dropout import DropoutBits
 
 CPU = torch.device("cpu")
