@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from benchmarks.measure import Column, Figures, alternate, clock, peak_mib, ratio, silent, timing, train
-from benchmarks.plain import PlainFinetuning, PlainPretraining, Steps, flat_index, flat_neighbours, plain_ranks
+from benchmarks.plain.raserec import PlainFinetuning, PlainPretraining, Steps, flat_index, flat_neighbours, plain_ranks
 from benchmarks.workloads import Effort, Setup, synthetic
 from rarec.data.sequences import UserSequences
 from rarec.metrics.ranking import full_ranking, ranking_table
