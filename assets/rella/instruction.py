@@ -11,7 +11,7 @@ from assets.framework.stage import OWNER, Outcome, StageConfig, materialise, ref
 from rarec.config import Settings
 from rarec.data.ctr import CtrSamples
 from rarec.rella.prompt_source import RECENT, RETRIEVED, load_items, save_retrieved
-from rarec.rella.training_samples import ShotSettings, draw_shots, save_variants
+from rarec.rella.training_samples import TrainingSampleSettings, draw_training_samples, save_variants
 from rarec.rella.vectors import VECTORS
 from rarec.retrieval.items import ItemIndex
 from rarec.retrieval.subr import retrieve_behaviours_by_index
@@ -39,14 +39,14 @@ class RetrievalConfig(StageConfig):
     """Run configuration of `retrieval_enhanced_samples`."""
 
 
-@takes(ShotSettings)
+@takes(TrainingSampleSettings)
 class ShotConfig(StageConfig):
     """Run configuration of `mixed_reit_samples`."""
 
 
 STAGE_SETTINGS: dict[str, type[Settings]] = {
     "retrieval_enhanced_samples": RetrievalSettings,
-    "mixed_reit_samples": ShotSettings,
+    "mixed_reit_samples": TrainingSampleSettings,
 }
 
 
@@ -126,7 +126,7 @@ def mixed_reit_samples(
     folders: Folders,
 ) -> dg.MaterializeResult:
     """ReiT: the shots that tune the adapters, each with its recent and its retrieved history, 1:1."""
-    settings = resolve(ShotSettings, config, folders.spec(context.partition_key), "mixed_reit_samples")
+    settings = resolve(TrainingSampleSettings, config, folders.spec(context.partition_key), "mixed_reit_samples")
     inputs = upstream(context, store, "ctr_samples", "retrieval_enhanced_samples")
 
     def build(folder: Path, run: TrackedRun) -> Outcome:
@@ -134,7 +134,7 @@ def mixed_reit_samples(
         values: dict[str, float | int | str] = {}
         save_variants(settings.variants(), folder)
         for variant in settings.variants():
-            shots = draw_shots(samples, settings.shots, variant.mode, variant.seed)
+            shots = draw_training_samples(samples, settings.shots, variant.mode, variant.seed)
             shots.save(folder / variant.name)
             values |= {
                 f"{variant.name} prompts": len(shots),

@@ -11,7 +11,7 @@ import pydantic
 from assets.data.raw import load_counts, load_table
 from assets.framework.stage import OWNER, Outcome, StageConfig, materialise, refuse_bad_input, resolve, takes, upstream
 from assets.reports.ranking import course, image, links_to, log_report
-from rarec.baselines.ctr_logistic import fit_and_predict, five_numbers
+from rarec.baselines.ctr_logistic import features_of, fit_and_predict
 from rarec.config import Settings
 from rarec.data.ctr import CtrSamples
 from rarec.data.spec import DatasetSpec
@@ -194,7 +194,7 @@ def _report(
     genres = load_table(inputs["item_catalog"], "items")["genres"]
     predicted = {split: pd.read_parquet(inputs["ctr_predictions"].file(f"{split}.parquet")) for split in SCORED}
     rows = {split: own["sample"].to_numpy() for split, own in predicted.items()}
-    yardstick = fit_and_predict(five_numbers(samples, items, rating, spec.is_positive(rating)), samples)
+    yardstick = fit_and_predict(features_of(samples, items, rating, spec.is_positive(rating)), samples)
     names = [name for name in predicted["test"].columns if name not in ("sample", "label")]
     outcomes = [
         reports.CtrOutcome(name, split, own[name].to_numpy()) for name in names for split, own in predicted.items()

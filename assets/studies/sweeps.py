@@ -33,7 +33,7 @@ from rarec.data.spec import DatasetSpec
 from rarec.data.templates import find_template
 from rarec.raserec.settings import FinetuneSettings
 from rarec.rella.prompt_source import load_items, save_histories
-from rarec.rella.training_samples import Mode, draw_shots
+from rarec.rella.training_samples import Mode, draw_training_samples
 from rarec.rella.tuning import TuningJob, TuningSettings
 from rarec.rella.vectors import VECTORS
 from rarec.studies.grid import Grid, leaderboard, trial_name
@@ -169,7 +169,7 @@ def rella_sweep(
     def build(folder: Path, run: TrackedRun) -> Outcome:
         def try_one(name: str, trial: Mapping[str, Any], output: Path, nested: TrackedRun) -> dict[str, Any] | None:
             shots = place / name
-            draw_shots(samples, trial["shots"], MODE, grid.seed).save(shots)
+            draw_training_samples(samples, trial["shots"], MODE, grid.seed).save(shots)
             job = TuningJob(
                 **prompt_inputs(inputs, folders, template),
                 settings=settings[name],

@@ -52,7 +52,7 @@ def trained(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
-def whole_weights(engine: Any) -> dict[str, Tensor]:
+def full_weights(engine: Any) -> dict[str, Tensor]:
     """Copies of the trained weights, whole and in float32; to be called on all ranks."""
     from deepspeed.utils import safe_get_full_fp32_param
 
@@ -81,7 +81,7 @@ def save_state(
     Raises:
         InputError: it cannot be written; the last one stays.
     """
-    tensors = {f"model.{name}": weight for name, weight in whole_weights(engine).items()}
+    tensors = {f"model.{name}": weight for name, weight in full_weights(engine).items()}
     tensors |= {f"adam.{name}": value for name, value in _optimizer_state(engine).items()}
     tensors |= {f"best.{name}": weight for name, weight in state.best.items()}
     for number, states in enumerate(from_every_rank(dict(random))):

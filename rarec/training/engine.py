@@ -97,14 +97,14 @@ def initialise_engine(
     return engine
 
 
-def is_shared_out(model: nn.Module) -> bool:
-    """Whether ZeRO-3 has shared out the weights, so that this process holds parts of them only."""
+def is_sharded(model: nn.Module) -> bool:
+    """Whether ZeRO-3 has sharded the weights, so that this process holds only part of them."""
     return any(hasattr(parameter, "ds_id") for parameter in model.parameters())
 
 
 @contextlib.contextmanager
-def whole(parameter: Tensor) -> Iterator[Tensor]:
-    """The parameter, whole on every rank for as long as the block lasts, whatever ZeRO-3 has shared out."""
+def gathered(parameter: Tensor) -> Iterator[Tensor]:
+    """The whole parameter on every rank, inside the block, even if ZeRO-3 has sharded it."""
     if not hasattr(parameter, "ds_id"):
         yield parameter
         return
@@ -148,19 +148,19 @@ def from_every_rank(value: T) -> list[T]:
     return values
 
 
-def shares(rows: IntArray) -> IntArray:
-    """This rank's part of ``rows``; `joined` puts what all ranks made of theirs together."""
+def shard(rows: IntArray) -> IntArray:
+    """This rank's part of ``rows``: every world-size-th one. `unshard` puts the ranks' results together."""
     return rows[rank() :: world_size()]
 
 
-def joined(parts: Tensor, count: int) -> Tensor:
-    """The (count, ...) whole of which every rank has the rows that `shares` gave it, on every rank."""
+def unshard(parts: Tensor, count: int) -> Tensor:
+    """The (count, ...) results of all ranks, in the order of the rows that `shard` cut; on every rank."""
     if world_size() == 1:
         return parts
-    whole = parts.new_empty(count, *parts.shape[1:])
+    together = parts.new_empty(count, *parts.shape[1:])
     for number, part in enumerate(from_every_rank(parts.cpu())):
-        whole[number :: world_size()] = part.to(whole.device)
-    return whole
+        together[number :: world_size()] = part.to(together.device)
+    return together
 
 
 class _GatherRows(torch.autograd.Function):
@@ -189,8 +189,8 @@ def gather_rows(rows: Tensor) -> tuple[Tensor, int]:
         return rows, 0
     counts = torch.zeros(world_size(), dtype=torch.int64, device=rows.device)
     counts[rank()] = len(rows)
-    gathered: Tensor = _GatherRows.apply(rows)
-    return gathered, int(all_sum(counts)[: rank()].sum())
+    together: Tensor = _GatherRows.apply(rows)
+    return together, int(all_sum(counts)[: rank()].sum())
 
 
 def peak_memory_mib() -> float:

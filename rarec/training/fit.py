@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from rarec.config import Settings
 from rarec.errors import InputError
-from rarec.training.checkpoint import TrainingState, put_weights, restore_state, save_state, whole_weights
+from rarec.training.checkpoint import TrainingState, full_weights, put_weights, restore_state, save_state
 from rarec.training.engine import (
     adam,
     all_sum,
@@ -93,7 +93,7 @@ class Objective(Protocol):
     def validate(self) -> dict[str, float]:
         """Validation metrics of the current weights; holds ``choice``.
 
-        Called on all ranks: they share the work, or, where a forward pass needs them all (`is_shared_out`), go through
+        Called on all ranks: they share the work, or, where a forward pass needs them all (`is_sharded`), go through
         the same batches.
         """
 
@@ -193,7 +193,7 @@ class _Loop:
             record["validation_seconds"] = time.perf_counter() - clock
             history.append(record)
             if best_epoch(history, choice) == epoch:
-                self.state.best = whole_weights(self.engine)
+                self.state.best = full_weights(self.engine)
             self._save({})
             self.report(
                 stage=self.stage,
