@@ -15,7 +15,7 @@ from pipelines.definitions import build_defs
 from rarec.data.spec import DatasetSpec
 from resources.artifacts.store import Artifact, ArtifactStore, fingerprint
 from resources.settings import RarecHome
-from resources.workspace import Folders
+from resources.workspace import Workspace
 
 TINY = """
 name = "{name}"
@@ -124,8 +124,8 @@ class Plant:
         self.store = ArtifactStore(root=self.home.artifacts, cache=str(self.home.cache))
 
     def spec(self, name: str) -> DatasetSpec:
-        folders = Folders(data="", datasets=str(self.home.datasets), cache="", work="", ledgers="")
-        return folders.spec(name)
+        workspace = Workspace(data="", datasets=str(self.home.datasets), cache="", work="", ledgers="")
+        return workspace.spec(name)
 
     def run(self, dataset="tiny", only=(), resources=None, track="raserec", **config) -> dg.ExecuteInProcessResult:
         """Run every asset of a track, or ``only`` some; ``config`` is asset -> settings."""
