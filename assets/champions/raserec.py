@@ -1,10 +1,7 @@
 """RaSeRec as a track of champions: encoder, memory and module, asked for the next item."""
 
-from collections.abc import Mapping
-
 import numpy as np
 import pandas as pd
-from rarec.types import Float64Array
 
 from assets.champions.stages import champion_stages
 from assets.champions.track import Artifacts, Compared, Drift, Events
@@ -18,6 +15,7 @@ from rarec.champions.promotion import CandidateSettings, Kind
 from rarec.champions.raserec import ServedRecommender, unremembered
 from rarec.champions.window import CHOICE, Window, item_distances, newest_window, unknown_shares
 from rarec.errors import InputError
+from rarec.types import Float64Array
 from resources.artifacts.store import Artifact
 from resources.mlflow.registry import Version
 from resources.mlflow.tracking import MODEL_NOT_LOGGED
@@ -67,14 +65,14 @@ class RaserecTrack:
     """See `assets.champions.track.ChampionTrack`."""
 
     name = "raserec"
-    artifacts = ("interactions", *ARTIFACTS, REFRESHED, REFINETUNED)
+    artifacts: tuple[str, ...] = ("interactions", *ARTIFACTS, REFRESHED, REFINETUNED)
     kinds = frozenset({"mlflow"})
     scores = False
     figure = CHOICE
     promotion = CandidateSettings
     drift = DriftSettings
     drift_asset = "drift_report"
-    follows = ("recommendations",)
+    follows: tuple[str, ...] = ("recommendations",)
     unit = "events"
 
     def candidate(self, request: Request[CandidateSettings], champion: Version | None) -> dict[str, Artifact]:
@@ -172,7 +170,7 @@ def _window(events: Events) -> Window:
     return Window(events.rows, events.table["user_index"].to_numpy(np.int64)[events.rows])
 
 
-def shift_of_items(table: pd.DataFrame, since: int) -> Mapping[str, float]:
+def shift_of_items(table: pd.DataFrame, since: int) -> dict[str, float]:
     """How far the items of the events from ``since`` (seconds) on are from those before."""
     new = table["timestamp"].to_numpy() >= since
     return item_distances(table["item_id"][~new], table["item_id"][new])

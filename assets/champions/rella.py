@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from rarec.types import Float64Array, IntArray
 
 from assets.champions.raserec import shift_of_items
 from assets.champions.stages import champion_stages
@@ -28,6 +27,7 @@ from rarec.data.templates import Template
 from rarec.errors import InputError
 from rarec.metrics.ctr import METRICS, UserBootstrap, ctr_metrics
 from rarec.rella.training_samples import load_variants
+from rarec.types import Float64Array, IntArray
 from resources.artifacts.store import Artifact
 from resources.mlflow.registry import Version
 from resources.mlflow.tracking import MODEL_NOT_LOGGED
@@ -42,14 +42,14 @@ class RellaTrack:
     """See `assets.champions.track.ChampionTrack`."""
 
     name = "rella"
-    artifacts = ARTIFACTS
+    artifacts: tuple[str, ...] = ARTIFACTS
     kinds = frozenset({"mlflow", "pytorch"})
     scores = True
     figure = RELLA_CHOICE
     promotion = RellaCandidateSettings
     drift = RellaDriftSettings
     drift_asset = "rella_drift_report"
-    follows = ()
+    follows: tuple[str, ...] = ()
     unit = "test samples"
 
     def candidate(self, request: Request[RellaCandidateSettings], champion: Version | None) -> dict[str, Artifact]:

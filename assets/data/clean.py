@@ -34,8 +34,8 @@ def _tables(request: Request[Settings]) -> Callable[[], Tables]:
     config=declaration,
     parts={
         "interactions": "Clean interactions: typed, sorted by user and time, k-core where the protocol wants it.",
-        "item_catalog": "Items that occur in the interactions, with title and attributes; item_index is the row number.",
-        "user_profiles": "Users that occur in the interactions, with their profiles; user_index is the row number.",
+        "item_catalog": "Items that occur in the interactions, with title and attributes; item_index is the row.",
+        "user_profiles": "Users that occur in the interactions, with their profiles; user_index is the row.",
     },
 )
 def clean_tables(job: Job[Settings]) -> Outcome:

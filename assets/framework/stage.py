@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import dagster as dg
-from rarec.training.job import WorkerJob
 
 from assets.framework import training
 from assets.framework.champion import Champion, open_champion
@@ -28,6 +27,7 @@ from rarec.config import Settings
 from rarec.data.spec import DatasetSpec
 from rarec.data.templates import Template, find_template
 from rarec.errors import InputError
+from rarec.training.job import WorkerJob
 from resources.artifacts.store import Artifact, ArtifactStore
 from resources.mlflow.tracking import MlflowTracking, TrackedRun
 from resources.workers.launcher import TrainingLauncher
@@ -254,6 +254,7 @@ def stage(
 
         def identity_of(request: Request[S]) -> Identity:
             used = request.registered.inputs if request.registered else {}
+            opened: Mapping[str, Artifact | str]
             opened = versions(request) if versions else {**request.inputs, **used}
             marked = {key: request.inputs[one].fingerprint for key, one in (fingerprints or {}).items()}
             return Identity(request.name, request.dataset, version, config_of(request), {**opened, **marked})

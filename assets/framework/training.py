@@ -17,11 +17,11 @@ from typing import Any, TypeVar
 
 import dagster as dg
 import pandas as pd
-from rarec.training.job import WorkerJob
 
 from assets.framework.reuse import Outcome, markdown_table
 from rarec.errors import one_line
 from rarec.training.fit import HISTORY, SUMMARY
+from rarec.training.job import WorkerJob
 from rarec.training.progress import Progress
 from resources.mlflow.tracking import TrackedRun
 from resources.workers.launcher import TrainingLauncher
@@ -139,7 +139,7 @@ def training_progress(run: TrackedRun) -> Callable[[Progress], None]:
 
 
 def training_outcome(
-    run: TrackedRun, summary: Mapping[str, Any], figures: Sequence[str], shown: Sequence[str]
+    run: TrackedRun, summary: Mapping[str, Any] | None, figures: Sequence[str], shown: Sequence[str]
 ) -> Outcome:
     """What a training tells in metadata and MLflow.
 
@@ -147,6 +147,8 @@ def training_outcome(
         figures: validation figures of the best epoch.
         shown: columns of the history's table.
     """
+    if summary is None:
+        raise RuntimeError("the training worker ended without leaving a summary beside its checkpoint")
     history = pd.DataFrame(summary["history"])
     best = history.iloc[summary["best_epoch"]]
     effort = _effort(summary, history)

@@ -1,7 +1,6 @@
 """Group `recommender`: the sequence encoder, and the memory bank of what it encodes."""
 
 import numpy as np
-from rarec.retrieval.settings import MemorySettings
 
 from assets.framework.checks import RECALL_AT, RECALL_SAMPLE, recall_check
 from assets.framework.reuse import Outcome
@@ -11,7 +10,7 @@ from rarec.data.sequences import UserSequences
 from rarec.errors import InputError
 from rarec.raserec.encoders import load_encoder
 from rarec.raserec.pretrain import PretrainJob
-from rarec.raserec.settings import PretrainSettings
+from rarec.raserec.settings import MemorySettings, PretrainSettings
 from rarec.retrieval.memory import MemoryBank, Queries
 from rarec.training.engine import worker_device
 

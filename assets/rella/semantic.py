@@ -97,7 +97,7 @@ def base_language_model(job: Job[LanguageModelSettings]) -> Outcome:
 def _refer(job: Job[LanguageModelSettings], reference: ModelReference, yes: str, no: str) -> Outcome:
     reference.save(job.folder)
     find_answers(reference.tokenizer(), yes, no)  # refused now, not after the items are encoded
-    weights = sum(file.stat().st_size for file in reference.place.glob("*.safetensors"))
+    weights = sum(file.stat().st_size for file in reference.folder.glob("*.safetensors"))
     values: dict[str, int | str] = {
         "source": reference.source,
         "revision": reference.revision,

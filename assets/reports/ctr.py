@@ -29,6 +29,7 @@ YARDSTICK = "logistic regression on five numbers"
 SPLIT_NAMES: dict[str, Split] = {"valid": "validation", "test": "test"}
 STUDIED = 5000  # test samples whose histories are looked at
 SIZES = (5, 10, 15, 20, 25, 30)
+PROMPT_SOURCE = ("interactions", "ctr_samples", "textual_samples", "retrieval_enhanced_samples")
 
 
 @stage(
@@ -100,7 +101,7 @@ def _report(job: Job[CtrReportSettings]) -> reports.CtrReport:
     spec, inputs = job.spec, job.inputs
     table = load_table(inputs["interactions"], "interactions")
     rating = table["rating"].to_numpy()
-    source = PromptSource.load({name: str(artifact.path) for name, artifact in inputs.items()})
+    source = PromptSource.load(**{name: job.path(name) for name in PROMPT_SOURCE})
     samples, items = source.samples, source.items
     vectors = np.load(inputs["semantic_item_vectors"].path / VECTORS)
     genres = load_table(inputs["item_catalog"], "items")["genres"]

@@ -9,8 +9,8 @@ from datetime import UTC, datetime, timedelta
 import dagster as dg
 import fsspec
 import pytest
-
 from assets.champions.served import as_inputs
+
 from assets.retention import clean_up
 from resources.artifacts.store import ArtifactStore, fingerprint, written_at
 from resources.mlflow.registry import Version

@@ -8,19 +8,19 @@ import subprocess
 import sys
 from pathlib import Path
 
+import assets.raserec.recommender
 import dagster as dg
 import mlflow
 import numpy as np
 import pandas as pd
 import psutil
 import pytest
+from assets.raserec.recommender import _ids_version
 from places import ROOT
 from plant import MISCOUNTED, TINY, Plant, built, failed_checks, failures, metadata
 from safetensors import safe_open
 
 import assets.data.raw
-import assets.raserec.recommender
-from assets.raserec.recommender import _ids_version
 from rarec.data.sequences import UserSequences
 from rarec.retrieval.memory import MemoryBank
 from resources.mlflow.tracking import TrackedRun
