@@ -15,7 +15,7 @@ import torch
 from benchmarks.measure import Column, Figures, alternate, clock, peak_mib, ratio, silent, timing, train
 from benchmarks.plain import PlainFinetuning, PlainPretraining, Steps, flat_index, flat_neighbours, plain_ranks
 from benchmarks.workloads import Effort, Setup, synthetic
-from rarec.data.sequences import IntArray, UserSequences
+from rarec.data.sequences import UserSequences
 from rarec.metrics.ranking import full_ranking, ranking_table
 from rarec.raserec.encoders import SequenceEncoder, build_encoder
 from rarec.raserec.finetune import FinetuneObjective
@@ -24,6 +24,7 @@ from rarec.raserec.settings import FinetuneSettings, MemorySettings, PretrainSet
 from rarec.retrieval.memory import MemoryBank, Queries, normalised
 from rarec.training.dropout import DropoutBits
 from rarec.training.progress import ProgressReporter
+from rarec.types import IntArray
 
 # The defaults are the paper's settings.
 PRETRAIN = PretrainSettings.model_validate({})

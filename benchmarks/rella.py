@@ -28,17 +28,16 @@ from benchmarks.workloads import (
     histories,
 )
 from rarec.data.ctr import CtrSamples, CtrSettings, build_ctr_samples
-from rarec.data.sequences import IntArray
 from rarec.rella import scoring as rella_scoring
 from rarec.rella.language_model import find_answers, pad
 from rarec.rella.scoring import score
 from rarec.rella.small_llama import scratch_model
 from rarec.rella.training_samples import Shots
 from rarec.rella.tuning import TuningObjective, TuningSettings, add_adapter
-from rarec.retrieval.index import FloatArray
-from rarec.retrieval.subr import Distances, distance_type, recent_behaviours, retrieve_behaviours
+from rarec.retrieval.subr import distance_type, recent_behaviours, retrieve_behaviours
 from rarec.text.tokens import PromptTokens, by_length
 from rarec.training.engine import peak_memory_mib
+from rarec.types import Distances, Float32Array, IntArray
 
 CPU = torch.device("cpu")
 DIMENSIONS = (512, 128)  # of item vectors: the paper's, and what a scratch model gives
@@ -118,7 +117,7 @@ def _empty(data: Histories, position: IntArray) -> Distances:
 
 
 def _share_of_equal(
-    vectors: FloatArray, items: IntArray, position: IntArray, kept: Distances, expected: list[IntArray]
+    vectors: Float32Array, items: IntArray, position: IntArray, kept: Distances, expected: list[IntArray]
 ) -> float:
     """Share of equal lists; others must be as similar to the target, as rounding decides near ties.
 

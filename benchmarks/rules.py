@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
-import numpy.typing as npt
 import typer
+
+from rarec.types import Float64Array, IntArray
 
 if TYPE_CHECKING:
     from benchmarks.measure import Figures
@@ -33,10 +34,8 @@ ABOUT = {
     "`strict` with a tolerance of 5 %.",
 }
 
-Ranks = npt.NDArray[np.float64]
 
-
-def world(rng: np.random.Generator, users: npt.NDArray[np.int64], fall: float) -> Ranks:
+def world(rng: np.random.Generator, users: IntArray, fall: float) -> Float64Array:
     """(E,) ranks of events of these users, whose chances of a hit are less by this share."""
     hit = rng.random(len(users)) < (1 - fall) * rng.beta(*SPREAD, size=len(users))[users]
     return np.where(hit, rng.integers(1, 11, len(users)), np.inf)

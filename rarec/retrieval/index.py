@@ -5,13 +5,12 @@ from typing import Any, Literal
 
 import faiss
 import numpy as np
-import numpy.typing as npt
 from pydantic import Field, model_validator
 
 from rarec.config import Settings
 from rarec.errors import InputError
+from rarec.types import Float32Array
 
-FloatArray = npt.NDArray[np.float32]
 GPU_MOST = 2048  # neighbours of one query that Faiss can find on a GPU
 
 
@@ -38,7 +37,7 @@ class IndexSettings(Settings):
         return self
 
 
-def new_index(directions: FloatArray, settings: IndexSettings, what: str) -> Any:
+def new_index(directions: Float32Array, settings: IndexSettings, what: str) -> Any:
     """An empty (but trained) index for L2-normalised ``directions`` (N, D), which are ``what``.
 
     Raises:
@@ -74,7 +73,7 @@ def gpus_of_this_process() -> list[int]:
     return list(range(faiss.get_num_gpus()))
 
 
-def normalised(vectors: FloatArray) -> FloatArray:
+def normalised(vectors: Float32Array) -> Float32Array:
     """An L2-normalised float32 copy (Faiss would normalise in place, in memory that a tensor may share)."""
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
     return np.ascontiguousarray(vectors / np.maximum(norms, 1e-12), dtype=np.float32)

@@ -113,7 +113,9 @@ def store(plant):
         for one in RECORDED if one["asset"] not in MADE
     }  # fmt: skip
     store = RecordedStore(root=plant.home.artifacts, cache=str(plant.home.cache))
-    variants = next(ShotSettings(**one["config"]) for one in RECORDED if one["asset"] == "mixed_reit_samples").variants()
+    variants = next(
+        ShotSettings(**one["config"]) for one in RECORDED if one["asset"] == "mixed_reit_samples"
+    ).variants()
     for asset in ("mixed_reit_samples", "lora_checkpoint"):
         store.local_folder(asset).mkdir(parents=True)
         save_variants(variants, store.local_folder(asset))
