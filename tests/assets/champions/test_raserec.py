@@ -385,7 +385,7 @@ def test_a_lost_champion_gives_way_without_a_comparison_if_that_is_asked_for(tmp
     found, why = find_opponent(lost, {"memory_bank": "b" * 32}, store, "own", True)
     assert found is None
     assert uncompared(lost, why) == (
-        "first", "not compared, as the champion before, version 3, is lost (replace_lost)"
+        "first", "not compared: the previous champion, version 3, is lost (replace_lost)"
     )  # fmt: skip
 
 

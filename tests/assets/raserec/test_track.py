@@ -42,9 +42,9 @@ def launches():
     modules = []
     launch = TrainingLauncher.launch
 
-    def counted(self, context, module, *arguments, **options):
-        modules.append(module)
-        return launch(self, context, module, *arguments, **options)
+    def counted(self, context, job, *arguments, **options):
+        modules.append(job.module)
+        return launch(self, context, job, *arguments, **options)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(TrainingLauncher, "launch", counted)
