@@ -13,12 +13,11 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.pages import place_of, result_pages  # noqa: E402
-from benchmarks.readme import filled  # noqa: E402
 
 log = logging.getLogger("mkdocs.hooks")  # with --strict a warning fails the build
 RESULT_LINK = re.compile(r"\]\((?:\.\./)+benchmarks/results/([\w-]+)\.md\)")
-NAME = re.compile(r"`((?:rarec|assets|resources|pipelines|benchmarks)(?:\.\w+)+)(?:\(\))?`")
-FILE = re.compile(r"`((?:rarec|assets|resources|pipelines|benchmarks|tests|docker|docs|requirements)/[\w./-]*\w)/?`")
+NAME = re.compile(r"`((?:rarec|assets|resources|pipelines)(?:\.\w+){2,})`")  # not `rarec.rolled_back`, a tag
+FILE = re.compile(r"`((?:rarec|assets|resources|pipelines|benchmarks|tests|docker|docs|requirements)/[\w./-]*[./]\w*)`")
 
 
 def on_config(config: Any) -> None:
@@ -37,7 +36,7 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Fill in the headline tables, and turn links to files of results into links to their pages."""
+    """Turn links to files of results into links to their pages, and check the names of code."""
     here = posixpath.dirname(page.file.src_uri)
 
     def link(found: re.Match[str]) -> str:
@@ -47,7 +46,7 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
         for name in sorted({*NAME.findall(markdown), *FILE.findall(markdown)}):
             if not _exists(name):
                 log.warning("%s names `%s`, which the code does not have", page.file.src_uri, name)
-    return RESULT_LINK.sub(link, filled(markdown))
+    return RESULT_LINK.sub(link, markdown)
 
 
 def _exists(name: str) -> bool:
