@@ -75,7 +75,7 @@ bench-gpu: $(STAMP)  ## measure a part on this machine's GPU (PART, ARGS; docs/g
 
 docs: $(DOCS)  ## build the documentation into build/docs; fails on a dead link, or if a table of results is out of date
 	@$(BIN)/python -m benchmarks.headlines --check
-	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 	@echo "open build/docs/index.html"
 
 install: $(STAMP)  ## .venv with everything the other targets need (EXTRA=cpu or gpu)

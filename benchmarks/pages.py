@@ -25,11 +25,11 @@ def result_pages() -> dict[str, str]:
     return {**pages, SPEED: "\n\n".join(["# Speed", SPEED_TEXT, *map(_titled_first, shared)]) + "\n"}
 
 
-def place_of(result: str) -> str:
-    """Where on the site the result of this name stands: a page, or an anchor on the shared one."""
+def place_of(result: str) -> str | None:
+    """Where the site shows the result of this name: a page, or an anchor on the shared one; None if there is none."""
     shared = {name: shared for name, _, shared in _results()}
     if result not in shared:
-        raise KeyError(f"benchmarks/results has no {result}.md")
+        return None
     return f"results/{SPEED}.md#{result}" if shared[result] else f"results/{result}.md"
 
 

@@ -17,7 +17,8 @@ from benchmarks.pages import place_of, result_pages  # noqa: E402
 log = logging.getLogger("mkdocs.hooks")  # with --strict a warning fails the build
 RESULT_LINK = re.compile(r"\]\((?:\.\./)+benchmarks/results/([\w-]+)\.md\)")
 NAME = re.compile(r"`((?:rarec|assets|resources|pipelines)(?:\.\w+){2,})`")  # not `rarec.rolled_back`, a tag
-FILE = re.compile(r"`((?:rarec|assets|resources|pipelines|benchmarks|tests|docker|docs|requirements)/[\w./-]*[./]\w*)`")
+PLACES = "rarec|assets|resources|pipelines|benchmarks|tests|docker|docs|requirements"
+FILE = re.compile(rf"`((?:{PLACES})/(?:[\w-]+/)*(?:[\w-][\w.-]*\.\w+)?)`")
 
 
 def on_config(config: Any) -> None:
@@ -40,7 +41,8 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     here = posixpath.dirname(page.file.src_uri)
 
     def link(found: re.Match[str]) -> str:
-        return f"]({posixpath.relpath(place_of(found[1]), here or '.')})"
+        place = place_of(found[1])
+        return f"]({posixpath.relpath(place, here or '.')})" if place else found[0]
 
     if page.file.src_uri != "changelog.md":  # what was changed may be gone by now
         for name in sorted({*NAME.findall(markdown), *FILE.findall(markdown)}):
