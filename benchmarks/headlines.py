@@ -56,7 +56,10 @@ def raserec() -> str:
     wanted = [(protocol, figure) for protocol in ("unmasked", "masked") for figure in ("HR@10", "NDCG@10")]
     return _table(
         header,
-        ([shown, *(rows.get((name, of), {}).get(figure, "–") for of, figure in wanted)] for shown, name in RASEREC.items()),
+        (
+            [shown, *(rows.get((name, of), {}).get(figure, "–") for of, figure in wanted)]
+            for shown, name in RASEREC.items()
+        ),
     )
 
 
