@@ -21,8 +21,8 @@ SPEED_TEXT = (
 def result_pages() -> dict[str, str]:
     """Name -> Markdown of every page, ordered by name, the shared one last."""
     pages = {name: _page(name, text) for name, text, shared in _results() if not shared}
-    shared = [_lowered(text.strip(), 0) for _, text, shared in _results() if shared]
-    return {**pages, SPEED: "\n\n".join(["# Speed", SPEED_TEXT, *map(_titled_first, shared)]) + "\n"}
+    shared = [_titled_first(text) for _, text, shared in _results() if shared]
+    return {**pages, SPEED: "\n\n".join(["# Speed", SPEED_TEXT, *shared]) + "\n"}
 
 
 def place_of(result: str) -> str | None:
@@ -46,15 +46,11 @@ def _page(name: str, text: str) -> str:
     titles = re.findall(r"^# ", text, re.MULTILINE)
     if text.startswith("# ") and len(titles) == 1:
         return text
-    return f"# {name.replace('-', ' ').capitalize()}\n\n{_lowered(text, 1 if titles else 0)}"
-
-
-def _lowered(text: str, levels: int) -> str:
-    """The text with its headings lower by so many levels."""
-    return re.sub(r"^#+ ", lambda found: "#" * levels + found[0], text, flags=re.MULTILINE)
+    lower = re.sub(r"^(?=#+ )", "#", text, flags=re.MULTILINE) if titles else text
+    return f"# {name.replace('-', ' ').capitalize()}\n\n{lower}"
 
 
 def _titled_first(text: str) -> str:
     """The text with its first heading moved to the top, before the command and the machine."""
     before, heading, after = re.split(r"^(## .*)$", text, maxsplit=1, flags=re.MULTILINE)
-    return f"{heading}\n\n{before.strip()}\n\n{after.strip()}"
+    return f"{heading}\n\n{before.rstrip()}\n\n{after.strip()}"
