@@ -2,7 +2,7 @@
 
 Every part prints its table as it grows and keeps `gpu-<part>.json` and `.md` after each of its cases, so that what was
 measured stays where a case fails or time runs out. Cases run in processes of their own: one that runs out of memory
-takes nothing with it. Without a GPU the command says so and ends with code 2; tests/test_benchmarks_gpu.py runs every
+takes nothing with it. Without a GPU the command says so and ends with code 2; tests/benchmarks/test_gpu.py runs every
 part on the CPU in small shapes.
 """
 

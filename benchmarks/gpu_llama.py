@@ -23,9 +23,9 @@ from benchmarks.measure import Column, silent
 from rarec.data.ctr import CtrSamples
 from rarec.data.sequences import IntArray
 from rarec.rella.language_model import Answers, last_logits, pad
-from rarec.rella.samples import PromptSource
+from rarec.rella.prompt_source import PromptSource
 from rarec.rella.scoring import score
-from rarec.rella.shots import Shots
+from rarec.rella.training_samples import Shots
 from rarec.rella.tuning import TuningObjective, TuningSettings, add_adapter
 from rarec.text.prompts import PromptParts
 from rarec.text.tokens import PromptTokens, TokenTable

@@ -19,11 +19,11 @@ import numpy as np
 
 from benchmarks.measure import FAILED, Column, Figures, clock, silent
 from rarec.data.sequences import IntArray, UserSequences
-from rarec.evaluation.ranking_records import RankingReport
 from rarec.raserec.encoders import load_encoder
 from rarec.raserec.finetune import finetune
 from rarec.raserec.pretrain import pretrain
 from rarec.raserec.settings import FinetuneSettings, MemorySettings, PretrainSettings
+from rarec.reports.ranking.records import RankingReport
 from rarec.retrieval.exact import ExactSearch
 from rarec.retrieval.index import FloatArray, can_use_gpu, gpus_of_this_process, new_index
 from rarec.retrieval.memory import MemoryBank, Queries

@@ -3,7 +3,7 @@
 Written from the papers' method with PyTorch's standard modules, its own dropout and optimiser, and no thought for
 speed: every prefix is right-padded to the maximum length and encoded on its own, once for each use; logits are written
 out in full, memories projected for every query, users ranked one by one. Losses, neighbours and ranks equal ours
-(tests/test_benchmarks_smoke.py).
+(tests/benchmarks/test_smoke.py).
 """
 
 import time
@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rarec.data.sequences import IntArray, UserSequences, context_starts
-from rarec.raserec.augment import Channel, CrossAttention
 from rarec.raserec.encoders import SASRec, SequenceEncoder
 from rarec.raserec.pretrain import SameNextItem
+from rarec.raserec.retrieval_module import Channel, CrossAttention
 from rarec.raserec.settings import EncoderSettings, FinetuneSettings, PretrainSettings
 from rarec.retrieval.index import FloatArray, normalised
 from rarec.retrieval.memory import MemoryBank, Queries, first_allowed

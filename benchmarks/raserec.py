@@ -16,7 +16,7 @@ from benchmarks.measure import Column, Figures, alternate, clock, peak_mib, rati
 from benchmarks.plain import PlainFinetuning, PlainPretraining, Steps, flat_index, flat_neighbours, plain_ranks
 from benchmarks.workloads import Effort, Setup, synthetic
 from rarec.data.sequences import IntArray, UserSequences
-from rarec.evaluation.ranking import full_ranking, ranking_table
+from rarec.metrics.ranking import full_ranking, ranking_table
 from rarec.raserec.encoders import SequenceEncoder, build_encoder
 from rarec.raserec.finetune import FinetuneObjective
 from rarec.raserec.pretrain import PretrainObjective, validation_metrics

@@ -32,8 +32,8 @@ from rarec.data.sequences import IntArray
 from rarec.rella import scoring as rella_scoring
 from rarec.rella.language_model import find_answers, pad
 from rarec.rella.scoring import score
-from rarec.rella.scratch import scratch_model
-from rarec.rella.shots import Shots
+from rarec.rella.small_llama import scratch_model
+from rarec.rella.training_samples import Shots
 from rarec.rella.tuning import TuningObjective, TuningSettings, add_adapter
 from rarec.retrieval.index import FloatArray
 from rarec.retrieval.subr import Distances, distance_type, recent_behaviours, retrieve_behaviours

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from benchmarks.measure import Figures
-    from rarec.evaluation.window import Window
-    from rarec.raserec.served import ServedRecommender, Translation
+    from rarec.champions.raserec import ServedRecommender, Translation
+    from rarec.champions.window import Window
     from rarec.raserec.settings import FinetuneSettings, PretrainSettings
 
 WEEK_S = 7 * 86_400
@@ -58,10 +58,10 @@ class Trainer:
     def both_stages(self, past: "pd.DataFrame") -> "ServedRecommender":
         """A new model of all that happened."""
         from benchmarks.measure import silent
+        from rarec.champions.raserec import ServedRecommender
         from rarec.raserec.encoders import load_encoder
         from rarec.raserec.pretrain import pretrain
         from rarec.raserec.recommender import Recommender
-        from rarec.raserec.served import ServedRecommender
         from rarec.retrieval.memory import MemoryBank
 
         item_ids = past["item_id"].drop_duplicates().sort_values(ignore_index=True)
@@ -94,8 +94,8 @@ class Trainer:
 
     def _module(self, translation: "Translation", encoder: Any, bank: Any) -> Any:
         from benchmarks.measure import silent
-        from rarec.raserec.augment import load_module
         from rarec.raserec.finetune import finetune
+        from rarec.raserec.retrieval_module import load_module
 
         with tempfile.TemporaryDirectory() as place:
             folder = Path(place)
@@ -113,7 +113,7 @@ def remember(served: "ServedRecommender", translation: "Translation") -> "Served
 
 def _translate(past: "pd.DataFrame", item_ids: "pd.Series") -> "Translation":
     """A model's own interactions: there is no model yet that could do it."""
-    from rarec.raserec.served import ServedRecommender
+    from rarec.champions.raserec import ServedRecommender
 
     blank = ServedRecommender.__new__(ServedRecommender)
     blank.item_ids = item_ids
@@ -137,7 +137,7 @@ def replay(
         weeks: how many are lived through.
         retrain_weeks: weeks between two full retrainings.
     """
-    from rarec.evaluation.window import CHOICE, newest_window
+    from rarec.champions.window import CHOICE, newest_window
 
     times = table["timestamp"].to_numpy()
     champion = trainer.both_stages(table[times < first])
@@ -185,7 +185,7 @@ def summarise(courses: dict[str, Course], windows: "list[Window]") -> "Figures":
     """Figures of all weeks together, by strategy."""
     import numpy as np
 
-    from rarec.evaluation.window import CHOICE_ERROR, Window
+    from rarec.champions.window import CHOICE_ERROR, Window
 
     whole = Window(
         np.concatenate([window.events for window in windows]), np.concatenate([window.users for window in windows])
@@ -211,7 +211,7 @@ def draw(figures: "Figures", by_week: "Figures", title: str, png: Path) -> None:
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter
 
-    from rarec.evaluation.plots import COLOURS, legend, style
+    from rarec.reports.plots import COLOURS, legend, style
 
     with style():
         figure = Figure(figsize=(10, 4.2), layout="constrained")

@@ -44,8 +44,8 @@ def world(rng: np.random.Generator, users: npt.NDArray[np.int64], fall: float) -
 
 def drift(draws: int, sizes: tuple[int, ...] = (100, 300, 1000, 5000)) -> "Figures":
     """How often a step is asked for, by the number of new events and the true fall."""
-    from rarec.evaluation.drift import DriftRule
-    from rarec.evaluation.window import CHOICE, Window
+    from rarec.champions.drift import DriftRule
+    from rarec.champions.window import CHOICE, Window
 
     rng, rule = np.random.default_rng(1), DriftRule()
 
@@ -70,8 +70,8 @@ def drift(draws: int, sizes: tuple[int, ...] = (100, 300, 1000, 5000)) -> "Figur
 
 def promotion(draws: int, sizes: tuple[int, ...] = (30, 100, 1000, 6000)) -> "Figures":
     """How often a candidate passes, by the number of users and how much worse it truly is."""
-    from rarec.evaluation.promotion import PASSES, Rule
-    from rarec.evaluation.window import Window
+    from rarec.champions.promotion import PASSES, Rule
+    from rarec.champions.window import Window
 
     rng, rules = np.random.default_rng(1), (Rule(), Rule(tolerance=0.05, strict=True))
     figures: Figures = {}

@@ -10,18 +10,18 @@ from typing import Any
 import numpy as np
 
 from rarec.data.ctr import CtrSettings, build_ctr_samples
-from rarec.data.download import locate_source
 from rarec.data.raw import read_raw
 from rarec.data.sequences import IntArray, UserSequences, build_sequences, user_at
+from rarec.data.sources.download import locate_source
 from rarec.data.spec import DatasetSpec, builtin_specs
 from rarec.data.tables import Tables, build_tables
+from rarec.data.templates import TEMPLATES, Template, item_texts, profile_texts, rating_text
 from rarec.rella.language_model import LanguageModelSettings
-from rarec.rella.samples import PromptSource
-from rarec.rella.scratch import train_tokenizer
+from rarec.rella.prompt_source import PromptSource
+from rarec.rella.small_llama import train_tokenizer
 from rarec.retrieval.index import FloatArray, normalised
 from rarec.retrieval.subr import Distances, recent_behaviours, retrieve_behaviours
 from rarec.text.prompts import build_parts
-from rarec.text.templates import TEMPLATES, Template, item_texts, profile_texts, rating_text
 
 REAL = "amazon-beauty"
 REAL_FILMS = "ml-100k"

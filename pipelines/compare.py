@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from rarec.errors import InputError
-from resources.home import RarecHome
+from resources.settings import RarecHome
 
 NAME_WIDTH = 60  # validation/unmasked/pre-trained/NDCG_at_10
 OTHER_LENGTHS = re.compile(r"(HR|NDCG|MRR)_at_(?!10$)")
@@ -22,8 +22,8 @@ def main(
     """Write the page and print its path, the settings that differ and the figures."""
     warnings.filterwarnings("ignore")
     from pipelines.definitions import default_resources
-    from rarec.evaluation.run_comparison import compare_runs, comparison_tables, write_comparison
-    from rarec.evaluation.tables import Table, as_text
+    from rarec.reports.run_comparison import compare_runs, comparison_tables, write_comparison
+    from rarec.reports.tables import Table, as_text
 
     try:
         home = RarecHome.from_environment()

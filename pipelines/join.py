@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rarec.errors import InputError
-from rarec.training.node import LOST_S, STACKS, Assignment
-from rarec.training.processes import KILL_WAIT_S
-from resources.home import RarecHome
+from rarec.training.worker.node import LOST_S, STACKS, Assignment
+from rarec.training.worker.process_tree import KILL_WAIT_S
+from resources.settings import RarecHome
 
 LOOK_INTERVAL_S = 1.0
 
@@ -103,7 +103,7 @@ def _start(assignment: Assignment) -> subprocess.Popen[bytes]:
     output = assignment.folder / f"node-{uuid.uuid4().hex[:8]}.txt"
     with output.open("ab") as stream:
         agent = subprocess.Popen(
-            [sys.executable, "-m", "rarec.training.node"],
+            [sys.executable, "-m", "rarec.training.worker.node"],
             stdin=subprocess.PIPE,
             stdout=stream,
             stderr=subprocess.STDOUT,

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import dagster as dg
 
 from rarec.errors import InputError
-from resources.home import RarecHome
+from resources.settings import RarecHome
 
 TRAINING_POOL = "training"
 

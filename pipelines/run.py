@@ -14,9 +14,9 @@ from typing import Annotated, Any
 import typer
 from pydantic import BaseModel, ValidationError
 
-from rarec.config import Settings, refusals
+from rarec.config import refusals
 from rarec.errors import InputError, closest
-from resources.home import RarecHome
+from resources.settings import RarecHome
 
 EXAMPLE = """Example: CONFIG='{"raserec_finetuned": {"memories": 50}}'"""
 EVERY = "all data sets"  # of the job `clean`, which knows no partition
@@ -52,7 +52,7 @@ def main(
         raise SystemExit(f"error: {error}") from error
     import dagster as dg
 
-    from pipelines.launcher import HOST_TAG
+    from pipelines.run_launcher_local import HOST_TAG
 
     print(f"everything is kept in {home.root}", flush=True)
     _show_progress(started)
@@ -77,11 +77,12 @@ def main(
 
 def _prepare(dataset: str, track: str, config: str, home: RarecHome) -> tuple[Any, dict[str, Any]]:
     """The job and its run configuration; what can be refused is refused here, before anything is built."""
-    from assets.stage import make_settings
-    from pipelines.definitions import STAGE_SETTINGS, defs  # seconds to import, and DAGSTER_HOME is set now
-    from pipelines.jobs import CASCADE, OF_ONE_STEP
+    from assets.framework.configuration import make_settings
+    from assets.framework.stage import settings_of
+    from pipelines.definitions import defs  # seconds to import, and DAGSTER_HOME is set now
+    from pipelines.jobs import OF_ONE_STEP, cascade
     from rarec.data.spec import find_spec
-    from resources.folders import known_specs
+    from resources.workspace import known_specs
 
     # But `demo`, which does nothing itself.
     every = {job.name: job for job in defs.resolve_all_job_defs() if not job.name.startswith("__")}
@@ -94,7 +95,8 @@ def _prepare(dataset: str, track: str, config: str, home: RarecHome) -> tuple[An
         return jobs[track], _run_config(_step_config(track, given, *OF_ONE_STEP[track]))
     known = {key.to_user_string() for key in jobs[track].asset_layer.executable_asset_keys}
     # What is given here stands in place of the job's own configuration, which is therefore part of it.
-    own = CASCADE[track][2] if track in CASCADE else {}
+    steps = cascade()
+    own = steps[track][2] if track in steps else {}
     ops: dict[str, Any] = {defs.resolve_assets_def(asset).op.name: {"config": dict(own[asset])} for asset in own}
     for asset, values in given.items():
         if asset not in known:
@@ -102,7 +104,7 @@ def _prepare(dataset: str, track: str, config: str, home: RarecHome) -> tuple[An
             raise InputError(f"CONFIG: TRACK={track} has no asset {asset!r}{closest(asset, known)}; it has {it_has}")
         settings = {name: value for name, value in values.items() if name != "force"}
         make_settings(
-            STAGE_SETTINGS.get(asset, Settings),
+            settings_of(asset),
             {**overrides.get(asset, {}), **settings},
             f"CONFIG: {asset}",
             also=("force",),
@@ -250,7 +252,7 @@ def _aligned(table: str) -> list[str]:
 
 def _ranking_tables(report: str) -> str:
     """Tables of the test split; the validation split is on the page, and a terminal shows the result."""
-    from rarec.evaluation.ranking_report import RankingReport, text_tables
+    from rarec.reports.ranking.report import RankingReport, text_tables
 
     figures = RankingReport.model_validate_json(report)
     scores = tuple(score for score in figures.scores if score.split == "test")
@@ -259,7 +261,7 @@ def _ranking_tables(report: str) -> str:
 
 
 def _ctr_tables(report: str) -> str:
-    from rarec.evaluation.ctr_report import CtrReport, ctr_text_tables
+    from rarec.reports.ctr.report import CtrReport, ctr_text_tables
 
     figures = CtrReport.model_validate_json(report)
     sizes = tuple(size for size in figures.sizes if size.split == "test")

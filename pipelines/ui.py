@@ -10,8 +10,8 @@ import uuid
 
 from pipelines.run import prepare_dagster_home
 from rarec.errors import InputError
-from rarec.training.processes import LAUNCH_ID, end_processes
-from resources.home import LOOPBACK, RarecHome
+from rarec.training.worker.process_tree import LAUNCH_ID, end_processes
+from resources.settings import LOOPBACK, RarecHome
 
 GRACE_S = 30.0  # for runs in progress to end their training workers
 

@@ -1,6 +1,7 @@
 """Taking in new interaction files: a folder or bucket is listed, what has settled is copied, judged and recorded.
 
-Nothing is ever written there. Everything that is known about a file is in the data set's ledger (`rarec.data.ledger`).
+Nothing is ever written there. All that is known about a file is in the data set's ledger
+(`rarec.data.incoming.ledger`).
 """
 
 import errno
@@ -17,8 +18,8 @@ from typing import Any
 import fsspec
 import pandas as pd
 
-from rarec.data.incoming import FILE_ROWS, Parsed, parse_incoming
-from rarec.data.ledger import Judged, Kind, Ledger, Seen
+from rarec.data.incoming.ledger import Judged, Kind, Ledger, Seen
+from rarec.data.incoming.merge import FILE_ROWS, Parsed, parse_incoming
 from rarec.data.spec import DatasetSpec
 from rarec.errors import InputError, one_line
 

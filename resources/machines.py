@@ -1,7 +1,7 @@
 """The machines of one training: this one, those of a hostfile, or those that join by themselves; each has an agent.
 
-The agent (`rarec.training.node`) runs the machine's ranks and ends them when its standard input ends. On hosts of a
-hostfile that input comes through a remote shell, on machines that join from `pipelines.join`, which follows the
+The agent (`rarec.training.worker.node`) runs the machine's ranks and ends them when its standard input ends. On hosts
+of a hostfile that input comes through a remote shell, on machines that join from `pipelines.join`, which follows the
 training's announcement in a shared folder.
 """
 
@@ -22,8 +22,8 @@ from pathlib import Path
 import dagster as dg
 
 from rarec.errors import InputError
-from rarec.training.node import READY, STACKS, Assignment, free_port
-from rarec.training.processes import KILL_WAIT_S, LAUNCH_ID, end_processes
+from rarec.training.worker.node import READY, STACKS, Assignment, free_port
+from rarec.training.worker.process_tree import KILL_WAIT_S, LAUNCH_ID, end_processes
 
 REFRESH_S = 2.0  # of the announcement, and of the agents' knowledge that we are alive
 READY_S = 60.0  # for a remote shell to connect and start Python there
@@ -106,14 +106,16 @@ class Machines:
 
     def start_here(self, assignment: Assignment) -> None:
         """Run ranks on this machine."""
-        command = [sys.executable, "-m", "rarec.training.node"]
+        command = [sys.executable, "-m", "rarec.training.worker.node"]
         node = self._add("this machine", command, self._workdir / "log.txt")
         node.send(assignment.line())
 
     def start_on_hosts(self, hosts: Mapping[str, int], remote_shell: str, assignment: Assignment) -> None:
         """Run as many ranks on each host as it has slots; dg.Failure if one cannot be reached."""
         # What a remote shell gets is a line for the shell there.
-        there = f"cd {shlex.quote(os.getcwd())} && exec {shlex.quote(sys.executable)} -m rarec.training.node ready"
+        there = (
+            f"cd {shlex.quote(os.getcwd())} && exec {shlex.quote(sys.executable)} -m rarec.training.worker.node ready"
+        )
         sizes = {}
         for host in hosts:
             output = self._workdir / f"node-{_as_file_name(host)}.txt"

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from rarec.config import Settings
 from rarec.data.sequences import IntArray, UserSequences
-from rarec.evaluation.ranking import RankingResult, full_ranking, ranking_by_scores
+from rarec.metrics.ranking import RankingResult, full_ranking, ranking_by_scores
 
 POPULARITY, ITEM_KNN = "popularity", "item-KNN"
 _PAIRS = 4_000_000  # pairs of items that are held at once

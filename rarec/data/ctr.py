@@ -14,7 +14,7 @@ import numpy.typing as npt
 from pydantic import Field, model_validator
 
 from rarec.config import Settings
-from rarec.data.sequences import IntArray, user_at
+from rarec.data.sequences import IntArray, draw_rows, user_at
 from rarec.data.spec import Time
 from rarec.errors import InputError
 
@@ -162,4 +162,4 @@ def ctr_leaks(samples: CtrSamples, timestamp: npt.ArrayLike, time: Time) -> dict
 def draw(samples: CtrSamples, split: Split, most: int, seed: int) -> IntArray:
     """Ascending samples of a split: all, or ``most`` drawn with the seed; with one seed, few are a part of many."""
     rows = samples.rows(split)
-    return np.sort(np.random.default_rng(seed).permutation(np.arange(rows.start, rows.stop))[:most])
+    return draw_rows(np.arange(rows.start, rows.stop), most, seed)

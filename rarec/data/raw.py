@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from rarec.data.download import find_source
-from rarec.data.files import check_file, sha256_of
 from rarec.data.quarantine import Quarantine
 from rarec.data.readers import amazon, bookcrossing, movielens, recbole
+from rarec.data.sources.download import find_source
+from rarec.data.sources.files import check_file, sha256_of
 from rarec.data.spec import DatasetSpec, Role, SourceSpec
 from rarec.errors import InputError
 
@@ -26,7 +26,7 @@ class RawTables:
         users: user_id and other columns, unique by user_id; None if not published.
         quarantine: [file, line, reason, text] of the rows that cannot be read.
         sources: role, file, bytes, sha256 and rows (readable ones) of each file.
-        incoming_rows: how many of the interactions arrived after publication (`rarec.data.incoming`).
+        incoming_rows: how many of the interactions arrived after publication (`rarec.data.incoming.merge`).
     """
 
     interactions: pd.DataFrame

@@ -14,9 +14,9 @@ import numpy as np
 from pydantic import Field, ValidationError, model_validator
 
 from rarec.config import Settings, refusals
-from rarec.data.demo import DemoSettings
+from rarec.data.sources.demo import DemoSettings
+from rarec.data.templates import Template
 from rarec.errors import InputError, closest
-from rarec.text.templates import Template
 
 Format = Literal[
     "recbole",

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from rarec.data.sequences import IntArray, UserSequences, Windows, ranges
-from rarec.training.transfer import on_device
+from rarec.training.device import on_device
 
 _SHORTEST_ROW = 32  # shorter rows would make many small products
 

@@ -22,10 +22,11 @@ from torch import Tensor, nn
 
 from rarec.data.sequences import IntArray, UserSequences, Windows, single_windows
 from rarec.errors import InputError
-from rarec.evaluation.ranking import full_ranking, ranking_table
+from rarec.metrics.ranking import full_ranking, ranking_table
 from rarec.raserec.encoders import SequenceEncoder, build_encoder, save_encoder
 from rarec.raserec.losses import info_nce_loss
 from rarec.raserec.settings import PretrainSettings
+from rarec.training.device import on_device
 from rarec.training.dropout import DropoutBits
 from rarec.training.engine import (
     gather_rows,
@@ -40,9 +41,9 @@ from rarec.training.engine import (
 )
 from rarec.training.engine_settings import EngineSettings
 from rarec.training.fit import fit
+from rarec.training.job import Place, WorkerJob
 from rarec.training.progress import ProgressReporter, Report, quiet, worker_main
 from rarec.training.softmax import full_softmax_loss, single_or_double
-from rarec.training.transfer import on_device
 
 
 class SameNextItem:
@@ -244,18 +245,21 @@ def pretrain(
     return summary
 
 
-def work(job: dict[str, Any], reporter: ProgressReporter) -> None:
-    """Worker entry: ``job`` holds ``settings``, ``engine``, and folders: ``sequences``, ``output``, ``checkpoint``."""
+class PretrainJob(WorkerJob):
+    """Pre-train an encoder on the sequences in a folder."""
+
+    module = "rarec.raserec.pretrain"
+
+    settings: PretrainSettings
+    sequences: Path
+
+
+def work(job: PretrainJob, place: Place, reporter: ProgressReporter) -> None:
+    """Worker entry."""
     keep_freed_memory()
-    pretrain(
-        UserSequences.load(Path(job["sequences"])),
-        PretrainSettings(**job["settings"]),
-        Path(job["output"]),
-        Path(job["checkpoint"]),
-        reporter.report,
-        EngineSettings(**job["engine"]),
-    )
+    sequences = UserSequences.load(job.sequences)
+    pretrain(sequences, job.settings, place.output, place.checkpoint, reporter.report, place.engine)
 
 
 if __name__ == "__main__":
-    worker_main(work)
+    worker_main(PretrainJob, work)

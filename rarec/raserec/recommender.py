@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from rarec.data.sequences import IntArray, UserSequences
-from rarec.evaluation.ranking import RankingResult, full_ranking
-from rarec.raserec.augment import RetrievalAugmentedModule, load_module
+from rarec.metrics.ranking import RankingResult, full_ranking
 from rarec.raserec.encoders import SequenceEncoder, load_encoder
 from rarec.raserec.finetune import Memories, augment, find_neighbours
+from rarec.raserec.retrieval_module import RetrievalAugmentedModule, load_module
 from rarec.retrieval.memory import NO_USER, MemoryBank, Queries
 from rarec.training.engine import worker_device
 

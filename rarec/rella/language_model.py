@@ -19,10 +19,10 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from rarec.config import Settings
-from rarec.data.files import sha256_of
+from rarec.data.sources.files import sha256_of
 from rarec.errors import InputError, one_line
 from rarec.text.tokens import frame_texts
-from rarec.training.transfer import on_device
+from rarec.training.device import on_device
 
 Quantisation = Literal["none", "8bit", "nf4"]
 REFERENCE = "reference.json"

@@ -12,6 +12,7 @@ import pandas as pd
 
 from rarec.data.ids import IdLookup
 from rarec.data.sequences import IntArray, user_at
+from rarec.data.templates import Template
 from rarec.errors import InputError
 from rarec.rella.language_model import ModelReference, find_answers
 from rarec.rella.scoring import score
@@ -20,7 +21,6 @@ from rarec.rella.vectors import VECTORS
 from rarec.retrieval.index import FloatArray
 from rarec.retrieval.subr import retrieve_behaviours
 from rarec.text.prompts import build_parts
-from rarec.text.templates import Template
 from rarec.text.tokens import PromptTokens
 from rarec.training.engine import worker_device
 from rarec.training.progress import Report, quiet

@@ -15,7 +15,7 @@ from rarec.data.sequences import IntArray
 from rarec.rella.decoder import BATCH_TOKENS, cpu_decoder
 from rarec.rella.language_model import Answers, PaddedBatch, last_logits, pad
 from rarec.text.tokens import PromptTokens, by_length
-from rarec.training.memory import explain_out_of_memory
+from rarec.training.out_of_memory import explain_out_of_memory
 from rarec.training.progress import Report, quiet
 
 _CHUNK = 8192  # prompts put together at once, so that the first batch is scored at once

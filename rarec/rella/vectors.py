@@ -15,7 +15,7 @@ from rarec.errors import InputError, one_line
 from rarec.rella.language_model import ModelReference, pad
 from rarec.retrieval.index import FloatArray, normalised
 from rarec.text.tokens import by_length, first_tokens, tokenise
-from rarec.training.memory import explain_out_of_memory
+from rarec.training.out_of_memory import explain_out_of_memory
 
 VECTORS = "vectors.npy"  # the file of an artifact that holds them
 SENTENCE = "sentence-transformers:"

@@ -5,7 +5,7 @@ import torch
 
 from rarec.data.sequences import IntArray
 from rarec.retrieval.index import FloatArray
-from rarec.training.transfer import on_device
+from rarec.training.device import on_device
 
 _PRODUCTS = 2**28  # held at once: 1 GiB
 

@@ -27,7 +27,7 @@ from rarec.training.engine import (
     world_size,
 )
 from rarec.training.engine_settings import EngineSettings
-from rarec.training.memory import explain_out_of_memory
+from rarec.training.out_of_memory import explain_out_of_memory
 from rarec.training.progress import Report
 
 HISTORY = "history.json"

@@ -12,8 +12,8 @@ import pandas as pd
 import pyarrow as pa
 
 from rarec.data.columns import make_column
-from rarec.data.files import gzip_lines
 from rarec.data.quarantine import Quarantine
+from rarec.data.sources.files import gzip_lines
 from rarec.data.spec import DatasetSpec, Role
 from rarec.errors import InputError
 

@@ -18,8 +18,8 @@ import pyarrow as pa
 import pyarrow.csv as pacsv
 
 from rarec.data.columns import Column
-from rarec.data.files import count_lines
 from rarec.data.quarantine import Quarantine
+from rarec.data.sources.files import count_lines
 from rarec.errors import InputError
 
 BLOCK = 16 << 20  # bytes; large enough for vectors, small beside the data

@@ -3,10 +3,9 @@ import os
 from pathlib import Path
 
 import pytest
+from places import TESTS
 
 from rarec.data.spec import DatasetSpec, builtin_specs
-
-TESTS = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,1 @@
+"""Simple methods that the models have to beat."""

@@ -1,0 +1,1 @@
+"""Group `operations`: the models in use. Read `track` first: what a track declares."""

@@ -1,0 +1,1 @@
+"""What every asset shares: how a stage is declared, built once and reused."""

@@ -1,0 +1,48 @@
+"""How asset checks are declared: a pure function looks at the artifact that an asset materialised last."""
+
+from collections.abc import Callable
+from typing import Any
+
+import dagster as dg
+
+from assets.framework.lineage import upstream
+from rarec.data.spec import DatasetSpec
+from resources.artifacts.store import Artifact, ArtifactStore
+from resources.workspace import Workspace
+
+Examine = Callable[[DatasetSpec, Artifact], tuple[bool, dict[str, Any]]]
+
+
+RECALL_AT = 20
+RECALL_SAMPLE = 2000  # queries by which the recall of an index is measured
+
+
+def artifact_check(name: str, asset: str, description: str, examine: Examine) -> dg.AssetChecksDefinition:
+    """A blocking check: what depends on ``asset`` does not run if ``examine(spec, artifact)`` says no.
+
+    ``examine`` returns whether it passed and plain values to show.
+    """
+
+    @dg.asset_check(asset=asset, name=name, description=description, blocking=True)
+    def check(
+        context: dg.AssetCheckExecutionContext, store: ArtifactStore, workspace: Workspace
+    ) -> dg.AssetCheckResult:
+        passed, details = examine(workspace.spec(context.partition_key), upstream(context, store, asset)[asset])
+        return dg.AssetCheckResult(passed=passed, severity=dg.AssetCheckSeverity.ERROR, metadata=details)
+
+    return check
+
+
+def recall_check(asset: str, what: str, also: tuple[str, ...] = ()) -> dg.AssetChecksDefinition:
+    """The check that an index finds enough of the exact nearest; its artifact's values hold recall and minimum.
+
+    ``also`` names further values to show.
+    """
+
+    def examine(_spec: DatasetSpec, artifact: Artifact) -> tuple[bool, dict[str, Any]]:
+        values = artifact.metadata["values"]
+        recall, minimum = values[f"recall_at_{RECALL_AT}"], values["minimum_recall"]
+        return recall >= minimum, {"recall": recall, "minimum_recall": minimum, **{name: values[name] for name in also}}
+
+    description = f"The index finds at least `minimum_recall` of the exact {RECALL_AT} nearest {what}."
+    return artifact_check("recall", asset, description, examine)

@@ -1,0 +1,183 @@
+"""What stages that train share: how a worker is run, what is retried, what a training tells about itself."""
+
+import functools
+import json
+import logging
+import math
+import multiprocessing
+import os
+import signal
+import threading
+import time
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import dagster as dg
+import pandas as pd
+
+from assets.framework.reuse import Outcome, markdown_table
+from rarec.errors import one_line
+from rarec.training.fit import HISTORY, SUMMARY
+from rarec.training.job import WorkerJob
+from rarec.training.progress import Progress
+from resources.mlflow.tracking import TrackedRun
+from resources.workers.launcher import TrainingLauncher
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+# A killed worker, a moment without memory or a lost connection is tried again after 5, 15 and 35 seconds, from the
+# checkpoint. Bad input is a Failure without retries (`refuse_bad_input`).
+RETRIES = dg.RetryPolicy(max_retries=3, delay=5, backoff=dg.Backoff.EXPONENTIAL)
+WATCH = "run-watch"
+TERMINAL_METRICS = (
+    "learning_rate",
+    "samples_per_s",
+    "tokens_per_s",
+    "gpu_memory_gib",
+    "HR@10",
+    "NDCG@10",
+    "masked_NDCG@10",
+    "AUC",
+    "LogLoss",
+)
+TERMINAL_INTERVAL_S = 5.0
+# MLflow gets at most one step in 2 seconds and one in 0.5 % of the time so far: about 1,000 in a day.
+STEP_INTERVAL_S = 2.0
+STEP_SHARE = 0.005
+progress_log = logging.getLogger("rarec.progress")  # `make run` shows it in the terminal
+
+
+class Cancelled(dg.DagsterError, dg.DagsterExecutionInterruptedError):
+    """A cancel or Ctrl-C. Dagster's own exception would be retried where there is a retry policy; its errors never."""
+
+
+def cancellable(asset: F) -> F:
+    """For assets with `RETRIES`: a cancel ends them for good, and the terminal hears of what is tried again.
+
+    So does kill -9 of the run's process: Dagster holds the run for failed and lets its step train on.
+    """
+
+    @functools.wraps(asset)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        _end_with_run()
+        try:
+            return asset(*args, **kwargs)
+        except (dg.DagsterExecutionInterruptedError, KeyboardInterrupt) as interrupt:
+            raise Cancelled("cancelled") from interrupt
+        except Exception as error:
+            context = dg.AssetExecutionContext.get()
+            attempt = context.retry_number + 1
+            if attempt <= RETRIES.max_retries and getattr(error, "allow_retries", True):
+                name, delay = context.asset_key.to_user_string(), RETRIES.calculate_delay(attempt)
+                progress_log.info("%s", f"{name}: failed, tried again in {delay:.0f} s: {one_line(error)}")
+            raise
+
+    return typing.cast(F, wrapper)
+
+
+def _end_with_run() -> None:
+    """Cancel this process, if it was started for one step, when the process of its run is gone."""
+    run = multiprocessing.parent_process()
+    if run is None or any(thread.name == WATCH for thread in threading.enumerate()):
+        return
+
+    def watch() -> None:
+        run.join()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, name=WATCH, daemon=True).start()
+
+
+def train(
+    context: dg.AssetExecutionContext,
+    launcher: TrainingLauncher,
+    workdir: Path,
+    run: TrackedRun,
+    job: WorkerJob,
+    output: Path,
+) -> dict[str, Any] | None:
+    """Run a worker that writes into ``output``; its summary (`rarec.training.fit`), if it leaves one.
+
+    Progress goes to ``run``. A checkpoint in ``workdir`` is used.
+    """
+    checkpoint = workdir / "checkpoint"
+    launcher.launch(context, job, output, checkpoint, workdir, training_progress(run))
+    summary = checkpoint / SUMMARY
+    return json.loads(summary.read_text()) if summary.is_file() else None
+
+
+def training_progress(run: TrackedRun) -> Callable[[Progress], None]:
+    """Shows a worker's progress in the terminal and sends it to MLflow: some steps, and every epoch's figures."""
+    started = time.monotonic()
+    shown_at = sent_at = -math.inf
+
+    def show(progress: Progress) -> None:
+        nonlocal shown_at, sent_at
+        now = time.monotonic()
+        # Of what has no epochs the last step is all that tells of its end.
+        ended = progress.step is None or (progress.epoch is None and progress.step == progress.steps)
+        if ended or now - shown_at >= TERMINAL_INTERVAL_S:
+            few = {name: progress.metrics[name] for name in TERMINAL_METRICS if name in progress.metrics}
+            progress_log.info("%s", "  " + replace(progress, metrics=few).line())
+            shown_at = now
+        if progress.epoch is None:
+            return
+        if progress.step is None:
+            run.log_metrics(progress.metrics, step=progress.epoch)
+            if progress.loss is not None:
+                run.log_metrics({"epoch_loss": progress.loss}, step=progress.epoch)
+        elif now - sent_at >= max(STEP_INTERVAL_S, STEP_SHARE * (now - started)):
+            figures = {"loss": progress.loss, "eta_s": progress.eta_s, **progress.metrics}
+            step = (progress.epoch - 1) * (progress.steps or 0) + progress.step
+            run.log_metrics({name: value for name, value in figures.items() if value is not None}, step=step)
+            sent_at = now
+
+    return show
+
+
+def training_outcome(
+    run: TrackedRun, summary: Mapping[str, Any] | None, figures: Sequence[str], shown: Sequence[str]
+) -> Outcome:
+    """What a training tells in metadata and MLflow.
+
+    Args:
+        figures: validation figures of the best epoch.
+        shown: columns of the history's table.
+    """
+    if summary is None:
+        raise RuntimeError("the training worker ended without leaving a summary beside its checkpoint")
+    history = pd.DataFrame(summary["history"])
+    best = history.iloc[summary["best_epoch"]]
+    effort = _effort(summary, history)
+    values = {
+        "epochs": len(history),
+        "best_epoch": int(best["epoch"]),
+        **{name: round(value, 1) for name, value in effort.items()},
+        "world_size": summary["world_size"],
+        **{f"validation {name}": float(best[name]) for name in figures},
+    }
+    run.log_table(history, HISTORY)
+    measured = [name for name in history.columns if name not in ("epoch", "loss") and not name.endswith("seconds")]
+    metrics = {f"best_{name}": float(best[name]) for name in measured}
+    metrics |= {"best_epoch": float(best["epoch"]), **effort}
+    markdown = {"history": markdown_table(history[["epoch", "loss", *shown, "train_seconds"]].round(4))}
+    if ranks := summary.get("ranks"):
+        markdown["ranks"] = markdown_table(pd.DataFrame(ranks).round(1))
+    return Outcome(values, markdown, metrics)
+
+
+def _effort(summary: Mapping[str, Any], history: pd.DataFrame) -> dict[str, float]:
+    """What the training took, as far as its worker told: the memory is that of the rank that took most."""
+    effort = {"seconds": float(summary["seconds"]), "peak_memory_mib": float(summary["peak_memory_mib"])}
+    for unit in ("samples", "tokens"):
+        if unit in summary:
+            effort[unit] = float(summary[unit])
+            effort[f"{unit}_per_s"] = effort[unit] / float(history["train_seconds"].sum())
+    gpu = [rank for rank in summary.get("ranks", []) if "gpu_seconds" in rank]
+    if gpu:
+        effort["gpu_seconds"] = float(sum(rank["gpu_seconds"] for rank in gpu))
+        effort["gpu_peak_memory_mib"] = float(max(rank.get("gpu_peak_memory_mib", 0) for rank in gpu))
+    return effort

@@ -1,0 +1,163 @@
+"""Group `language`: LoRA adapters of the language model, and the probabilities that come of them."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import numpy as np
+import pandas as pd
+
+import rarec
+from assets.framework.mlflow_models import pinned
+from assets.framework.reuse import Outcome
+from assets.framework.stage import Job, Request, stage
+from assets.framework.training import training_outcome
+from rarec.data.ctr import CtrSamples, draw
+from rarec.data.templates import Template
+from rarec.rella.predict import SCORED, Adapter, PredictionSettings, PredictJob
+from rarec.rella.training_samples import Variant, load_variants, save_variants
+from rarec.rella.tuning import TUNING, TuningJob, TuningSettings
+from resources.artifacts.store import Artifact
+from resources.mlflow.tracking import MODEL_NOT_LOGGED, TrackedRun
+
+PROMPTS = ("interactions", "ctr_samples", "textual_samples", "base_language_model", "retrieval_enhanced_samples")
+"""What prompts are read from."""
+FIGURES = ("AUC", "LogLoss", "ACC")
+
+
+def answers(request: Request[Any]) -> dict[str, Any]:
+    """The two answers that are asked for, as part of an identity."""
+    return {"answers": [request.template.yes, request.template.no]}
+
+
+def prompt_fields(request: Request[Any]) -> dict[str, Any]:
+    """The fields of `rarec.rella.prompt_source.PromptJob`."""
+    return {
+        **{name: request.path(name) for name in PROMPTS},
+        "base": request.inputs["base_language_model"].fingerprint,
+        "cache": request.workspace.hub_cache,
+        "yes": request.template.yes,
+        "no": request.template.no,
+    }
+
+
+@stage(
+    group="language",
+    version="2",
+    settings=TuningSettings,
+    inputs=(*PROMPTS, "semantic_item_vectors", "item_catalog", "user_profiles", "mixed_reit_samples"),
+    # An adapter fits one language model: that one's identity, not only its content, is part of the adapter's.
+    fingerprints={"base": "base_language_model"},
+    kinds={"pytorch", "huggingface", "deepspeed"},
+    trains=True,
+    extras=answers,
+)
+def lora_checkpoint(job: Job[TuningSettings]) -> Outcome:
+    """LoRA adapters tuned on the mixed samples; the first one goes to MLflow as a model that gives probabilities."""
+    variants = load_variants(job.path("mixed_reit_samples"))
+    save_variants(variants, job.folder)
+    told = {variant.name: _tune(job, variant) for variant in variants}
+    outcome = told[variants[0].name]
+    for name, one in told.items():
+        tuned = json.loads((job.folder / name / TUNING).read_text())
+        outcome.values[f"behaviours dropped {name}"] = tuned["behaviours_dropped"]
+        outcome.values[f"validation AUC {name}"] = one.values["validation AUC"]
+    model = log_language_model(job.run, job.inputs, job.folder / variants[0].name, job.template)
+    outcome.values["mlflow_model"] = model or MODEL_NOT_LOGGED
+    return outcome
+
+
+def _tune(job: Job[TuningSettings], variant: Variant) -> Outcome:
+    """One adapter, in a nested MLflow run."""
+    output = job.folder / variant.name
+    output.mkdir()
+    work = TuningJob(
+        settings=job.settings,
+        seed=variant.seed,
+        training_samples=job.path("mixed_reit_samples") / variant.name,
+        **prompt_fields(job),
+    )
+    params = {"mode": variant.mode, "seed": variant.seed, **job.settings.model_dump()}
+    with job.run.nested(variant.name, params) as nested:
+        outcome = training_outcome(nested, job.train(work, output, nested, variant.name), FIGURES, FIGURES)
+        nested.log_metrics(outcome.metrics)
+    return outcome
+
+
+@stage(
+    group="language",
+    version="2",
+    settings=PredictionSettings,
+    inputs=(*PROMPTS, "lora_checkpoint"),
+    fingerprints={"base": "base_language_model"},
+    kinds={"pytorch", "parquet"},
+    scores=True,
+    extras=answers,
+)
+def ctr_predictions(job: Job[PredictionSettings]) -> Outcome:
+    """P(yes) of validation and test samples: zero-shot and by every adapter, with recent and retrieved histories."""
+    lora = job.path("lora_checkpoint")
+    adapters = tuple(Adapter(name=one.name, folder=lora / one.name) for one in load_variants(lora))
+    job.train(PredictJob(settings=job.settings, adapters=adapters, **prompt_fields(job)))
+    samples = CtrSamples.load(job.path("ctr_samples"))
+    values: dict[str, Any] = {}
+    for split in SCORED:
+        shares = sorted(job.folder.glob(f"{split}-*.parquet"))
+        table = pd.concat([pd.read_parquet(share) for share in shares]).sort_values("sample", ignore_index=True)
+        asked = draw(samples, split, job.settings.most(split), job.settings.seed)
+        if not np.array_equal(table["sample"], asked):  # never a table without some rank's share
+            raise dg.Failure(
+                f"{len(table)} of {len(asked)} {split} predictions came back from the workers' {len(shares)} shares"
+            )
+        table.insert(1, "label", samples.label[table["sample"].to_numpy()])
+        table.to_parquet(job.folder / f"{split}.parquet", index=False)
+        for share in shares:
+            share.unlink()
+        values[f"{split} samples"] = len(table)
+    facts = [json.loads(file.read_text()) for file in sorted(job.folder.glob("facts-*.json"))]
+    for file in job.folder.glob("facts-*.json"):
+        file.unlink()
+    prompts, dropped = (sum(fact[name] for fact in facts) for name in ("prompts", "behaviours_dropped"))
+    values |= {"prompts": prompts, "behaviours_dropped": dropped, "models": len(table.columns) - 2}
+    if scored := sum(fact["scored"] for fact in facts):  # else an attempt before this one did it all
+        values["prompts_per_s"] = round(scored / max(fact["seconds"] for fact in facts), 1)
+    return Outcome(values, metrics=dict(values))
+
+
+def log_language_model(
+    run: TrackedRun, inputs: Mapping[str, Artifact], adapter: Path, template: Template
+) -> str | None:
+    """Log adapter and language model as an MLflow model; its URI, or None if MLflow is away."""
+    from resources.mlflow.pyfunc import rella as pyfunc  # it imports mlflow, which takes seconds
+
+    config = inputs["base_language_model"].manifest.config
+    quantised = [] if config["quantisation"] == "none" else ["bitsandbytes"]
+    names = ("base_language_model", "item_catalog", "user_profiles", "semantic_item_vectors")
+    return run.log_pyfunc(
+        "model",
+        Path(pyfunc.__file__),
+        {"adapter": adapter, **{name: inputs[name].path for name in names}},
+        requirements=pinned(
+            "torch",
+            "transformers",
+            "peft",
+            "faiss-cpu",
+            "safetensors",
+            "numpy",
+            "pandas",
+            "pyarrow",
+            "pydantic",
+            "scikit-learn",
+            "psutil",
+            *quantised,
+        ),
+        code_paths=[str(Path(rarec.__file__).parent)],
+        signature=pyfunc.signature(),
+        model_config={
+            "base": inputs["base_language_model"].fingerprint,
+            "template": json.dumps(template.model_dump(mode="json")),
+            "behaviours": inputs["textual_samples"].manifest.config["behaviours"],
+        },
+    )

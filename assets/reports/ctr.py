@@ -1,0 +1,249 @@
+"""Group `reports`: figures of the ReLLa track."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from assets.data.clean import load_counts, load_table
+from assets.framework.reuse import Outcome
+from assets.framework.stage import Job, stage
+from assets.reports.publish import course, image, links_to, log_report
+from rarec.baselines.ctr_logistic import fit_and_predict, five_numbers
+from rarec.data.ctr import CtrSamples
+from rarec.metrics.histories import distinct_genres, genre_matrix, mean_similarity, random_behaviours
+from rarec.rella.predict import SCORED, untuned
+from rarec.rella.prompt_source import PromptSource
+from rarec.rella.training_samples import HISTORIES, Variant, load_variants
+from rarec.rella.vectors import VECTORS
+from rarec.reports.ctr import report as reports
+from rarec.reports.ctr.inputs import CtrReportSettings
+from rarec.reports.records import Split
+from rarec.retrieval.subr import recent_behaviours, retrieve_behaviours
+from rarec.training.fit import HISTORY
+from resources.artifacts.store import Artifact
+from resources.mlflow.tracking import TrackedRun
+
+YARDSTICK = "logistic regression on five numbers"
+SPLIT_NAMES: dict[str, Split] = {"valid": "validation", "test": "test"}
+STUDIED = 5000  # test samples whose histories are looked at
+SIZES = (5, 10, 15, 20, 25, 30)
+PROMPT_SOURCE = ("interactions", "ctr_samples", "textual_samples", "retrieval_enhanced_samples")
+
+
+@stage(
+    group="reports",
+    track="rella",
+    version="2",
+    settings=CtrReportSettings,
+    inputs=(
+        "interactions",
+        "item_catalog",
+        "ctr_samples",
+        "textual_samples",
+        "semantic_item_vectors",
+        "retrieval_enhanced_samples",
+        "lora_checkpoint",
+        "ctr_predictions",
+    ),
+    kinds={"json", "html"},
+    extras=lambda request: {
+        "title": request.spec.title,
+        "label_threshold": request.spec.label_threshold,
+        "label_comparison": request.spec.label_comparison,
+    },
+    read_weekly=True,
+)
+def ctr_metrics(job: Job[CtrReportSettings]) -> Outcome:
+    """AUC, LogLoss, ACC and calibration, zero-shot and tuned, recent and retrieved, against five plain numbers."""
+    report = _report(job)
+    paths = reports.write_ctr_report(report, job.folder)
+    log_report(job.run, paths)
+    _log_models(job.run, report, job.inputs)
+    metrics = {
+        f"{scores.split}/{scores.model}/{name}": estimate.value
+        for scores in report.scores
+        for name, estimate in scores.metrics.items()
+    }
+    values = {
+        f"test {scores.model} AUC": round(scores.metrics["AUC"].value, 4)
+        for scores in report.scores
+        if scores.split == "test"
+    }
+    return Outcome(
+        values,
+        {"plot": image(paths.plots["metrics"], "metrics"), "tables": reports.ctr_markdown_tables(report)},
+        metrics,
+        files={"report": paths.html.name},
+    )
+
+
+def _log_models(run: TrackedRun, report: reports.CtrReport, inputs: Mapping[str, Artifact]) -> None:
+    """One nested run a model, so that MLflow sets zero-shot beside tuned, with the settings that made them."""
+    stages = {name: inputs[name].manifest.config for name in ("textual_samples", "lora_checkpoint")}
+    run.log_params(stages)
+    for model in report.models:
+        tuned = model in report.seeds
+        params: dict[str, Any] = {"model": model, "textual_samples": stages["textual_samples"]}
+        params |= {"lora_checkpoint": stages["lora_checkpoint"], "seed": report.seeds[model]} if tuned else {}
+        with run.nested(model, params) as nested:
+            nested.log_metrics(
+                {
+                    f"{split}/{name}": estimate.value
+                    for split in report.splits
+                    for name, estimate in report.of(model, split).items()
+                }
+            )
+
+
+def _report(job: Job[CtrReportSettings]) -> reports.CtrReport:
+    spec, inputs = job.spec, job.inputs
+    table = load_table(inputs["interactions"], "interactions")
+    rating = table["rating"].to_numpy()
+    source = PromptSource.load(**{name: job.path(name) for name in PROMPT_SOURCE})
+    samples, items = source.samples, source.items
+    vectors = np.load(inputs["semantic_item_vectors"].path / VECTORS)
+    genres = load_table(inputs["item_catalog"], "items")["genres"]
+    predicted = {split: pd.read_parquet(inputs["ctr_predictions"].file(f"{split}.parquet")) for split in SCORED}
+    rows = {SPLIT_NAMES[split]: own["sample"].to_numpy() for split, own in predicted.items()}
+    yardstick = fit_and_predict(five_numbers(samples, items, rating, spec.is_positive(rating)), samples)
+    names = [name for name in predicted["test"].columns if name not in ("sample", "label")]
+    outcomes = [
+        reports.CtrOutcome(name, SPLIT_NAMES[split], own[name].to_numpy())
+        for name in names
+        for split, own in predicted.items()
+    ]
+    outcomes += [reports.CtrOutcome(YARDSTICK, split, yardstick[own]) for split, own in rows.items()]
+    lora = inputs["lora_checkpoint"]
+    variants = load_variants(lora.path)
+    train = samples.rows("train")
+    counts = np.bincount(items[samples.position[train]], minlength=int(items.max()) + 1)
+    time = load_counts(inputs["interactions"])["time"]
+    return reports.build_ctr_report(
+        outcomes,
+        labels={split: samples.label[own] for split, own in rows.items()},
+        users={split: source.user(own) for split, own in rows.items()},
+        history_length={split: (samples.position - samples.history_start)[own] for split, own in rows.items()},
+        target_count={split: counts[items[samples.position[own]]] for split, own in rows.items()},
+        dataset=spec.title,
+        data_version=inputs["ctr_samples"].data_version,
+        seeds={variant.label(history): variant.seed for variant in variants for history in variant.histories()},
+        split_rule=_split_rule(inputs, samples, time),
+        yardstick=YARDSTICK,
+        chosen=variants[0].label("retrieved"),
+        comparisons=_comparisons(variants),
+        heterogeneity=_heterogeneity(source, vectors, genres, rows["test"]),
+        similarity=_similarity(source, vectors, rows["test"]),
+        seed_runs=[
+            reports.SeedRun(mode=v.mode, seed=v.seed, history=history, model=v.label(history))
+            for v in variants
+            for history in v.histories()
+        ],
+        curves=[
+            reports.TrainingCurve(model=v.name, **course(lora.file(f"{v.name}/{HISTORY}"), ("AUC",))) for v in variants
+        ],
+        prompts=_prompts(source, rows["test"][:1]),
+        links=links_to(job.run),
+        notes=_notes(inputs),
+        resamples=job.settings.resamples,
+    )
+
+
+def _split_rule(inputs: Mapping[str, Artifact], samples: CtrSamples, time: str) -> str:
+    settings = inputs["ctr_samples"].manifest.config
+    shares = f"{settings['train_share']:.0%} train, {settings['valid_share']:.0%} validate, the rest test"
+    if time == "clock":
+        rule = f"Samples in order of global time: the first {shares}."
+    else:
+        rule = (
+            "The data have no clock: each user's last interaction is their sample, and users are split with seed "
+            f"{settings['seed']}: {shares}."
+        )
+    predicted = inputs["ctr_predictions"]
+    drawn = [
+        f"{predicted.metadata['values'][f'{split} samples']:,} of the {SPLIT_NAMES[split]} samples are drawn with seed "
+        f"{predicted.manifest.config['seed']}."
+        for split in SCORED
+        if predicted.metadata["values"][f"{split} samples"] < samples.rows(split).stop - samples.rows(split).start
+    ]
+    return " ".join([rule, *drawn])
+
+
+def _comparisons(variants: list[Variant]) -> list[tuple[str, str]]:
+    """(baseline, candidate): does tuning help, does retrieval help, does the mixture help; seed by seed."""
+    pairs = [(untuned("recent"), untuned("retrieved")), (untuned("retrieved"), variants[0].label("retrieved"))]
+    for mixed in (variant for variant in variants if variant.mode == "mixed"):
+        pairs.append((mixed.label("recent"), mixed.label("retrieved")))
+        pairs += [
+            (other.label("retrieved"), mixed.label("retrieved"))
+            for other in variants
+            if other.seed == mixed.seed and other.mode != "mixed"
+        ]
+    return pairs
+
+
+def _heterogeneity(
+    source: PromptSource, vectors: np.ndarray, genres: pd.Series, test: np.ndarray
+) -> list[reports.Heterogeneity]:
+    """Distinct genres among the K behaviours kept, by K; nothing for a catalogue without genres."""
+    if genres.isna().all():
+        return []
+    matrix = genre_matrix(genres)
+    offsets, items = source.samples.offsets, source.items
+    position = source.samples.position[_studied(test)]
+    found = []
+    for k in SIZES:
+        kept = {
+            "recent": recent_behaviours(offsets, position, k),
+            "retrieved": retrieve_behaviours(vectors, items, offsets, position, k),
+        }
+        for history, distances in kept.items():
+            genres_kept = distinct_genres(matrix, items, position, distances)
+            found.append(reports.Heterogeneity(history=history, k=k, distinct_genres=genres_kept))  # type: ignore[arg-type]
+    return found
+
+
+def _similarity(source: PromptSource, vectors: np.ndarray, test: np.ndarray) -> list[reports.Similarity]:
+    shown = _studied(test)
+    samples = source.samples
+    position = samples.position[shown]
+    lengths = position - samples.offsets[source.user(shown)]
+    histories = {
+        "retrieved": source.retrieved[shown],
+        "recent": source.recent[shown],
+        "random": random_behaviours(lengths, source.recent.shape[1], seed=0),
+    }
+    return [
+        reports.Similarity(history=name, cosine=mean_similarity(vectors, source.items, position, distances))  # type: ignore[arg-type]
+        for name, distances in histories.items()
+    ]
+
+
+def _studied(test: np.ndarray) -> np.ndarray:
+    """Some of the test samples, evenly spread over time."""
+    return test[:: max(1, len(test) // STUDIED)]
+
+
+def _prompts(source: PromptSource, shown: np.ndarray) -> list[reports.PromptPreview]:
+    """The prompt of the one sample ``shown``, with either history."""
+    return [
+        reports.PromptPreview(
+            title=f"First test sample, {history} behaviours",
+            text=source.parts.text(source.rows(shown, history == "retrieved")[0]),
+        )
+        for history in HISTORIES
+    ]
+
+
+def _notes(inputs: Mapping[str, Artifact]) -> list[str]:
+    predictions = inputs["ctr_predictions"].metadata["values"]
+    text = inputs["textual_samples"].metadata["values"]
+    return [
+        f"Prompts hold at most {text['behaviours']} behaviours; {predictions['behaviours_dropped']:,} behaviours of "
+        f"{predictions['prompts']:,} prompts were left out for the language model's token limit.",
+        "The yardstick is fitted on the whole training split: length, mean rating and share of likes of the user's "
+        "history, count and share of likes of the item.",
+        "Adapters are chosen on validation AUC. These figures of the test split are of `ctr_predictions` and choose "
+        "nothing; `rella_candidate` scores test samples of its own draw to decide what becomes champion.",
+    ]

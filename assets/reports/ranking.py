@@ -1,0 +1,122 @@
+"""Group `reports`: figures of the RaSeRec track, as JSON, as a page, in Dagster and in MLflow."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from assets.baselines.ranking import SPLITS, baseline_rankings
+from assets.framework.reuse import Outcome
+from assets.framework.stage import Job, Request, stage
+from assets.raserec.finetuned import MODEL, load_recommender
+from assets.reports.publish import course, image, links_to, log_report
+from rarec.config import Settings
+from rarec.reports.ranking import report as reports
+from rarec.training.fit import HISTORY
+from resources.artifacts.store import Artifact
+
+TOP_N = 50
+PRETRAINED, FINETUNED = "pre-trained", "fine-tuned"
+
+
+def _config(request: Request[Settings]) -> dict[str, Any]:
+    return {
+        "title": request.spec.title,
+        "published": [p.model_dump() for p in request.spec.published],
+        "top_n": TOP_N,
+        "seeds": _seeds(request.inputs),
+    }
+
+
+@stage(
+    group="reports",
+    track="raserec",
+    version="4",
+    inputs=(*MODEL, "ranking_baselines"),
+    fingerprints={"encoder": "raserec_pretrained"},
+    kinds={"json", "html"},
+    config=_config,
+    read_weekly=True,
+)
+def ranking_metrics(job: Job[Settings]) -> Outcome:
+    """HR, NDCG and MRR of both stages and the baselines by full ranking, masked and unmasked, with groups and
+    significance.
+
+    These figures choose nothing. But where few events came after the training, `raserec_candidate` scores the same test
+    targets to decide what becomes champion.
+    """
+    sequences, recommender = load_recommender(job.inputs)
+    for name in (*MODEL[1:], "ranking_baselines"):  # so that runs compare by them
+        job.run.log_params({name: job.inputs[name].manifest.config})
+    outcomes = []
+    for split, name in SPLITS.items():
+        prefixes = sequences.prefixes(split)
+        targets = torch.from_numpy(sequences.next_items(prefixes))
+        before, after = recommender.represent(sequences, prefixes)
+        rankings = baseline_rankings(job.inputs["ranking_baselines"], split)
+        for model, vectors in ((PRETRAINED, before), (FINETUNED, after)):
+            rankings[model] = recommender.rank(vectors, sequences, prefixes, TOP_N)
+        outcomes += [reports.Outcome(model, name, targets, ranking) for model, ranking in rankings.items()]
+        if split == "valid":
+            recommender.remember(sequences, prefixes)
+    users = sequences.evaluated_users()
+    report = reports.build_report(
+        outcomes,
+        dataset=job.spec.title,
+        data_version=job.inputs["user_sequences"].data_version,
+        seeds=_seeds(job.inputs),
+        split_rule="Leave one out: a user's last item is the test target, the one before it the validation target.",
+        training_counts=sequences.train_counts(),
+        training_lengths=(sequences.train_ends - sequences.offsets[:-1])[users],
+        comparison=(PRETRAINED, FINETUNED),
+        curves=[
+            _curve(PRETRAINED, job.inputs["raserec_pretrained"].file(HISTORY)),
+            _curve(FINETUNED, job.inputs["raserec_finetuned"].file(HISTORY)),
+        ],
+        published=[
+            reports.Published(source=p.source, split="test", protocol=p.protocol, metrics=p.metrics)
+            for p in job.spec.published
+        ],
+        links=links_to(job.run),
+        notes=_notes(job.inputs),
+    )
+    paths = reports.write_report(report, job.folder)
+    log_report(job.run, paths)
+    metrics = {
+        f"{s.split}/{s.protocol}/{s.model}/{name}": value for s in report.scores for name, value in s.metrics.items()
+    }
+    values = {
+        f"test {s.model} {s.protocol} {name}": s.metrics[name]
+        for s in report.scores
+        if s.split == "test"
+        for name in ("HR@10", "NDCG@10")
+    }
+    return Outcome(
+        values,
+        {"plot": image(paths.plots["metrics"], "HR@10 and NDCG@10"), "tables": reports.markdown_tables(report)},
+        metrics,
+        files={"report": paths.html.name},
+    )
+
+
+def _seeds(inputs: Mapping[str, Artifact]) -> dict[str, int]:
+    stages = {PRETRAINED: "raserec_pretrained", FINETUNED: "raserec_finetuned"}
+    return {model: int(inputs[stage].manifest.config["seed"]) for model, stage in stages.items()}
+
+
+def _notes(inputs: Mapping[str, Artifact]) -> list[str]:
+    bank = inputs["memory_bank"].metadata["values"]
+    cut = "only memories known at the query's time" if bank["time_cut"] else "memories of other users from any time"
+    return [
+        f"Memory bank: {bank['index']} index, recall@20 {bank['recall_at_20']:.4f} against exact search; {cut}; of the "
+        "query's own user only earlier ones.",
+        "Validation pairs join the memory bank before the test split is scored, as in the paper.",
+        "Baselines learn from the training parts alone, for the test split, too. popularity: training interactions of "
+        "an item. item-KNN: sum of an item's cosines with those of the history that have it among their "
+        f"{inputs['ranking_baselines'].manifest.config['neighbours']} most similar.",
+    ]
+
+
+def _curve(model: str, history: Path) -> reports.RankingCurve:
+    return reports.RankingCurve(model=model, protocol="unmasked", **course(history, ("HR@10", "NDCG@10")))

@@ -1,0 +1,125 @@
+"""What is in use, by Dagster's history and MLflow's registry, and the step that deletes what is not."""
+
+from collections.abc import Collection
+from pathlib import Path
+
+import dagster as dg
+import pandas as pd
+from pydantic import Field
+
+from assets.champions.track import TRACKS
+from assets.framework.build_lock import is_busy
+from assets.framework.champion import CHAMPIONS
+from assets.framework.reuse import markdown_table
+from rarec.errors import InputError
+from resources.artifacts.store import ArtifactStore
+from resources.mlflow.tracking import MlflowTracking
+from resources.retention import Identity, Verdict, judge_artifacts, judge_leftovers, judge_work, remove, wanted_versions
+from resources.workspace import Workspace, known_specs
+
+SHOWN = 200  # rows of the table in the metadata
+ACTIVE = [dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.CANCELING]
+
+
+class CleanConfig(dg.Config):
+    """What goes."""
+
+    days: float = Field(
+        default=30,
+        gt=0,
+        description="Artifacts, working folders and what registered models are made of stay while younger than this.",
+    )
+    versions: int = Field(
+        default=5,
+        ge=1,
+        description="To so many champions before the present one `rollback` can go back: what they are made of stays.",
+    )
+    dry_run: bool = Field(default=True, description="Only tell what would go.")
+
+
+@dg.op
+def clean_up(
+    context: dg.OpExecutionContext,
+    config: CleanConfig,
+    store: ArtifactStore,
+    tracking: MlflowTracking,
+    workspace: Workspace,
+) -> None:
+    """Delete expired artifacts and working folders; never what is in use, nor what that was made from."""
+    others = context.instance.get_runs(dg.RunsFilter(statuses=ACTIVE))
+    others = [run for run in others if run.run_id != context.run_id]
+    if not config.dry_run and others:
+        named = ", ".join(f"{run.run_id} ({run.job_name})" for run in others)
+        raise dg.Failure(
+            "other runs are in progress, which may read what nobody refers to any more; clean up when they have ended, "
+            f"or terminate on Dagster's page those whose process is gone: {named}",
+            allow_retries=False,
+        )
+    try:
+        held = store.survey()
+        # Also of data sets whose file is absent at the moment: their models are registered all the same.
+        datasets = {*known_specs(Path(workspace.datasets)), *(one.partition for one in held.manifests)}
+        in_use = {**_materialised(context.instance), **_registered(tracking, datasets, config)}
+    except InputError as error:
+        raise dg.Failure(str(error), allow_retries=False) from error
+    for partition, paths in held.damaged.items():
+        context.log.warning(
+            f"Nothing of {partition} goes while a manifest is damaged, since what that artifact was made from is not "
+            f"known: materialise it again with force, or delete its folder if nothing needs it: {', '.join(paths)}"
+        )
+    artifacts = judge_artifacts(held.manifests, in_use, config.days, CHAMPIONS, held.damaged)
+    left = judge_leftovers(held.leftovers, config.days, held.damaged)
+    work = judge_work(Path(workspace.work), config.days, is_busy)
+    verdicts = [*artifacts.values(), *left.values(), *work.values()]
+    going = [one for one in verdicts if not one.kept_for]
+    if not config.dry_run:
+        remove(store, artifacts, left, work)
+    word = "would go" if config.dry_run else "gone"
+    total = sum(one.bytes for one in going)
+    context.log.info(f"{len(going)} of {len(verdicts)} {word}, {total / 2**20:,.1f} MiB")
+    context.add_output_metadata(
+        {
+            word: len(going),
+            "MiB": round(total / 2**20, 1),
+            "kept": len(verdicts) - len(going),
+            "verdicts": dg.MetadataValue.md(_table(verdicts, word)),
+        }
+    )
+
+
+def _materialised(instance: dg.DagsterInstance) -> dict[Identity, str]:
+    """The artifact that every asset materialised last, for every data set."""
+    found = {}
+    for key in instance.all_asset_keys():
+        for partition in instance.get_materialized_partitions(key):
+            records = instance.fetch_materializations(
+                dg.AssetRecordsFilter(asset_key=key, asset_partitions=[partition]), limit=1
+            ).records
+            for record in records:
+                assert record.asset_materialization is not None
+                if "fingerprint" in record.asset_materialization.metadata:
+                    fingerprint = str(record.asset_materialization.metadata["fingerprint"].value)
+                    found[key.to_user_string(), partition, fingerprint] = "materialised last"
+    return found
+
+
+def _registered(tracking: MlflowTracking, datasets: Collection[str], config: CleanConfig) -> dict[Identity, str]:
+    """What those registered versions of these data sets' models are made of that may be served (again)."""
+    found: dict[Identity, str] = {}
+    for dataset in datasets:
+        for track in TRACKS:
+            registry = tracking.registry(track, dataset)
+            champion = registry.champion()
+            versions = registry.versions()
+            wanted = wanted_versions(versions, champion, config.versions, config.days)
+            numbered = {version.number: version for version in versions}
+            for number, why in wanted.items():
+                for asset, fingerprint in numbered[number].artifacts.items():
+                    found.setdefault((asset, dataset, fingerprint), f"version {number} of {registry.name} {why}")
+    return found
+
+
+def _table(verdicts: list[Verdict], word: str) -> str:
+    largest = sorted(verdicts, key=lambda one: (bool(one.kept_for), -one.bytes))[:SHOWN]
+    rows = [(one.what, f"{one.bytes / 2**20:,.1f}", one.kept_for or word) for one in largest]
+    return markdown_table(pd.DataFrame(rows, columns=["what", "MiB", "why it stays"]))

@@ -1,0 +1,1 @@
+"""Settings tried against each other."""

@@ -1,0 +1,129 @@
+"""Whether a candidate may take the champion's place: a paired comparison on the same events, and the rule."""
+
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pydantic
+
+from rarec.config import Settings
+from rarec.metrics.ctr import METRICS, FloatArray, Interval, ctr_metrics, difference
+from rarec.metrics.significance import PairedComparison
+
+Kind = Literal["trained", "refreshed", "finetuned"]
+"""A model trained as a whole, or another one with a refreshed memory, or with stage 2 trained again on that."""
+Decision = Literal["first", "same", "better", "not worse", "worse"]
+PASSES = ("first", "same", "better", "not worse")
+
+
+class Rule(Settings):
+    """When a candidate is good enough."""
+
+    tolerance: float = pydantic.Field(
+        default=0.01,
+        ge=0,
+        description="How much worse than the champion a candidate may look, as a share of the champion's figure, while "
+        "the interval of the difference includes 0.",
+    )
+    strict: bool = pydantic.Field(
+        default=False,
+        description="Pass only what is shown not to be worse: the whole interval of the difference above the "
+        "tolerance. Without it passes what is not shown to be worse.",
+    )
+    seed: int = pydantic.Field(default=42, ge=0, description="Seed of the resampled users.")
+    replace_lost: bool = pydantic.Field(
+        default=False,
+        description="If the champion's artifacts are lost: let the candidate take its place without a comparison.",
+    )
+
+    def decide(self, compared: PairedComparison) -> tuple[Decision, str]:
+        """The decision, and why in words. The greater figure is the better."""
+        interval = f"{compared.ci_low:+.4f} to {compared.ci_high:+.4f}"
+        shown = (
+            f"{compared.candidate_mean:.4f} against {compared.baseline_mean:.4f}, difference "
+            f"{compared.difference:+.4f} (95% interval {interval}, {compared.n_users} users)"
+        )
+        if compared.ci_low > 0:
+            return "better", shown
+        if compared.ci_high < 0:
+            return "worse", f"{shown}: significantly worse"
+        least = -self.tolerance * compared.baseline_mean
+        # Written so that an undefined difference is refused.
+        if not compared.difference >= least:
+            return "worse", f"{shown}: more than the tolerance of {self.tolerance:.1%} below"
+        if self.strict and not compared.ci_low >= least:
+            return "worse", f"{shown}: may be more than the tolerance of {self.tolerance:.1%} below (strict)"
+        return "not worse", shown
+
+
+class CandidateSettings(Rule):
+    """RaSeRec: which model is compared with the champion, on which events, and by what rule it passes."""
+
+    source: Kind = pydantic.Field(
+        default="trained",
+        description="The present `raserec_finetuned` (trained), or the champion with the present `refreshed_memory` "
+        "(refreshed) and `refreshed_finetuned` (finetuned).",
+    )
+    least_events: int = pydantic.Field(
+        default=100,
+        ge=1,
+        description="With fewer events since either model's training, the last event of every user is taken instead "
+        "(the leave-one-out test).",
+    )
+    least_users: int = pydantic.Field(
+        default=30, ge=1, description="The same if these events are of fewer users, who are the unit of comparison."
+    )
+    most_events: int = pydantic.Field(
+        default=20_000, ge=1, description="Most events that the models are asked for, drawn with the seed."
+    )
+
+
+class RellaCandidateSettings(Rule):
+    """ReLLa: on how many samples the models are compared, and by what rule a candidate passes."""
+
+    test_samples: int = pydantic.Field(
+        default=10_000, ge=2, description="Most test samples that both models are asked about, drawn with the seed."
+    )
+    batch_tokens: int = pydantic.Field(
+        default=16_384, ge=64, description="Most tokens of a padded batch of prompts, as for `ctr_predictions`."
+    )
+
+
+def evidence(decision: Decision, reason: str, window: dict[str, Any], **figures: dict[str, float]) -> dict[str, Any]:
+    """What is kept of a comparison: JSON, small enough for a tag."""
+    rounded = {name: {key: round(value, 6) for key, value in values.items()} for name, values in figures.items()}
+    return {"decision": decision, "reason": reason, "window": window, **rounded}
+
+
+def with_unknown(probability: FloatArray) -> FloatArray:
+    """(N,) probabilities, those of unknown targets (NaN) being the mean of the others: a model cannot tell what it does
+    not know from anything else.
+    """
+    known = ~np.isnan(probability)
+    return np.where(known, probability, probability[known].mean() if known.any() else 0.5)
+
+
+def compare_answers(
+    baseline: FloatArray, candidate: FloatArray, label: npt.ArrayLike, user: npt.ArrayLike, seed: int
+) -> tuple[PairedComparison, Interval]:
+    """Candidate minus baseline in AUC, and in LogLoss, by (N,) probabilities of the same samples; the intervals are of
+    the same draws of users for both.
+    """
+    figures = difference(candidate, baseline, label, user, seed)
+    own, theirs = (
+        float(ctr_metrics(probability, label)[METRICS.index("AUC")]) for probability in (candidate, baseline)
+    )
+    auc, nan = figures["AUC"], float("nan")
+    compared = PairedComparison(
+        n_users=len(np.unique(user)),
+        baseline_mean=theirs,
+        candidate_mean=own,
+        difference=auc.value,
+        ci_low=auc.low,
+        ci_high=auc.high,
+        confidence=0.95,
+        t_test_p=nan,
+        wilcoxon_p=nan,
+        reason="an AUC is no mean over users, so its interval alone tells",
+    )
+    return compared, figures["LogLoss"]

@@ -1,0 +1,125 @@
+"""How recommenders fare on the newest events, and how far these are from what came before."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from scipy.spatial.distance import jensenshannon
+
+from rarec.data.sequences import HELD_OUT, IntArray, draw_rows
+from rarec.metrics.ranking import hit_rate, ndcg
+from rarec.metrics.significance import PairedComparison, compare_paired
+
+CHOICE = "NDCG@10"
+CHOICE_ERROR = "NDCG@10 standard error"
+DRAWS = 20  # by which chance is known
+FIGURES = {"HR@5": (hit_rate, 5), "HR@10": (hit_rate, 10), CHOICE: (ndcg, 10)}
+
+FloatArray = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Window:
+    """E events to be foreseen.
+
+    Attributes:
+        events: (E,) rows of the interactions, ascending.
+        users: (E,) whose they are (`user_index`).
+    """
+
+    events: IntArray
+    users: IntArray
+
+    def __len__(self) -> int:
+        return len(self.events)
+
+    def per_user(self, values: npt.ArrayLike) -> FloatArray:
+        """(U,) the mean of each user's events, in the order of users."""
+        _, user = np.unique(self.users, return_inverse=True)
+        return np.bincount(user, np.asarray(values, dtype=np.float64)) / np.bincount(user)
+
+    def figures(self, ranks: FloatArray) -> dict[str, float]:
+        """Means over users of their means over events, NDCG@10's standard error over users, and the share of events
+        that nothing could be said of.
+
+        Users count alike, however much they did.
+        """
+        users = {name: self.per_user(measure(ranks, k)) for name, (measure, k) in FIGURES.items()}
+        values = {name: float(own.mean()) for name, own in users.items()}
+        choice = users[CHOICE]
+        # A single user tells nothing of others: the greatest deviation that figures between 0 and 1 can have.
+        error = float(choice.std(ddof=1) / np.sqrt(len(choice))) if len(choice) > 1 else 0.5
+        return {**values, CHOICE_ERROR: error, "missed": float(np.isinf(ranks).mean())}
+
+    def drawn(self, most: int, seed: int) -> "Window":
+        """At most so many of the events, drawn with the seed."""
+        if len(self) <= most:
+            return self
+        rows = draw_rows(np.arange(len(self)), most, seed)
+        return Window(self.events[rows], self.users[rows])
+
+    def compare(self, baseline: FloatArray, candidate: FloatArray, seed: int = 42) -> PairedComparison:
+        """Candidate minus baseline in NDCG@10, paired by user; both (E,) ranks of the same events."""
+        measure, k = FIGURES[CHOICE]
+        pair = (self.per_user(measure(ranks, k)) for ranks in (baseline, candidate))
+        return compare_paired(*pair, seed=seed)
+
+
+def newest_window(interactions: pd.DataFrame, since: int | None, last_only: bool = False) -> Window:
+    """The events from ``since`` (seconds) on; with None the leave-one-out test: the last event of every user who has
+    at least three.
+
+    Events whose item their user already had are left out.
+
+    Args:
+        interactions: the clean table, sorted by user and time.
+        last_only: of the events from ``since`` on only those that the leave-one-out test has.
+    """
+    users = interactions["user_index"].to_numpy(np.int64)
+    repeated = interactions.duplicated(["user_index", "item_index"]).to_numpy()
+    chosen = np.ones(len(users), dtype=bool)
+    if since is None or last_only:
+        last = np.append(users[1:] != users[:-1], True) if len(users) else np.zeros(0, dtype=bool)
+        chosen &= last & (np.bincount(users)[users] > HELD_OUT)
+    if since is not None:
+        chosen &= interactions["timestamp"].to_numpy() >= since
+    events = np.flatnonzero(chosen & ~repeated)
+    return Window(events, users[events])
+
+
+def unknown_shares(
+    interactions: pd.DataFrame, window: Window, item_ids: pd.Series, user_ids: pd.Series
+) -> dict[str, float]:
+    """Shares of the window's events whose item, or whose user, a model does not know."""
+    rows = interactions.iloc[window.events]
+    pairs = {"unknown_items": ("item_id", item_ids), "unknown_users": ("user_id", user_ids)}
+    return {
+        name: 1 - float(rows[column].astype(str).isin(set(ids.astype(str))).mean())
+        for name, (column, ids) in pairs.items()
+    }
+
+
+def item_distances(before: pd.Series, after: pd.Series, seed: int = 42) -> dict[str, float]:
+    """How far the items of new events are from those of the events before.
+
+    Few events never look like many, even where nothing has changed. So the distance is set beside the mean one of as
+    many events drawn at random from those before.
+
+    Args:
+        before, after: item of each event.
+        seed: of the draws.
+
+    Returns:
+        ``item_distance``, the Jensen-Shannon distance (base 2; 0: alike, 1: nothing in common) of both distributions;
+        ``item_distance_by_chance``, that of the draws; and ``item_shift``: what is beyond chance, as a share of what
+        could be (0: no more than chance, 1: nothing in common).
+    """
+    code, items = pd.factorize(pd.concat([before, after]))
+    old, new = (np.bincount(part, minlength=len(items)) for part in (code[: len(before)], code[len(before) :]))
+    distance = float(jensenshannon(old, new, base=2))
+    generator = np.random.default_rng(seed)
+    draws = generator.multinomial(len(after), old / old.sum(), size=DRAWS)
+    chance = float(np.mean([jensenshannon(old, draw, base=2) for draw in draws]))
+    shift = max(0.0, distance - chance) / (1 - chance) if chance < 1 else 0.0
+    return {"item_distance": distance, "item_distance_by_chance": chance, "item_shift": shift}

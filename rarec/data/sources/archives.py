@@ -1,0 +1,153 @@
+"""Official archives (zip, tar) unpacked into a cache folder: only the files asked for, nothing outside the folder."""
+
+import gzip
+import hashlib
+import shutil
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import IO, cast
+
+from rarec.data.sources.files import check_file, sha256_of, whole_folder
+from rarec.errors import InputError
+
+SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz")
+# Rating files shrink five- to tenfold; far above that the archive is a bomb, not data.
+LARGEST_RATIO = 100
+SMALL = 1 << 20
+# Python unpacks the others of a zip without bound, however little is asked for.
+ZIP_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+# RuntimeError: a zip encrypted or packed in a way unknown to Python. A full disk (OSError) is no fault of the archive.
+DAMAGED = (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile, RuntimeError)
+
+
+@dataclass(frozen=True)
+class _Member:
+    name: str
+    is_file: bool
+    is_link: bool
+    size: int
+    open: Callable[[], IO[bytes]]
+
+
+def find_archives(folder: Path) -> list[Path]:
+    """Archives lying in the folder, by name."""
+    return sorted(path for path in folder.iterdir() if path.name.lower().endswith(SUFFIXES) and path.is_file())
+
+
+def unpack(archive: Path, wanted: set[str], cache: Path) -> Path:
+    """Folder inside `cache` with those `wanted` file names that the archive holds, whatever their folder in it.
+
+    The folder is named after the archive's content and the names wanted, and appears whole or not at all; a second
+    call reuses it.
+
+    Raises:
+        InputError: damaged or cut short; a path leading outside, or a link; two files of one wanted name; or
+            suspiciously large content.
+    """
+    check_file(archive)
+    # Another wish list of the same archive is another folder: a name added to it must not be missed.
+    names = hashlib.sha256("\0".join(sorted(wanted)).encode()).hexdigest()
+    target = cache / "unpacked" / f"{archive.name.split('.')[0]}-{sha256_of(archive)[:16]}-{names[:8]}"
+    if target.is_dir():
+        return target
+    with whole_folder(target) as folder:
+        try:
+            with _members(archive) as members:
+                _extract(archive, members, wanted, folder)
+        except DAMAGED as error:
+            raise InputError(f"{archive}: damaged or cut short ({error}); get a complete copy of it.") from error
+    return target
+
+
+class _Bounded:
+    """What a compressed tar unpacks to, up to a size: headers alone may be a bomb, and tarfile reads them whole."""
+
+    def __init__(self, stream: IO[bytes], archive: Path) -> None:
+        self._stream = stream
+        self._archive = archive
+        self._most = _largest_content(archive)
+
+    def read(self, size: int) -> bytes:
+        self._check(self.tell() + size)
+        return self._stream.read(size)
+
+    def seek(self, position: int) -> None:
+        self._check(position)
+        self._stream.seek(position)
+
+    def tell(self) -> int:
+        return self._stream.tell()
+
+    def _check(self, position: int) -> None:
+        # tarfile asks for whole blocks, also behind the end.
+        if position > self._most + tarfile.RECORDSIZE:
+            raise _too_large(self._archive)
+
+
+def _largest_content(archive: Path) -> int:
+    return max(SMALL, LARGEST_RATIO * archive.stat().st_size)
+
+
+def _too_large(archive: Path) -> InputError:
+    return InputError(
+        f"{archive}: its files are more than {LARGEST_RATIO} times its size; not unpacked. Unpack it by hand if it is "
+        "right."
+    )
+
+
+def _extract(archive: Path, members: Iterator[_Member], wanted: set[str], folder: Path) -> None:
+    left = _largest_content(archive)
+    for member in members:
+        path = PurePosixPath(member.name.replace("\\", "/"))
+        if path.is_absolute() or ".." in path.parts or member.is_link:
+            raise InputError(f"{archive}: holds {member.name!r}, a link or a path leading outside; not unpacked.")
+        if not member.is_file or path.name not in wanted or "__MACOSX" in path.parts:
+            continue
+        target = folder / path.name
+        if target.exists():
+            raise InputError(f"{archive}: holds two files called {path.name!r}; unpack the right one by hand.")
+        left -= member.size
+        if left < 0:
+            raise _too_large(archive)
+        with member.open() as stream, target.open("wb") as copy:
+            # Neither zip nor tar yields more than the size it declares; both raise if it yields less.
+            shutil.copyfileobj(stream, copy)
+        if target.stat().st_size != member.size:
+            raise InputError(f"{archive}: {path.name!r} is cut short; get a complete copy of the archive.")
+
+
+@contextmanager
+def _members(archive: Path) -> Iterator[Iterator[_Member]]:
+    if archive.name.lower().endswith(".zip"):
+        with zipfile.ZipFile(archive) as file:
+            yield (_zip_member(file, info) for info in file.infolist())
+    else:
+        compressed = archive.name.lower().endswith("gz")
+        with gzip.open(archive) if compressed else archive.open("rb") as stream:
+            bounded = cast(IO[bytes], _Bounded(cast(IO[bytes], stream), archive))
+            with tarfile.open(fileobj=bounded, mode="r:") as file_:
+                yield (_tar_member(file_, info) for info in file_)
+
+
+def _zip_member(file: zipfile.ZipFile, info: zipfile.ZipInfo) -> _Member:
+    # Unix mode in the upper half; 0o12 is a symbolic link.
+    is_link = (info.external_attr >> 28) == 0o12
+    if info.compress_type not in ZIP_METHODS:
+        raise zipfile.BadZipFile(f"{info.filename} is neither stored nor deflated")
+    return _Member(info.filename, not info.is_dir(), is_link, info.file_size, lambda: file.open(info))
+
+
+def _tar_member(file: tarfile.TarFile, info: tarfile.TarInfo) -> _Member:
+    def open_() -> IO[bytes]:
+        stream = file.extractfile(info)
+        if stream is None:
+            raise tarfile.TarError(f"{info.name} is no regular file")
+        return stream
+
+    is_link = info.issym() or info.islnk() or info.isdev()
+    return _Member(info.name, info.isreg(), is_link, info.size, open_)

@@ -1,1 +1,0 @@
-"""Ranking metrics, user and item groups, significance, and the report made of them."""

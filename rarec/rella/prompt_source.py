@@ -1,0 +1,149 @@
+"""Prompts of samples: which parts stand in the prompt of a sample with its recent or its retrieved history."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from pydantic import Field
+
+from rarec.data.ctr import CtrSamples
+from rarec.data.sequences import IntArray, user_at
+from rarec.rella.language_model import Answers, ModelReference, find_answers
+from rarec.retrieval.index import FloatArray
+from rarec.retrieval.subr import Distances, distance_type, recent_behaviours, retrieve_behaviours
+from rarec.text.prompts import PromptParts
+from rarec.text.tokens import PromptTokens
+from rarec.training.job import WorkerJob
+
+RECENT, RETRIEVED = "recent.npy", "retrieved.npy"
+
+
+@dataclass(frozen=True)
+class PromptSource:
+    """All samples of a data set and the two histories of each.
+
+    Attributes:
+        samples: targets, labels and splits.
+        items: (M,) item of each interaction, sorted by (user, time).
+        parts: what prompts are made of.
+        recent, retrieved: (N, K) distances of the behaviours kept from the target, 0 for none.
+    """
+
+    samples: CtrSamples
+    items: IntArray
+    parts: PromptParts
+    recent: Distances
+    retrieved: Distances
+
+    @classmethod
+    def load(
+        cls,
+        *,
+        interactions: Path,
+        ctr_samples: Path,
+        textual_samples: Path,
+        retrieval_enhanced_samples: Path,
+        histories: Path | None = None,
+    ) -> "PromptSource":
+        """Read the artifacts of these names. Histories stay on disk until they are needed.
+
+        Args:
+            histories: Folder in which `save_histories` wrote both histories, to replace those of the artifacts.
+        """
+        return cls(
+            CtrSamples.load(ctr_samples),
+            load_items(interactions),
+            PromptParts.load(textual_samples),
+            np.load((histories or textual_samples) / RECENT, mmap_mode="r"),
+            np.load((histories or retrieval_enhanced_samples) / RETRIEVED, mmap_mode="r"),
+        )
+
+    def rows(self, samples: IntArray, retrieved: bool | npt.NDArray[np.bool_]) -> IntArray:
+        """(B, K + 3) part numbers of the prompts of B samples, each with its retrieved history or its recent one."""
+        position = self.samples.position[samples]
+        chosen = np.broadcast_to(retrieved, samples.shape)
+        distances = np.empty((len(samples), self.recent.shape[1]), dtype=self.recent.dtype)
+        distances[chosen] = self.retrieved[samples[chosen]]
+        distances[~chosen] = self.recent[samples[~chosen]]
+        return self.parts.of(self.user(samples), self.items[position], position, distances)
+
+    def user(self, samples: IntArray) -> IntArray:
+        """(B,) user of each sample."""
+        return user_at(self.samples.offsets, self.samples.position[samples])
+
+
+class PromptJob(WorkerJob):
+    """Base of jobs that prompt a language model; the folders are those of the artifacts of the same name."""
+
+    interactions: Path
+    ctr_samples: Path
+    textual_samples: Path
+    base_language_model: Path
+    retrieval_enhanced_samples: Path
+    base: str = Field(description="Fingerprint of the language model.")
+    cache: Path = Field(description="Where models from a hub are kept.")
+    yes: str = Field(description="The answer for a like.")
+    no: str = Field(description="The answer for anything else.")
+
+
+def open_prompts(
+    job: PromptJob, histories: Path | None = None
+) -> tuple[PromptSource, ModelReference, PromptTokens, Answers]:
+    """The samples, the language model, the prompts' tokens for it, and its two answers.
+
+    Args:
+        histories: See `PromptSource.load`.
+
+    Raises:
+        InputError: The model cannot be loaded, or has no single token for an answer.
+    """
+    source = PromptSource.load(
+        interactions=job.interactions,
+        ctr_samples=job.ctr_samples,
+        textual_samples=job.textual_samples,
+        retrieval_enhanced_samples=job.retrieval_enhanced_samples,
+        histories=histories,
+    )
+    reference = ModelReference.open(job.base_language_model, job.cache)
+    tokenizer = reference.tokenizer()
+    prompts = PromptTokens.of(source.parts, tokenizer, reference.context_length())
+    return source, reference, prompts, find_answers(tokenizer, job.yes, job.no)
+
+
+def save_histories(folder: Path, samples: CtrSamples, items: IntArray, vectors: FloatArray, k: int) -> None:
+    """Write both histories of every sample with k behaviours, whatever the artifacts' number is.
+
+    Args:
+        items: (M,) item of each interaction, sorted by (user, time).
+        vectors: (I, D) L2-normalised item vectors.
+    """
+    save_recent(folder, samples, k)
+    save_retrieved(folder, samples, items, vectors, k)
+
+
+def save_recent(folder: Path, samples: CtrSamples, k: int) -> Distances:
+    """Write and return the k latest behaviours before every sample's target; see `recent_behaviours`."""
+    return _written(folder / RECENT, samples, k, partial(recent_behaviours, samples.offsets, samples.position, k))
+
+
+def save_retrieved(folder: Path, samples: CtrSamples, items: IntArray, vectors: FloatArray, k: int) -> Distances:
+    """Write and return the k most similar ones; see `retrieve_behaviours`."""
+    fill = partial(retrieve_behaviours, vectors, items, samples.offsets, samples.position, k)
+    return _written(folder / RETRIEVED, samples, k, fill)
+
+
+def _written(file: Path, samples: CtrSamples, k: int, fill: Callable[[Distances], Distances]) -> Distances:
+    out = np.lib.format.open_memmap(file, "w+", distance_type(samples.offsets), (len(samples), k))
+    fill(out)
+    out.flush()
+    return out
+
+
+def load_items(interactions: Path) -> IntArray:
+    """(M,) item of each interaction of the clean table."""
+    table = pd.read_parquet(interactions / "interactions.parquet", columns=["item_index"])
+    return table["item_index"].to_numpy(np.int64)

@@ -1,0 +1,99 @@
+"""The ranking report as data."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from rarec.reports.records import SPLITS, Figure, Record, Report, Split, Text, TrainingCurve
+
+Protocol = Literal["unmasked", "masked"]
+"""Candidates of the ranking: all items, or all but those the user has seen (the target always stays)."""
+
+
+class Scores(Record):
+    """Mean metrics of one model."""
+
+    model: Text
+    split: Split
+    protocol: Protocol
+    n_users: int
+    metrics: dict[str, Figure]
+
+
+class GroupScores(Scores):
+    """Mean metrics of one model over the users of one group."""
+
+    grouping: Text
+    group: Text
+    description: Text
+
+
+class Comparison(Record):
+    """Candidate minus baseline on one metric, paired by user; see `significance.compare_paired`."""
+
+    baseline: Text
+    candidate: Text
+    split: Split
+    protocol: Protocol
+    metric: Text
+    n_users: int
+    baseline_mean: Figure
+    candidate_mean: Figure
+    difference: Figure
+    ci_low: Figure
+    ci_high: Figure
+    confidence: float
+    t_test_p: Figure
+    wilcoxon_p: Figure
+    reason: Text
+
+
+class Recommended(Record):
+    """Coverage and popularity of the first n recommendations; see `recommendations.recommendation_stats`."""
+
+    model: Text
+    split: Split
+    protocol: Protocol
+    n: int
+    coverage: Figure
+    mean_training_count: Figure
+    mean_popularity_percentile: Figure
+
+
+class RankingCurve(TrainingCurve):
+    """The course of one ranking model's training."""
+
+    protocol: Protocol = Field(description="Protocol of the metrics on the validation split.")
+
+    @property
+    def validation_label(self) -> str:
+        """Words for the axis of the validation metrics."""
+        return f"validation metric ({self.protocol})"
+
+
+class Published(Record):
+    """Figures that others published for the same data set, split and protocol."""
+
+    source: Text
+    split: Split
+    protocol: Protocol
+    metrics: dict[str, Figure]
+
+
+class RankingReport(Report):
+    """Everything the ranking report of one data set shows."""
+
+    n_users: int
+    n_items: int
+    scores: tuple[Scores, ...]
+    groups: tuple[GroupScores, ...]
+    comparisons: tuple[Comparison, ...]
+    recommended: tuple[Recommended, ...]
+    curves: tuple[RankingCurve, ...] = ()
+    published: tuple[Published, ...] = ()
+
+    @property
+    def splits(self) -> list[Split]:
+        """The splits that have scores, test first."""
+        present = {scores.split for scores in self.scores}
+        return [split for split in SPLITS if split in present]

@@ -1,0 +1,183 @@
+"""The ranking report: built from ranks and lists, written as JSON, as one self-contained HTML page, and as plots."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+from rarec.errors import InputError
+from rarec.metrics.coverage import recommendation_stats
+from rarec.metrics.groups import activity_groups, metrics_by_group, popularity_groups
+from rarec.metrics.ranking import RankingResult, as_float_ranks, per_user_metrics, ranking_table
+from rarec.metrics.significance import compare_paired
+from rarec.reports.page import ReportPaths, write_page
+from rarec.reports.ranking.plots import report_plots
+from rarec.reports.ranking.records import (
+    Comparison,
+    GroupScores,
+    Protocol,
+    Published,
+    RankingCurve,
+    RankingReport,
+    Recommended,
+    Scores,
+)
+from rarec.reports.ranking.tables import headline, markdown_tables, report_tables, text_tables
+from rarec.reports.records import Epoch, Link, Split
+
+__all__ = [
+    "Comparison",
+    "Epoch",
+    "GroupScores",
+    "Link",
+    "Outcome",
+    "Published",
+    "RankingCurve",
+    "RankingReport",
+    "Recommended",
+    "ReportPaths",
+    "Scores",
+    "build_report",
+    "markdown_tables",
+    "text_tables",
+    "write_report",
+]
+
+LIST_LENGTHS = (10, 50)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one model made of one split: the full ranking of all U users."""
+
+    model: str
+    split: Split
+    targets: Tensor | npt.ArrayLike
+    """(U,) item index of each user's target; -1 for none."""
+    ranking: RankingResult
+
+
+def build_report(
+    outcomes: Sequence[Outcome],
+    *,
+    dataset: str,
+    data_version: str,
+    seeds: Mapping[str, int],
+    split_rule: str,
+    training_counts: npt.ArrayLike,
+    training_lengths: npt.ArrayLike,
+    comparison: tuple[str, str] | None = None,
+    curves: Sequence[RankingCurve] = (),
+    published: Sequence[Published] = (),
+    links: Sequence[Link] = (),
+    notes: Sequence[str] = (),
+) -> RankingReport:
+    """Work out every figure of the report, for each outcome unmasked and masked.
+
+    Args:
+        outcomes: one per model and split; models are shown in the order of their first appearance.
+        dataset: name of the data set.
+        data_version: version of the data that the models were evaluated on.
+        seeds: of each model's training; their sum seeds the bootstrap.
+        split_rule: how training, validation and test were cut apart, in words.
+        training_counts: (I,) training interactions of each item.
+        training_lengths: (U,) training interactions of each user.
+        comparison: (baseline, candidate) models to compare, paired by user, on HR, NDCG and MRR at 10.
+        curves: the course of the trainings.
+        published: figures of others for the same data set, split and protocol.
+        links: web pages to go on to.
+        notes: remarks to show on the page.
+
+    Raises:
+        InputError: an outcome has other users or targets than the rest, appears twice, or a model to compare has none.
+    """
+    counts, lengths = np.asarray(training_counts), np.asarray(training_lengths)
+    popularity, activity = popularity_groups(counts), activity_groups(lengths)
+    ranks: dict[tuple[str, Split, Protocol], npt.NDArray[np.float64]] = {}
+    targets_of: dict[Split, npt.NDArray[np.int64]] = {}
+    scores, groups, recommended = [], [], []
+    for outcome in outcomes:
+        targets = np.asarray(outcome.targets)
+        result = outcome.ranking
+        if not len(targets) == len(result.rank) == len(lengths):
+            raise InputError(
+                f"{outcome.model} on {outcome.split} has {len(targets)} targets and {len(result.rank)} ranks, but "
+                f"there are {len(lengths)} users; give a rank to every user (-1 for one without target)."
+            )
+        if not np.array_equal(targets, targets_of.setdefault(outcome.split, targets)):
+            raise InputError(f"{outcome.model} has other targets on {outcome.split} than the models before it.")
+        by_protocol: tuple[tuple[Protocol, Tensor, Tensor | None], ...] = (
+            ("unmasked", result.rank, result.top_items),
+            ("masked", result.rank_masked, result.top_items_masked),
+        )
+        for protocol, rank, lists in by_protocol:
+            key = (outcome.model, outcome.split, protocol)
+            if key in ranks:
+                raise InputError(f"Two outcomes are of {outcome.model} on {outcome.split}; give one.")
+            ranks[key] = as_float_ranks(rank)
+            where: dict[str, Any] = {"model": outcome.model, "split": outcome.split, "protocol": protocol}
+            n_users = int(np.count_nonzero(~np.isnan(ranks[key])))
+            scores.append(Scores(**where, n_users=n_users, metrics=ranking_table(rank)))
+            groups += [
+                GroupScores(**where, **asdict(group))
+                for users in (popularity.of(targets), activity)
+                for group in metrics_by_group(rank, users)
+            ]
+            if lists is not None:
+                recommended += [
+                    Recommended(**where, **asdict(recommendation_stats(lists, counts, n)))
+                    for n in LIST_LENGTHS
+                    if n <= lists.shape[1]
+                ]
+    return RankingReport(
+        dataset=dataset,
+        data_version=data_version,
+        seeds=dict(seeds),
+        split_rule=split_rule,
+        n_users=len(lengths),
+        n_items=len(counts),
+        models=tuple(dict.fromkeys(outcome.model for outcome in outcomes)),
+        scores=tuple(scores),
+        groups=tuple(groups),
+        comparisons=_compare(ranks, *comparison, seed=sum(seeds.values())) if comparison else (),
+        recommended=tuple(recommended),
+        curves=tuple(curves),
+        published=tuple(published),
+        links=tuple(links),
+        notes=tuple(notes),
+    )
+
+
+def _compare(
+    ranks: dict[tuple[str, Split, Protocol], npt.NDArray[np.float64]], baseline: str, candidate: str, *, seed: int
+) -> tuple[Comparison, ...]:
+    """Compare two models wherever both have ranks."""
+    comparisons = []
+    for (model, split, protocol), rank in ranks.items():
+        if model != baseline or (candidate, split, protocol) not in ranks:
+            continue
+        of_candidate = dict(per_user_metrics(ranks[candidate, split, protocol], (10,)))
+        for metric, values in per_user_metrics(rank, (10,)):
+            paired = compare_paired(values, of_candidate[metric], seed=seed)
+            comparisons.append(
+                Comparison(
+                    baseline=baseline,
+                    candidate=candidate,
+                    split=split,
+                    protocol=protocol,
+                    metric=metric,
+                    **asdict(paired),
+                )
+            )
+    if not comparisons:
+        raise InputError(f"{baseline} and {candidate} cannot be compared: they have no split in common.")
+    return tuple(comparisons)
+
+
+def write_report(report: RankingReport, folder: Path) -> ReportPaths:
+    """Write the report's JSON, page and plots into `folder`; see `page.write_page`."""
+    return write_page(folder, "ranking.html", report, headline(report), report_tables(report), report_plots(report))

@@ -1,0 +1,157 @@
+"""The tables and cards of the ranking report."""
+
+import math
+from collections.abc import Callable
+
+from rarec.reports.ranking.records import Comparison, Protocol, RankingReport
+from rarec.reports.records import Split
+from rarec.reports.tables import UNDEFINED, Card, Table, as_markdown, as_text, number, p_value
+
+PROTOCOLS: tuple[Protocol, ...] = ("unmasked", "masked")
+KEY_METRICS = ("HR@10", "NDCG@10")
+
+
+def provenance(report: RankingReport, split: Split, protocol: Protocol) -> str:
+    """The words that every table carries: data set, split, protocol, seed, data version."""
+    return f"{report.dataset}, {split} split, {protocol}, {report.seed_text}, data version {report.data_version}"
+
+
+def headline(report: RankingReport) -> list[Card]:
+    """The key metrics on the first split: of the compared candidate if there is one, else of the last model."""
+    split = report.splits[0] if report.splits else None
+    compared = [c for c in report.comparisons if c.split == split and c.metric in KEY_METRICS]
+    if compared:
+        return [
+            Card(
+                f"{c.metric}, {split}, {c.protocol}",
+                number(c.candidate_mean),
+                (
+                    f"{c.candidate}; {c.baseline} {number(c.baseline_mean)}",
+                    f"difference {number(c.difference, '+.4f')}",
+                    f"{c.confidence:.0%} interval {_interval(c)}",
+                    f"paired t-test p {p_value(c.t_test_p)}",
+                ),
+            )
+            for c in compared
+        ]
+    return [
+        Card(f"{metric}, {split}, {scores.protocol}", number(scores.metrics.get(metric, math.nan)), (scores.model,))
+        for scores in report.scores
+        if scores.split == split and scores.model == report.models[-1]
+        for metric in KEY_METRICS
+    ]
+
+
+def report_tables(report: RankingReport) -> list[Table]:
+    """All tables, section by section, the test split first."""
+    makers: tuple[Callable[[RankingReport, Split, Protocol], list[Table]], ...] = (
+        _score_tables,
+        _comparison_tables,
+        _group_tables,
+        _recommended_tables,
+    )
+    return [
+        table
+        for maker in makers
+        for split in report.splits
+        for protocol in PROTOCOLS
+        for table in maker(report, split, protocol)
+    ]
+
+
+def _score_tables(report: RankingReport, split: Split, protocol: Protocol) -> list[Table]:
+    own = [scores for scores in report.scores if (scores.split, scores.protocol) == (split, protocol)]
+    published = [figures for figures in report.published if (figures.split, figures.protocol) == (split, protocol)]
+    if not own:
+        return []
+    names = list(dict.fromkeys(name for scores in own for name in scores.metrics))
+    labelled = [(scores.model, f"{scores.n_users:,}", scores.metrics) for scores in own]
+    labelled += [(f"published: {figures.source}", UNDEFINED, figures.metrics) for figures in published]
+    rows = [
+        (label, users, *(number(metrics.get(name, math.nan)) for name in names)) for label, users, metrics in labelled
+    ]
+    where = provenance(report, split, protocol)
+    return [Table("scores", "Ranking metrics", where, ("Model", "Users", *names), tuple(rows))]
+
+
+def _comparison_tables(report: RankingReport, split: Split, protocol: Protocol) -> list[Table]:
+    chosen = [c for c in report.comparisons if (c.split, c.protocol) == (split, protocol)]
+    if not chosen:
+        return []
+    rows = tuple(
+        (
+            c.metric,
+            f"{c.n_users:,}",
+            number(c.baseline_mean),
+            number(c.candidate_mean),
+            number(c.difference, "+.4f"),
+            number(c.difference / c.baseline_mean if c.baseline_mean else math.nan, "+.1%"),
+            _interval(c),
+            p_value(c.t_test_p),
+            p_value(c.wilcoxon_p),
+        )
+        for c in chosen
+    )
+    first = chosen[0]
+    header = (
+        "Metric",
+        "Users",
+        first.baseline,
+        first.candidate,
+        "Difference",
+        "Relative",
+        f"{first.confidence:.0%} interval",
+        "p (t-test)",
+        "p (Wilcoxon)",
+    )
+    where = provenance(report, split, protocol) + "".join(f". {c.metric}: {c.reason}" for c in chosen if c.reason)
+    return [Table("comparisons", f"{first.candidate} minus {first.baseline}", where, header, rows)]
+
+
+def _interval(comparison: Comparison) -> str:
+    return f"{number(comparison.ci_low, '+.4f')} to {number(comparison.ci_high, '+.4f')}"
+
+
+def _group_tables(report: RankingReport, split: Split, protocol: Protocol) -> list[Table]:
+    chosen = [scores for scores in report.groups if (scores.split, scores.protocol) == (split, protocol)]
+    tables = []
+    for grouping in dict.fromkeys(scores.grouping for scores in chosen):
+        cells = {(scores.group, scores.model): scores for scores in chosen if scores.grouping == grouping}
+        models = [model for model in report.models if any(model == of for _, of in cells)]
+        rows = []
+        for group in dict.fromkeys(group for group, _ in cells):
+            of_model = [cells[group, model] for model in models]
+            values = [number(scores.metrics[name]) for name in KEY_METRICS for scores in of_model]
+            rows.append((group, of_model[0].description, f"{of_model[0].n_users:,}", *values))
+        header = ("Group", "What it holds", "Users", *(f"{name} {model}" for name in KEY_METRICS for model in models))
+        where = provenance(report, split, protocol)
+        tables.append(Table("groups", f"By {grouping}", where, header, tuple(rows), n_text=2))
+    return tables
+
+
+def _recommended_tables(report: RankingReport, split: Split, protocol: Protocol) -> list[Table]:
+    chosen = [stats for stats in report.recommended if (stats.split, stats.protocol) == (split, protocol)]
+    if not chosen:
+        return []
+    rows = tuple(
+        (
+            stats.model,
+            str(stats.n),
+            number(stats.coverage),
+            number(stats.mean_training_count, ".1f"),
+            number(stats.mean_popularity_percentile, ".1f"),
+        )
+        for stats in chosen
+    )
+    header = ("Model", "List length", "Coverage", "Mean training count", "Mean popularity percentile")
+    return [Table("recommended", "Recommended items", provenance(report, split, protocol), header, rows)]
+
+
+def markdown_tables(report: RankingReport) -> str:
+    """All tables in Markdown, each under its caption; text is escaped, so names cannot add markup."""
+    return as_markdown(report_tables(report))
+
+
+def text_tables(report: RankingReport) -> str:
+    """The metric tables and the comparisons as aligned plain text, for a terminal."""
+    return as_text(table for table in report_tables(report) if table.section in ("scores", "comparisons"))

@@ -1,0 +1,1 @@
+"""Experiments: grids of settings and how their trials are ranked."""

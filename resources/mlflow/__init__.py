@@ -1,0 +1,1 @@
+"""MLflow: tracking of runs, the model registry, and models as MLflow serves them."""

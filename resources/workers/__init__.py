@@ -1,0 +1,1 @@
+"""Training workers: launched, followed, and ended."""

@@ -1,0 +1,51 @@
+"""Local folders that assets read from and work in."""
+
+from pathlib import Path
+
+import dagster as dg
+from pydantic import Field
+
+from rarec.data.incoming.ledger import Ledger
+from rarec.data.sources.download import INCOMING
+from rarec.data.spec import DatasetSpec, find_spec, load_specs
+from resources.incoming import IncomingFiles
+
+
+class Workspace(dg.ConfigurableResource):
+    """Where raw data, data set declarations, caches and working folders are."""
+
+    data: str = Field(description="Raw data sets, one folder each (RAREC_DATA).")
+    datasets: str = Field(description="TOML files that declare the user's own data sets; need not exist.")
+    cache: str = Field(description="Unpacked, downloaded and generated files; may be deleted at any time.")
+    work: str = Field(description="Working folders of trainings: job, log and checkpoint.")
+    incoming: str = Field(
+        default="", description="Folder or fsspec URL where new files arrive (RAREC_INCOMING); empty: `data`."
+    )
+    ledgers: str = Field(description="Ledgers of incoming files, one folder a data set.")
+    settle_s: float = Field(default=60, ge=0, description="How long a new file must stay as it is (RAREC_SETTLE).")
+
+    @property
+    def hub_cache(self) -> Path:
+        """Language models fetched from a hub."""
+        return Path(self.cache) / "hub"
+
+    def workdir(self, asset: str, fingerprint: str) -> Path:
+        """Where this artifact is trained. Keyed by fingerprint: asked for again after a crash, the training resumes."""
+        return Path(self.work) / asset / fingerprint
+
+    def spec(self, name: str) -> DatasetSpec:
+        """The declaration of the data set called ``name``."""
+        return find_spec(name, known_specs(Path(self.datasets)))
+
+    def incoming_files(self, name: str) -> IncomingFiles:
+        """Where new files of the data set called ``name`` arrive."""
+        return IncomingFiles(f"{(self.incoming or self.data).rstrip('/')}/{name}/{INCOMING}")
+
+    def ledger(self, name: str) -> Ledger:
+        """What came out of the new files of the data set called ``name``."""
+        return Ledger(Path(self.ledgers) / name)
+
+
+def known_specs(user_folder: Path) -> dict[str, DatasetSpec]:
+    """Built-in data sets and those of ``user_folder``, if that exists."""
+    return load_specs(*([user_folder] if user_folder.is_dir() else []))

@@ -1,0 +1,324 @@
+import json
+import re
+import sys
+from types import SimpleNamespace
+
+import dagster as dg
+import pytest
+from places import ROOT
+
+from assets.data.raw import IncomingConfig
+from pipelines.definitions import STAGE_SETTINGS, build_defs, default_resources
+from pipelines.jobs import CASCADE, TRACKS
+from rarec.errors import InputError
+from rarec.training.engine_settings import EngineSettings
+from resources.mlflow.tracking import MlflowTracking
+from resources.settings import RarecHome
+
+OWN = """
+name = "own"
+title = "Own"
+domain = "movies"
+
+[[sources]]
+format = "recbole"
+"""
+
+
+def home_with(tmp_path, text: str = "") -> RarecHome:
+    home = RarecHome.from_environment({"RAREC_HOME": str(tmp_path)})
+    home.datasets.mkdir()
+    if text:
+        (home.datasets / "own.toml").write_text(text)
+    return home
+
+
+def test_a_data_set_of_the_users_own_becomes_a_partition(tmp_path):
+    graph = build_defs(home_with(tmp_path, OWN)).resolve_asset_graph()
+    for key in graph.materializable_asset_keys:
+        assert {"own", "demo"} <= set(graph.get(key).partitions_def.get_partition_keys())
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            "[overrides.raserec_pretraind]\ndim = 8",
+            r"own.toml: \[overrides.raserec_pretraind\]: no such stage; .*ras",
+        ),
+        (
+            "[overrides.raserec_finetuned]\nalhpa = 0.5",
+            r"own.toml: \[overrides.raserec_finetuned\]: alhpa: no such s",
+        ),
+        (
+            "[overrides.raserec_finetuned]\nalpha = 2.5",
+            r"own.toml: \[overrides.raserec_finetuned\]: alpha is 2.5; it must be at most 1",
+        ),
+        ("[overrides.memory_bank]\nivf_lists = 4\nindex = 'ivf'", r"\[overrides.memory_bank\]: ivf_probes = 8 exceeds"),
+        ("[own]\nkey = 1", "own.toml: own: no such setting"),
+        ("k_core =", "own.toml: not valid TOML"),
+    ],
+)
+def test_a_wrong_data_set_file_is_refused_when_it_is_loaded(tmp_path, overrides, message):
+    with pytest.raises(InputError, match=message):
+        build_defs(home_with(tmp_path, OWN + overrides))
+
+
+def test_jobs_cover_their_groups(tmp_path):
+    defs = build_defs(home_with(tmp_path))
+    graph = defs.resolve_asset_graph()
+    everything = defs.resolve_job_def("everything").asset_layer.executable_asset_keys
+    operations = {key for key in graph.materializable_asset_keys if graph.get(key).group_name == "operations"}
+    sweeps = {key for key in graph.materializable_asset_keys if graph.get(key).group_name == "sweeps"}
+    assert set(everything) == set(graph.materializable_asset_keys) - operations - sweeps
+    assert operations <= {key for job in CASCADE for key in defs.resolve_job_def(job).asset_layer.executable_asset_keys}
+    reports = {"raserec": "ranking_metrics", "rella": "ctr_metrics"}
+    groups = {
+        "raserec": {"raw", "sequences", "recommender", "baselines"},
+        "rella": {"raw", "text", "semantic", "index", "instruction", "language"},
+    }
+    assert set(TRACKS) == set(reports)
+    for track in TRACKS:
+        keys = set(defs.resolve_job_def(track).asset_layer.executable_asset_keys)
+        expected = {key for key in everything if graph.get(key).group_name in groups[track]}
+        assert keys == expected | {dg.AssetKey(reports[track])}
+
+
+def test_resources_follow_the_environment_and_can_be_replaced(tmp_path):
+    home = RarecHome.from_environment(
+        {"RAREC_HOME": str(tmp_path), "RAREC_NPROC": "2", "RAREC_THREADS": "1", "RAREC_ARTIFACTS": "memory://store"}
+    )
+    tracking = MlflowTracking(tracking_uri="sqlite:///x.db", ui_url="http://ui", artifact_root="")
+    defs = build_defs(home, {"tracking": tracking})
+    assert (defs.resources["launcher"].nproc, defs.resources["launcher"].threads_per_process) == (2, 1)
+    assert defs.resources["store"].root == "memory://store"
+    assert defs.resources["workspace"].data == str(tmp_path.resolve() / "data")
+    assert defs.resources["tracking"] is tracking
+
+
+def test_several_machines_come_from_the_environment(tmp_path):
+    variables = {"RAREC_RENDEZVOUS": "a", "RAREC_NODES": "2", "RAREC_HEARTBEAT": "60", "TOKEN": "secret-7"}
+    variables |= {"RAREC_HOME": str(tmp_path), "RAREC_WORKER_ENVIRONMENT": "TOKEN"}
+    launcher = default_resources(RarecHome.from_environment(variables))["launcher"]
+    assert (launcher.rendezvous, launcher.nodes, launcher.heartbeat_s) == ("a", 2, 60)
+    assert launcher.announced == str(tmp_path / "announced")  # where pipelines.join looks
+    assert "secret-7" not in repr(launcher)
+    assert launcher.environment["TOKEN"].get_value() is None  # Dagster reads it when a step starts
+
+
+def test_deepspeed_comes_from_the_environment(tmp_path):
+    (tmp_path / "own.json").write_text('{"zero_optimization": {"stage": 2}, "wall_clock_breakdown": true}')
+    variables = {"RAREC_HOME": str(tmp_path), "RAREC_PRECISION": "bf16", "RAREC_CHECKPOINT_MINUTES": "2.5"}
+    variables |= {"RAREC_DEEPSPEED": str(tmp_path / "own.json"), "RAREC_OFFLOAD": "true"}
+    launcher = default_resources(RarecHome.from_environment(variables))["launcher"]
+    engine = EngineSettings(**launcher.engine)
+    assert (engine.precision, engine.stage, engine.offload, engine.checkpoint_minutes) == ("bf16", 2, True, 2.5)
+    assert engine.configuration("cuda")["wall_clock_breakdown"] is True
+    assert launcher.result_settings() == {"precision": "bf16"}
+    assert default_resources(RarecHome.from_environment({}))["launcher"].result_settings() == {}
+    for name, value, message in (
+        (
+            "RAREC_ZERO_STAGE",
+            "3",
+            r"RAREC_ZERO_STAGE is 3, but RAREC_DEEPSPEED says stage 2: keep one \(RAREC_DEEPSPEED is .*own.json\)",
+        ),
+        ("RAREC_ZERO_STAGE", "5", "RAREC_ZERO_STAGE is 5; it must be at most 3"),
+        ("RAREC_PRECISION", "int8", "RAREC_PRECISION is int8; it must be 'fp32', 'bf16' or 'fp16'"),
+        ("RAREC_DEEPSPEED", str(tmp_path / "none.json"), r"RAREC_DEEPSPEED is .*none\.json, and there is no such file"),
+    ):
+        with pytest.raises(InputError, match=message):
+            RarecHome.from_environment({**variables, name: value})
+    (tmp_path / "own.json").write_text('{"optimizer": {}}')
+    with pytest.raises(InputError, match="RAREC_DEEPSPEED: optimizer is RaRec's own: each stage brings its own"):
+        RarecHome.from_environment(variables)
+    (tmp_path / "own.json").write_text("[]")
+    with pytest.raises(InputError, match="must hold a JSON object"):
+        RarecHome.from_environment(variables)
+
+
+def test_schedules_are_weekly_and_off_and_ask_for_each_data_set_once(tmp_path):
+    home = home_with(tmp_path, OWN).model_copy(update={"scheduled": ("demo", "own")})
+    defs = build_defs(home)
+    schedules = defs.schedules
+    assert {schedule.name: schedule.job_name for schedule in schedules} == {
+        f"rarec_{job}_weekly": job for job in (*TRACKS, "drift", "drift_rella")
+    }
+    for schedule in schedules:
+        assert (schedule.cron_schedule, schedule.default_status) == ("0 3 * * 1", dg.DefaultScheduleStatus.STOPPED)
+        with dg.build_schedule_context(repository_def=defs.get_repository_def()) as context:
+            asked = schedule.evaluate_tick(context).run_requests
+        assert [(one.run_key, one.partition_key) for one in asked] == [("demo", "demo"), ("own", "own")]
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "message"),
+    [
+        ("RAREC_SCHEDULED", "demo, none", "RAREC_SCHEDULED: Unknown data set 'none'"),
+        ("RAREC_SCHEDULE", "weekly", "RAREC_SCHEDULE is 'weekly'; set it to a cron expression such as 0 3 "),
+    ],
+)
+def test_wrong_schedules_are_refused_when_they_are_loaded(tmp_path, variable, value, message):
+    with pytest.raises(InputError, match=message):
+        build_defs(RarecHome.from_environment({"RAREC_HOME": str(tmp_path), variable: value}))
+
+
+def test_pods_are_asked_for_gpus_where_they_train(tmp_path, monkeypatch):
+    home = home_with(tmp_path)
+    assert build_defs(home).executor is None
+    taken = []
+    fake = SimpleNamespace(k8s_job_executor=SimpleNamespace(configured=lambda settings: taken.append(settings)))
+    monkeypatch.setitem(sys.modules, "dagster_k8s", fake)
+    build_defs(home.model_copy(update={"pod_gpus": 2}))
+    graph = build_defs(home).resolve_asset_graph()
+    names = {key.to_user_string() for key in graph.materializable_asset_keys}
+    steps = {build_defs(home).resolve_assets_def(name).op for name in names}
+    training = {step.name for step in steps if step.pool == "training"}
+    limits = {"container_config": {"resources": {"limits": {"nvidia.com/gpu": "2"}}}}
+    assert taken == [{"per_step_k8s_config": dict.fromkeys(training, limits)}]
+    assert {"raserec_pretrained", "lora_checkpoint"} <= training
+    monkeypatch.setitem(sys.modules, "dagster_k8s", None)
+    with pytest.raises(InputError, match=r"RAREC_POD_GPUS is set, but dagster-k8s is missing; install rarec\[kube"):
+        build_defs(home.model_copy(update={"pod_gpus": 2}))
+
+
+def test_every_asset_tells_what_it_is_whose_and_of_which_track(tmp_path):
+    graph = build_defs(home_with(tmp_path)).resolve_asset_graph()
+    tracks = {}
+    for key in graph.materializable_asset_keys:
+        node = graph.get(key)
+        assert node.owners, key
+        assert node.kinds, key
+        assert (node.description or "").strip().endswith("."), key
+        assert node.group_name != "default", key
+        assert node.tags["compute"] in ("training", "light"), key
+        tracks.setdefault(node.tags["track"], set()).add(key.to_user_string())
+    assert tracks.keys() == {"raserec", "rella", "both"}
+    assert {"interactions", "comparison_report"} <= tracks["both"]
+    assert {"raserec_sweep", "ranking_metrics", "drift_report", "recommendations"} <= tracks["raserec"]
+    assert {"ctr_metrics", "rella_drift_report", "lora_checkpoint", "item_index"} <= tracks["rella"]
+    training = {
+        key.to_user_string() for key in graph.materializable_asset_keys if graph.get(key).tags["compute"] == "training"
+    }
+    assert {"raserec_pretrained", "rella_sweep", "ctr_predictions"} <= training
+    assert "interactions" not in training
+
+
+def test_what_is_read_every_week_tells_when_it_is_late(tmp_path):
+    defs = build_defs(home_with(tmp_path))
+    graph = defs.resolve_asset_graph()
+    fresh = {
+        key.to_user_string(): graph.get(key).freshness_policy
+        for key in graph.materializable_asset_keys
+        if graph.get(key).freshness_policy is not None
+    }
+    assert fresh.keys() == {"recommendations", "ranking_metrics", "ctr_metrics", "drift_report", "rella_drift_report"}
+    for policy in fresh.values():  # later than the weekly schedules
+        assert (policy.warn_window.to_timedelta().days, policy.fail_window.to_timedelta().days) == (8, 9)
+
+
+def test_the_jobs_that_an_engineer_expects(tmp_path):
+    defs = build_defs(home_with(tmp_path))
+    jobs = {job.name: job for job in defs.resolve_all_job_defs()}
+    expected = {
+        "demo",
+        "raserec",
+        "rella",
+        "everything",
+        "ingest",
+        "recommend",
+        "drift",
+        "drift_rella",
+        "refresh",
+        "finetune",
+        "pretrain",
+    }
+    expected |= {"tune", "promote", "promote_rella", "rollback", "clean", "sweep", "sweep_rella"}
+    assert {name for name in jobs if not name.startswith("__")} == expected
+    assert all(jobs[name].description for name in expected)
+
+
+def test_the_demo_asks_for_no_choice(tmp_path):
+    defs = build_defs(home_with(tmp_path))
+    with dg.DagsterInstance.ephemeral() as instance:
+        # As the page launches it: without a partition, without configuration.
+        launched = defs.resolve_job_def("demo").execute_in_process(instance=instance)
+        (sensor,) = (one for one in defs.sensors if one.name == "start_demo")
+        assert sensor.default_status == dg.DefaultSensorStatus.RUNNING
+        assert sensor.job_name == "everything"
+        context = dg.build_run_status_sensor_context(
+            sensor_name="start_demo",
+            dagster_instance=instance,
+            dagster_run=launched.dagster_run,
+            dagster_event=launched.get_run_success_event(),
+        )
+        request = sensor(context)
+    assert (request.partition_key, request.run_key) == ("demo", launched.run_id)
+
+
+def test_training_steps_share_one_pool(tmp_path):
+    """Two trainings at once would share the same cores or GPU."""
+    defs = build_defs(home_with(tmp_path))
+    pools = {name: defs.resolve_assets_def(name).op.pool for name in ("raserec_pretrained", "raserec_finetuned")}
+    assert set(pools.values()) == {"training"}
+
+
+def test_every_setting_is_described_where_it_is_typed(tmp_path):
+    """The launchpad shows these texts beside the fields."""
+    defs = build_defs(home_with(tmp_path))
+    for name in ("raserec_pretrained", "memory_bank", "raserec_finetuned", "recommendations"):
+        fields = defs.resolve_assets_def(name).op.config_schema.config_type.fields
+        assert len(fields) > 2
+        for setting, field in fields.items():
+            assert field.description, f"{name}.{setting}"
+            assert not field.is_required
+            assert setting == "force" or "Default: " in field.description
+
+
+def test_definitions_are_loadable_as_a_whole(tmp_path):
+    dg.Definitions.validate_loadable(build_defs(home_with(tmp_path, OWN)))
+
+
+SETTINGS = {**STAGE_SETTINGS, "incoming_interactions": IncomingConfig}
+
+
+@pytest.mark.parametrize("stage", SETTINGS)
+def test_the_readme_lists_every_setting_and_its_default(stage):
+    told = _told_settings()[stage]
+    fields = SETTINGS[stage].model_fields
+    assert told == {name: json.loads(json.dumps(field.default)) for name, field in fields.items()}
+
+
+def test_the_readme_lists_the_settings_of_every_asset(tmp_path):
+    defs = build_defs(home_with(tmp_path))
+    told = _told_settings()
+    exceptions = re.search(r"^\| every asset except (.*?) \| `force` \(false\)", _settings_table(), re.MULTILINE)[1]
+    names = {key.to_user_string() for key in defs.resolve_asset_graph().materializable_asset_keys}
+    assert set(told) <= names
+    for name in names:
+        fields = getattr(defs.resolve_assets_def(name).op.config_schema.config_type, "fields", {})
+        force = set() if f"`{name}`" in exceptions else {"force"}
+        assert set(fields) == set(told.get(name, {})) | force, name
+
+
+def _settings_table():
+    readme = (ROOT / "README.md").read_text()
+    return readme.split("| asset | settings (default) |")[1].split("\n\n")[0]
+
+
+def _told_settings():
+    """Setting -> default, by asset, but for `force`."""
+    rows = {match[1]: match[2] for match in re.finditer(r"^\| `(\w+)` \| (.*) \|$", _settings_table(), re.MULTILINE)}
+    for stage, row in rows.items():
+        if match := re.match(r"as `(\w+)`(?:, without `(\w+)`)?$", row):
+            rows[stage] = re.sub(rf" `{match[2]}` \([^)]*\),?", "", rows[match[1]])
+    return {
+        stage: {name: _value(text) for name, text in re.findall(r"`(\w+)` \(([^;)]*)", row)}
+        for stage, row in rows.items()
+    }
+
+
+def _value(text):
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text

@@ -1,0 +1,290 @@
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+import yaml
+from places import ROOT
+
+from pipelines import ui
+from pipelines.definitions import build_defs
+from pipelines.jobs import CASCADE
+from pipelines.run import _prepare, main, prepare_dagster_home
+from rarec.errors import InputError
+from resources.artifacts.store import fingerprint
+from resources.settings import RarecHome
+
+BANK = fingerprint("memory_bank", "1", {}, {})
+
+
+@pytest.fixture(autouse=True)
+def _home(tmp_path, monkeypatch):
+    monkeypatch.setenv("RAREC_HOME", str(tmp_path))
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
+    for name in ("RAREC_DATA", "RAREC_NPROC", "RAREC_THREADS", "RAREC_ARTIFACTS", "MLFLOW_TRACKING_URI"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_dagster_home_is_made_once_and_not_for_one_who_has_it(tmp_path, monkeypatch):
+    home = RarecHome.from_environment()
+    prepare_dagster_home(home)
+    assert not home.dagster.exists()
+    assert os.environ["DAGSTER_HOME"] == str(tmp_path)
+    monkeypatch.delenv("DAGSTER_HOME")
+    prepare_dagster_home(home)
+    assert os.environ["DAGSTER_HOME"] == str(home.dagster)
+    settings = home.dagster / "dagster.yaml"
+    assert yaml.safe_load(settings.read_text())["nux"] == {"enabled": False}
+    settings.write_text("telemetry: {enabled: false}\n")
+    monkeypatch.delenv("DAGSTER_HOME")
+    prepare_dagster_home(home)
+    assert settings.read_text() == "telemetry: {enabled: false}\n"
+
+
+@pytest.mark.parametrize("track", CASCADE)
+def test_a_job_keeps_its_own_configuration_beside_what_is_given(track, tmp_path):
+    """Else `make run TRACK=refresh` would compare the model trained last, not the refreshed one."""
+    home = RarecHome.from_environment({"RAREC_HOME": str(tmp_path)})
+    job, config = _prepare("demo", track, '{"incoming_interactions": {}}' if track == "ingest" else "{}", home)
+    assert job.name == track
+    for asset, settings in CASCADE[track][2].items():
+        assert config["ops"][asset]["config"] == settings
+    if track == "finetune":
+        _, config = _prepare("demo", track, '{"raserec_candidate": {"tolerance": 0.5}}', home)
+        assert config["ops"]["raserec_candidate"]["config"] == {"source": "finetuned", "tolerance": 0.5}
+        assert CASCADE[track][2]["raserec_candidate"] == {"source": "finetuned"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            {"track": "rasrec"},
+            "error: unknown TRACK 'rasrec' (did you mean 'raserec'?); known: clean, drift, drift_rella, everything, ",
+        ),
+        ({"track": "demo"}, "error: unknown TRACK 'demo'"),  # its sensor would do what `everything` does
+        ({"dataset": "ml-100"}, "error: Unknown data set 'ml-100' (did you mean 'ml-100k'?); known: amazon-beauty,"),
+        ({"config": "{alpha: 1}"}, "error: CONFIG is not JSON: Expecting property name"),
+        ({"config": "[]"}, "error: CONFIG must hold settings by asset, not []. Example: CONFIG="),
+        ({"config": '{"raserec_finetuned": 3}'}, "error: CONFIG must hold settings by asset, not {"),
+        (
+            {"config": '{"finetuned": {}}'},
+            "error: CONFIG: TRACK=everything has no asset 'finetuned' (did you mean 'raserec_finetuned'?)",
+        ),
+        (
+            {"config": '{"raserec_finetuned": {"alpha": 2}}'},
+            "error: CONFIG: raserec_finetuned: alpha is 2; it must be at most 1",
+        ),
+        (
+            {"config": '{"raserec_finetuned": {"dim": 2}}'},
+            "error: CONFIG: raserec_finetuned: dim: no such setting; known: learning_rate, epochs, patience, schedule,",
+        ),
+        (
+            {"config": '{"item_catalog": {"k": 2}}'},
+            "error: CONFIG: item_catalog: k: no such setting; known: force",
+        ),
+        # On demo `max_length` is 16: the data set's own defaults count.
+        (
+            {"config": '{"raserec_pretrained": {"context_stride": 17}}'},
+            "error: CONFIG: raserec_pretrained: context_stride = 17 exceeds max_length = 16",
+        ),
+        (
+            {"config": '{"raw_interactions": {"force": "maybe"}}'},
+            'error: CONFIG: Invalid scalar at path root:ops:raw_interactions:config:force. Value "maybe"',
+        ),
+    ],
+)
+def test_wrong_arguments_end_with_one_line_before_anything_runs(arguments, message, tmp_path):
+    defaults = {"dataset": "demo", "track": "everything", "config": "{}"}
+    with pytest.raises(SystemExit) as caught:
+        main(**{**defaults, **arguments})
+    text = str(caught.value)
+    assert text.startswith(message)
+    assert "\n" not in text
+    assert not (tmp_path / "artifacts").exists()
+
+
+@pytest.mark.parametrize(
+    ("track", "config", "message"),
+    [
+        ("clean", '{"clean": {}}', "TRACK=clean has no step 'clean' (did you mean 'clean_up'?); it has clean_up"),
+        ("clean", '{"clean_up": {"day": 3}}', "clean_up: day: no such setting (did you mean 'days'?); known: days, ve"),
+        ("clean", '{"clean_up": {"days": 0}}', "clean_up: days is 0; it must be greater than 0"),
+        ("rollback", '{"roll_back": {"version": "two"}}', "roll_back: version is two; it must be a whole number"),
+        ("rollback", '{"raserec_champion": {}}', "TRACK=rollback has no step 'raserec_champion'; it has roll_back"),
+    ],
+)
+def test_wrong_settings_of_jobs_of_one_step_are_told(track, config, message):
+    with pytest.raises(SystemExit) as caught:
+        main("demo", track, config)
+    assert str(caught.value).startswith(f"error: CONFIG: {message}")
+
+
+@pytest.fixture
+def planted(tmp_path, monkeypatch):
+    """The code location of this test's home, where two versions of demo's model were champion, and an old artifact."""
+    home = RarecHome.from_environment()
+    defs = build_defs(home)
+    monkeypatch.setattr("pipelines.definitions.defs", defs)
+    registry = defs.resources["tracking"].registry("raserec", "demo")
+    registry._client.create_registered_model(registry.name)
+    for _ in range(2):
+        registry._client.create_model_version(registry.name, "here", tags={"rarec.artifacts": "{}"})
+        registry.promote(registry.versions()[-1])
+    made_of = {"inputs": {}, "config": {}, "code_version": "1"}
+    with defs.resources["store"].write("memory_bank", "demo", BANK, **made_of) as draft:
+        (draft.path / "bank.npy").write_bytes(b"1")
+    return defs, registry
+
+
+def test_a_rollback_tells_what_serves_now_and_a_second_one_fails_in_one_line(planted, capsys):
+    _, registry = planted
+    main("demo", "rollback", '{"roll_back": {"track": "raserec"}}')
+    assert registry.champion().number == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert "raserec_champion: version 1 serves now; before: version 2; rolled back" in lines
+    assert any(line.startswith("demo rollback: done in ") and "assets" not in line for line in lines)
+    assert any(line.startswith("lists:  make run DATASET=demo TRACK=recommend ") for line in lines)
+    with pytest.raises(SystemExit) as caught:
+        main("demo", "rollback", "{}")
+    first, second = str(caught.value).splitlines()
+    assert first.startswith("error: roll_back: rarec-demo-raserec has no version before the champion")
+    assert second.startswith("Details: make ui")
+
+
+def test_clean_tells_its_verdicts_first_and_deletes_when_told(planted, capsys):
+    defs, _ = planted
+    for dry_run, word, left in (("true", "would go", 1), ("false", "gone", 0)):
+        main("ml-100k", "clean", f'{{"clean_up": {{"days": 1e-9, "dry_run": {dry_run}}}}}')
+        lines = capsys.readouterr().out.splitlines()
+        assert lines[0] == "all data sets, clean: starting"
+        start = next(place for place, line in enumerate(lines) if line.startswith("what"))
+        assert lines[start + 2] == f"memory_bank/demo/{BANK}  0.0  {word}"
+        assert f"clean_up: {word}: 1, MiB: 0.0, kept: 0" in lines
+        assert any(line.startswith("all data sets clean: done in ") for line in lines)
+        assert len(list(defs.resources["store"].manifests())) == left
+
+
+def test_make_help_lists_all_that_track_may_be(tmp_path):
+    with pytest.raises(InputError) as caught:
+        _prepare("demo", "no such", "{}", RarecHome.from_environment({"RAREC_HOME": str(tmp_path)}))
+    known = str(caught.value).split("known: ")[1].split(", ")
+    shown = subprocess.run(["make", "-s", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    (listed,) = [line for line in shown.splitlines() if line.startswith("TRACK:")]
+    assert sorted(listed.removeprefix("TRACK:").replace(";", ",").replace(" ", "").split(",")) == known
+
+
+def test_wrong_environment_ends_with_one_line(monkeypatch):
+    monkeypatch.setenv("RAREC_NPROC", "two")
+    with pytest.raises(SystemExit, match=r"^error: RAREC_NPROC is 'two'; set it to a whole number\.$"):
+        main("demo", "everything", "{}")
+
+
+OWN = """
+name = "own"
+title = "Own"
+domain = "books"
+
+[[sources]]
+format = "recbole"
+
+[overrides.raserec_pretraining]
+dim = 8
+"""
+
+
+def test_the_command_ends_with_one_line_and_a_code(tmp_path):
+    """As a user runs it, with a data set file that is refused while the definitions are loaded."""
+    (tmp_path / "datasets").mkdir()
+    (tmp_path / "datasets" / "own.toml").write_text(OWN)
+    process = subprocess.run(
+        [sys.executable, "-m", "pipelines.run"], cwd=ROOT, capture_output=True, text=True, timeout=100, check=False
+    )
+    assert process.returncode == 1
+    assert process.stdout == "demo, everything: starting\n"
+    assert process.stderr.startswith("error: own.toml: [overrides.raserec_pretraining]: no such stage; stages with set")
+    assert process.stderr.count("\n") == 1
+
+
+def test_the_pages_are_served_on_the_loopback_interface_alone(monkeypatch):
+    with socket.socket() as one, socket.socket() as other:
+        ports = []
+        for probe in (one, other):
+            probe.bind(("127.0.0.1", 0))
+            ports.append(str(probe.getsockname()[1]))
+    monkeypatch.setattr(os, "environ", {**os.environ, "DAGSTER_PORT": ports[0], "MLFLOW_PORT": ports[1]})
+    started = []
+    monkeypatch.setattr(ui, "run_together", started.extend)
+    ui.main()
+    dagster, mlflow = started
+    assert dagster[dagster.index("-h") + 1 : dagster.index("-p") + 2] == ["127.0.0.1", "-p", ports[0]]
+    assert mlflow[mlflow.index("--host") + 1 : mlflow.index("--port") + 2] == ["127.0.0.1", "--port", ports[1]]
+
+
+SERVE = """
+import sys
+from pipelines.ui import run_together
+run_together([[module] for module in sys.argv[1:]])
+"""
+
+
+@pytest.fixture
+def servers(tmp_path):
+    """Modules: `waits` starts a child and both would run for minutes; `fails` ends at once with code 3."""
+    (tmp_path / "waits.py").write_text(
+        "import subprocess, sys, time\n"
+        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(300)'], start_new_session=True)\n"
+        "open(f'{__file__}.{child.pid}', 'w').close()\n"
+        "time.sleep(300)\n"
+    )
+    (tmp_path / "fails.py").write_text(
+        "import glob, sys, time\nwhile not glob.glob(f'{sys.path[0]}/waits.py.*'): time.sleep(0.1)\nsys.exit(3)\n"
+    )
+
+    def start(*modules: str) -> subprocess.Popen:
+        environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"}
+        return subprocess.Popen(
+            [sys.executable, "-c", SERVE, *modules],
+            cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+
+    return start
+
+
+def grandchildren(tmp_path) -> list[int]:
+    return [int(path.suffix[1:]) for path in tmp_path.glob("waits.py.*")]
+
+
+def lives(pid: int) -> bool:
+    """Whether it runs; where nobody collects orphans, a dead one stays as a zombie."""
+    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+
+
+def wait_until(condition, seconds=60):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_pages_end_together_with_all_they_started(servers, tmp_path, number):
+    process = servers("waits", "waits")
+    wait_until(lambda: len(grandchildren(tmp_path)) == 2)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert out == "ending both\n"
+    assert not any(map(lives, grandchildren(tmp_path)))
+
+
+def test_pages_end_when_one_of_them_fails(servers, tmp_path):
+    process = servers("waits", "fails")
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "error: fails ended with exit code 3" in err
+    assert not any(map(lives, grandchildren(tmp_path)))
