@@ -83,6 +83,8 @@ def _made_by(context: AnyContext, asset: str) -> str:
     if not graph.has(key) or graph.get(key).group_name == "operations":
         return ""
     track = graph.get(key).tags.get("track")
-    jobs = ("raserec", "rella") if track == "both" else (track,)
+    jobs = [job for job in ("raserec", "rella") if track in (job, "both")]
+    if not jobs:
+        return ""
     named = " or ".join(f"`{job}`" for job in jobs)
     return f" (job {named}: make run DATASET={context.partition_key} TRACK={jobs[0]})"

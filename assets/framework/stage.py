@@ -277,8 +277,11 @@ def stage(
                     context, request.store, request.tracking, identity, build, force=request.force, workdir=workdir
                 )
 
+        one = dg.MaterializeResult
+        returned = tuple[(one,) * len(names)] if parts else one  # type: ignore[misc]  # Dagster reads the annotation
+
         @refuse_bad_input
-        def asset(context: dg.AssetExecutionContext, config: configuration) -> Any:  # type: ignore[valid-type]
+        def asset(context: dg.AssetExecutionContext, config: configuration) -> returned:  # type: ignore[valid-type]
             results = tuple(run(context, config))
             return results if parts else results[0]
 

@@ -20,7 +20,7 @@ from places import ROOT
 from plant import MISCOUNTED, TINY, Plant, built, failed_checks, failures, metadata
 from safetensors import safe_open
 
-import assets.data.raw
+import assets.data.clean
 from rarec.data.sequences import UserSequences
 from rarec.retrieval.memory import MemoryBank
 from resources.mlflow.tracking import TrackedRun
@@ -446,14 +446,14 @@ def test_counts_other_than_the_published_ones_stop_what_follows(plant):
 
 
 def test_a_table_against_its_schema_stops_what_follows(plant, monkeypatch):
-    build_tables = assets.data.raw.build_tables
+    build_tables = assets.data.clean.build_tables
 
     def broken(*arguments):
         tables = build_tables(*arguments)
         tables.items.loc[1, "item_index"] = 0
         return tables
 
-    monkeypatch.setattr(assets.data.raw, "build_tables", broken)
+    monkeypatch.setattr(assets.data.clean, "build_tables", broken)
     result = plant.run("borrowed", item_catalog={"force": True})
     assert not result.success
     ((check, details),) = failed_checks(result).items()
