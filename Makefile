@@ -73,8 +73,9 @@ bench: $(STAMP)  ## measure speed and scale; results go to benchmarks/results
 bench-gpu: $(STAMP)  ## measure a part on this machine's GPU (PART, ARGS; docs/gpu.md); results go to benchmarks/results
 	@$(BIN)/python -m benchmarks.gpu $(PART) $(ARGS)
 
-docs: $(DOCS)  ## build the documentation into build/docs; fails on a dead link, or if a table of results is out of date
+docs: $(DOCS)  ## build the documentation into build/docs; fails on a dead link, or if a generated table is out of date
 	@$(BIN)/python -m benchmarks.headlines --check
+	@$(BIN)/python -W ignore docs/reference.py --check
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 	@echo "open build/docs/index.html"
 
