@@ -53,7 +53,8 @@ def reference() -> str:
 
 
 def _row(name: str, info: FieldInfo) -> str:
-    default = json.dumps(info.get_default(call_default_factory=True), ensure_ascii=False)
+    value = info.get_default(call_default_factory=True)
+    default = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     meaning = (info.description or "").replace("|", "\\|").replace("\n", " ")
     return f"| `{name}` | {_type(info.annotation, info.metadata)} | `{default}` | {meaning} |"
 
