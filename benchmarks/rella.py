@@ -47,12 +47,12 @@ TUNING = TuningSettings.model_validate({})
 
 
 def subr(setup: Setup) -> Figures:
-    """Behaviour retrieval (K = 30) for every sample of histories like MovieLens-1M's: `retrieve_behaviours` against a
-    loop over samples (inner products with the history, `argsort`, the last K sorted by time).
+    """Behaviour retrieval (K = 30) for every sample of histories like MovieLens-1M's.
 
-    Random unit vectors, D as the column says. The loop answers a sample of the samples. Samples a second a core are
-    those of one thread. Both ratios are to the loop at the same time. Peak memory is what is needed beyond vectors,
-    interactions, samples and result, for N samples and for those of four times as many users.
+    `retrieve_behaviours` against a loop over samples (inner products with the history, `argsort`, the last K sorted by
+    time). The vectors are random unit vectors; D is in the header. The loop answers a sample of the samples. Samples a
+    second a core are those of one thread. Both ratios are to the loop at the same time. Peak memory is what is needed
+    beyond vectors, interactions, samples and result, for N samples and for those of four times as many users.
     """
     effort = setup.effort
     sizes = (effort.retrieval_users, effort.retrieval_items, effort.retrieval_interactions)
@@ -137,12 +137,13 @@ def _share_of_equal(
 
 
 def prompts(setup: Setup) -> Figures:
-    """Prompts with K = 30 retrieved behaviours as tokens: ours (parts tokenised once, then put together) against the
-    plain way (every prompt written by string formatting, and tokenised in one batch by the same tokenizer).
+    """Prompts with K = 30 retrieved behaviours as tokens.
 
-    The parts are tokenised anew every round, and the amortised figure charges that to the prompts of the round: the
-    more there are, the less it matters. The first batch is there when `CHUNK` = 8,192 prompts, or all, are put together
-    and the longest are padded to 16,384 tokens. The tokens of both sides are equal.
+    RaRec tokenises the parts once and puts them together. The plain way writes every prompt with string formatting, and
+    tokenises it in one batch with the same tokenizer. The parts are tokenised again in every round, and the amortised
+    figure charges that to the prompts of the round: the more there are, the less it matters. The first batch is ready
+    when `CHUNK` = 8,192 prompts, or all, are put together and the longest are padded to 16,384 tokens. The tokens of
+    both sides are equal.
     """
     return {name: _prompts(some, setup.effort) for name, some in setup.films.items()}
 
@@ -195,22 +196,24 @@ def _prompts(films: Films, effort: Effort) -> Column:
 
 
 def scoring(setup: Setup) -> Figures:
-    """The probability of yes: ours (`score`: prompts put together, sorted by length, logits behind the prompt only,
-    through `CpuDecoder`) against the plain way (ready tokens in the order given, 32 prompts a batch, padded to the
-    longest, logits of the whole vocabulary at every place, softmax over the vocabulary). Besides, ours without
-    `CpuDecoder`, as models of another form go.
+    """The probability of yes.
 
-    A Llama with random weights of the shape that the data set's own settings give the scratch model, or of the default
-    one (width 128, four layers); prompts of 5 to 30 retrieved behaviours, drawn evenly. Probabilities are equal within
+    RaRec (`score`) puts prompts together, sorts them by length, and computes the logits behind the prompt only, through
+    `CpuDecoder`. The plain way takes ready tokens in the order given, 32 prompts a batch, padded to the longest, and
+    computes the logits of the whole vocabulary at every place and their softmax. A third side is RaRec without
+    `CpuDecoder`, as for models of another form.
+
+    The model is a Llama with random weights of the shape that the data set's own settings give, or of the default one
+    (width 128, four layers). Prompts have 5 to 30 retrieved behaviours, drawn evenly. Probabilities are equal within
     1e-4.
 
-    What the reuse of prefixes could save at most is told for test prompts of up to K = 30 behaviours: tokens that all
-    prompts begin with, and tokens that a user's prompt begins with like their prompt before; the latter also for
-    targets with more than K past behaviours, whose history is chosen. What all prompts share does not pay, as the
-    profile comes first. Of a user's prompt before, profile and heading stay, and little else: the recent history loses
-    its oldest film, the retrieved one changes anywhere. Only samples with K past behaviours or fewer share more, and
-    these are few where histories are long, as in MovieLens-1M and -25M. Ours reuses nothing: what could be saved would
-    have to pay for keeping and joining keys and values.
+    The last rows show how much the reuse of prefixes could save at most, for test prompts of up to K = 30 behaviours:
+    the tokens that all prompts begin with, and the tokens that a user's prompt shares with the one before. The latter
+    is also shown for targets with more than K past behaviours, whose history is chosen. What all prompts share does not
+    pay, because the profile comes first. Of a user's prompt before, profile and heading stay, and little else: the
+    recent history loses its oldest film, and the retrieved one changes anywhere. Only samples with at most K past
+    behaviours share more, and these are few where histories are long, as in MovieLens-1M and -25M. RaRec reuses
+    nothing: the saving would have to pay for keeping and joining keys and values.
     """
     return {name: _scoring(some, setup.effort) for name, some in setup.films.items()}
 
@@ -297,13 +300,14 @@ def _common(one: list[int], other: list[int]) -> int:
 
 
 def tuning(setup: Setup) -> Figures:
-    """LoRA training: ours (`TuningObjective` and `fit` with DeepSpeed and progress as in a worker; pieces of similar
-    length, logits behind the prompt only) against a plain loop (32 prompts a batch in the order given, padded to the
-    longest, cross-entropy over the vocabulary at every place, of which only the answer has a label).
+    """LoRA tuning.
 
-    Model and prompts as in `scoring`; the default adapter and its dropout, a step every 256 prompts on both sides. A
-    round is an epoch over all prompts. Tokens are those of the prompts, without padding. Before training, with dropout
-    off and visible adapter weights, the mean loss of the answers is equal within 1e-4.
+    RaRec (`TuningObjective` and `fit`, with DeepSpeed and progress as in a worker) cuts steps into pieces of similar
+    length, and computes the logits behind the prompt only. The plain loop takes 32 prompts a batch in the order given,
+    padded to the longest, with cross-entropy over the vocabulary at every place, of which only the answer has a label.
+    Model and prompts are as in `scoring`. Both sides have the default adapter and its dropout, and a step every 256
+    prompts. A round is an epoch over all prompts. Tokens are those of the prompts, without padding. Before training,
+    with dropout off and visible adapter weights, the mean loss of the answers is equal within 1e-4.
     """
     return {name: _tuning(some, setup.effort) for name, some in setup.films.items()}
 
@@ -366,11 +370,11 @@ def _losses(objective: TuningObjective, plain: PlainTuning) -> tuple[float, floa
 
 
 def ctr_scale(setup: Setup) -> Figures:
-    """Samples and both histories (K = 30) of data of MovieLens-25M's shape, written to memory-mapped files in a
-    temporary folder: whole, nothing extrapolated, one measurement.
+    """Samples and both histories (K = 30) of data of MovieLens-25M's shape.
 
-    Random unit vectors of D = 512. The process's peak contains the libraries, the inputs (four columns of
-    interactions, and the vectors) and the pages of both files that are in memory; what was held before is the libraries
+    They are written to memory-mapped files in a temporary folder: whole, nothing extrapolated, measured once. The
+    vectors are random unit vectors of D = 512. The process's peak includes the libraries, the inputs (four columns of
+    interactions, and the vectors) and the pages of both files that are in memory. What was held before is the libraries
     and the items. A part of the retrieved histories is checked with the plain loop.
     """
     effort = setup.effort
