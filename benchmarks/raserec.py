@@ -13,15 +13,16 @@ import numpy as np
 import torch
 
 from benchmarks.measure import Column, Figures, alternate, clock, peak_mib, ratio, silent, timing, train
-from benchmarks.plain import PlainFinetuning, PlainPretraining, Steps, flat_index, flat_neighbours, plain_ranks
+from benchmarks.plain.raserec import PlainFinetuning, PlainPretraining, Steps, flat_index, flat_neighbours, plain_ranks
 from benchmarks.workloads import Effort, Setup, synthetic
 from rarec.data.sequences import UserSequences
 from rarec.metrics.ranking import full_ranking, ranking_table
 from rarec.raserec.encoders import SequenceEncoder, build_encoder
 from rarec.raserec.finetune import FinetuneObjective
 from rarec.raserec.pretrain import PretrainObjective, validation_metrics
-from rarec.raserec.settings import FinetuneSettings, MemorySettings, PretrainSettings
+from rarec.raserec.settings import FinetuneSettings, PretrainSettings
 from rarec.retrieval.memory import MemoryBank, Queries, normalised
+from rarec.retrieval.settings import MemorySettings
 from rarec.training.dropout import DropoutBits
 from rarec.training.progress import ProgressReporter
 from rarec.types import IntArray

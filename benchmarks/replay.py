@@ -121,7 +121,7 @@ def _translate(past: "pd.DataFrame", item_ids: "pd.Series") -> "Translation":
 
 
 def _memory() -> Any:
-    from rarec.raserec.settings import MemorySettings
+    from rarec.retrieval.settings import MemorySettings
 
     return MemorySettings()
 

@@ -12,7 +12,8 @@ from typing import Any, Self
 import faiss
 import numpy as np
 
-from rarec.retrieval.index import IndexSettings, new_index
+from rarec.retrieval.index import new_index
+from rarec.retrieval.settings import IndexSettings
 from rarec.types import Float32Array, IntArray
 
 _INDEX, _SETTINGS = "index.faiss", "index.json"

@@ -17,9 +17,9 @@ import numpy as np
 
 from rarec.data.sequences import UserSequences, ranges
 from rarec.errors import InputError
-from rarec.raserec.settings import MemorySettings
 from rarec.retrieval.exact import ExactSearch
 from rarec.retrieval.index import can_use_gpu, gpus_of_this_process, new_index, normalised
+from rarec.retrieval.settings import MemorySettings
 from rarec.training.engine import worker_device
 from rarec.training.progress import ReportProgress, quiet
 from rarec.types import BoolArray, Float32Array, IntArray

@@ -163,7 +163,9 @@ def test_a_withdrawn_file_is_told_and_its_rows_leave_the_raw_tables(shop):
     assert shop.take_in()["files_withdrawn"] == 0
     assert shop.raw().incoming_rows == 3
     result = shop.run("incoming_interactions", incoming_interactions={"withdraw": ["b.csv"], "judge_again": True})
-    assert failures(result)["incoming_interactions"].endswith("withdraw takes back what judge_again brings in; run one after the other")
+    assert failures(result)["incoming_interactions"].endswith(
+        "withdraw takes back what judge_again brings in; run one after the other"
+    )
     result = shop.run("incoming_interactions", incoming_interactions={"withdraw": ["c.csv"]})
     assert failures(result)["incoming_interactions"].startswith("withdraw: 'c.csv' is neither a file's name nor")
     told = shop.take_in(withdraw=["b.csv"])

@@ -22,11 +22,12 @@ from rarec.data.sequences import UserSequences
 from rarec.raserec.encoders import load_encoder
 from rarec.raserec.finetune import finetune
 from rarec.raserec.pretrain import pretrain
-from rarec.raserec.settings import FinetuneSettings, MemorySettings, PretrainSettings
+from rarec.raserec.settings import FinetuneSettings, PretrainSettings
 from rarec.reports.ranking.records import RankingReport
 from rarec.retrieval.exact import ExactSearch
 from rarec.retrieval.index import can_use_gpu, gpus_of_this_process, new_index
 from rarec.retrieval.memory import MemoryBank, Queries
+from rarec.retrieval.settings import MemorySettings
 from rarec.training.engine import worker_device
 from rarec.training.engine_settings import EngineSettings, Precision
 from rarec.types import Float32Array, IntArray

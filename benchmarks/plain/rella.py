@@ -1,4 +1,4 @@
-"""The plain way to do what RaRec does in the ReLLa track: the baseline of every ratio of `rella.py`.
+"""The plain way to do what RaRec does in the ReLLa track: the baseline of every ratio of `benchmarks.rella`.
 
 Written from the paper's method with what NumPy, tokenizers and transformers offer, and no thought for speed: one sample
 at a time, every prompt written out and tokenised as a text, batches of a fixed size in the order given, logits of all
