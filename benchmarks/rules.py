@@ -26,12 +26,12 @@ FALLS = (0.0, 0.15, 0.3, 0.5)
 WORSE = (0.0, 0.05, 0.1, 0.2)
 ALIKE = 0.5  # share of events on which two trainings of a model give the same rank
 ABOUT = {
-    "drift": "Of simulated weeks in which the champion truly fell by so much of its NDCG@10, in how many "
-    "`drift_report` asks for fine-tuning or pre-training (finetune_drop 15 %, pretrain_drop 40 %). *bare*: if the "
-    f"figures alone were compared. The promotion saw {PROMOTION_EVENTS:,} events; a user has {EVENTS_A_USER}.",
-    "promotion": "Of simulated candidates that are truly worse by so much of the champion's NDCG@10, how many pass; an "
-    f"event a user, and the same rank by both models at {ALIKE:.0%} of the events. By default (tolerance 1 %), and "
-    "`strict` with a tolerance of 5 %.",
+    "drift": "In how many simulated weeks `drift_report` asks for fine-tuning or pre-training (finetune_drop 15 %, "
+    "pretrain_drop 40 %), when the champion truly fell by so much of its NDCG@10. *bare*: if only the figures were "
+    f"compared. The promotion saw {PROMOTION_EVENTS:,} events; a user has {EVENTS_A_USER}.",
+    "promotion": "How many simulated candidates pass that are truly worse by so much of the champion's NDCG@10. Each "
+    f"user has one event, and both models give the same rank at {ALIKE:.0%} of the events. First with the defaults "
+    "(tolerance 1 %), then `strict` with a tolerance of 5 %.",
 }
 
 

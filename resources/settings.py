@@ -26,7 +26,7 @@ HEARTBEAT_S = 1800  # validation by rank 0 alone, or a language model's loading,
 
 
 class RarecHome(Settings):
-    """Folders and addresses of one installation; `from_environment` gives the defaults and honours the variables."""
+    """Workspace and addresses of one installation; `from_environment` gives the defaults and honours the variables."""
 
     root: Path = Field(
         description="RAREC_HOME: the folder that holds everything RaRec writes. Default: .rarec/ in the checkout."

@@ -11,7 +11,7 @@ from rarec.data.spec import DatasetSpec, find_spec, load_specs
 from resources.incoming import IncomingFiles
 
 
-class Folders(dg.ConfigurableResource):
+class Workspace(dg.ConfigurableResource):
     """Where raw data, data set declarations, caches and working folders are."""
 
     data: str = Field(description="Raw data sets, one folder each (RAREC_DATA).")

@@ -1,166 +1,81 @@
-"""Group `reports`: figures of the ReLLa track, and both tracks side by side."""
+"""Group `reports`: figures of the ReLLa track."""
 
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
-import dagster as dg
 import numpy as np
 import pandas as pd
-import pydantic
 
-from assets.data.raw import load_counts, load_table
-from assets.framework.stage import OWNER, Outcome, StageConfig, materialise, refuse_bad_input, resolve, takes, upstream
-from assets.reports.ranking import course, image, links_to, log_report
+from assets.data.clean import load_counts, load_table
+from assets.framework.reuse import Outcome
+from assets.framework.stage import Job, stage
+from assets.reports.publish import course, image, links_to, log_report
 from rarec.baselines.ctr_logistic import features_of, fit_and_predict
-from rarec.config import Settings
 from rarec.data.ctr import CtrSamples
-from rarec.data.spec import DatasetSpec
-from rarec.metrics.histories import distinct_genres, genre_matrix, mean_similarity, random_behaviours
-from rarec.rella.predict import SCORED, untuned
+from rarec.rella.predict import SCORED, comparisons
 from rarec.rella.prompt_source import PromptSource
-from rarec.rella.training_samples import HISTORIES, Variant, load_variants
+from rarec.rella.training_samples import HISTORIES, load_variants
 from rarec.rella.vectors import VECTORS
-from rarec.reports.comparison import (
-    build_comparison_report,
-    comparison_markdown,
-    write_comparison_report,
-)
 from rarec.reports.ctr import report as reports
-from rarec.reports.ranking.records import RankingReport
+from rarec.reports.ctr.histories import heterogeneity, similarity
+from rarec.reports.ctr.inputs import CtrReportSettings
 from rarec.reports.records import SPLIT_NAMES
-from rarec.retrieval.subr import recent_behaviours, retrieve_behaviours
 from rarec.training.fit import HISTORY
-from resources.artifacts.store import Artifact, ArtifactStore
-from resources.mlflow.tracking import MlflowTracking, TrackedRun
-from resources.workspace import Folders
+from resources.artifacts.store import Artifact
+from resources.mlflow.tracking import TrackedRun
 
-CTR_VERSION = "2"
-COMPARISON_VERSION = "1"
-INPUTS = (
-    "interactions", "item_catalog", "ctr_samples", "textual_samples", "semantic_item_vectors",
-    "retrieval_enhanced_samples", "lora_checkpoint", "ctr_predictions",
-)  # fmt: skip
 YARDSTICK = "logistic regression on five numbers"
-STUDIED = 5000  # test samples whose histories are looked at
-SIZES = (5, 10, 15, 20, 25, 30)
+PROMPT_SOURCE = ("interactions", "ctr_samples", "textual_samples", "retrieval_enhanced_samples")
 
 
-class CtrReportSettings(Settings):
-    """How sure the figures are."""
-
-    resamples: int = pydantic.Field(default=1000, ge=100, description="Draws of users behind each 95 % interval.")
-
-
-@takes(CtrReportSettings)
-class CtrReportConfig(StageConfig):
-    """Run configuration of `ctr_metrics`."""
-
-
-STAGE_SETTINGS: dict[str, type[Settings]] = {"ctr_metrics": CtrReportSettings}
-
-
-@dg.asset(
-    deps=list(INPUTS),
-    group_name="reports",
+@stage(
+    group="reports",
+    track="rella",
+    version="2",
+    settings=CtrReportSettings,
+    inputs=(
+        "interactions",
+        "item_catalog",
+        "ctr_samples",
+        "textual_samples",
+        "semantic_item_vectors",
+        "retrieval_enhanced_samples",
+        "lora_checkpoint",
+        "ctr_predictions",
+    ),
     kinds={"json", "html"},
-    owners=[OWNER],
-    code_version=CTR_VERSION,
+    extras=lambda request: {
+        "title": request.spec.title,
+        "label_threshold": request.spec.label_threshold,
+        "label_comparison": request.spec.label_comparison,
+    },
+    read_weekly=True,
 )
-@refuse_bad_input
-def ctr_metrics(
-    context: dg.AssetExecutionContext,
-    config: CtrReportConfig,
-    store: ArtifactStore,
-    tracking: MlflowTracking,
-    folders: Folders,
-) -> dg.MaterializeResult:
+def ctr_metrics(job: Job[CtrReportSettings]) -> Outcome:
     """AUC, LogLoss, ACC and calibration, zero-shot and tuned, recent and retrieved, against five plain numbers."""
-    spec = folders.spec(context.partition_key)
-    settings = resolve(CtrReportSettings, config, spec, "ctr_metrics")
-    inputs = upstream(context, store, *INPUTS)
-
-    def build(folder: Path, run: TrackedRun) -> Outcome:
-        report = _report(spec, inputs, settings, links_to(run))
-        paths = reports.write_ctr_report(report, folder)
-        log_report(run, paths)
-        _log_models(run, report, inputs)
-        metrics = {
-            f"{SPLIT_NAMES[scores.split]}/{scores.model}/{name}": estimate.value
-            for scores in report.scores
-            for name, estimate in scores.metrics.items()
-        }
-        values = {
-            f"test {scores.model} AUC": round(scores.metrics["AUC"].value, 4)
-            for scores in report.scores
-            if scores.split == "test"
-        }
-        return Outcome(
-            values,
-            {"plot": image(paths.plots["metrics"], "metrics"), "tables": reports.ctr_markdown_tables(report)},
-            metrics,
-            files={"report": paths.html.name},
-        )
-
-    result, _ = materialise(
-        context,
-        store,
-        tracking,
-        code_version=CTR_VERSION,
-        settings={
-            **settings.model_dump(mode="json"),
-            "title": spec.title,
-            "label_threshold": spec.label_threshold,
-            "label_comparison": spec.label_comparison,
-        },
-        inputs=inputs,
-        force=config.force,
-        build=build,
+    report = _report(job)
+    paths = reports.write_ctr_report(report, job.folder)
+    log_report(job.run, paths)
+    _log_models(job.run, report, job.inputs)
+    metrics = {
+        f"{SPLIT_NAMES[scores.split]}/{scores.model}/{name}": estimate.value
+        for scores in report.scores
+        for name, estimate in scores.metrics.items()
+    }
+    values = {
+        f"test {scores.model} AUC": round(scores.metrics["AUC"].value, 4)
+        for scores in report.scores
+        if scores.split == "test"
+    }
+    return Outcome(
+        values,
+        {"plot": image(paths.plots["metrics"], "metrics"), "tables": reports.ctr_markdown_tables(report)},
+        metrics,
+        files={"report": paths.html.name},
     )
-    return result
 
 
-@dg.asset(
-    deps=["ranking_metrics", "ctr_metrics"],
-    group_name="reports",
-    kinds={"json", "html"},
-    owners=[OWNER],
-    code_version=COMPARISON_VERSION,
-)
-@refuse_bad_input
-def comparison_report(
-    context: dg.AssetExecutionContext,
-    config: StageConfig,
-    store: ArtifactStore,
-    tracking: MlflowTracking,
-    folders: Folders,
-) -> dg.MaterializeResult:
-    """Both tracks' figures of the test split on one page."""
-    inputs = upstream(context, store, "ranking_metrics", "ctr_metrics")
-
-    def build(folder: Path, run: TrackedRun) -> Outcome:
-        report = build_comparison_report(
-            RankingReport.model_validate_json(inputs["ranking_metrics"].file("report.json").read_text()),
-            reports.CtrReport.model_validate_json(inputs["ctr_metrics"].file("report.json").read_text()),
-            tuple(links_to(run)),
-        )
-        paths = write_comparison_report(report, folder)
-        log_report(run, paths)
-        return Outcome(markdown={"tables": comparison_markdown(report)}, files={"report": paths.html.name})
-
-    result, _ = materialise(
-        context,
-        store,
-        tracking,
-        code_version=COMPARISON_VERSION,
-        settings={},
-        inputs=inputs,
-        force=config.force,
-        build=build,
-    )
-    return result
-
-
-def _log_models(run: TrackedRun, report: reports.CtrReport, inputs: dict[str, Artifact]) -> None:
+def _log_models(run: TrackedRun, report: reports.CtrReport, inputs: Mapping[str, Artifact]) -> None:
     """One nested run a model, so that MLflow sets zero-shot beside tuned, with the settings that made them."""
     stages = {name: inputs[name].manifest.config for name in ("textual_samples", "lora_checkpoint")}
     run.log_params(stages)
@@ -178,17 +93,11 @@ def _log_models(run: TrackedRun, report: reports.CtrReport, inputs: dict[str, Ar
             )
 
 
-def _report(
-    spec: DatasetSpec, inputs: dict[str, Artifact], settings: CtrReportSettings, links: list[reports.Link]
-) -> reports.CtrReport:
+def _report(job: Job[CtrReportSettings]) -> reports.CtrReport:
+    spec, inputs = job.spec, job.inputs
     table = load_table(inputs["interactions"], "interactions")
     rating = table["rating"].to_numpy()
-    source = PromptSource.load(
-        interactions=inputs["interactions"].path,
-        ctr_samples=inputs["ctr_samples"].path,
-        textual_samples=inputs["textual_samples"].path,
-        retrieval_enhanced_samples=inputs["retrieval_enhanced_samples"].path,
-    )
+    source = PromptSource.load(**{name: job.path(name) for name in PROMPT_SOURCE})
     samples, items = source.samples, source.items
     vectors = np.load(inputs["semantic_item_vectors"].path / VECTORS)
     genres = load_table(inputs["item_catalog"], "items")["genres"]
@@ -217,9 +126,9 @@ def _report(
         split_rule=_split_rule(inputs, samples, time),
         yardstick=YARDSTICK,
         chosen=variants[0].label("retrieved"),
-        comparisons=_comparisons(variants),
-        heterogeneity=_heterogeneity(source, vectors, genres, rows["test"]),
-        similarity=_similarity(source, vectors, rows["test"]),
+        comparisons=comparisons(variants),
+        heterogeneity=heterogeneity(source, vectors, genres, rows["test"]),
+        similarity=similarity(source, vectors, rows["test"]),
         seed_runs=[
             reports.SeedRun(mode=v.mode, seed=v.seed, history=history, model=v.label(history))
             for v in variants
@@ -229,13 +138,13 @@ def _report(
             reports.TrainingCurve(model=v.name, **course(lora.file(f"{v.name}/{HISTORY}"), ("AUC",))) for v in variants
         ],
         prompts=_prompts(source, rows["test"][:1]),
-        links=links,
+        links=links_to(job.run),
         notes=_notes(inputs),
-        resamples=settings.resamples,
+        resamples=job.settings.resamples,
     )
 
 
-def _split_rule(inputs: dict[str, Artifact], samples: CtrSamples, time: str) -> str:
+def _split_rule(inputs: Mapping[str, Artifact], samples: CtrSamples, time: str) -> str:
     settings = inputs["ctr_samples"].manifest.config
     shares = f"{settings['train_share']:.0%} train, {settings['valid_share']:.0%} validate, the rest test"
     if time == "clock":
@@ -255,61 +164,6 @@ def _split_rule(inputs: dict[str, Artifact], samples: CtrSamples, time: str) -> 
     return " ".join([rule, *drawn])
 
 
-def _comparisons(variants: list[Variant]) -> list[tuple[str, str]]:
-    """(baseline, candidate): does tuning help, does retrieval help, does the mixture help; seed by seed."""
-    pairs = [(untuned("recent"), untuned("retrieved")), (untuned("retrieved"), variants[0].label("retrieved"))]
-    for mixed in (variant for variant in variants if variant.mode == "mixed"):
-        pairs.append((mixed.label("recent"), mixed.label("retrieved")))
-        pairs += [
-            (other.label("retrieved"), mixed.label("retrieved"))
-            for other in variants
-            if other.seed == mixed.seed and other.mode != "mixed"
-        ]
-    return pairs
-
-
-def _heterogeneity(
-    source: PromptSource, vectors: np.ndarray, genres: pd.Series, test: np.ndarray
-) -> list[reports.Heterogeneity]:
-    """Distinct genres among the K behaviours kept, by K; nothing for a catalogue without genres."""
-    if genres.isna().all():
-        return []
-    matrix = genre_matrix(genres)
-    offsets, items = source.samples.offsets, source.items
-    position = source.samples.position[_studied(test)]
-    found = []
-    for k in SIZES:
-        kept = {
-            "recent": recent_behaviours(offsets, position, k),
-            "retrieved": retrieve_behaviours(vectors, items, offsets, position, k),
-        }
-        for history, distances in kept.items():
-            genres_kept = distinct_genres(matrix, items, position, distances)
-            found.append(reports.Heterogeneity(history=history, k=k, distinct_genres=genres_kept))  # type: ignore[arg-type]
-    return found
-
-
-def _similarity(source: PromptSource, vectors: np.ndarray, test: np.ndarray) -> list[reports.Similarity]:
-    shown = _studied(test)
-    samples = source.samples
-    position = samples.position[shown]
-    lengths = position - samples.offsets[source.user(shown)]
-    histories = {
-        "retrieved": source.retrieved[shown],
-        "recent": source.recent[shown],
-        "random": random_behaviours(lengths, source.recent.shape[1], seed=0),
-    }
-    return [
-        reports.Similarity(history=name, cosine=mean_similarity(vectors, source.items, position, distances))  # type: ignore[arg-type]
-        for name, distances in histories.items()
-    ]
-
-
-def _studied(test: np.ndarray) -> np.ndarray:
-    """Some of the test samples, evenly spread over time."""
-    return test[:: max(1, len(test) // STUDIED)]
-
-
 def _prompts(source: PromptSource, shown: np.ndarray) -> list[reports.PromptPreview]:
     """The prompt of the one sample ``shown``, with either history."""
     return [
@@ -321,7 +175,7 @@ def _prompts(source: PromptSource, shown: np.ndarray) -> list[reports.PromptPrev
     ]
 
 
-def _notes(inputs: dict[str, Artifact]) -> list[str]:
+def _notes(inputs: Mapping[str, Artifact]) -> list[str]:
     predictions = inputs["ctr_predictions"].metadata["values"]
     text = inputs["textual_samples"].metadata["values"]
     return [

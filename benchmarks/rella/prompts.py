@@ -28,12 +28,13 @@ CHUNK = 8192  # prompts put together at once, as scoring does
 
 
 def prompts(setup: Setup) -> Figures:
-    """Prompts with K = 30 retrieved behaviours as tokens: ours (parts tokenised once, then put together) against the
-    plain way (every prompt written by string formatting, and tokenised in one batch by the same tokenizer).
+    """Prompts with K = 30 retrieved behaviours as tokens.
 
-    The parts are tokenised anew every round, and the amortised figure charges that to the prompts of the round: the
-    more there are, the less it matters. The first batch is there when `CHUNK` = 8,192 prompts, or all, are put together
-    and the longest are padded to 16,384 tokens. The tokens of both sides are equal.
+    RaRec tokenises the parts once and puts them together. The plain way writes every prompt with string formatting, and
+    tokenises it in one batch with the same tokenizer. The parts are tokenised again in every round, and the amortised
+    figure charges that to the prompts of the round: the more there are, the less it matters. The first batch is ready
+    when `CHUNK` = 8,192 prompts, or all, are put together and the longest are padded to 16,384 tokens. The tokens of
+    both sides are equal.
     """
     return {name: _prompts(some, setup.effort) for name, some in setup.films.items()}
 
@@ -86,22 +87,24 @@ def _prompts(films: Films, effort: Effort) -> Column:
 
 
 def scoring(setup: Setup) -> Figures:
-    """The probability of yes: ours (`score`: prompts put together, sorted by length, logits behind the prompt only,
-    through `CpuDecoder`) against the plain way (ready tokens in the order given, 32 prompts a batch, padded to the
-    longest, logits of the whole vocabulary at every place, softmax over the vocabulary). Besides, ours without
-    `CpuDecoder`, as models of another form go.
+    """The probability of yes.
 
-    A Llama with random weights of the shape that the data set's own settings give the scratch model, or of the default
-    one (width 128, four layers); prompts of 5 to 30 retrieved behaviours, drawn evenly. Probabilities are equal within
+    RaRec (`score`) puts prompts together, sorts them by length, and computes the logits behind the prompt only, through
+    `CpuDecoder`. The plain way takes ready tokens in the order given, 32 prompts a batch, padded to the longest, and
+    computes the logits of the whole vocabulary at every place and their softmax. A third side is RaRec without
+    `CpuDecoder`, as for models of another form.
+
+    The model is a Llama with random weights of the shape that the data set's own settings give, or of the default one
+    (width 128, four layers). Prompts have 5 to 30 retrieved behaviours, drawn evenly. Probabilities are equal within
     1e-4.
 
-    What the reuse of prefixes could save at most is told for test prompts of up to K = 30 behaviours: tokens that all
-    prompts begin with, and tokens that a user's prompt begins with like their prompt before; the latter also for
-    targets with more than K past behaviours, whose history is chosen. What all prompts share does not pay, as the
-    profile comes first. Of a user's prompt before, profile and heading stay, and little else: the recent history loses
-    its oldest film, the retrieved one changes anywhere. Only samples with K past behaviours or fewer share more, and
-    these are few where histories are long, as in MovieLens-1M and -25M. Ours reuses nothing: what could be saved would
-    have to pay for keeping and joining keys and values.
+    The last rows show how much the reuse of prefixes could save at most, for test prompts of up to K = 30 behaviours:
+    the tokens that all prompts begin with, and the tokens that a user's prompt shares with the one before. The latter
+    is also shown for targets with more than K past behaviours, whose history is chosen. What all prompts share does not
+    pay, because the profile comes first. Of a user's prompt before, profile and heading stay, and little else: the
+    recent history loses its oldest film, and the retrieved one changes anywhere. Only samples with at most K past
+    behaviours share more, and these are few where histories are long, as in MovieLens-1M and -25M. RaRec reuses
+    nothing: the saving would have to pay for keeping and joining keys and values.
     """
     return {name: _scoring(some, setup.effort) for name, some in setup.films.items()}
 

@@ -33,12 +33,12 @@ ML_25M_USERS, ML_25M_INTERACTIONS = 162_541, 25_000_095
 
 
 def subr(setup: Setup) -> Figures:
-    """Behaviour retrieval (K = 30) for every sample of histories like MovieLens-1M's: `retrieve_behaviours` against a
-    loop over samples (inner products with the history, `argsort`, the last K sorted by time).
+    """Behaviour retrieval (K = 30) for every sample of histories like MovieLens-1M's.
 
-    Random unit vectors, D as the column says. The loop answers a sample of the samples. Samples a second a core are
-    those of one thread. Both ratios are to the loop at the same time. Peak memory is what is needed beyond vectors,
-    interactions, samples and result, for N samples and for those of four times as many users.
+    `retrieve_behaviours` against a loop over samples (inner products with the history, `argsort`, the last K sorted by
+    time). The vectors are random unit vectors; D is in the header. The loop answers a sample of the samples. Samples a
+    second a core are those of one thread. Both ratios are to the loop at the same time. Peak memory is what is needed
+    beyond vectors, interactions, samples and result, for N samples and for those of four times as many users.
     """
     effort = setup.effort
     sizes = (effort.retrieval_users, effort.retrieval_items, effort.retrieval_interactions)
@@ -98,11 +98,11 @@ def _subr(small: Histories, large: Histories, dim: int, effort: Effort) -> Colum
 
 
 def ctr_scale(setup: Setup) -> Figures:
-    """Samples and both histories (K = 30) of data of MovieLens-25M's shape, written to memory-mapped files in a
-    temporary folder: whole, nothing extrapolated, one measurement.
+    """Samples and both histories (K = 30) of data of MovieLens-25M's shape.
 
-    Random unit vectors of D = 512. The process's peak contains the libraries, the inputs (four columns of
-    interactions, and the vectors) and the pages of both files that are in memory; what was held before is the libraries
+    They are written to memory-mapped files in a temporary folder: whole, nothing extrapolated, measured once. The
+    vectors are random unit vectors of D = 512. The process's peak includes the libraries, the inputs (four columns of
+    interactions, and the vectors) and the pages of both files that are in memory. What was held before is the libraries
     and the items. A part of the retrieved histories is checked with the plain loop.
     """
     effort = setup.effort

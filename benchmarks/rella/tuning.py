@@ -25,13 +25,14 @@ TUNING = TuningSettings.model_validate({})
 
 
 def tuning(setup: Setup) -> Figures:
-    """LoRA training: ours (`TuningObjective` and `fit` with DeepSpeed and progress as in a worker; pieces of similar
-    length, logits behind the prompt only) against a plain loop (32 prompts a batch in the order given, padded to the
-    longest, cross-entropy over the vocabulary at every place, of which only the answer has a label).
+    """LoRA tuning.
 
-    Model and prompts as in `scoring`; the default adapter and its dropout, a step every 256 prompts on both sides. A
-    round is an epoch over all prompts. Tokens are those of the prompts, without padding. Before training, with dropout
-    off and visible adapter weights, the mean loss of the answers is equal within 1e-4.
+    RaRec (`TuningObjective` and `fit`, with DeepSpeed and progress as in a worker) cuts steps into pieces of similar
+    length, and computes the logits behind the prompt only. The plain loop takes 32 prompts a batch in the order given,
+    padded to the longest, with cross-entropy over the vocabulary at every place, of which only the answer has a label.
+    Model and prompts are as in `scoring`. Both sides have the default adapter and its dropout, and a step every 256
+    prompts. A round is an epoch over all prompts. Tokens are those of the prompts, without padding. Before training,
+    with dropout off and visible adapter weights, the mean loss of the answers is equal within 1e-4.
     """
     return {name: _tuning(some, setup.effort) for name, some in setup.films.items()}
 

@@ -23,7 +23,7 @@ from pydantic import Field
 
 from rarec.errors import InputError, one_line
 from resources.mlflow.outbox import Outbox, Parcel
-from resources.mlflow.registry import ModelRegistry, Track
+from resources.mlflow.registry import ModelRegistry
 from resources.mlflow.run_history import CODE_VERSION, FINGERPRINT, RecordedRuns
 from resources.settings import MLFLOW_DATABASE
 
@@ -121,7 +121,7 @@ class MlflowTracking(dg.ConfigurableResource):
             if tracked.lost:
                 context.log.error(f"Not recorded in MLflow run {tracked.run_id}: {tracked.lost}")
 
-    def registry(self, track: Track, dataset: str) -> ModelRegistry:
+    def registry(self, track: str, dataset: str) -> ModelRegistry:
         """The registered versions of a data set's model; InputError if MLflow cannot be used."""
         self.check()
         return ModelRegistry(self._client(), track, dataset)

@@ -10,12 +10,12 @@ import dagster as dg
 import fsspec
 import pytest
 
-from assets.champions.served import as_inputs
+from assets.framework.champion import Champion
 from assets.retention import clean_up
 from resources.artifacts.store import ArtifactStore, fingerprint, written_at
 from resources.mlflow.registry import Version
 from resources.mlflow.tracking import MlflowTracking
-from resources.workspace import Folders
+from resources.workspace import Workspace
 
 
 @dg.job
@@ -32,7 +32,7 @@ def test_cleaning_up_names_the_runs_that_it_waits_for(tmp_path):
     resources = {
         "store": ArtifactStore(root=str(tmp_path), cache=str(tmp_path)),
         "tracking": MlflowTracking(tracking_uri="http://127.0.0.1:9", ui_url="", artifact_root=""),
-        "folders": Folders(data="", datasets="", cache="", work="", ledgers=""),
+        "workspace": Workspace(data="", datasets="", cache="", work="", ledgers=""),
     }
     config = {"ops": {"clean_up": {"config": {"dry_run": False}}}}
     with dg.DagsterInstance.ephemeral() as instance:
@@ -63,7 +63,9 @@ def clean_all(store, tmp_path, **config):
     resources = {
         "store": store,
         "tracking": MlflowTracking(tracking_uri="sqlite://", ui_url="", artifact_root=""),
-        "folders": Folders(data="", datasets=str(tmp_path / "none"), cache="", work=str(tmp_path / "work"), ledgers=""),
+        "workspace": Workspace(
+            data="", datasets=str(tmp_path / "none"), cache="", work=str(tmp_path / "work"), ledgers=""
+        ),
     }
     config = {"ops": {"clean_up": {"config": {"dry_run": False, "days": 1e-9, **config}}}}
     with dg.DagsterInstance.ephemeral() as instance:
@@ -109,7 +111,7 @@ def refreshed_weekly(tmp_path, monkeypatch):
     versions = []
     for number in range(1, 9):
         if number > 1:
-            inputs = {**as_inputs(made_of), "encoder": encoder.fingerprint}
+            inputs = {**Champion(None, made_of).inputs, "encoder": encoder.fingerprint}
             bank = make("refreshed_memory", number, inputs)
             made_of = {"raserec_pretrained": encoder, "refreshed_memory": bank}
         identities = {name: artifact.fingerprint for name, artifact in made_of.items()}

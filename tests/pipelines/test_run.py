@@ -12,7 +12,7 @@ from places import ROOT
 
 from pipelines import ui
 from pipelines.definitions import build_defs
-from pipelines.jobs import CASCADE
+from pipelines.jobs import cascade
 from pipelines.run import _prepare, main, prepare_dagster_home
 from rarec.errors import InputError
 from resources.artifacts.store import fingerprint
@@ -45,18 +45,18 @@ def test_dagster_home_is_made_once_and_not_for_one_who_has_it(tmp_path, monkeypa
     assert settings.read_text() == "telemetry: {enabled: false}\n"
 
 
-@pytest.mark.parametrize("track", CASCADE)
+@pytest.mark.parametrize("track", cascade())
 def test_a_job_keeps_its_own_configuration_beside_what_is_given(track, tmp_path):
     """Else `make run TRACK=refresh` would compare the model trained last, not the refreshed one."""
     home = RarecHome.from_environment({"RAREC_HOME": str(tmp_path)})
     job, config = _prepare("demo", track, '{"incoming_interactions": {}}' if track == "ingest" else "{}", home)
     assert job.name == track
-    for asset, settings in CASCADE[track][2].items():
+    for asset, settings in cascade()[track][2].items():
         assert config["ops"][asset]["config"] == settings
     if track == "finetune":
         _, config = _prepare("demo", track, '{"raserec_candidate": {"tolerance": 0.5}}', home)
         assert config["ops"]["raserec_candidate"]["config"] == {"source": "finetuned", "tolerance": 0.5}
-        assert CASCADE[track][2]["raserec_candidate"] == {"source": "finetuned"}
+        assert cascade()[track][2]["raserec_candidate"] == {"source": "finetuned"}
 
 
 @pytest.mark.parametrize(

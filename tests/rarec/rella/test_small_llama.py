@@ -75,7 +75,7 @@ def test_names_and_answers_are_tokens_of_their_own():
     assert find_answers(tokenizer, "Yes", "No").tokens == tokenizer.convert_tokens_to_ids([" No", " Yes"])
 
 
-def test_a_scratch_model_learns_what_is_liked_and_comes_back(data, tmp_path):
+def test_a_small_llama_learns_what_is_liked_and_comes_back(data, tmp_path):
     parts, item, _, times, _ = data
     allowed = np.arange(len(times))
     settings = LanguageModelSettings(
