@@ -120,7 +120,7 @@ def test_a_missing_model_says_how_to_provide_it(tmp_path, monkeypatch):
         fetch(f"path:{tmp_path}")
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(InputError, match=r"hub:nobody/nothing@abc cannot be had.*set source = path:<folder>"):
+    with pytest.raises(InputError, match=r"hub:nobody/nothing@abc cannot be downloaded.*set source = path:<folder>"):
         fetch("hub:nobody/nothing@abc", cache=tmp_path)
 
 

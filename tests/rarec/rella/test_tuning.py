@@ -198,7 +198,7 @@ def test_targets_that_the_model_lacks_are_named():
         r"lm_head, o_proj, q_proj, up_proj, v_proj$",
     ):
         add_adapter(DATA.model(), settings_of(targets=("wq", "q_proj", "wv")), 5)
-    with pytest.raises(InputError, match=r"called q_proj; it has c_attn, c_fc, c_proj, lm_head$"):
+    with pytest.raises(InputError, match=r"named q_proj; it has c_attn, c_fc, c_proj, lm_head$"):
         add_adapter(DATA.model("gpt2"), settings_of(targets=("q_proj",)), 5)
 
 
