@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from resources.artifacts.store import ArtifactStore, Manifest
+from resources.artifacts.manifest import Manifest
+from resources.artifacts.store import ArtifactStore
 from resources.mlflow.registry import Version, rollback_chain
 
 Identity = tuple[str, str, str]

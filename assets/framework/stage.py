@@ -23,7 +23,9 @@ from rarec.config import Settings, refusals
 from rarec.data.spec import DatasetSpec
 from rarec.errors import InputError
 from rarec.training.progress import Progress
-from resources.artifacts.store import Artifact, ArtifactStore, DamagedArtifact, fingerprint
+from resources.artifacts.identity import fingerprint
+from resources.artifacts.manifest import DamagedArtifact
+from resources.artifacts.store import Artifact, ArtifactStore
 from resources.mlflow.registry import TRACKS
 from resources.mlflow.tracking import MlflowTracking, TrackedRun
 from resources.workspace import Folders

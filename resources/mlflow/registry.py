@@ -7,7 +7,8 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from rarec.errors import InputError
-from resources.artifacts.store import Artifact, ArtifactStore, DamagedArtifact
+from resources.artifacts.manifest import DamagedArtifact
+from resources.artifacts.store import Artifact, ArtifactStore
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

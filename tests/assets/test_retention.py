@@ -12,7 +12,9 @@ import pytest
 
 from assets.champions.served import as_inputs
 from assets.retention import clean_up
-from resources.artifacts.store import ArtifactStore, fingerprint, written_at
+from resources.artifacts.identity import fingerprint
+from resources.artifacts.remote import written_at
+from resources.artifacts.store import ArtifactStore
 from resources.mlflow.registry import Version
 from resources.mlflow.tracking import MlflowTracking
 from resources.workspace import Folders

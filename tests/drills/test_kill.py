@@ -30,7 +30,8 @@ from safetensors.torch import load_file
 from rarec.training.checkpoint import STATE
 from rarec.training.fit import HISTORY
 from rarec.training.worker.process_tree import LAUNCH_ID
-from resources.artifacts.store import ArtifactStore, DamagedArtifact
+from resources.artifacts.manifest import DamagedArtifact
+from resources.artifacts.store import ArtifactStore
 
 pytestmark = pytest.mark.slow
 

@@ -13,7 +13,8 @@ import dagster as dg
 import assets.data.raw
 from pipelines.definitions import build_defs
 from rarec.data.spec import DatasetSpec
-from resources.artifacts.store import Artifact, ArtifactStore, fingerprint
+from resources.artifacts.identity import fingerprint
+from resources.artifacts.store import Artifact, ArtifactStore
 from resources.settings import RarecHome
 from resources.workspace import Folders
 

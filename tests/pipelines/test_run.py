@@ -15,7 +15,7 @@ from pipelines.definitions import build_defs
 from pipelines.jobs import CASCADE
 from pipelines.run import _prepare, main, prepare_dagster_home
 from rarec.errors import InputError
-from resources.artifacts.store import fingerprint
+from resources.artifacts.identity import fingerprint
 from resources.settings import RarecHome
 
 BANK = fingerprint("memory_bank", "1", {}, {})

@@ -4,7 +4,8 @@ import time
 import fsspec
 import pytest
 
-from resources.artifacts.store import ArtifactStore, fingerprint
+from resources.artifacts.identity import fingerprint
+from resources.artifacts.store import ArtifactStore
 from resources.retention import judge_artifacts, judge_work, remove
 
 

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from rarec.errors import InputError
-from resources.artifacts.store import DamagedArtifact
+from resources.artifacts.manifest import DamagedArtifact
 from resources.mlflow.registry import CHAMPION, ModelRegistry, rollback_chain
 from resources.mlflow.tracking import MlflowTracking
 
