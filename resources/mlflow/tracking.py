@@ -24,7 +24,7 @@ from pydantic import Field
 from rarec.errors import InputError, one_line
 from resources.mlflow.outbox import Outbox, Parcel
 from resources.mlflow.registry import ModelRegistry, Track
-from resources.mlflow.run_history import CODE_VERSION, FINGERPRINT, RecordedRuns
+from resources.mlflow.run_history import ListedRun, newest_runs
 from resources.settings import MLFLOW_DATABASE
 
 if TYPE_CHECKING:  # mlflow takes seconds to import, so it is imported when a run starts
@@ -41,6 +41,7 @@ PARAM_LENGTH = 6000  # MLflow's limits
 MODEL_NOT_LOGGED = (
     "not logged, MLflow was away; to log it, materialise again with force when MLflow is back, which trains again"
 )
+FINGERPRINT, CODE_VERSION = "rarec.fingerprint", "rarec.code_version"  # tags of a run
 BATCH_SIZES = {"params": 100, "metrics": 1000}
 
 _QUIET = {
@@ -126,10 +127,13 @@ class MlflowTracking(dg.ConfigurableResource):
         self.check()
         return ModelRegistry(self._client(), track, dataset)
 
-    def runs(self) -> RecordedRuns:
-        """The runs recorded so far; InputError if MLflow cannot be used."""
+    def newest_runs(self) -> list[ListedRun]:
+        """The newest runs, newest first; InputError if MLflow cannot be used."""
         experiment_id = self.check()
-        return RecordedRuns(self._client(), experiment_id, self._page(experiment_id))
+        try:
+            return newest_runs(self._client(), experiment_id)
+        except Exception as error:
+            raise self._unusable(error) from error
 
     def _page(self, experiment_id: str) -> str:
         return f"{self.ui_url.rstrip('/')}/#/experiments/{experiment_id}/runs/"
