@@ -13,7 +13,8 @@ from rarec.data.sequences import Split, UserSequences
 from rarec.metrics.ranking import RankingResult, ranking_table
 from rarec.reports.records import Split as ShownSplit
 from resources.artifacts.store import Artifact, ArtifactStore
-from resources.mlflow.tracking import MlflowTracking, TrackedRun
+from resources.mlflow.tracked_run import TrackedRun
+from resources.mlflow.tracking import MlflowTracking
 from resources.workspace import Folders
 
 RANKING_BASELINES_VERSION = "1"

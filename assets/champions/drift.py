@@ -25,7 +25,8 @@ from rarec.reports.records import Link
 from rarec.retrieval.memory import MemoryBank
 from resources.artifacts.store import Artifact, ArtifactStore
 from resources.mlflow.registry import Version
-from resources.mlflow.tracking import MlflowTracking, TrackedRun
+from resources.mlflow.tracked_run import TrackedRun
+from resources.mlflow.tracking import MlflowTracking
 from resources.workers.launcher import TrainingLauncher
 from resources.workspace import Folders
 

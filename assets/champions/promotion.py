@@ -33,7 +33,8 @@ from rarec.config import Settings
 from rarec.errors import InputError
 from resources.artifacts.store import Artifact, ArtifactStore
 from resources.mlflow.registry import Kind, ModelRegistry, Track, Version
-from resources.mlflow.tracking import MODEL_NOT_LOGGED, MlflowTracking, TrackedRun
+from resources.mlflow.tracked_run import MODEL_NOT_LOGGED, TrackedRun
+from resources.mlflow.tracking import MlflowTracking
 from resources.workspace import Folders
 
 CANDIDATE_VERSION = "2"

@@ -19,7 +19,8 @@ from rarec.champions.window import item_distances
 from rarec.config import Settings
 from rarec.data.sequences import IntArray, draw_rows
 from resources.artifacts.store import ArtifactStore
-from resources.mlflow.tracking import MlflowTracking, TrackedRun
+from resources.mlflow.tracked_run import TrackedRun
+from resources.mlflow.tracking import MlflowTracking
 from resources.workers.launcher import TrainingLauncher
 from resources.workspace import Folders
 

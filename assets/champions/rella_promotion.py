@@ -36,7 +36,8 @@ from rarec.errors import InputError
 from rarec.metrics.ctr import METRICS, FloatArray, UserBootstrap, ctr_metrics
 from rarec.rella.training_samples import load_variants
 from resources.artifacts.store import Artifact, ArtifactStore
-from resources.mlflow.tracking import MODEL_NOT_LOGGED, MlflowTracking, TrackedRun
+from resources.mlflow.tracked_run import MODEL_NOT_LOGGED, TrackedRun
+from resources.mlflow.tracking import MlflowTracking
 from resources.workers.launcher import TrainingLauncher
 from resources.workspace import Folders
 

@@ -31,7 +31,8 @@ from rarec.data.tables import Tables, build_tables
 from rarec.errors import InputError, one_line
 from resources.artifacts.store import Artifact, ArtifactStore
 from resources.incoming import Report, ingest, wait_for_settled, withdraw
-from resources.mlflow.tracking import MlflowTracking, TrackedRun
+from resources.mlflow.tracked_run import TrackedRun
+from resources.mlflow.tracking import MlflowTracking
 from resources.workspace import Folders
 
 CODE_VERSION = "2"

@@ -14,7 +14,8 @@ from rarec.config import Settings
 from rarec.data.sequences import UserSequences, build_sequences, check_splits
 from rarec.errors import InputError
 from resources.artifacts.store import ArtifactStore
-from resources.mlflow.tracking import MlflowTracking, TrackedRun
+from resources.mlflow.tracked_run import TrackedRun
+from resources.mlflow.tracking import MlflowTracking
 from resources.workspace import Folders
 
 CODE_VERSION = "1"

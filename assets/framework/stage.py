@@ -27,7 +27,8 @@ from resources.artifacts.identity import fingerprint
 from resources.artifacts.manifest import DamagedArtifact
 from resources.artifacts.store import Artifact, ArtifactStore
 from resources.mlflow.registry import TRACKS
-from resources.mlflow.tracking import MlflowTracking, TrackedRun
+from resources.mlflow.tracked_run import TrackedRun
+from resources.mlflow.tracking import MlflowTracking
 from resources.workspace import Folders
 
 if TYPE_CHECKING:

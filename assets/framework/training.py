@@ -19,7 +19,7 @@ import pandas as pd
 from assets.framework.stage import Outcome, markdown_table, training_progress
 from rarec.errors import one_line
 from rarec.training.fit import HISTORY, SUMMARY
-from resources.mlflow.tracking import TrackedRun
+from resources.mlflow.tracked_run import TrackedRun
 from resources.workers.launcher import TrainingLauncher
 from resources.workspace import Folders
 

@@ -39,7 +39,8 @@ from rarec.raserec.settings import FinetuneSettings, MemorySettings, PretrainSet
 from rarec.retrieval.memory import BANK_FILES, MemoryBank, Queries
 from rarec.training.engine import worker_device
 from resources.artifacts.store import Artifact, ArtifactStore
-from resources.mlflow.tracking import MODEL_NOT_LOGGED, MlflowTracking, TrackedRun
+from resources.mlflow.tracked_run import MODEL_NOT_LOGGED, TrackedRun
+from resources.mlflow.tracking import MlflowTracking
 from resources.workers.launcher import TrainingLauncher
 from resources.workspace import Folders
 

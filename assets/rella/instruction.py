@@ -16,7 +16,8 @@ from rarec.rella.vectors import VECTORS
 from rarec.retrieval.items import ItemIndex
 from rarec.retrieval.subr import retrieve_behaviours_by_index
 from resources.artifacts.store import ArtifactStore
-from resources.mlflow.tracking import MlflowTracking, TrackedRun
+from resources.mlflow.tracked_run import TrackedRun
+from resources.mlflow.tracking import MlflowTracking
 from resources.workspace import Folders
 
 RETRIEVAL_VERSION = "1"

@@ -28,7 +28,8 @@ from rarec.rella.predict import SCORED, PredictionSettings
 from rarec.rella.training_samples import load_variants, save_variants
 from rarec.rella.tuning import TUNING, TuningSettings
 from resources.artifacts.store import Artifact, ArtifactStore
-from resources.mlflow.tracking import MODEL_NOT_LOGGED, MlflowTracking, TrackedRun
+from resources.mlflow.tracked_run import MODEL_NOT_LOGGED, TrackedRun
+from resources.mlflow.tracking import MlflowTracking
 from resources.workers.launcher import TrainingLauncher
 from resources.workspace import Folders
 

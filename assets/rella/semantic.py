@@ -32,7 +32,8 @@ from rarec.retrieval.items import ItemIndex
 from rarec.text.prompts import CATALOGUE, Catalogue, PromptParts
 from rarec.training.engine import worker_device
 from resources.artifacts.store import Artifact, ArtifactStore
-from resources.mlflow.tracking import MlflowTracking, TrackedRun
+from resources.mlflow.tracked_run import TrackedRun
+from resources.mlflow.tracking import MlflowTracking
 from resources.workers.launcher import TrainingLauncher
 from resources.workspace import Folders
 

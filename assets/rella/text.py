@@ -27,7 +27,8 @@ from rarec.data.templates import find_template, item_texts
 from rarec.rella.prompt_source import load_items, save_recent
 from rarec.text.prompts import Catalogue, build_parts
 from resources.artifacts.store import Artifact, ArtifactStore
-from resources.mlflow.tracking import MlflowTracking, TrackedRun
+from resources.mlflow.tracked_run import TrackedRun
+from resources.mlflow.tracking import MlflowTracking
 from resources.workspace import Folders
 
 SAMPLES_VERSION = "1"

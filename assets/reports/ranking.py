@@ -19,7 +19,8 @@ from rarec.reports.ranking import report as reports
 from rarec.reports.records import Epoch, Link
 from rarec.training.fit import HISTORY
 from resources.artifacts.store import Artifact, ArtifactStore
-from resources.mlflow.tracking import MlflowTracking, TrackedRun
+from resources.mlflow.tracked_run import TrackedRun
+from resources.mlflow.tracking import MlflowTracking
 from resources.workspace import Folders
 
 RANKING_VERSION = "4"

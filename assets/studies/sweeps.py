@@ -39,7 +39,8 @@ from rarec.rella.vectors import VECTORS
 from rarec.studies.grid import Grid, leaderboard, trial_name
 from rarec.training.fit import HISTORY
 from resources.artifacts.store import ArtifactStore
-from resources.mlflow.tracking import MlflowTracking, TrackedRun
+from resources.mlflow.tracked_run import TrackedRun
+from resources.mlflow.tracking import MlflowTracking
 from resources.workers.launcher import TrainingLauncher
 from resources.workspace import Folders
 

@@ -10,16 +10,12 @@ import pytest
 from rarec.errors import InputError
 from resources.artifacts.manifest import DamagedArtifact
 from resources.mlflow.registry import CHAMPION, ModelRegistry, rollback_chain
-from resources.mlflow.tracking import MlflowTracking
 
 STORE = SimpleNamespace(find=lambda asset, partition, identity: asset)  # that has lost nothing
 
 
-@pytest.fixture(scope="module")
-def client(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("mlflow")
-    tracking = MlflowTracking(tracking_uri=f"sqlite:///{folder}/mlflow.db", ui_url="", artifact_root=str(folder))
-    tracking.check()
+@pytest.fixture
+def client(tracking):
     return tracking._client()
 
 
