@@ -3,7 +3,7 @@
 import warnings
 
 from rarec.errors import InputError
-from resources.settings import RarecHome
+from resources.settings import Installation
 
 NAME_WIDTH = 60
 
@@ -15,8 +15,8 @@ def main() -> None:
     from rarec.reports.tables import Table, as_text
 
     try:
-        home = RarecHome.from_environment()
-        runs = default_resources(home)["tracking"].newest_runs()
+        installation = Installation.from_environment()
+        runs = default_resources(installation)["tracking"].newest_runs()
     except InputError as error:
         raise SystemExit(f"error: {error}") from error
     if not runs:
@@ -25,7 +25,7 @@ def main() -> None:
     table = Table(
         section="runs",
         title="Newest runs",
-        where=f"to compare some, tick them in MLflow ({home.mlflow_ui}, started by make ui) and press Compare",
+        where=f"to compare some, tick them in MLflow ({installation.mlflow_ui}, started by make ui) and press Compare",
         header=("id", "name", "data set", "started", "status", "main figure"),
         rows=tuple((run.run_id[:8], run.name, run.dataset, run.started, run.status, run.figure) for run in runs),
         n_text=6,

@@ -9,6 +9,7 @@ from rarec.data.incoming.ledger import Ledger
 from rarec.data.sources.download import INCOMING
 from rarec.data.spec import DatasetSpec, find_spec, load_specs
 from resources.incoming import IncomingFiles
+from resources.settings import SETTLE_S
 
 
 class Folders(dg.ConfigurableResource):
@@ -22,7 +23,9 @@ class Folders(dg.ConfigurableResource):
         default="", description="Folder or fsspec URL where new files arrive (RAREC_INCOMING); empty: `data`."
     )
     ledgers: str = Field(description="Ledgers of incoming files, one folder a data set.")
-    settle_s: float = Field(default=60, ge=0, description="How long a new file must stay as it is (RAREC_SETTLE).")
+    settle_s: float = Field(
+        default=SETTLE_S, ge=0, description="How long a new file must stay as it is (RAREC_SETTLE)."
+    )
 
     @property
     def hub_cache(self) -> Path:

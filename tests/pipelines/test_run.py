@@ -16,7 +16,7 @@ from pipelines.jobs import CASCADE
 from pipelines.run import _prepare, main, prepare_dagster_home
 from rarec.errors import InputError
 from resources.artifacts.identity import fingerprint
-from resources.settings import RarecHome
+from resources.settings import Installation
 
 BANK = fingerprint("memory_bank", "1", {}, {})
 
@@ -30,7 +30,7 @@ def _home(tmp_path, monkeypatch):
 
 
 def test_dagster_home_is_made_once_and_not_for_one_who_has_it(tmp_path, monkeypatch):
-    home = RarecHome.from_environment()
+    home = Installation.from_environment()
     prepare_dagster_home(home)
     assert not home.dagster.exists()
     assert os.environ["DAGSTER_HOME"] == str(tmp_path)
@@ -48,7 +48,7 @@ def test_dagster_home_is_made_once_and_not_for_one_who_has_it(tmp_path, monkeypa
 @pytest.mark.parametrize("track", CASCADE)
 def test_a_job_keeps_its_own_configuration_beside_what_is_given(track, tmp_path):
     """Else `make run TRACK=refresh` would compare the model trained last, not the refreshed one."""
-    home = RarecHome.from_environment({"RAREC_HOME": str(tmp_path)})
+    home = Installation.from_environment({"RAREC_HOME": str(tmp_path)})
     job, config = _prepare("demo", track, '{"incoming_interactions": {}}' if track == "ingest" else "{}", home)
     assert job.name == track
     for asset, settings in CASCADE[track][2].items():
@@ -127,7 +127,7 @@ def test_wrong_settings_of_jobs_of_one_step_are_told(track, config, message):
 @pytest.fixture
 def planted(tmp_path, monkeypatch):
     """The code location of this test's home, where two versions of demo's model were champion, and an old artifact."""
-    home = RarecHome.from_environment()
+    home = Installation.from_environment()
     defs = build_defs(home)
     monkeypatch.setattr("pipelines.definitions.defs", defs)
     registry = defs.resources["tracking"].registry("raserec", "demo")
@@ -171,7 +171,7 @@ def test_clean_tells_its_verdicts_first_and_deletes_when_told(planted, capsys):
 
 def test_make_help_lists_all_that_track_may_be(tmp_path):
     with pytest.raises(InputError) as caught:
-        _prepare("demo", "no such", "{}", RarecHome.from_environment({"RAREC_HOME": str(tmp_path)}))
+        _prepare("demo", "no such", "{}", Installation.from_environment({"RAREC_HOME": str(tmp_path)}))
     known = str(caught.value).split("known: ")[1].split(", ")
     shown = subprocess.run(["make", "-s", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     (listed,) = [line for line in shown.splitlines() if line.startswith("TRACK:")]
@@ -180,7 +180,9 @@ def test_make_help_lists_all_that_track_may_be(tmp_path):
 
 def test_wrong_environment_ends_with_one_line(monkeypatch):
     monkeypatch.setenv("RAREC_NPROC", "two")
-    with pytest.raises(SystemExit, match=r"^error: RAREC_NPROC is 'two'; set it to a whole number\.$"):
+    with pytest.raises(
+        SystemExit, match=r"^error: RAREC_NPROC is two; it must be a whole number\. Correct or unset it\.$"
+    ):
         main("demo", "everything", "{}")
 
 

@@ -10,12 +10,12 @@ from places import ROOT
 
 from pipelines import runs
 from pipelines.definitions import default_resources
-from resources.settings import RarecHome
+from resources.settings import Installation
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    return RarecHome.from_environment({"RAREC_HOME": str(tmp_path_factory.mktemp("home"))})
+    return Installation.from_environment({"RAREC_HOME": str(tmp_path_factory.mktemp("home"))})
 
 
 @pytest.fixture(scope="module")

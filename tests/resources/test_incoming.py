@@ -335,7 +335,7 @@ def test_a_process_killed_while_it_withdraws_has_withdrawn_nothing(arrivals):
     bad = arrivals.ledger.read(before).bad
     assert len(bad) == 1
     kill = (
-        "import os, signal, sys; from pathlib import Path; from rarec.data import ledger; "
+        "import os, signal, sys; from pathlib import Path; from rarec.data.incoming import ledger; "
         "ledger._parquet = lambda _: os.kill(os.getpid(), signal.SIGKILL); "  # bad rows are deleted, good ones not yet
         "ledger.Ledger(Path(sys.argv[1])).withdraw(['b.csv'])"
     )
