@@ -7,15 +7,15 @@ import dagster as dg
 import pandas as pd
 from pydantic import Field
 
-from assets.champions.served import CHAMPIONS
+from assets.champions.track import TRACKS
 from assets.framework.build_lock import is_busy
-from assets.framework.stage import markdown_table
+from assets.framework.champion import CHAMPIONS
+from assets.framework.reuse import markdown_table
 from rarec.errors import InputError
 from resources.artifacts.store import ArtifactStore
-from resources.mlflow.registry import TRACKS
 from resources.mlflow.tracking import MlflowTracking
 from resources.retention import Identity, Verdict, judge_artifacts, judge_leftovers, judge_work, remove, wanted_versions
-from resources.workspace import Folders, known_specs
+from resources.workspace import Workspace, known_specs
 
 SHOWN = 200  # rows of the table in the metadata
 ACTIVE = [dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.CANCELING]
@@ -43,7 +43,7 @@ def clean_up(
     config: CleanConfig,
     store: ArtifactStore,
     tracking: MlflowTracking,
-    folders: Folders,
+    workspace: Workspace,
 ) -> None:
     """Delete expired artifacts and working folders; never what is in use, nor what that was made from."""
     others = context.instance.get_runs(dg.RunsFilter(statuses=ACTIVE))
@@ -58,7 +58,7 @@ def clean_up(
     try:
         held = store.survey()
         # Also of data sets whose file is absent at the moment: their models are registered all the same.
-        datasets = {*known_specs(Path(folders.datasets)), *(one.partition for one in held.manifests)}
+        datasets = {*known_specs(Path(workspace.datasets)), *(one.partition for one in held.manifests)}
         in_use = {**_materialised(context.instance), **_registered(tracking, datasets, config)}
     except InputError as error:
         raise dg.Failure(str(error), allow_retries=False) from error
@@ -69,7 +69,7 @@ def clean_up(
         )
     artifacts = judge_artifacts(held.manifests, in_use, config.days, CHAMPIONS, held.damaged)
     left = judge_leftovers(held.leftovers, config.days, held.damaged)
-    work = judge_work(Path(folders.work), config.days, is_busy)
+    work = judge_work(Path(workspace.work), config.days, is_busy)
     verdicts = [*artifacts.values(), *left.values(), *work.values()]
     going = [one for one in verdicts if not one.kept_for]
     if not config.dry_run:

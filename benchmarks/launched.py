@@ -5,17 +5,16 @@ import tempfile
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import dagster as dg
 import torch
 
-from assets.framework.stage import training_progress
+from assets.framework.training import training_progress
 from benchmarks.measure import Column, Figures, clock, timing
 from benchmarks.raserec import CPU, PRETRAIN, sizes
 from benchmarks.workloads import Setup
 from rarec.data.sequences import UserSequences
-from rarec.raserec.pretrain import PretrainObjective
+from rarec.raserec.pretrain import PretrainJob, PretrainObjective
 from rarec.training.fit import SUMMARY
 from resources.mlflow.tracking import MlflowTracking
 from resources.workers.launcher import TrainingLauncher
@@ -57,7 +56,7 @@ def _launched(sequences: UserSequences, rounds: int) -> Column:
         bare_epoch(0)
         for number in range(rounds):
             work = home / f"work-{number}"
-            job = {"settings": settings.model_dump(), "sequences": str(home / "sequences")}
+            job = PretrainJob(settings=settings, sequences=home / "sequences")
             seconds = clock(partial(_train, home, work, job))
             history = json.loads((work / "checkpoint" / SUMMARY).read_text())["history"]
             ours += [record["train_seconds"] for record in history]
@@ -74,11 +73,10 @@ def _launched(sequences: UserSequences, rounds: int) -> Column:
     }
 
 
-def _train(home: Path, work: Path, job: dict[str, Any]) -> None:
+def _train(home: Path, work: Path, job: PretrainJob) -> None:
     """One launched training in a Dagster run of its own, recorded in MLflow."""
     output = work / "output"
     output.mkdir(parents=True)
-    job = {**job, "output": str(output), "checkpoint": str(work / "checkpoint")}
     tracking = MlflowTracking(
         tracking_uri=f"sqlite:///{home / 'mlflow.db'}", ui_url="http://127.0.0.1", artifact_root=str(home / "mlflow")
     )
@@ -87,7 +85,7 @@ def _train(home: Path, work: Path, job: dict[str, Any]) -> None:
     @dg.asset(partitions_def=dg.StaticPartitionsDefinition([DATA_SET]))
     def pretrained(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
         with tracking.run(context, "pretrained", DATA_SET, work.name, "1", {}) as run:
-            launcher.launch(context, "rarec.raserec.pretrain", job, work, training_progress(run))
+            launcher.launch(context, job, output, work / "checkpoint", work, training_progress(run))
         return dg.MaterializeResult()
 
     quiet = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}

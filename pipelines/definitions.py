@@ -1,21 +1,14 @@
 """The code location: assets, checks, jobs and resources, bound to the data sets that are declared."""
 
 from collections.abc import Mapping
-from datetime import timedelta
 from typing import Any
 
 import dagster as dg
 
-from assets.baselines import ranking as baselines
-from assets.champions import drift, promotion, rella_drift, rella_promotion
-from assets.data import raw, sequences
-from assets.framework.stage import make_settings
-from assets.raserec import recommender
-from assets.rella import instruction, language, semantic, text
-from assets.reports import ctr as ctr_reports
-from assets.reports import ranking as reports
-from assets.studies import sweeps
-from pipelines.jobs import RELLA_GROUPS, asset_jobs, clean, demo, rollback_job
+import assets as packages
+from assets.framework.configuration import make_settings
+from assets.framework.stage import STAGES, check_declarations
+from pipelines.jobs import asset_jobs, clean, demo, rollback_job
 from pipelines.partitions import dataset_partitions
 from pipelines.pods import step_executor
 from pipelines.schedules import weekly_schedules
@@ -26,63 +19,11 @@ from resources.artifacts.store import ArtifactStore
 from resources.mlflow.tracking import MlflowTracking
 from resources.settings import Installation
 from resources.workers.launcher import TrainingLauncher
-from resources.workspace import Folders, known_specs
+from resources.workspace import Workspace, known_specs
 
-# What is read every week, and by when Dagster's asset page tells that it is late.
-KEPT_FRESH = ("recommendations", "ranking_metrics", "ctr_metrics", "drift_report", "rella_drift_report")
-FRESH = dg.FreshnessPolicy.time_window(fail_window=timedelta(days=9), warn_window=timedelta(days=8))
-
-ASSET_MODULES = (
-    raw,
-    sequences,
-    recommender,
-    text,
-    semantic,
-    instruction,
-    language,
-    baselines,
-    reports,
-    ctr_reports,
-    promotion,
-    rella_promotion,
-    drift,
-    rella_drift,
-    sweeps,
-)
-CHECKS = [
-    *raw.CHECKS,
-    *sequences.CHECKS,
-    *recommender.CHECKS,
-    *text.CHECKS,
-    *semantic.CHECKS,
-    *promotion.CHECKS,
-    *rella_promotion.CHECKS,
-]
-STAGE_SETTINGS = {
-    **sequences.STAGE_SETTINGS,
-    **recommender.STAGE_SETTINGS,
-    **text.STAGE_SETTINGS,
-    **semantic.STAGE_SETTINGS,
-    **instruction.STAGE_SETTINGS,
-    **language.STAGE_SETTINGS,
-    **baselines.STAGE_SETTINGS,
-    **ctr_reports.STAGE_SETTINGS,
-    **promotion.STAGE_SETTINGS,
-    **rella_promotion.STAGE_SETTINGS,
-    **drift.STAGE_SETTINGS,
-    **rella_drift.STAGE_SETTINGS,
-    **sweeps.STAGE_SETTINGS,
-}
-
-
-def track_of(spec: dg.AssetSpec) -> str:
-    """raserec, rella or both: by which an asset is found in Dagster (`tag:track=rella`)."""
-    name, group = spec.key.to_user_string(), spec.group_name
-    if group == "raw" or name == "comparison_report":
-        return "both"
-    if group in RELLA_GROUPS or name.startswith(("rella_", "ctr_")):
-        return "rella"
-    return "raserec"
+ASSETS = [one for one in dg.load_assets_from_package_module(packages) if isinstance(one, dg.AssetsDefinition)]
+CHECKS = list(dg.load_asset_checks_from_package_module(packages))
+check_declarations()
 
 
 def default_resources(home: Installation) -> dict[str, Any]:
@@ -92,7 +33,7 @@ def default_resources(home: Installation) -> dict[str, Any]:
         "tracking": MlflowTracking(
             tracking_uri=home.tracking_uri, ui_url=home.mlflow_ui, artifact_root=str(home.mlflow / "artifacts")
         ),
-        "folders": Folders(
+        "workspace": Workspace(
             data=str(home.data),
             datasets=str(home.datasets),
             cache=str(home.cache),
@@ -128,16 +69,7 @@ def build_defs(home: Installation | None = None, resource_overrides: Mapping[str
     for spec in specs.values():
         check_overrides(spec)
     partitions = dataset_partitions(specs)
-    found = [a for a in dg.load_assets_from_modules(ASSET_MODULES) if isinstance(a, dg.AssetsDefinition)]
-    training = {key for asset in found if asset.op.pool for key in asset.keys}
-    assets = dg.map_asset_specs(
-        lambda spec: spec.replace_attributes(
-            partitions_def=partitions,
-            tags={**spec.tags, "track": track_of(spec), "compute": "training" if spec.key in training else "light"},
-            freshness_policy=FRESH if spec.key.to_user_string() in KEPT_FRESH else None,
-        ),
-        found,
-    )
+    assets = dg.map_asset_specs(lambda spec: spec.replace_attributes(partitions_def=partitions), ASSETS)
     jobs = asset_jobs(partitions)
     by_name = {job.name: job for job in jobs}
     return dg.Definitions(
@@ -152,19 +84,20 @@ def build_defs(home: Installation | None = None, resource_overrides: Mapping[str
             notify_warning(home),
         ],
         schedules=weekly_schedules(home, specs),
-        executor=step_executor(home, found),
+        executor=step_executor(home, ASSETS),
         resources={**default_resources(home), **(resource_overrides or {})},
     )
 
 
 def check_overrides(spec: DatasetSpec) -> None:
     """Refuse defaults for stages that have no settings, and values that the stage's settings refuse."""
+    known = {one.name: one.settings for one in STAGES.values() if one.makes_artifact and one.settings.model_fields}
     for stage, values in spec.overrides.items():
-        settings = STAGE_SETTINGS.get(stage)
-        if settings is None:
-            known = ", ".join(STAGE_SETTINGS)
-            raise InputError(f"{spec.name}.toml: [overrides.{stage}]: no such stage; stages with settings: {known}")
-        make_settings(settings, values, f"{spec.name}.toml: [overrides.{stage}]")
+        if stage not in known:
+            raise InputError(
+                f"{spec.name}.toml: [overrides.{stage}]: no such stage; stages with settings: {', '.join(known)}"
+            )
+        make_settings(known[stage], values, f"{spec.name}.toml: [overrides.{stage}]")
 
 
 defs = build_defs()

@@ -5,86 +5,100 @@ from typing import Any
 import dagster as dg
 from pydantic import Field
 
-from assets.framework.stage import refuse_bad_input
+from assets.champions.track import TRACKS as CHAMPIONS
+from assets.framework.stage import TRACK_OF_GROUP, refuse_bad_input
 from assets.retention import CleanConfig, clean_up
 from pipelines.partitions import DEMO
 from rarec.errors import InputError
 from resources.artifacts.store import ArtifactStore
-from resources.mlflow.registry import TRACKS as MODELS
+from resources.mlflow.registry import promote_job
 from resources.mlflow.tracking import MlflowTracking
 
 WINDOW_DAYS = 7  # of the data set's clock that a candidate is compared on, when it is trained for promotion
 OPERATIONS, SWEEPS = "operations", "sweeps"
 
-RELLA_GROUPS = ("text", "semantic", "index", "instruction", "language")
+
+def _groups(track: str) -> dg.AssetSelection:
+    return dg.AssetSelection.groups(*(group for group, of in TRACK_OF_GROUP.items() if of in (track, "both")))
+
+
 TRACKS = {
-    "raserec": dg.AssetSelection.groups("raw", "sequences", "recommender")
-    | dg.AssetSelection.assets("ranking_baselines", "ranking_metrics"),
-    "rella": dg.AssetSelection.groups("raw", *RELLA_GROUPS) | dg.AssetSelection.assets("ctr_metrics"),
+    "raserec": _groups("raserec") | dg.AssetSelection.assets("ranking_baselines", "ranking_metrics"),
+    "rella": _groups("rella") | dg.AssetSelection.assets("ctr_metrics"),
 }
-PROMOTION = dg.AssetSelection.assets("raserec_candidate", "raserec_champion")
-RELLA_PROMOTION = dg.AssetSelection.assets("rella_candidate", "rella_champion")
 NEWEST = dg.AssetSelection.groups("raw")
-IN_USE = PROMOTION | dg.AssetSelection.assets("recommendations")
 
 Job = tuple[str, dg.AssetSelection, dict[str, dict[str, Any]]]
 """What it does, which assets, their settings."""
 
-# From cheap to dear.
-CASCADE: dict[str, Job] = {
-    "ingest": (
-        "Take in the files that arrived, and make tables and sequences anew.",
-        NEWEST | dg.AssetSelection.assets("user_sequences"),
-        {},
-    ),
-    "recommend": (
-        "Make the lists of the model in use, as after a rollback; train nothing. Seconds.",
-        dg.AssetSelection.assets("recommendations"),
-        {},
-    ),
-    "drift": (
-        "Measure the champion on the events since its promotion.",
-        NEWEST | dg.AssetSelection.assets("drift_report"),
-        {},
-    ),
-    "refresh": (
-        "Let the champion's memory take in what happened since; train nothing. Minutes.",
-        NEWEST | dg.AssetSelection.assets("refreshed_memory") | IN_USE,
-        {"raserec_candidate": {"source": "refreshed"}},
-    ),
-    "finetune": (
-        "Train stage 2 anew on the champion's encoder and its refreshed memory. Tens of minutes.",
-        NEWEST | dg.AssetSelection.assets("refreshed_memory", "refreshed_finetuned") | IN_USE,
-        {"raserec_candidate": {"source": "finetuned"}, "refreshed_memory": {"window_days": WINDOW_DAYS}},
-    ),
-    "pretrain": (
-        "Train both stages anew on all but the newest days. Hours.",
-        NEWEST
-        | dg.AssetSelection.assets("user_sequences", "raserec_pretrained", "memory_bank", "raserec_finetuned")
-        | IN_USE,
-        {"user_sequences": {"window_days": WINDOW_DAYS}},
-    ),
-    "promote": (
-        "Compare the present models with the champion, and let them take its place if they are not worse.",
-        IN_USE,
-        {},
-    ),
-    "drift_rella": (
-        "Measure ReLLa's champion on the events since its promotion.",
-        NEWEST | dg.AssetSelection.assets("rella_drift_report"),
-        {},
-    ),
-    "tune": (
-        "Tune an adapter anew on fresh shots, and let it take the place of ReLLa's champion if it is not worse. Hours.",
-        TRACKS["rella"] - dg.AssetSelection.assets("ctr_predictions", "ctr_metrics") | RELLA_PROMOTION,
-        {},
-    ),
-    "promote_rella": (
-        "Compare the present language model and adapter with ReLLa's champion; they take its place if not worse.",
-        RELLA_PROMOTION,
-        {},
-    ),
-}
+
+def promotion(track: str) -> dg.AssetSelection:
+    """Candidate and champion of a track, and what is made again when the champion changes."""
+    return dg.AssetSelection.assets(f"{track}_candidate", f"{track}_champion", *CHAMPIONS[track].follows)
+
+
+def drift_job(track: str) -> str:
+    """Name of the job that measures a track's champion."""
+    return "drift" if track == "raserec" else f"drift_{track}"
+
+
+def champion_jobs() -> dict[str, Job]:
+    """Of every track: its champion measured, and its candidate promoted."""
+    jobs: dict[str, Job] = {}
+    for name, track in CHAMPIONS.items():
+        jobs[drift_job(name)] = (
+            f"Measure the {name} champion on the events since its promotion.",
+            NEWEST | dg.AssetSelection.assets(track.drift_asset),
+            {},
+        )
+        jobs[promote_job(name)] = (
+            f"Compare the present {name} model with its champion; it takes the champion's place if it is not worse.",
+            promotion(name),
+            {},
+        )
+    return jobs
+
+
+def cascade() -> dict[str, Job]:
+    """What keeps a model in use up to date, from cheap to expensive."""
+    in_use = promotion("raserec")
+    return {
+        "ingest": (
+            "Take in the files that arrived, and make tables and sequences again.",
+            NEWEST | dg.AssetSelection.assets("user_sequences"),
+            {},
+        ),
+        "recommend": (
+            "Make the lists of the model in use, as after a rollback; train nothing. Seconds.",
+            dg.AssetSelection.assets("recommendations"),
+            {},
+        ),
+        **champion_jobs(),
+        "refresh": (
+            "Let the champion's memory take in what happened since; train nothing. Minutes.",
+            NEWEST | dg.AssetSelection.assets("refreshed_memory") | in_use,
+            {"raserec_candidate": {"source": "refreshed"}},
+        ),
+        "finetune": (
+            "Train stage 2 again on the champion's encoder and its refreshed memory. Tens of minutes.",
+            NEWEST | dg.AssetSelection.assets("refreshed_memory", "refreshed_finetuned") | in_use,
+            {"raserec_candidate": {"source": "finetuned"}, "refreshed_memory": {"window_days": WINDOW_DAYS}},
+        ),
+        "pretrain": (
+            "Train both stages again on all but the newest days. Hours.",
+            NEWEST
+            | dg.AssetSelection.assets("user_sequences", "raserec_pretrained", "memory_bank", "raserec_finetuned")
+            | in_use,
+            {"user_sequences": {"window_days": WINDOW_DAYS}},
+        ),
+        "tune": (
+            "Tune an adapter again on fresh samples; it takes the place of ReLLa's champion if it is not worse. Hours.",
+            TRACKS["rella"] - dg.AssetSelection.assets("ctr_predictions", "ctr_metrics") | promotion("rella"),
+            {},
+        ),
+    }
+
+
 TRIALS: dict[str, Job] = {
     "sweep": (
         "Try settings against each other on validation figures: stage 2 with several K, alpha and beta.",
@@ -118,7 +132,7 @@ def asset_jobs(partitions: dg.StaticPartitionsDefinition) -> list[Any]:
             description=description,
             config={"ops": {asset: {"config": settings} for asset, settings in config.items()}},
         )
-        for name, (description, selection, config) in {**jobs, **CASCADE, **TRIALS}.items()
+        for name, (description, selection, config) in {**jobs, **cascade(), **TRIALS}.items()
     ]
 
 
@@ -140,10 +154,9 @@ def roll_back(
 ) -> None:
     """Move the alias `champion` back."""
     dataset = context.partition_key
-    chosen = [track for track in MODELS if track == config.track]
-    if not chosen:
-        raise InputError(f"track is {config.track}; it must be 'raserec' or 'rella'")
-    before, now = tracking.registry(chosen[0], dataset).roll_back(store, config.version or None)
+    if config.track not in CHAMPIONS:
+        raise InputError(f"track is {config.track}; it must be one of {', '.join(map(repr, CHAMPIONS))}")
+    before, now = tracking.registry(config.track, dataset).roll_back(store, config.version or None)
     context.log.info(f"{now.model}: champion is version {now.number} again, no longer {before.number}")
     metadata: dict[str, dg.RawMetadataValue] = {
         "version": now.number,

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 from pydantic import BaseModel, ValidationError
 
-from rarec.config import Settings, refusals
+from rarec.config import refusals
 from rarec.errors import InputError, closest
 from resources.settings import Installation
 
@@ -77,9 +77,10 @@ def main(
 
 def _prepare(dataset: str, track: str, config: str, installation: Installation) -> tuple[Any, dict[str, Any]]:
     """The job and its run configuration; what can be refused is refused here, before anything is built."""
-    from assets.framework.stage import make_settings
-    from pipelines.definitions import STAGE_SETTINGS, defs  # seconds to import, and DAGSTER_HOME is set now
-    from pipelines.jobs import CASCADE, OF_ONE_STEP
+    from assets.framework.configuration import make_settings
+    from assets.framework.stage import settings_of
+    from pipelines.definitions import defs  # seconds to import, and DAGSTER_HOME is set now
+    from pipelines.jobs import OF_ONE_STEP, cascade
     from rarec.data.spec import find_spec
     from resources.workspace import known_specs
 
@@ -94,7 +95,8 @@ def _prepare(dataset: str, track: str, config: str, installation: Installation) 
         return jobs[track], _run_config(_step_config(track, given, *OF_ONE_STEP[track]))
     known = {key.to_user_string() for key in jobs[track].asset_layer.executable_asset_keys}
     # What is given here stands in place of the job's own configuration, which is therefore part of it.
-    own = CASCADE[track][2] if track in CASCADE else {}
+    steps = cascade()
+    own = steps[track][2] if track in steps else {}
     ops: dict[str, Any] = {defs.resolve_assets_def(asset).op.name: {"config": dict(own[asset])} for asset in own}
     for asset, values in given.items():
         if asset not in known:
@@ -102,7 +104,7 @@ def _prepare(dataset: str, track: str, config: str, installation: Installation) 
             raise InputError(f"CONFIG: TRACK={track} has no asset {asset!r}{closest(asset, known)}; it has {it_has}")
         settings = {name: value for name, value in values.items() if name != "force"}
         make_settings(
-            STAGE_SETTINGS.get(asset, Settings),
+            settings_of(asset),
             {**overrides.get(asset, {}), **settings},
             f"CONFIG: {asset}",
             also=("force",),

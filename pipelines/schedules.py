@@ -4,14 +4,15 @@ from collections.abc import Iterator
 
 import dagster as dg
 
-from pipelines.jobs import TRACKS
+from assets.champions.track import TRACKS as CHAMPIONS
+from pipelines.jobs import TRACKS, drift_job
 from rarec.data.spec import DatasetSpec, find_spec
 from rarec.errors import InputError
 from resources.settings import SCHEDULE, Installation
 
 
 def weekly_schedules(installation: Installation, specs: dict[str, DatasetSpec]) -> list[dg.ScheduleDefinition]:
-    """`rarec_<job>_weekly` for every track, `drift` and `drift_rella`, over the data sets of RAREC_SCHEDULED at the
+    """`rarec_<job>_weekly` for every track and every drift job, over the data sets of RAREC_SCHEDULED at the
     times of RAREC_SCHEDULE.
 
     Raises:
@@ -22,7 +23,7 @@ def weekly_schedules(installation: Installation, specs: dict[str, DatasetSpec]) 
     except InputError as error:
         raise InputError(f"RAREC_SCHEDULED: {error}") from error
     try:
-        return [_schedule(job, installation.schedule, datasets) for job in (*TRACKS, "drift", "drift_rella")]
+        return [_schedule(job, installation.schedule, datasets) for job in (*TRACKS, *map(drift_job, CHAMPIONS))]
     except dg.DagsterInvalidDefinitionError as error:
         raise InputError(
             f"RAREC_SCHEDULE is {installation.schedule!r}; set it to a cron expression such as {SCHEDULE}"

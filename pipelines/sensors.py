@@ -8,15 +8,14 @@ from typing import Any
 import dagster as dg
 import requests
 
+from assets.champions.track import TRACKS
 from pipelines.partitions import DEMO
 from rarec.data.incoming.ledger import Seen
 from rarec.errors import one_line
-from resources.mlflow.registry import Track
 from resources.mlflow.tracking import MlflowTracking
 from resources.settings import Installation
-from resources.workspace import Folders
+from resources.workspace import Workspace
 
-REPORTS: dict[str, Track] = {"drift_report": "raserec", "rella_drift_report": "rella"}
 FOLLOWED = ("refresh", "finetune", "pretrain", "tune")
 INTERVAL_S = 60
 DEMO_INTERVAL_S = 5  # somebody waits
@@ -41,14 +40,15 @@ def follow_drift(jobs: Sequence[Any], datasets: Sequence[str]) -> dg.SensorDefin
         "the champion that a report measured is in use.",
     )
     def follow_drift(context: dg.SensorEvaluationContext, tracking: MlflowTracking) -> dg.SensorResult | dg.SkipReason:
-        newest, cursor = _newest_reports(context, datasets)
+        reports = {track.drift_asset: track.name for track in TRACKS.values()}
+        newest, cursor = _newest_reports(context, tuple(reports), datasets)
         run_requests, reasons = [], []
         for (name, partition), report in newest.items():
             verdict = str(report["verdict"])
             if verdict not in FOLLOWED:
                 continue
             try:
-                champion = tracking.registry(REPORTS[name], partition).champion()
+                champion = tracking.registry(reports[name], partition).champion()
             except Exception as error:  # MLflow and its stores have errors of their own
                 return dg.SkipReason(f"the champions cannot be looked up, this is tried again: {one_line(error)}")
             if champion is None or champion.number != report["champion"]:
@@ -69,7 +69,7 @@ def follow_drift(jobs: Sequence[Any], datasets: Sequence[str]) -> dg.SensorDefin
 
 
 def _newest_reports(
-    context: dg.SensorEvaluationContext, datasets: Sequence[str]
+    context: dg.SensorEvaluationContext, reports: Sequence[str], datasets: Sequence[str]
 ) -> tuple[dict[tuple[str, str], dict[str, Any]], str | None]:
     """(asset, data set) -> metadata of the newest report since the cursor, and the next cursor.
 
@@ -82,14 +82,14 @@ def _newest_reports(
         return context.instance.fetch_materializations(wanted_records, limit=limit, ascending=ascending).records
 
     if context.cursor:
-        found = [(name, record) for name in REPORTS for record in fetch(name, after_storage_id=int(context.cursor))]
+        found = [(name, record) for name in reports for record in fetch(name, after_storage_id=int(context.cursor))]
         looked_at = sorted(found, key=lambda one: one[1].storage_id)[:MOST_REPORTS]
         cursor: str | None = str(looked_at[-1][1].storage_id) if looked_at else context.cursor
     else:
-        last = max((record.storage_id for name in REPORTS for record in fetch(name, limit=1)), default=0)
+        last = max((record.storage_id for name in reports for record in fetch(name, limit=1)), default=0)
         looked_at = [
             (name, record)
-            for name in REPORTS
+            for name in reports
             for dataset in datasets
             for record in reversed(fetch(name, asset_partitions=[dataset], before_storage_id=last + 1))
         ]
@@ -220,13 +220,13 @@ def incoming_sensor(job: Any, datasets: Sequence[str], interval_s: int) -> dg.Se
         default_status=dg.DefaultSensorStatus.STOPPED,
         description="Asks for `ingest` where new interaction files have arrived and are complete.",
     )
-    def sensor(context: dg.SensorEvaluationContext, folders: Folders) -> Iterator[dg.RunRequest | dg.SkipReason]:
+    def sensor(context: dg.SensorEvaluationContext, workspace: Workspace) -> Iterator[dg.RunRequest | dg.SkipReason]:
         reasons = []
         asked = False
         for name in datasets:
             try:
-                files = folders.incoming_files(name).listing()
-                settled, settling = folders.ledger(name).look(files, time.time(), folders.settle_s)
+                files = workspace.incoming_files(name).listing()
+                settled, settling = workspace.ledger(name).look(files, time.time(), workspace.settle_s)
             except Exception as error:  # a store that is away, of whatever kind, is no reason to leave out the others
                 context.log.warning(f"{name}: its incoming files cannot be looked at: {one_line(error)}")
                 reasons.append(f"{name}: cannot be looked at ({type(error).__name__}: {one_line(error)})")

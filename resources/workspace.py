@@ -12,7 +12,7 @@ from resources.incoming import IncomingFiles
 from resources.settings import SETTLE_S
 
 
-class Folders(dg.ConfigurableResource):
+class Workspace(dg.ConfigurableResource):
     """Where raw data, data set declarations, caches and working folders are."""
 
     data: str = Field(description="Raw data sets, one folder each (RAREC_DATA).")

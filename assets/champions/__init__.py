@@ -1,1 +1,1 @@
-"""The models in use: candidates, champions, refreshes and drift."""
+"""Group `operations`: the models in use. Read `track` first: what a track declares."""

@@ -1,4 +1,4 @@
-"""One run at a time makes a model: a second one waits, then uses what the first has made or goes on where it failed.
+"""One run at a time builds a model. A second run waits, then uses the first one's result or resumes where it failed.
 
 Everything about one training lies in its working folder: job, log, checkpoints and the lock.
 """
@@ -20,10 +20,10 @@ progress_log = logging.getLogger("rarec.progress")  # `make run` shows it in the
 
 
 @contextmanager
-def turn(context: dg.AssetExecutionContext, workdir: Path) -> Iterator[None]:
+def build_lock(context: dg.AssetExecutionContext, workdir: Path) -> Iterator[None]:
     """Wait until no other run works in this folder, and keep others out while the block lasts.
 
-    The system frees the lock of a process that dies, however it dies.
+    The system releases the lock when the process dies, however it dies.
     """
     workdir.mkdir(parents=True, exist_ok=True)
     with (workdir / "lock").open("a+") as lock:
@@ -32,20 +32,18 @@ def turn(context: dg.AssetExecutionContext, workdir: Path) -> Iterator[None]:
             if time.monotonic() - told_at >= REMINDER_S:
                 told_at = time.monotonic()
                 lock.seek(0)
-                text = (
-                    f"run {lock.read().strip() or 'unknown'} is making this very artifact in {workdir}; waiting for it"
-                )
+                text = f"run {lock.read().strip() or 'unknown'} is building this artifact in {workdir}; waiting for it"
                 context.log.info(text)
                 progress_log.info("%s", f"{context.asset_key.to_user_string()}: {text}")
             time.sleep(POLL_S)
         lock.truncate(0)
         lock.write(context.run.run_id)
         lock.flush()
-        yield  # closing the file gives the lock back
+        yield  # closing the file releases the lock
 
 
 def forget_checkpoints(workdir: Path) -> None:
-    """Remove the checkpoints; call it while it is your turn."""
+    """Remove the checkpoints; call it while you hold the lock."""
     for checkpoint in list(workdir.glob("**/checkpoint")):
         shutil.rmtree(checkpoint, ignore_errors=True)
 

@@ -1,14 +1,14 @@
-"""How asset checks are made: a pure function looks at the artifact that an asset materialised last."""
+"""How asset checks are declared: a pure function looks at the artifact that an asset materialised last."""
 
 from collections.abc import Callable
 from typing import Any
 
 import dagster as dg
 
-from assets.framework.stage import upstream
+from assets.framework.lineage import upstream
 from rarec.data.spec import DatasetSpec
 from resources.artifacts.store import Artifact, ArtifactStore
-from resources.workspace import Folders
+from resources.workspace import Workspace
 
 Examine = Callable[[DatasetSpec, Artifact], tuple[bool, dict[str, Any]]]
 
@@ -24,8 +24,10 @@ def artifact_check(name: str, asset: str, description: str, examine: Examine) ->
     """
 
     @dg.asset_check(asset=asset, name=name, description=description, blocking=True)
-    def check(context: dg.AssetCheckExecutionContext, store: ArtifactStore, folders: Folders) -> dg.AssetCheckResult:
-        passed, details = examine(folders.spec(context.partition_key), upstream(context, store, asset)[asset])
+    def check(
+        context: dg.AssetCheckExecutionContext, store: ArtifactStore, workspace: Workspace
+    ) -> dg.AssetCheckResult:
+        passed, details = examine(workspace.spec(context.partition_key), upstream(context, store, asset)[asset])
         return dg.AssetCheckResult(passed=passed, severity=dg.AssetCheckSeverity.ERROR, metadata=details)
 
     return check

@@ -1,168 +1,85 @@
-"""Group `reports`: figures of the ReLLa track, and both tracks side by side."""
+"""Group `reports`: figures of the ReLLa track."""
 
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
-import dagster as dg
 import numpy as np
 import pandas as pd
-import pydantic
 
-from assets.data.raw import load_counts, load_table
-from assets.framework.stage import OWNER, Outcome, StageConfig, materialise, refuse_bad_input, resolve, takes, upstream
-from assets.reports.ranking import course, image, links_to, log_report
+from assets.data.clean import load_counts, load_table
+from assets.framework.reuse import Outcome
+from assets.framework.stage import Job, stage
+from assets.reports.publish import course, image, links_to, log_report
 from rarec.baselines.ctr_logistic import fit_and_predict, five_numbers
-from rarec.config import Settings
 from rarec.data.ctr import CtrSamples
-from rarec.data.spec import DatasetSpec
 from rarec.metrics.histories import distinct_genres, genre_matrix, mean_similarity, random_behaviours
 from rarec.rella.predict import SCORED, untuned
 from rarec.rella.prompt_source import PromptSource
 from rarec.rella.training_samples import HISTORIES, Variant, load_variants
 from rarec.rella.vectors import VECTORS
-from rarec.reports.comparison import (
-    build_comparison_report,
-    comparison_markdown,
-    write_comparison_report,
-)
 from rarec.reports.ctr import report as reports
-from rarec.reports.ranking.records import RankingReport
+from rarec.reports.ctr.inputs import CtrReportSettings
 from rarec.reports.records import Split
 from rarec.retrieval.subr import recent_behaviours, retrieve_behaviours
 from rarec.training.fit import HISTORY
-from resources.artifacts.store import Artifact, ArtifactStore
+from resources.artifacts.store import Artifact
 from resources.mlflow.tracked_run import TrackedRun
-from resources.mlflow.tracking import MlflowTracking
-from resources.workspace import Folders
 
-CTR_VERSION = "2"
-COMPARISON_VERSION = "1"
-INPUTS = (
-    "interactions", "item_catalog", "ctr_samples", "textual_samples", "semantic_item_vectors",
-    "retrieval_enhanced_samples", "lora_checkpoint", "ctr_predictions",
-)  # fmt: skip
 YARDSTICK = "logistic regression on five numbers"
 SPLIT_NAMES: dict[str, Split] = {"valid": "validation", "test": "test"}
 STUDIED = 5000  # test samples whose histories are looked at
 SIZES = (5, 10, 15, 20, 25, 30)
+PROMPT_SOURCE = ("interactions", "ctr_samples", "textual_samples", "retrieval_enhanced_samples")
 
 
-class CtrReportSettings(Settings):
-    """How sure the figures are."""
-
-    resamples: int = pydantic.Field(default=1000, ge=100, description="Draws of users behind each 95 % interval.")
-
-
-@takes(CtrReportSettings)
-class CtrReportConfig(StageConfig):
-    """Run configuration of `ctr_metrics`."""
-
-
-STAGE_SETTINGS: dict[str, type[Settings]] = {"ctr_metrics": CtrReportSettings}
-
-
-@dg.asset(
-    deps=list(INPUTS),
-    group_name="reports",
+@stage(
+    group="reports",
+    track="rella",
+    version="2",
+    settings=CtrReportSettings,
+    inputs=(
+        "interactions",
+        "item_catalog",
+        "ctr_samples",
+        "textual_samples",
+        "semantic_item_vectors",
+        "retrieval_enhanced_samples",
+        "lora_checkpoint",
+        "ctr_predictions",
+    ),
     kinds={"json", "html"},
-    owners=[OWNER],
-    code_version=CTR_VERSION,
+    extras=lambda request: {
+        "title": request.spec.title,
+        "label_threshold": request.spec.label_threshold,
+        "label_comparison": request.spec.label_comparison,
+    },
+    read_weekly=True,
 )
-@refuse_bad_input
-def ctr_metrics(
-    context: dg.AssetExecutionContext,
-    config: CtrReportConfig,
-    store: ArtifactStore,
-    tracking: MlflowTracking,
-    folders: Folders,
-) -> dg.MaterializeResult:
+def ctr_metrics(job: Job[CtrReportSettings]) -> Outcome:
     """AUC, LogLoss, ACC and calibration, zero-shot and tuned, recent and retrieved, against five plain numbers."""
-    spec = folders.spec(context.partition_key)
-    settings = resolve(CtrReportSettings, config, spec, "ctr_metrics")
-    inputs = upstream(context, store, *INPUTS)
-
-    def build(folder: Path, run: TrackedRun) -> Outcome:
-        report = _report(spec, inputs, settings, links_to(run))
-        paths = reports.write_ctr_report(report, folder)
-        log_report(run, paths)
-        _log_models(run, report, inputs)
-        metrics = {
-            f"{scores.split}/{scores.model}/{name}": estimate.value
-            for scores in report.scores
-            for name, estimate in scores.metrics.items()
-        }
-        values = {
-            f"test {scores.model} AUC": round(scores.metrics["AUC"].value, 4)
-            for scores in report.scores
-            if scores.split == "test"
-        }
-        return Outcome(
-            values,
-            {"plot": image(paths.plots["metrics"], "metrics"), "tables": reports.ctr_markdown_tables(report)},
-            metrics,
-            files={"report": paths.html.name},
-        )
-
-    result, _ = materialise(
-        context,
-        store,
-        tracking,
-        code_version=CTR_VERSION,
-        settings={
-            **settings.model_dump(mode="json"),
-            "title": spec.title,
-            "label_threshold": spec.label_threshold,
-            "label_comparison": spec.label_comparison,
-        },
-        inputs=inputs,
-        force=config.force,
-        build=build,
+    report = _report(job)
+    paths = reports.write_ctr_report(report, job.folder)
+    log_report(job.run, paths)
+    _log_models(job.run, report, job.inputs)
+    metrics = {
+        f"{scores.split}/{scores.model}/{name}": estimate.value
+        for scores in report.scores
+        for name, estimate in scores.metrics.items()
+    }
+    values = {
+        f"test {scores.model} AUC": round(scores.metrics["AUC"].value, 4)
+        for scores in report.scores
+        if scores.split == "test"
+    }
+    return Outcome(
+        values,
+        {"plot": image(paths.plots["metrics"], "metrics"), "tables": reports.ctr_markdown_tables(report)},
+        metrics,
+        files={"report": paths.html.name},
     )
-    return result
 
 
-@dg.asset(
-    deps=["ranking_metrics", "ctr_metrics"],
-    group_name="reports",
-    kinds={"json", "html"},
-    owners=[OWNER],
-    code_version=COMPARISON_VERSION,
-)
-@refuse_bad_input
-def comparison_report(
-    context: dg.AssetExecutionContext,
-    config: StageConfig,
-    store: ArtifactStore,
-    tracking: MlflowTracking,
-    folders: Folders,
-) -> dg.MaterializeResult:
-    """Both tracks' figures of the test split on one page."""
-    inputs = upstream(context, store, "ranking_metrics", "ctr_metrics")
-
-    def build(folder: Path, run: TrackedRun) -> Outcome:
-        report = build_comparison_report(
-            RankingReport.model_validate_json(inputs["ranking_metrics"].file("report.json").read_text()),
-            reports.CtrReport.model_validate_json(inputs["ctr_metrics"].file("report.json").read_text()),
-            tuple(links_to(run)),
-        )
-        paths = write_comparison_report(report, folder)
-        log_report(run, paths)
-        return Outcome(markdown={"tables": comparison_markdown(report)}, files={"report": paths.html.name})
-
-    result, _ = materialise(
-        context,
-        store,
-        tracking,
-        code_version=COMPARISON_VERSION,
-        settings={},
-        inputs=inputs,
-        force=config.force,
-        build=build,
-    )
-    return result
-
-
-def _log_models(run: TrackedRun, report: reports.CtrReport, inputs: dict[str, Artifact]) -> None:
+def _log_models(run: TrackedRun, report: reports.CtrReport, inputs: Mapping[str, Artifact]) -> None:
     """One nested run a model, so that MLflow sets zero-shot beside tuned, with the settings that made them."""
     stages = {name: inputs[name].manifest.config for name in ("textual_samples", "lora_checkpoint")}
     run.log_params(stages)
@@ -180,12 +97,11 @@ def _log_models(run: TrackedRun, report: reports.CtrReport, inputs: dict[str, Ar
             )
 
 
-def _report(
-    spec: DatasetSpec, inputs: dict[str, Artifact], settings: CtrReportSettings, links: list[reports.Link]
-) -> reports.CtrReport:
+def _report(job: Job[CtrReportSettings]) -> reports.CtrReport:
+    spec, inputs = job.spec, job.inputs
     table = load_table(inputs["interactions"], "interactions")
     rating = table["rating"].to_numpy()
-    source = PromptSource.load({name: str(artifact.path) for name, artifact in inputs.items()})
+    source = PromptSource.load(**{name: job.path(name) for name in PROMPT_SOURCE})
     samples, items = source.samples, source.items
     vectors = np.load(inputs["semantic_item_vectors"].path / VECTORS)
     genres = load_table(inputs["item_catalog"], "items")["genres"]
@@ -228,13 +144,13 @@ def _report(
             reports.TrainingCurve(model=v.name, **course(lora.file(f"{v.name}/{HISTORY}"), ("AUC",))) for v in variants
         ],
         prompts=_prompts(source, rows["test"][:1]),
-        links=links,
+        links=links_to(job.run),
         notes=_notes(inputs),
-        resamples=settings.resamples,
+        resamples=job.settings.resamples,
     )
 
 
-def _split_rule(inputs: dict[str, Artifact], samples: CtrSamples, time: str) -> str:
+def _split_rule(inputs: Mapping[str, Artifact], samples: CtrSamples, time: str) -> str:
     settings = inputs["ctr_samples"].manifest.config
     shares = f"{settings['train_share']:.0%} train, {settings['valid_share']:.0%} validate, the rest test"
     if time == "clock":
@@ -320,7 +236,7 @@ def _prompts(source: PromptSource, shown: np.ndarray) -> list[reports.PromptPrev
     ]
 
 
-def _notes(inputs: dict[str, Artifact]) -> list[str]:
+def _notes(inputs: Mapping[str, Artifact]) -> list[str]:
     predictions = inputs["ctr_predictions"].metadata["values"]
     text = inputs["textual_samples"].metadata["values"]
     return [

@@ -166,6 +166,27 @@ class RellaDriftRule(_Rule):
         return "none", f"{events} new events; {fell}"
 
 
+class DriftSettings(DriftRule):
+    """What asks for which step, and on how many events that is judged."""
+
+    most_events: int = pydantic.Field(
+        default=20_000, ge=1, description="Most new events that the champion is asked for, drawn with the seed."
+    )
+    seed: int = pydantic.Field(default=42, ge=0, description="Seed of the draw.")
+
+
+class RellaDriftSettings(RellaDriftRule):
+    """What asks for tuning again, and on how many events that is judged."""
+
+    most_events: int = pydantic.Field(
+        default=10_000, ge=2, description="Most new events that the model is asked about, drawn with the seed."
+    )
+    seed: int = pydantic.Field(default=42, ge=0, description="Seed of the draw.")
+    batch_tokens: int = pydantic.Field(
+        default=16_384, ge=64, description="Most tokens of a padded batch of prompts, as for `ctr_predictions`."
+    )
+
+
 class DriftReport(Report):
     """The champion then and now."""
 

@@ -10,6 +10,8 @@ from rarec.config import Settings
 from rarec.metrics.ctr import METRICS, FloatArray, Interval, ctr_metrics, difference
 from rarec.metrics.significance import PairedComparison
 
+Kind = Literal["trained", "refreshed", "finetuned"]
+"""A model trained as a whole, or another one with a refreshed memory, or with stage 2 trained again on that."""
 Decision = Literal["first", "same", "better", "not worse", "worse"]
 PASSES = ("first", "same", "better", "not worse")
 
@@ -29,6 +31,10 @@ class Rule(Settings):
         "tolerance. Without it passes what is not shown to be worse.",
     )
     seed: int = pydantic.Field(default=42, ge=0, description="Seed of the resampled users.")
+    replace_lost: bool = pydantic.Field(
+        default=False,
+        description="If the champion's artifacts are lost: let the candidate take its place without a comparison.",
+    )
 
     def decide(self, compared: PairedComparison) -> tuple[Decision, str]:
         """The decision, and why in words. The greater figure is the better."""
@@ -48,6 +54,39 @@ class Rule(Settings):
         if self.strict and not compared.ci_low >= least:
             return "worse", f"{shown}: may be more than the tolerance of {self.tolerance:.1%} below (strict)"
         return "not worse", shown
+
+
+class CandidateSettings(Rule):
+    """RaSeRec: which model is compared with the champion, on which events, and by what rule it passes."""
+
+    source: Kind = pydantic.Field(
+        default="trained",
+        description="The present `raserec_finetuned` (trained), or the champion with the present `refreshed_memory` "
+        "(refreshed) and `refreshed_finetuned` (finetuned).",
+    )
+    least_events: int = pydantic.Field(
+        default=100,
+        ge=1,
+        description="With fewer events since either model's training, the last event of every user is taken instead "
+        "(the leave-one-out test).",
+    )
+    least_users: int = pydantic.Field(
+        default=30, ge=1, description="The same if these events are of fewer users, who are the unit of comparison."
+    )
+    most_events: int = pydantic.Field(
+        default=20_000, ge=1, description="Most events that the models are asked for, drawn with the seed."
+    )
+
+
+class RellaCandidateSettings(Rule):
+    """ReLLa: on how many samples the models are compared, and by what rule a candidate passes."""
+
+    test_samples: int = pydantic.Field(
+        default=10_000, ge=2, description="Most test samples that both models are asked about, drawn with the seed."
+    )
+    batch_tokens: int = pydantic.Field(
+        default=16_384, ge=64, description="Most tokens of a padded batch of prompts, as for `ctr_predictions`."
+    )
 
 
 def evidence(decision: Decision, reason: str, window: dict[str, Any], **figures: dict[str, float]) -> dict[str, Any]:

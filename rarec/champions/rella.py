@@ -7,11 +7,11 @@ language models or with different prompts can be asked about the same targets.
 import os
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+from pydantic import Field
 
 from rarec.data.ctr import CtrSamples
 from rarec.data.ids import IdLookup
@@ -19,6 +19,7 @@ from rarec.data.sequences import IntArray
 from rarec.data.templates import Template
 from rarec.rella.online import OnlineModel
 from rarec.training.engine import keep_freed_memory
+from rarec.training.job import Place, WorkerJob
 from rarec.training.progress import ProgressReporter, Report, launched_rank, quiet, worker_main
 
 COLUMNS = ["user_index", "user_id", "item_id", "rating"]
@@ -84,28 +85,34 @@ def unseen_targets(
     return np.arange(rows.start, rows.stop)[~np.isin(wanted, seen)]
 
 
-def work(job: dict[str, Any], reporter: ProgressReporter) -> None:
-    """Worker entry: ``job`` holds the ``model``'s artifact folders as `OnlineModel.load` reads them, with ``base``,
-    ``template``, ``behaviours`` and ``cache``; the artifact folder of ``interactions``, a file of ``targets``,
-    ``batch_tokens``, and the folder ``output``, which gets this rank's share as ``<name>-<rank>.parquet``.
-    """
+class AskJob(WorkerJob):
+    """Ask a tuned model about interactions that came after its tuning."""
+
+    module = "rarec.champions.rella"
+
+    name: str = Field(description="What progress and files call the model.")
+    model: dict[str, Path] = Field(description="The model's artifact folders; see `OnlineModel.load`.")
+    base: str = Field(description="Fingerprint of the language model.")
+    template: Template
+    behaviours: int = Field(description="Behaviours in a prompt.")
+    cache: Path = Field(description="Where models from a hub are kept.")
+    interactions: Path = Field(description="Folder of the artifact.")
+    targets: Path = Field(description="A .npy file: rows of the interactions that the model is asked about.")
+    batch_tokens: int = Field(description="Most tokens of a padded batch of prompts.")
+
+
+def work(job: AskJob, place: Place, reporter: ProgressReporter) -> None:
+    """Worker entry: writes this rank's share as ``<name>-<rank>.parquet``."""
     keep_freed_memory()
     rank, world = launched_rank(), int(os.environ.get("WORLD_SIZE", "1"))
-    model = OnlineModel.load(
-        {name: Path(folder) for name, folder in job["model"].items()},
-        job["base"],
-        Template(**job["template"]),
-        job["behaviours"],
-        Path(job["cache"]),
-    )
-    table = pd.read_parquet(Path(job["interactions"]) / "interactions.parquet", columns=COLUMNS)
-    targets = np.load(job["targets"])[rank::world]
-    report = partial(reporter.report, stage=job["name"])
-    share = pd.DataFrame(
-        {"target": targets, "probability": ask_served(model, table, targets, job["batch_tokens"], report)}
-    )
-    share.to_parquet(Path(job["output"]) / f"{job['name']}-{rank}.parquet", index=False)
+    model = OnlineModel.load(job.model, job.base, job.template, job.behaviours, job.cache)
+    table = pd.read_parquet(job.interactions / "interactions.parquet", columns=COLUMNS)
+    targets = np.load(job.targets)[rank::world]
+    report = partial(reporter.report, stage=job.name)
+    probability = ask_served(model, table, targets, job.batch_tokens, report)
+    share = pd.DataFrame({"target": targets, "probability": probability})
+    share.to_parquet(place.output / f"{job.name}-{rank}.parquet", index=False)
 
 
 if __name__ == "__main__":
-    worker_main(work)
+    worker_main(AskJob, work)

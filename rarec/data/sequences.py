@@ -11,13 +11,39 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import Field
 
+from rarec.config import Settings
 from rarec.errors import InputError
 
 IntArray = npt.NDArray[np.int64]
 Split = Literal["train", "valid", "test"]
 
+DAY_S = 86_400
 HELD_OUT = 2  # leave-one-out: the last item is the test target, the last but one the validation target
+
+
+class SequenceSettings(Settings):
+    """Settings of the sequences."""
+
+    window_days: float = Field(
+        default=0,
+        ge=0,
+        description="Newest days (of the data set's own clock) that no training sees, so that a model can be compared "
+        "with the champion on them; 0: none.",
+    )
+
+    def window_start(self, timestamps: IntArray, clock: bool) -> int | None:
+        """The time (seconds) from which on events stay out of every training; None without a window.
+
+        Raises:
+            InputError: a window of data without a clock.
+        """
+        if not self.window_days:
+            return None
+        if not clock:
+            raise InputError("window_days needs clock timestamps, which this data set has not; set window_days = 0")
+        return int(timestamps.max()) + 1 - round(self.window_days * DAY_S)
 
 
 def draw_rows(rows: IntArray, most: int, seed: int) -> IntArray:

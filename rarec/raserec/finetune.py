@@ -26,6 +26,7 @@ from rarec.training.dropout import DropoutBits
 from rarec.training.engine import keep_freed_memory, rank, shares, worker_device
 from rarec.training.engine_settings import EngineSettings
 from rarec.training.fit import fit
+from rarec.training.job import Place, WorkerJob
 from rarec.training.progress import ProgressReporter, Report, quiet, worker_main
 from rarec.training.softmax import full_softmax_loss
 
@@ -210,25 +211,27 @@ def finetune(
     return summary
 
 
-def work(job: dict[str, Any], reporter: ProgressReporter) -> None:
-    """Worker entry: ``job`` holds ``settings``, ``engine``, ``encoder_fingerprint`` and the folders ``sequences``,
-    ``encoder``, ``bank``, ``output`` and ``checkpoint``.
-    """
+class FinetuneJob(WorkerJob):
+    """Train the retrieval-augmented module for a pre-trained encoder and its memory bank."""
+
+    module = "rarec.raserec.finetune"
+
+    settings: FinetuneSettings
+    sequences: Path
+    encoder: Path
+    encoder_fingerprint: str
+    bank: Path
+
+
+def work(job: FinetuneJob, place: Place, reporter: ProgressReporter) -> None:
+    """Worker entry."""
     keep_freed_memory()
-    sequences = UserSequences.load(Path(job["sequences"]))
-    bank = MemoryBank.load(Path(job["bank"]))
-    bank.require_encoder(job["encoder_fingerprint"])
-    finetune(
-        sequences,
-        load_encoder(Path(job["encoder"]), sequences.n_items),
-        bank,
-        FinetuneSettings(**job["settings"]),
-        Path(job["output"]),
-        Path(job["checkpoint"]),
-        reporter.report,
-        EngineSettings(**job["engine"]),
-    )
+    sequences = UserSequences.load(job.sequences)
+    bank = MemoryBank.load(job.bank)
+    bank.require_encoder(job.encoder_fingerprint)
+    encoder = load_encoder(job.encoder, sequences.n_items)
+    finetune(sequences, encoder, bank, job.settings, place.output, place.checkpoint, reporter.report, place.engine)
 
 
 if __name__ == "__main__":
-    worker_main(work)
+    worker_main(FinetuneJob, work)

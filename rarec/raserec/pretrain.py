@@ -41,6 +41,7 @@ from rarec.training.engine import (
 )
 from rarec.training.engine_settings import EngineSettings
 from rarec.training.fit import fit
+from rarec.training.job import Place, WorkerJob
 from rarec.training.progress import ProgressReporter, Report, quiet, worker_main
 from rarec.training.softmax import full_softmax_loss, single_or_double
 
@@ -244,18 +245,21 @@ def pretrain(
     return summary
 
 
-def work(job: dict[str, Any], reporter: ProgressReporter) -> None:
-    """Worker entry: ``job`` holds ``settings``, ``engine``, and folders: ``sequences``, ``output``, ``checkpoint``."""
+class PretrainJob(WorkerJob):
+    """Pre-train an encoder on the sequences in a folder."""
+
+    module = "rarec.raserec.pretrain"
+
+    settings: PretrainSettings
+    sequences: Path
+
+
+def work(job: PretrainJob, place: Place, reporter: ProgressReporter) -> None:
+    """Worker entry."""
     keep_freed_memory()
-    pretrain(
-        UserSequences.load(Path(job["sequences"])),
-        PretrainSettings(**job["settings"]),
-        Path(job["output"]),
-        Path(job["checkpoint"]),
-        reporter.report,
-        EngineSettings(**job["engine"]),
-    )
+    sequences = UserSequences.load(job.sequences)
+    pretrain(sequences, job.settings, place.output, place.checkpoint, reporter.report, place.engine)
 
 
 if __name__ == "__main__":
-    worker_main(work)
+    worker_main(PretrainJob, work)

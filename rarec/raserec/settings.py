@@ -90,3 +90,10 @@ class FinetuneSettings(FitSettings):
                 "alpha = 1 leaves the retrieval-augmented module without effect; lower it, or use stage 1 alone"
             )
         return self
+
+
+class RecommendSettings(Settings):
+    """Settings of the recommendation lists."""
+
+    top_n: int = Field(default=20, ge=1, description="Items a user.")
+    exclude_seen: bool = Field(default=True, description="Leave out what the user already has.")

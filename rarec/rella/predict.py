@@ -19,12 +19,13 @@ from pydantic import Field
 from rarec.config import Settings
 from rarec.data.ctr import Split, draw
 from rarec.rella.language_model import Answers
-from rarec.rella.prompt_source import PromptSource, open_prompts
+from rarec.rella.prompt_source import PromptJob, PromptSource, open_prompts
 from rarec.rella.scoring import score
 from rarec.rella.training_samples import HISTORIES, History, Variant
 from rarec.rella.tuning import load_adapter
 from rarec.text.tokens import PromptTokens
 from rarec.training.engine import keep_freed_memory, worker_device
+from rarec.training.job import Place
 from rarec.training.progress import ProgressReporter, launched_rank, worker_main
 
 ZERO_SHOT = "zero-shot"
@@ -141,31 +142,44 @@ def _write(file: Path, probability: np.ndarray, dropped: int) -> None:
     os.replace(beside, file)
 
 
-def work(job: dict[str, Any], reporter: ProgressReporter) -> None:
-    """Worker entry: ``job`` holds ``settings``, what `open_prompts` reads, the language model's identity ``base``,
-    ``adapters`` (name, folder), and the folders ``output``, which gets this rank's share as ``<split>-<rank>.parquet``,
-    and ``checkpoint``, for a later attempt.
-    """
+class Adapter(Settings):
+    """A tuned adapter, by the name of its variant."""
+
+    name: str
+    folder: Path
+
+
+class PredictJob(PromptJob):
+    """Score samples with the language model as it is and with each adapter."""
+
+    module = "rarec.rella.predict"
+
+    settings: PredictionSettings
+    adapters: tuple[Adapter, ...]
+
+
+def work(job: PredictJob, place: Place, reporter: ProgressReporter) -> None:
+    """Worker entry: writes this rank's share as ``<split>-<rank>.parquet``."""
     keep_freed_memory()
     rank, world = launched_rank(), int(os.environ.get("WORLD_SIZE", "1"))
-    settings = PredictionSettings(**job["settings"])
+    settings = job.settings
     source, reference, prompts, answers = open_prompts(job)
     predictor = Predictor(source, prompts, answers, worker_device(), settings.batch_tokens)
     samples = {split: draw(source.samples, split, settings.most(split), settings.seed)[rank::world] for split in SCORED}
     predictions, facts = predict_all(
         predictor,
         reference.model(worker_device()),
-        [(Variant.named(adapter["name"]), Path(adapter["folder"])) for adapter in job["adapters"]],
-        job["base"],
+        [(Variant.named(adapter.name), adapter.folder) for adapter in job.adapters],
+        job.base,
         samples,
         reporter.report,
-        Path(job["checkpoint"]) / f"{rank}-of-{world}",
+        place.checkpoint / f"{rank}-of-{world}",
     )
-    output = Path(job["output"])
+    output = place.output
     for split, columns in predictions.items():
         pd.DataFrame({"sample": samples[split], **columns}).to_parquet(output / f"{split}-{rank}.parquet", index=False)
     (output / f"facts-{rank}.json").write_text(json.dumps(facts))
 
 
 if __name__ == "__main__":
-    worker_main(work)
+    worker_main(PredictJob, work)

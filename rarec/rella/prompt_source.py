@@ -1,6 +1,6 @@
 """Prompts of samples: which parts stand in the prompt of a sample with its recent or its retrieved history."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+from pydantic import Field
 
 from rarec.data.ctr import CtrSamples
 from rarec.data.sequences import IntArray, user_at
@@ -16,6 +17,7 @@ from rarec.retrieval.index import FloatArray
 from rarec.retrieval.subr import Distances, distance_type, recent_behaviours, retrieve_behaviours
 from rarec.text.prompts import PromptParts
 from rarec.text.tokens import PromptTokens
+from rarec.training.job import WorkerJob
 
 RECENT, RETRIEVED = "recent.npy", "retrieved.npy"
 
@@ -38,19 +40,26 @@ class PromptSource:
     retrieved: Distances
 
     @classmethod
-    def load(cls, folders: Mapping[str, str]) -> "PromptSource":
-        """From the artifact folders of `interactions`, `ctr_samples`, `textual_samples` and
-        `retrieval_enhanced_samples`; the histories stay on disk until they are asked for. With a folder
-        ``histories``, both are those of `save_histories` there.
+    def load(
+        cls,
+        *,
+        interactions: Path,
+        ctr_samples: Path,
+        textual_samples: Path,
+        retrieval_enhanced_samples: Path,
+        histories: Path | None = None,
+    ) -> "PromptSource":
+        """Read the artifacts of these names. Histories stay on disk until they are needed.
+
+        Args:
+            histories: Folder in which `save_histories` wrote both histories, to replace those of the artifacts.
         """
-        text = Path(folders["textual_samples"])
-        own = folders.get("histories")
         return cls(
-            CtrSamples.load(Path(folders["ctr_samples"])),
-            load_items(Path(folders["interactions"])),
-            PromptParts.load(text),
-            np.load(Path(own or text) / RECENT, mmap_mode="r"),
-            np.load(Path(own or folders["retrieval_enhanced_samples"]) / RETRIEVED, mmap_mode="r"),
+            CtrSamples.load(ctr_samples),
+            load_items(interactions),
+            PromptParts.load(textual_samples),
+            np.load((histories or textual_samples) / RECENT, mmap_mode="r"),
+            np.load((histories or retrieval_enhanced_samples) / RETRIEVED, mmap_mode="r"),
         )
 
     def rows(self, samples: IntArray, retrieved: bool | npt.NDArray[np.bool_]) -> IntArray:
@@ -67,21 +76,42 @@ class PromptSource:
         return user_at(self.samples.offsets, self.samples.position[samples])
 
 
-def open_prompts(job: Mapping[str, str]) -> tuple[PromptSource, ModelReference, PromptTokens, Answers]:
-    """What asks a language model: the samples, the model, the prompts' tokens for it, and its answers.
+class PromptJob(WorkerJob):
+    """Base of jobs that prompt a language model; the folders are those of the artifacts of the same name."""
+
+    interactions: Path
+    ctr_samples: Path
+    textual_samples: Path
+    base_language_model: Path
+    retrieval_enhanced_samples: Path
+    base: str = Field(description="Fingerprint of the language model.")
+    cache: Path = Field(description="Where models from a hub are kept.")
+    yes: str = Field(description="The answer for a like.")
+    no: str = Field(description="The answer for anything else.")
+
+
+def open_prompts(
+    job: PromptJob, histories: Path | None = None
+) -> tuple[PromptSource, ModelReference, PromptTokens, Answers]:
+    """The samples, the language model, the prompts' tokens for it, and its two answers.
 
     Args:
-        job: the artifact folders that `PromptSource` reads and that of `base_language_model`, the hub's ``cache``, and
-            the two answers ``yes`` and ``no``.
+        histories: See `PromptSource.load`.
 
     Raises:
-        InputError: the model cannot be had, or has no single token for an answer.
+        InputError: The model cannot be loaded, or has no single token for an answer.
     """
-    source = PromptSource.load(job)
-    reference = ModelReference.open(Path(job["base_language_model"]), Path(job["cache"]))
+    source = PromptSource.load(
+        interactions=job.interactions,
+        ctr_samples=job.ctr_samples,
+        textual_samples=job.textual_samples,
+        retrieval_enhanced_samples=job.retrieval_enhanced_samples,
+        histories=histories,
+    )
+    reference = ModelReference.open(job.base_language_model, job.cache)
     tokenizer = reference.tokenizer()
     prompts = PromptTokens.of(source.parts, tokenizer, reference.context_length())
-    return source, reference, prompts, find_answers(tokenizer, job["yes"], job["no"])
+    return source, reference, prompts, find_answers(tokenizer, job.yes, job.no)
 
 
 def save_histories(folder: Path, samples: CtrSamples, items: IntArray, vectors: FloatArray, k: int) -> None:

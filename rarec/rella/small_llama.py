@@ -25,6 +25,7 @@ from rarec.text.tokens import PromptTokens
 from rarec.training.engine import from_rank_0, join_group, keep_freed_memory, rank, worker_device
 from rarec.training.engine_settings import EngineSettings
 from rarec.training.fit import fit
+from rarec.training.job import Place, WorkerJob
 from rarec.training.progress import ProgressReporter, Report, worker_main
 
 BOS, EOS = "<s>", "</s>"
@@ -181,33 +182,42 @@ def train_scratch(
     return card
 
 
-def work(job: dict[str, Any], reporter: ProgressReporter) -> None:
-    """Worker entry: ``job`` holds ``settings``, ``has_clock``, the two answers ``yes`` and ``no``, the artifact folders
-    `interactions`, `ctr_samples` and `textual_samples`, and, as in every training, ``engine`` and the folders
-    ``output`` and ``checkpoint``.
-    """
+class SmallLlamaJob(WorkerJob):
+    """Train a small Llama on a data set's own text; the folders are those of the artifacts of the same name."""
+
+    module = "rarec.rella.small_llama"
+
+    settings: LanguageModelSettings
+    interactions: Path
+    ctr_samples: Path
+    textual_samples: Path
+    has_clock: bool
+    yes: str
+    no: str
+
+
+def work(job: SmallLlamaJob, place: Place, reporter: ProgressReporter) -> None:
+    """Worker entry."""
     keep_freed_memory()
-    settings = LanguageModelSettings(**job["settings"])
-    samples = CtrSamples.load(Path(job["ctr_samples"]))
-    interactions = Path(job["interactions"])
-    timestamp = pd.read_parquet(interactions / "interactions.parquet", columns=["timestamp"])["timestamp"].to_numpy()
-    text, output = Path(job["textual_samples"]), Path(job["output"])
+    settings, output = job.settings, place.output
+    samples = CtrSamples.load(job.ctr_samples)
+    timestamp = pd.read_parquet(job.interactions / "interactions.parquet", columns=["timestamp"])["timestamp"]
     train_scratch(
-        PromptParts.load(text),
-        Catalogue.load(text),
-        load_items(interactions),
+        PromptParts.load(job.textual_samples),
+        Catalogue.load(job.textual_samples),
+        load_items(job.interactions),
         samples.offsets,
-        training_positions(samples, timestamp, job["has_clock"]),
-        (job["yes"], job["no"]),
+        training_positions(samples, timestamp.to_numpy(), job.has_clock),
+        (job.yes, job.no),
         settings,
         output,
-        Path(job["checkpoint"]),
+        place.checkpoint,
         reporter.report,
-        EngineSettings(**job["engine"]),
+        place.engine,
     )
     if rank() == 0:
         ModelReference(SCRATCH, "", output, settings.quantisation, settings.max_tokens).save(output)
 
 
 if __name__ == "__main__":
-    worker_main(work)
+    worker_main(SmallLlamaJob, work)

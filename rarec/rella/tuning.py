@@ -23,7 +23,7 @@ from rarec.data.sequences import IntArray
 from rarec.errors import InputError
 from rarec.metrics.ctr import METRICS, ctr_metrics
 from rarec.rella.language_model import Answers, PaddedBatch, last_logits, pad
-from rarec.rella.prompt_source import PromptSource, open_prompts
+from rarec.rella.prompt_source import PromptJob, PromptSource, open_prompts
 from rarec.rella.scoring import out_of_memory, score
 from rarec.rella.training_samples import Shots
 from rarec.text.tokens import PromptTokens, by_length
@@ -40,6 +40,7 @@ from rarec.training.engine import (
 )
 from rarec.training.engine_settings import EngineSettings
 from rarec.training.fit import FitSettings, fit
+from rarec.training.job import Place
 from rarec.training.out_of_memory import explain_out_of_memory
 from rarec.training.progress import ProgressReporter, Report, quiet, worker_main
 
@@ -297,29 +298,37 @@ def load_adapter(model: Any, folder: Path, base: str) -> Any:
     return PeftModel.from_pretrained(model, folder).eval()
 
 
-def work(job: dict[str, Any], reporter: ProgressReporter) -> None:
-    """Worker entry: ``job`` holds ``settings``, ``engine``, ``seed``, what `open_prompts` reads, the folder of
-    ``shots``, the language model's identity ``base``, and the folders ``output`` and ``checkpoint``.
-    """
+class TuningJob(PromptJob):
+    """Tune a LoRA adapter of the language model."""
+
+    module = "rarec.rella.tuning"
+
+    settings: TuningSettings
+    seed: int
+    training_samples: Path = Field(description="Folder in which the prompts that train were saved.")
+    histories: Path | None = Field(
+        default=None, description="Folder of other histories than those of the artifacts, as `save_histories` writes."
+    )
+
+
+def work(job: TuningJob, place: Place, reporter: ProgressReporter) -> None:
+    """Worker entry."""
     keep_freed_memory()
-    settings = TuningSettings(**job["settings"])
-    engine = EngineSettings(**job["engine"])
-    seed: int = job["seed"]
-    source, reference, prompts, answers = open_prompts(job)
+    source, reference, prompts, answers = open_prompts(job, job.histories)
     objective = TuningObjective(
-        add_adapter(reference.model(worker_device()), settings, seed),
+        add_adapter(reference.model(worker_device()), job.settings, job.seed),
         source,
         prompts,
-        Shots.load(Path(job["shots"])),
+        Shots.load(job.training_samples),
         answers,
-        settings,
-        seed,
+        job.settings,
+        job.seed,
         worker_device(),
-        engine.accumulation,
+        place.engine.accumulation,
         reporter.report,
     )
-    tune(objective, job["base"], Path(job["output"]), Path(job["checkpoint"]), reporter.report, engine)
+    tune(objective, job.base, place.output, place.checkpoint, reporter.report, place.engine)
 
 
 if __name__ == "__main__":
-    worker_main(work)
+    worker_main(TuningJob, work)

@@ -12,13 +12,23 @@ from typing import ClassVar
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+from pydantic import Field
 
+from rarec.config import Settings
 from rarec.data.sequences import IntArray
 from rarec.data.templates import Template, item_texts, profile_texts, rating_text
 from rarec.retrieval.subr import Distances
 
 NO_PART = -1
 CATALOGUE = "catalogue.parquet"
+
+
+class TextSettings(Settings):
+    """Settings of the prompts."""
+
+    behaviours: int = Field(
+        default=30, ge=1, description="K, behaviours in a prompt: the most recent, or the retrieved ones."
+    )
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,11 @@
 """What a training worker tells the process that launched it, and how it dies with that process.
 
-A worker module ends with `if __name__ == "__main__": worker_main(train)` and runs as `python -m <module> job.json`,
-alone or under torchrun. Under Dagster rank 0 reports through Dagster Pipes; otherwise it prints.
+A worker module ends with `if __name__ == "__main__": worker_main(SomeJob, work)` and runs as `python -m <module>
+job.json`, alone or under torchrun. Under Dagster rank 0 reports through Dagster Pipes; otherwise it prints.
 """
 
 import ctypes
 import faulthandler
-import json
 import os
 import signal
 import sys
@@ -18,12 +17,12 @@ from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import psutil
 
 from rarec.errors import InputError
 from rarec.training.gpu import gpu_figures
+from rarec.training.job import J, Place, read_job
 from rarec.training.worker.worker_files import Heartbeat, clear_signs, leave_error, log_file, stacks_file
 
 LAUNCHER_PID = "RAREC_LAUNCHER_PID"  # set by the process that starts the worker, with which the worker ends
@@ -172,8 +171,8 @@ class ProgressReporter:
         return lambda progress: pipes.report_custom_message(asdict(progress))
 
 
-def worker_main(work: Callable[[dict[str, Any], ProgressReporter], None]) -> None:
-    """Run `work(job, reporter)` on the job file named on the command line.
+def worker_main(kind: type[J], work: Callable[[J, Place, ProgressReporter], None]) -> None:
+    """Run `work(job, place, reporter)` on the job file named on the command line, which holds a job of this kind.
 
     An exception is left as error-<rank>.json beside the job file, for the launcher to show, and ends the process at
     once with exit code 2 for InputError and 1 otherwise: a failed rank must not wait in the teardown of a broken group.
@@ -187,11 +186,11 @@ def worker_main(work: Callable[[dict[str, Any], ProgressReporter], None]) -> Non
     if LAUNCHER_PID in os.environ:
         _tell_launcher(folder, rank)
     try:
-        job = json.loads(job_file.read_text(encoding="utf-8"))
+        job, place = read_job(job_file, kind)
         heartbeat = Heartbeat(folder, rank)
         heartbeat.beat("start")
         with ProgressReporter(heartbeat=heartbeat) as reporter:
-            work(job, reporter)
+            work(job, place, reporter)
         heartbeat.end()
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             # At once here, too: gloo's threads may abort a process whose interpreter shuts down under them.

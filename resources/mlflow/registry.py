@@ -4,8 +4,9 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, cast
 
+from rarec.champions.promotion import Kind
 from rarec.errors import InputError
 from resources.artifacts.manifest import DamagedArtifact
 from resources.artifacts.store import Artifact, ArtifactStore
@@ -15,10 +16,6 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 CHAMPION = "champion"
-Track = Literal["raserec", "rella"]
-TRACKS: tuple[Track, ...] = ("raserec", "rella")
-PROMOTE: dict[Track, str] = {"raserec": "promote", "rella": "promote_rella"}  # the jobs
-Kind = Literal["trained", "refreshed", "finetuned"]
 
 _ARTIFACTS = "rarec.artifacts"
 _KIND = "rarec.kind"
@@ -26,6 +23,11 @@ _EVIDENCE = "rarec.evidence"
 _REPLACED = "rarec.replaced"
 _ROLLED_BACK = "rarec.rolled_back"
 _ROLLED_BACK_TO = "rarec.rolled_back_to"
+
+
+def promote_job(track: str) -> str:
+    """Name of the job that promotes a track's candidate."""
+    return "promote" if track == "raserec" else f"promote_{track}"
 
 
 @dataclass(frozen=True)
@@ -60,9 +62,9 @@ class Version:
         return f"models:/{self.model}/{self.number}"
 
     @property
-    def track(self) -> Track:
+    def track(self) -> str:
         """Of its model."""
-        return cast(Track, self.model.rsplit("-", 1)[1])
+        return self.model.rsplit("-", 1)[1]
 
     def open(self, store: ArtifactStore, partition: str) -> dict[str, Artifact]:
         """Its artifacts by asset.
@@ -93,10 +95,10 @@ class Version:
 class ModelRegistry:
     """The versions of one data set's model of one track."""
 
-    def __init__(self, client: "MlflowClient", track: Track, dataset: str) -> None:
+    def __init__(self, client: "MlflowClient", track: str, dataset: str) -> None:
         self._client = client
         self._dataset = dataset
-        self._track: Track = track
+        self._track = track
         self.name = f"rarec-{dataset}-{track}"
 
     def versions(self) -> list[Version]:
@@ -157,7 +159,7 @@ class ModelRegistry:
         known = {version.number: version for version in self.versions()}
         before = self.champion()
         if before is None:
-            raise InputError(f"{self.name} has no champion; run the job `{PROMOTE[self._track]}` first")
+            raise InputError(f"{self.name} has no champion; run the job `{promote_job(self._track)}` first")
         if number is None:
             number = next((version.number for version in rollback_chain(known.values(), before)), None)
         if number is None or number not in known or number == before.number:

@@ -18,7 +18,7 @@ from pydantic import Field
 
 from rarec.errors import InputError, one_line
 from resources.mlflow.outbox import Outbox
-from resources.mlflow.registry import ModelRegistry, Track
+from resources.mlflow.registry import ModelRegistry
 from resources.mlflow.run_history import ListedRun, newest_runs
 from resources.mlflow.tracked_run import CODE_VERSION, FINGERPRINT, TrackedRun
 from resources.settings import MLFLOW_DATABASE
@@ -106,7 +106,7 @@ class MlflowTracking(dg.ConfigurableResource):
             if tracked.lost:
                 context.log.error(f"Not recorded in MLflow run {tracked.run_id}: {tracked.lost}")
 
-    def registry(self, track: Track, dataset: str) -> ModelRegistry:
+    def registry(self, track: str, dataset: str) -> ModelRegistry:
         """The model registry of one data set and track; raises InputError if MLflow cannot be used."""
         self.check()
         return ModelRegistry(self._client(), track, dataset)

@@ -1,6 +1,5 @@
 """Runs training in worker processes and owns them: whatever happens to the asset, no process is left behind."""
 
-import json
 import logging
 import time
 import uuid
@@ -15,6 +14,7 @@ from pydantic import Field
 
 from rarec.errors import InputError
 from rarec.training.engine_settings import EngineSettings
+from rarec.training.job import Place, WorkerJob, write_job
 from rarec.training.progress import Progress, duration
 from rarec.training.worker.node import Assignment
 from rarec.training.worker.worker_files import clear_signs, stacks_file
@@ -74,35 +74,38 @@ class TrainingLauncher(dg.ConfigurableResource):
     def launch(
         self,
         context: dg.AssetExecutionContext,
-        module: str,
-        job: Mapping[str, Any],
+        job: WorkerJob,
+        output: Path,
+        checkpoint: Path,
         workdir: Path,
         on_progress: Callable[[Progress], None] | None = None,
     ) -> None:
-        """Run `python -m <module> <workdir>/job.json` in every worker and return when all have succeeded.
+        """Run `python -m <job.module> <workdir>/job.json` in every worker and return when all have succeeded.
 
-        `job` must be JSON. Output goes to the Dagster log and to workdir/log*.txt; rank 0's progress becomes
-        observations of the asset (the first, the last, and one every 15 s between) and calls of `on_progress`. The
-        asset must return a MaterializeResult, as with every Dagster Pipes session. Several machines need `workdir` on
-        a file system that they share. Raises dg.Failure if a worker fails (without retries for an InputError),
-        InputError for settings that contradict each other or that this machine cannot fulfil.
+        Workers write into `output` and `checkpoint`. What they print goes to the Dagster log and to workdir/log*.txt.
+        Rank 0's progress becomes observations of the asset (the first, the last, and one every 15 s between) and calls
+        of `on_progress`. The asset must return a MaterializeResult, as with every Dagster Pipes session. Several
+        machines need these folders on a file system that they share.
+
+        Raises:
+            dg.Failure: A worker failed; without retries if it was for an InputError.
+            InputError: The launcher's settings contradict each other, or this machine cannot fulfil them.
         """
         device, hosts = self._resolve()
-        job = {**job, "engine": self.engine}
+        engine, processes = EngineSettings(**self.engine), sum(hosts.values())
         workdir = workdir.absolute()
         workdir.mkdir(parents=True, exist_ok=True)
         if full := full_disk(workdir):  # else it would end at some file, and look like a fault of that
             raise InputError(full)
         clear_signs(workdir)
         job_file = workdir / "job.json"
-        job_file.write_text(json.dumps(dict(job), indent=1, sort_keys=True), encoding="utf-8")
-        engine, processes = EngineSettings(**self.engine), sum(hosts.values())
+        write_job(job_file, job, Place(output=output, checkpoint=checkpoint, engine=engine))
         threads = f"threads {self.threads_per_process} each" if self.threads_per_process else "cores shared out"
         progress_log.info(
             "%s", f"  processes {processes}  {threads}  device {device}  {engine.precision}  ZeRO {engine.stage}"
         )
         where = " and ".join(f"{slots} on {host}" for host, slots in hosts.items())
-        context.log.info(f"Training with {module} in {where} ({device}); working folder {workdir}")
+        context.log.info(f"Training with {job.module} in {where} ({device}); working folder {workdir}")
 
         with dg.open_pipes_session(
             context=context,
@@ -110,7 +113,7 @@ class TrainingLauncher(dg.ConfigurableResource):
             message_reader=dg.PipesFileMessageReader(str(workdir / "pipes-messages.json")),
         ) as session:
             assignment = Assignment(
-                module=module,
+                module=job.module,
                 job_file=str(job_file),
                 processes=next(iter(hosts.values())),
                 environment={**_device_environment(device), **session.get_bootstrap_env_vars(), **self.environment},
@@ -118,23 +121,23 @@ class TrainingLauncher(dg.ConfigurableResource):
                 grace_s=self.grace_s,
             )
             relay = _ProgressRelay(context, session, on_progress)
-            output = OutputFollower(workdir, context)
+            log = OutputFollower(workdir, context)
             errors = Errors(workdir)
             stacks: dict[int, str] = {}
             with self._machines(context, workdir, hosts, assignment) as machines:
                 pulse = Pulse(workdir, sum(hosts.values()))
                 try:
-                    ending = self._wait(machines, output, relay, errors, pulse, _Cancellation(context))
+                    ending = self._wait(machines, log, relay, errors, pulse, _Cancellation(context))
                     if ending.hung:
                         stacks = _collect_stacks(machines, workdir, sum(hosts.values()))
                 finally:
-                    output.forward()
-            output.finish()
+                    log.forward()
+            log.finish()
         relay.finish()
         for rank, text in stacks.items():
             context.log.error(f"Stacks of worker {rank}:\n{text}")
         if ending != Ending(exit_code=0):
-            raise failure(ending, errors, output, stacks, workdir)
+            raise failure(ending, errors, log, stacks, workdir)
 
     def result_settings(self) -> dict[str, Any]:
         """What of these settings changes a training's result, and so belongs to its artifact's identity."""

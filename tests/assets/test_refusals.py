@@ -4,10 +4,10 @@ import socket
 
 import dagster as dg
 import pytest
+from assets.raserec.recommender import PretrainConfig
 from plant import OWN_FILES, STEPS, TINY, Plant, failures, metadata
 
 from assets.framework.stage import StageConfig, markdown_table, refuse_bad_input, resolve
-from assets.raserec.recommender import PretrainConfig
 from rarec.errors import InputError
 from rarec.raserec.settings import FinetuneSettings, PretrainSettings
 from resources.mlflow.tracking import MlflowTracking

@@ -9,15 +9,15 @@ from datetime import UTC, datetime, timedelta
 import dagster as dg
 import fsspec
 import pytest
-
 from assets.champions.served import as_inputs
+
 from assets.retention import clean_up
 from resources.artifacts.identity import fingerprint
 from resources.artifacts.remote import written_at
 from resources.artifacts.store import ArtifactStore
 from resources.mlflow.registry import Version
 from resources.mlflow.tracking import MlflowTracking
-from resources.workspace import Folders
+from resources.workspace import Workspace
 
 
 @dg.job
@@ -34,7 +34,7 @@ def test_cleaning_up_names_the_runs_that_it_waits_for(tmp_path):
     resources = {
         "store": ArtifactStore(root=str(tmp_path), cache=str(tmp_path)),
         "tracking": MlflowTracking(tracking_uri="http://127.0.0.1:9", ui_url="", artifact_root=""),
-        "folders": Folders(data="", datasets="", cache="", work="", ledgers=""),
+        "workspace": Workspace(data="", datasets="", cache="", work="", ledgers=""),
     }
     config = {"ops": {"clean_up": {"config": {"dry_run": False}}}}
     with dg.DagsterInstance.ephemeral() as instance:
@@ -65,7 +65,9 @@ def clean_all(store, tmp_path, **config):
     resources = {
         "store": store,
         "tracking": MlflowTracking(tracking_uri="sqlite://", ui_url="", artifact_root=""),
-        "folders": Folders(data="", datasets=str(tmp_path / "none"), cache="", work=str(tmp_path / "work"), ledgers=""),
+        "workspace": Workspace(
+            data="", datasets=str(tmp_path / "none"), cache="", work=str(tmp_path / "work"), ledgers=""
+        ),
     }
     config = {"ops": {"clean_up": {"config": {"dry_run": False, "days": 1e-9, **config}}}}
     with dg.DagsterInstance.ephemeral() as instance:

@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
+from golden import check_keys
 
-import assets.data.raw
+import assets.data.clean
 from pipelines.definitions import build_defs
 from rarec.data.spec import DatasetSpec
 from resources.artifacts.identity import fingerprint
 from resources.artifacts.store import Artifact, ArtifactStore
 from resources.settings import Installation
-from resources.workspace import Folders
+from resources.workspace import Workspace
 
 TINY = """
 name = "{name}"
@@ -84,7 +85,7 @@ domain = "products"
 [[sources]]
 format = "recbole"
 """
-REPOSITORY = Path(assets.data.raw.__file__).parents[2]
+REPOSITORY = Path(assets.data.clean.__file__).parents[2]
 # One step of Dagster may make several assets.
 STEPS = dict.fromkeys(("interactions", "item_catalog", "user_profiles"), "clean_tables")
 
@@ -125,20 +126,22 @@ class Plant:
         self.store = ArtifactStore(root=self.home.artifacts, cache=str(self.home.cache))
 
     def spec(self, name: str) -> DatasetSpec:
-        folders = Folders(data="", datasets=str(self.home.datasets), cache="", work="", ledgers="")
-        return folders.spec(name)
+        workspace = Workspace(data="", datasets=str(self.home.datasets), cache="", work="", ledgers="")
+        return workspace.spec(name)
 
     def run(self, dataset="tiny", only=(), resources=None, track="raserec", **config) -> dg.ExecuteInProcessResult:
         """Run every asset of a track, or ``only`` some; ``config`` is asset -> settings."""
         defs = self.defs if resources is None else build_defs(self.home, resources)
         ops = {STEPS.get(asset, asset): {"config": values} for asset, values in config.items()}
-        return defs.resolve_job_def(track).execute_in_process(
+        result = defs.resolve_job_def(track).execute_in_process(
             instance=self.instance,
             partition_key=dataset,
             asset_selection=[dg.AssetKey(name) for name in only] or None,
             run_config={"ops": ops, "loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
             raise_on_error=False,
         )
+        check_keys(self, result)
+        return result
 
     def artifact(self, result: dg.ExecuteInProcessResult, asset: str) -> Artifact:
         """The artifact that this run materialised or reused."""

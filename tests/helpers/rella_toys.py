@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, MistralC
 from rarec.data.ctr import CtrSettings, build_ctr_samples
 from rarec.data.templates import TEMPLATES, item_texts
 from rarec.rella.language_model import Answers, ModelReference, find_answers
-from rarec.rella.prompt_source import RECENT, RETRIEVED, PromptSource
+from rarec.rella.prompt_source import RECENT, RETRIEVED, PromptJob, PromptSource
 from rarec.rella.small_llama import train_tokenizer
 from rarec.retrieval.subr import recent_behaviours, retrieve_behaviours
 from rarec.text.prompts import build_parts
@@ -101,7 +101,7 @@ class ToyData:
     def model(self, kind: str = "llama", seed: int = 0):
         return tiny_model(kind, len(self.tokenizer), seed, spread=0.2)
 
-    def save(self, folder: Path, model: Any) -> dict[str, str]:
+    def save(self, folder: Path, model: Any) -> dict[str, Path]:
         """The artifact folders that workers and the online model read."""
         names = ("interactions", "ctr_samples", "textual_samples", "retrieval_enhanced_samples", "item_catalog",
                  "user_profiles", "semantic_item_vectors", "base_language_model")  # fmt: skip
@@ -121,7 +121,13 @@ class ToyData:
         model.save_pretrained(language)
         self.tokenizer.save_pretrained(language)
         ModelReference("scratch", "", language, "none", LIMIT).save(language)
-        return {name: str(made) for name, made in folders.items()}
+        return folders
+
+    def prompt_inputs(self, folder: Path, model: Any) -> dict[str, Any]:
+        """The fields of a `PromptJob` on artifacts saved in ``folder``."""
+        folders = self.save(folder, model)
+        kept = {name: folders[name] for name in PromptJob.model_fields if name in folders}
+        return {**kept, "base": BASE, "cache": folder / "hub", "yes": TEMPLATE.yes, "no": TEMPLATE.no}
 
 
 def toy_data(n_items: int = 14, seed: int = 0) -> ToyData:

@@ -6,10 +6,11 @@ from types import SimpleNamespace
 
 import dagster as dg
 
-from assets.framework.stage import Outcome, materialise, refuse_bad_input
+from assets.framework.reuse import Identity, Outcome, materialise
+from assets.framework.stage import refuse_bad_input
 from assets.framework.training import RETRIES, cancellable
 from resources.artifacts.store import ArtifactStore
-from resources.workspace import Folders
+from resources.workspace import Workspace
 
 
 class Tracking:
@@ -29,13 +30,13 @@ class Workshop:
 
     def __init__(self, root: Path):
         self.store = ArtifactStore(root=str(root / "artifacts"), cache=str(root / "cache"))
-        self.folders = Folders(data="", datasets=str(root / "none"), cache="", work=str(root / "work"), ledgers="")
+        self.workspace = Workspace(data="", datasets=str(root / "none"), cache="", work=str(root / "work"), ledgers="")
         self.tracking = Tracking()
         self.logs: list[str] = []
 
     @property
     def checkpoint(self) -> Path:
-        (lock,) = Path(self.folders.work).glob("model/*/lock")
+        (lock,) = Path(self.workspace.work).glob("model/*/lock")
         return lock.parent / "checkpoint"
 
     def run(self, train, force=False):
@@ -52,10 +53,9 @@ class Workshop:
         @cancellable
         @refuse_bad_input
         def model(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
-            return materialise(
-                context, self.store, self.tracking, code_version="1", settings={}, inputs={}, force=force,
-                build=build, folders=self.folders,
-            )[0]  # fmt: skip
+            identity = Identity("model", "demo", "1", {}, {})
+            workdir = self.workspace.workdir("model", identity.fingerprint)
+            return materialise(context, self.store, self.tracking, identity, build, force=force, workdir=workdir)
 
         @dg.asset(partitions_def=dg.StaticPartitionsDefinition(["demo"]))
         def other() -> None:

@@ -92,7 +92,7 @@ def test_resources_follow_the_environment_and_can_be_replaced(tmp_path):
     defs = build_defs(home, {"tracking": tracking})
     assert (defs.resources["launcher"].nproc, defs.resources["launcher"].threads_per_process) == (2, 1)
     assert defs.resources["store"].root == "memory://store"
-    assert defs.resources["folders"].data == str(tmp_path.resolve() / "data")
+    assert defs.resources["workspace"].data == str(tmp_path.resolve() / "data")
     assert defs.resources["tracking"] is tracking
 
 

@@ -11,7 +11,7 @@ from pipelines import sensors
 from pipelines.sensors import incoming_sensor
 from rarec.data.spec import builtin_specs
 from resources.incoming import ingest
-from resources.workspace import Folders
+from resources.workspace import Workspace
 
 DATASETS = ["demo", "ml-100k"]
 SETTLE_S = 60
@@ -27,7 +27,7 @@ class Watch:
     """The sensor over a shaky store, ticking by a clock of its own."""
 
     def __init__(self, root, instance, monkeypatch):
-        self.folders = Folders(
+        self.workspace = Workspace(
             data="", datasets=str(root / "none"), cache="", work="",
             incoming=f"shaky://{root}/incoming", ledgers=str(root / "ledgers"), settle_s=SETTLE_S,
         )  # fmt: skip
@@ -37,7 +37,7 @@ class Watch:
         job = dg.define_asset_job("ingest", [taken_in])
         self.sensor = incoming_sensor(job, DATASETS, 30)
         self.defs = dg.Definitions(
-            assets=[taken_in], jobs=[job], sensors=[self.sensor], resources={"folders": self.folders}
+            assets=[taken_in], jobs=[job], sensors=[self.sensor], resources={"workspace": self.workspace}
         )
         self.instance, self.cursor, self.now = instance, None, time.time()
         monkeypatch.setattr(sensors, "time", SimpleNamespace(time=lambda: self.now))
@@ -51,7 +51,7 @@ class Watch:
         """What the sensor says after so much more time."""
         self.now += later_s
         context = dg.build_sensor_context(
-            instance=self.instance, cursor=self.cursor, definitions=self.defs, resources={"folders": self.folders}
+            instance=self.instance, cursor=self.cursor, definitions=self.defs, resources={"workspace": self.workspace}
         )
         data = self.sensor.evaluate_tick(context)
         self.cursor = data.cursor
@@ -65,12 +65,12 @@ class Watch:
     def take_in(self, request):
         """What the run's asset does; returns what was judged."""
         name = request.partition_key
-        source, ledger = self.folders.incoming_files(name), self.folders.ledger(name)
+        source, ledger = self.workspace.incoming_files(name), self.workspace.ledger(name)
         settled, _ = ledger.look(source.listing(), self.now, SETTLE_S)
         return ingest(source, ledger, SPEC, settled).judged
 
     def users(self):
-        ledger = self.folders.ledger("ml-100k")
+        ledger = self.workspace.ledger("ml-100k")
         return sorted(int(user) for user in ledger.read(ledger.state()).rows["user_id"])
 
 
@@ -122,14 +122,14 @@ def test_a_store_away_for_a_minute_costs_a_minute(watch, shaky):
 def test_one_data_set_that_cannot_be_looked_at_keeps_none_of_the_others_waiting(watch, monkeypatch):
     watch.drop("a.csv")
     (watch.arrivals["demo"] / "x.csv").write_text("x")
-    reach = Folders.ledger
+    reach = Workspace.ledger
 
-    def ledger(folders, name):
+    def ledger(workspace, name):
         if name == "demo":
             raise OSError("[Errno 5] Input/output error")
-        return reach(folders, name)
+        return reach(workspace, name)
 
-    monkeypatch.setattr(Folders, "ledger", ledger)
+    monkeypatch.setattr(Workspace, "ledger", ledger)
     assert watch.tick().skip_message.startswith(
         "demo: cannot be looked at (OSError: [Errno 5] Input/output error); ml-"
     )

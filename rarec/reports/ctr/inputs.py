@@ -6,11 +6,19 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import Field
 
+from rarec.config import Settings
 from rarec.errors import InputError
 from rarec.metrics.ctr import FloatArray
 from rarec.reports.ctr.records import SplitSize
 from rarec.reports.records import SPLITS, Split
+
+
+class CtrReportSettings(Settings):
+    """Settings of the report."""
+
+    resamples: int = Field(default=1000, ge=100, description="Draws of users behind each 95 % interval.")
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ import dagster as dg
 import numpy as np
 import pandas as pd
 import pytest
+from assets.champions.promotion import CandidateSettings, choose_window, opponent, uncompared
 from plant import Plant, failed_checks, failures, metadata
 
-from assets.champions.promotion import CandidateSettings, choose_window, opponent, uncompared
 from assets.data.raw import load_table
 from rarec.champions.promotion import Rule
 from rarec.data.sources.demo import DemoSettings, generate_demo

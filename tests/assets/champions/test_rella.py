@@ -7,11 +7,11 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pytest
+from assets.champions.rella_promotion import ANSWERS, RellaCandidateSettings
 from plant import TINY, Plant, failed_checks, failures, metadata
 from sklearn.metrics import roc_auc_score
 
 from assets.champions import rella_promotion
-from assets.champions.rella_promotion import ANSWERS, RellaCandidateSettings
 from rarec.champions.promotion import Rule
 from rarec.data.ctr import CtrSamples
 from rarec.data.sources.demo import DemoSettings, generate_demo

@@ -8,7 +8,7 @@ import pytest
 from plant import OWN_FILES, Plant, failures
 
 from assets.data.raw import load_raw
-from resources.workspace import Folders
+from resources.workspace import Workspace
 
 OWN = OWN_FILES.replace('domain = "products"', 'domain = "products"\nrating_scale = [1, 5]\nduplicates = "keep-last"')
 PUBLISHED = [(1, 10, 4.0, 500), (1, 11, 3.0, 600), (2, 10, 5.0, 700)]
@@ -23,7 +23,7 @@ class Shop:
         self.home = home = self.plant.home
         self.folder = root / "arrivals" / "own" / "incoming"
         self.folder.mkdir(parents=True)
-        self.folders = Folders(
+        self.workspace = Workspace(
             data=str(home.data), datasets=str(home.datasets), cache=str(home.cache), work=str(home.work),
             incoming=f"shaky://{root}/arrivals", ledgers=str(home.ledgers), settle_s=0,
         )  # fmt: skip
@@ -37,7 +37,7 @@ class Shop:
         table.to_csv(self.folder / name, index=False)
 
     def run(self, *assets, **config):
-        return self.plant.run("own", only=assets, resources={"folders": self.folders}, **config)
+        return self.plant.run("own", only=assets, resources={"workspace": self.workspace}, **config)
 
     def take_in(self, **config):
         """Metadata of the ledger, plain values."""
@@ -123,7 +123,7 @@ def test_a_store_that_is_away_is_one_sentence_and_nothing_is_lost(shop, shaky):
     shaky.away, shaky.opens_left = "", None
     told = shop.take_in()
     assert (told["files_judged_now"], told["files"]) == (2, 4)
-    ledger = shop.folders.ledger("own")
+    ledger = shop.workspace.ledger("own")
     assert ledger.read(ledger.state()).rows["item_id"].tolist() == ["0", "1", "2", "3"]
     assert shaky.opened == ("0.csv", "1.csv", "2.csv", "3.csv")
 
@@ -146,11 +146,11 @@ def test_a_file_that_may_not_be_read_is_named_and_the_others_go_on(shop, shaky):
 def test_a_corrected_scale_takes_effect_on_what_was_refused_when_asked_for(shop):
     shop.drop("a.csv", [(7, 10, 9, 1000)])
     assert shop.take_in()["files_refused"] == 1
-    declared = shop.folders.spec("own")
+    declared = shop.workspace.spec("own")
     (shop.plant.home.datasets / "own.toml").write_text(
         OWN.format(name="own").replace("rating_scale = [1, 5]", "rating_scale = [1, 10]")
     )
-    assert shop.folders.spec("own") != declared
+    assert shop.workspace.spec("own") != declared
     assert shop.take_in()["files_judged_now"] == 0
     told = shop.take_in(judge_again=True)
     assert (told["files_judged_now"], told["files"], told["files_refused"]) == (1, 1, 0)

@@ -8,8 +8,8 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pytest
-
 from assets.raserec.recommender import log_recommender
+
 from rarec.data.sequences import UserSequences
 from rarec.raserec.encoders import build_encoder, save_encoder
 from rarec.raserec.recommender import Recommender, recommend_histories

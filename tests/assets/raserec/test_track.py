@@ -8,19 +8,19 @@ import subprocess
 import sys
 from pathlib import Path
 
+import assets.raserec.recommender
 import dagster as dg
 import mlflow
 import numpy as np
 import pandas as pd
 import psutil
 import pytest
+from assets.raserec.recommender import _ids_version
 from places import ROOT
 from plant import MISCOUNTED, TINY, Plant, built, failed_checks, failures, metadata
 from safetensors import safe_open
 
-import assets.data.raw
-import assets.raserec.recommender
-from assets.raserec.recommender import _ids_version
+import assets.data.clean
 from rarec.data.sequences import UserSequences
 from rarec.retrieval.memory import MemoryBank
 from resources.mlflow.tracked_run import TrackedRun
@@ -446,14 +446,14 @@ def test_counts_other_than_the_published_ones_stop_what_follows(plant):
 
 
 def test_a_table_against_its_schema_stops_what_follows(plant, monkeypatch):
-    build_tables = assets.data.raw.build_tables
+    build_tables = assets.data.clean.build_tables
 
     def broken(*arguments):
         tables = build_tables(*arguments)
         tables.items.loc[1, "item_index"] = 0
         return tables
 
-    monkeypatch.setattr(assets.data.raw, "build_tables", broken)
+    monkeypatch.setattr(assets.data.clean, "build_tables", broken)
     result = plant.run("borrowed", item_catalog={"force": True})
     assert not result.success
     ((check, details),) = failed_checks(result).items()

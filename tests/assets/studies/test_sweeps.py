@@ -84,11 +84,11 @@ def test_a_finished_trial_is_not_trained_again(plant, monkeypatch):
 
     trained, train = [], sweeps.train
 
-    def fail_at_the_second(context, launcher, folders, run, module, job, output, name):
+    def fail_at_the_second(context, launcher, folders, run, job, output, name):
         trained.append(name)
         if len(trained) == 2:
             raise dg.Failure("the machine is needed elsewhere", allow_retries=False)
-        return train(context, launcher, folders, run, module, job, output, name)
+        return train(context, launcher, folders, run, job, output, name)
 
     monkeypatch.setattr(sweeps, "train", fail_at_the_second)
     grid = {"memories": [2, 4], "alpha": [0.5]}

@@ -11,11 +11,12 @@ from raserec_toys import unchanged
 from rella_toys import BASE, BEHAVIOURS, CPU, LIMIT, TEMPLATE, toy_data
 
 from rarec.champions import rella as served
-from rarec.champions.rella import ask_served, unseen_targets
+from rarec.champions.rella import AskJob, ask_served, unseen_targets
 from rarec.data.ctr import CtrSamples
 from rarec.rella.online import OnlineModel
 from rarec.rella.scoring import score
 from rarec.rella.tuning import TUNING, TuningSettings, add_adapter
+from rarec.training.job import Place
 
 DATA = toy_data()
 SOURCE = DATA.source
@@ -101,18 +102,23 @@ def test_workers_share_the_targets(tmp_path, monkeypatch, world):
     samples = np.array([3, 20])  # fewer than workers
     np.save(tmp_path / "targets.npy", POSITION[samples])
     names = ("base_language_model", "item_catalog", "user_profiles", "semantic_item_vectors")
-    job = {
-        "model": {"adapter": str(adapter), **{name: folders[name] for name in names}},
-        "base": BASE, "template": TEMPLATE.model_dump(mode="json"), "behaviours": BEHAVIOURS, "name": "candidate",
-        "cache": str(tmp_path / "hub"), "interactions": folders["interactions"], "batch_tokens": 500,
-        "targets": str(tmp_path / "targets.npy"), "output": str(tmp_path),
-    }  # fmt: skip
+    job = AskJob(
+        name="candidate",
+        model={"adapter": adapter, **{name: folders[name] for name in names}},
+        base=BASE,
+        template=TEMPLATE,
+        behaviours=BEHAVIOURS,
+        cache=tmp_path / "hub",
+        interactions=folders["interactions"],
+        targets=tmp_path / "targets.npy",
+        batch_tokens=500,
+    )
     stages = set()
     reporter = SimpleNamespace(report=lambda **values: stages.add(values["stage"]))
     monkeypatch.setenv("WORLD_SIZE", str(world))
     for rank in range(world):
         monkeypatch.setenv("RANK", str(rank))
-        served.work(job, reporter)
+        served.work(job, Place(output=tmp_path, checkpoint=tmp_path / "checkpoint"), reporter)
     shares = [pd.read_parquet(tmp_path / f"candidate-{rank}.parquet") for rank in range(world)]
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
     answers = pd.concat(shares).set_index("target")["probability"]

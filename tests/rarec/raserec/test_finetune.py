@@ -10,7 +10,15 @@ from rarec.data.sequences import UserSequences
 from rarec.errors import InputError
 from rarec.raserec import finetune as finetune_module
 from rarec.raserec.encoders import build_encoder, save_encoder
-from rarec.raserec.finetune import FinetuneObjective, Memories, Neighbours, augment, find_neighbours, finetune
+from rarec.raserec.finetune import (
+    FinetuneJob,
+    FinetuneObjective,
+    Memories,
+    Neighbours,
+    augment,
+    find_neighbours,
+    finetune,
+)
 from rarec.raserec.pretrain import PretrainObjective, validation_metrics
 from rarec.raserec.retrieval_module import load_module
 from rarec.raserec.settings import MemorySettings
@@ -18,6 +26,7 @@ from rarec.retrieval.memory import MemoryBank, Queries
 from rarec.training import engine as engine_module
 from rarec.training.dropout import DropoutBits
 from rarec.training.fit import SUMMARY, FitSettings, fit
+from rarec.training.job import Place
 from rarec.training.progress import ProgressReporter
 
 CPU = torch.device("cpu")
@@ -292,11 +301,18 @@ def test_worker_entry_and_stale_bank(half_trained, tmp_path):
     save_encoder(encoder, folders["encoder"])
     bank.save(folders["bank"])
     settings = QUICK_FINETUNE.model_copy(update={"epochs": 1})
-    job = {**{name: str(folder) for name, folder in folders.items()}, "settings": settings.model_dump(), "engine": {}}
+    job = FinetuneJob(
+        settings=settings,
+        sequences=folders["sequences"],
+        encoder=folders["encoder"],
+        encoder_fingerprint="enc",
+        bank=folders["bank"],
+    )
+    place = Place(output=folders["output"], checkpoint=folders["checkpoint"])
     with ProgressReporter() as reporter:
         with pytest.raises(InputError, match="made by encoder enc and cannot serve encoder other"):
-            finetune_module.work({**job, "encoder_fingerprint": "other"}, reporter)
+            finetune_module.work(job.model_copy(update={"encoder_fingerprint": "other"}), place, reporter)
         assert list(folders["output"].iterdir()) == []
-        finetune_module.work({**job, "encoder_fingerprint": "enc"}, reporter)
+        finetune_module.work(job, place, reporter)
     assert load_module(folders["output"], "enc").settings == settings
     assert np.array_equal(UserSequences.load(folders["sequences"]).items, sequences.items)

@@ -10,10 +10,11 @@ from rarec.errors import InputError
 from rarec.metrics.ranking import ranking_table
 from rarec.raserec import pretrain as pretrain_module
 from rarec.raserec.encoders import load_encoder
-from rarec.raserec.pretrain import PretrainObjective, SameNextItem, pretrain, validation_metrics
+from rarec.raserec.pretrain import PretrainJob, PretrainObjective, SameNextItem, pretrain, validation_metrics
 from rarec.raserec.settings import PretrainSettings
 from rarec.training import engine as engine_module
 from rarec.training.fit import SUMMARY
+from rarec.training.job import Place
 from rarec.training.progress import ProgressReporter
 
 CPU = torch.device("cpu")
@@ -243,9 +244,9 @@ def test_worker_entry(tmp_path):
         folder.mkdir()
     sequences.save(folders["sequences"])
     settings = QUICK.model_copy(update={"epochs": 1})
+    place = Place(output=folders["output"], checkpoint=folders["checkpoint"])
     with ProgressReporter() as reporter:
-        job = {name: str(folder) for name, folder in folders.items()}
-        pretrain_module.work({**job, "settings": settings.model_dump(), "engine": {}}, reporter)
+        pretrain_module.work(PretrainJob(settings=settings, sequences=folders["sequences"]), place, reporter)
     assert load_encoder(folders["output"]).settings.dim == settings.dim
     assert isinstance(UserSequences.load(folders["sequences"]), UserSequences)
 

@@ -60,7 +60,9 @@ def test_one_flag_a_sample_chooses_its_history():
 
 
 def test_it_comes_back_from_the_artifacts(tmp_path):
-    back = PromptSource.load(DATA.save(tmp_path, DATA.model()))
+    folders = DATA.save(tmp_path, DATA.model())
+    names = ("interactions", "ctr_samples", "textual_samples", "retrieval_enhanced_samples")
+    back = PromptSource.load(**{name: folders[name] for name in names})
     assert isinstance(back.recent, np.memmap)
     for which in (False, True):
         assert np.array_equal(back.rows(SAMPLES, which), SOURCE.rows(SAMPLES, which))

@@ -10,10 +10,12 @@ from rella_toys import BASE, CPU, toy_data
 
 from rarec.data.ctr import draw
 from rarec.rella import predict, tuning
+from rarec.rella.predict import Adapter, PredictionSettings, PredictJob
 from rarec.rella.scoring import score
 from rarec.rella.training_samples import draw_shots
-from rarec.rella.tuning import load_adapter
+from rarec.rella.tuning import TuningJob, TuningSettings, load_adapter
 from rarec.training.fit import HISTORY
+from rarec.training.job import Place
 
 DATA = toy_data()
 REPORTER = SimpleNamespace(report=lambda **_: None)
@@ -22,23 +24,23 @@ LABEL = "tuned on mixed, retrieved (seed 5)"
 
 @pytest.mark.usefixtures("single_process")
 def test_tuned_by_one_worker_and_asked_by_two(tmp_path, monkeypatch):
-    job = DATA.save(tmp_path, DATA.model()) | {"yes": "Yes", "no": "No", "base": BASE, "cache": str(tmp_path / "hub")}
+    inputs = DATA.prompt_inputs(tmp_path, DATA.model())
     shots, adapter, checkpoint, one, two = (tmp_path / n for n in ("shots", "adapter", "checkpoint", "one", "two"))
     draw_shots(DATA.source.samples, 8, "mixed", 5).save(shots)
     for folder in (adapter, one, two):
         folder.mkdir()
-    settings = {"epochs": 2, "batch_size": 8, "learning_rate": 0.02}
-    places = {"shots": str(shots), "output": str(adapter), "checkpoint": str(checkpoint)}
-    tuning.work(job | places | {"settings": settings, "engine": {}, "seed": 5, "mode": "mixed"}, REPORTER)
+    settings = TuningSettings(epochs=2, batch_size=8, learning_rate=0.02)
+    job = TuningJob(**inputs, settings=settings, seed=5, training_samples=shots)
+    tuning.work(job, Place(output=adapter, checkpoint=checkpoint), REPORTER)
     assert len(json.loads((adapter / HISTORY).read_text())["history"]) == 2
 
-    settings = {"valid_samples": 5, "test_samples": 8, "seed": 2}
-    asked = job | {"settings": settings, "adapters": [{"name": "mixed-5", "folder": str(adapter)}]}
+    settings = PredictionSettings(valid_samples=5, test_samples=8, seed=2)
+    job = PredictJob(**inputs, settings=settings, adapters=(Adapter(name="mixed-5", folder=adapter),))
     for folder, world in ((one, 1), (two, 2)):
         for rank in range(world):
             monkeypatch.setenv("RANK", str(rank))
             monkeypatch.setenv("WORLD_SIZE", str(world))
-            predict.work(asked | {"output": str(folder), "checkpoint": str(folder / "checkpoint")}, REPORTER)
+            predict.work(job, Place(output=folder, checkpoint=folder / "checkpoint"), REPORTER)
     model = load_adapter(DATA.model(), adapter, BASE)
     for split, most in (("valid", 5), ("test", 8)):
         whole = pd.read_parquet(one / f"{split}-0.parquet")

@@ -6,6 +6,7 @@ import sys
 import pytest
 
 from rarec.training import progress as progress_module
+from rarec.training.job import WorkerJob
 from rarec.training.progress import Progress, ProgressReporter, duration, worker_main
 
 
@@ -87,23 +88,30 @@ def test_other_ranks_say_nothing(sent, monkeypatch):
 WORKER = """
 import sys
 from rarec.errors import InputError
+from rarec.training.job import WorkerJob
 from rarec.training.progress import worker_main
 
-def work(job, reporter):
-    reporter.report(stage="pretrain", step=job["step"])
-    if job.get("bad"):
+class StepJob(WorkerJob):
+    step: int
+    bad: bool = False
+    error: bool = False
+
+def work(job, place, reporter):
+    reporter.report(stage="pretrain", step=job.step)
+    if job.bad:
         raise InputError("alpha is 2; set it between 0 and 1.")
-    if job.get("error"):
+    if job.error:
         raise RuntimeError("boom")
     assert "dagster" not in sys.modules and "dagster_pipes" not in sys.modules and "torch" not in sys.modules
 
-worker_main(work)
+worker_main(StepJob, work)
 """
 
 
 def run_worker(tmp_path, job, **environment):
     job_file = tmp_path / "job.json"
-    job_file.write_text(json.dumps(job))
+    place = {"output": str(tmp_path), "checkpoint": str(tmp_path)}
+    job_file.write_text(json.dumps({"job": job, "place": place}))
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(("DAGSTER_PIPES", "RANK", "RAREC_"))}
     return subprocess.run(
         [sys.executable, "-c", WORKER, str(job_file)],
@@ -146,4 +154,4 @@ def test_worker_whose_launcher_is_gone_ends_at_once(tmp_path):
 def test_worker_wants_exactly_one_argument(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["worker"])
     with pytest.raises(SystemExit, match=r"python -m <module> job\.json"):
-        worker_main(lambda job, reporter: None)
+        worker_main(WorkerJob, lambda job, place, reporter: None)

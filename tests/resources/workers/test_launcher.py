@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import dagster as dg
 import psutil
 import pytest
+from launcher_worker import ToyJob
 from places import HELPERS, ROOT
 
 from rarec.errors import InputError
@@ -38,7 +39,8 @@ def materialize(folder, job, partition=None, on_progress=None, **settings):
     @dg.asset(partitions_def=partitions)
     def model(context: dg.AssetExecutionContext, training: TrainingLauncher) -> dg.MaterializeResult:
         try:
-            training.launch(context, "launcher_worker", {**job, "folder": str(folder)}, folder / "work", on_progress)
+            asked = ToyJob(**job, folder=folder)
+            training.launch(context, asked, folder, folder / "checkpoint", folder / "work", on_progress)
         except dg.Failure as failure:
             raised.append(failure)
             raise
@@ -87,7 +89,7 @@ def environment(path):
 
 
 def test_one_worker_runs_without_torchrun_with_the_same_environment(tmp_path):
-    result, _ = materialize(tmp_path, {"mode": "environment"})
+    result, _ = materialize(tmp_path, {"mode": "environment"}, engine={"precision": "bf16"})
     assert result.success
     assert environment(tmp_path / "rank-0") == {
         "RANK": "0",
@@ -98,7 +100,13 @@ def test_one_worker_runs_without_torchrun_with_the_same_environment(tmp_path):
         "DS_ACCELERATOR": "cpu",
         "CUDA_VISIBLE_DEVICES": "",
     }
-    assert json.loads((tmp_path / "work" / "job.json").read_text())["mode"] == "environment"
+    document = json.loads((tmp_path / "work" / "job.json").read_text())
+    assert document["job"]["mode"] == "environment"
+    assert document["place"] == {
+        "output": str(tmp_path),
+        "checkpoint": str(tmp_path / "checkpoint"),
+        "engine": {"precision": "bf16"},
+    }
 
 
 def test_two_workers_meet_over_gloo_and_only_rank_0_reports(tmp_path):
@@ -321,14 +329,14 @@ STEP = """
 import sys
 from pathlib import Path
 import dagster as dg
+from launcher_worker import ToyJob
 from resources.workers.launcher import TrainingLauncher
-from resources.workers.heartbeat_monitor import Pulse
 
 @dg.asset
 def model(context: dg.AssetExecutionContext, training: TrainingLauncher) -> dg.MaterializeResult:
     folder = Path(sys.argv[1])
-    job = {"mode": sys.argv[2], "folder": str(folder)}
-    training.launch(context, "launcher_worker", job, folder / "work")
+    job = ToyJob(mode=sys.argv[2], folder=folder)
+    training.launch(context, job, folder, folder / "checkpoint", folder / "work")
     return dg.MaterializeResult()
 
 launcher = TrainingLauncher(device="cpu", nproc=int(sys.argv[3]), threads_per_process=1, grace_s=1)

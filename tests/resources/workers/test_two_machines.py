@@ -9,22 +9,28 @@ import time
 
 import psutil
 import pytest
+from launcher_worker import ToyJob
 from places import HELPERS, ROOT
 from raserec_toys import QUICK, chain_sequences
 from two_machines import two_machines, why_not
 
+from rarec.raserec.pretrain import PretrainJob
+
 STEP = """
 import json, sys
+from importlib import import_module
 from pathlib import Path
 import dagster as dg
 from resources.workers.launcher import TrainingLauncher
 
-folder, module, job, settings = Path(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3]), json.loads(sys.argv[4])
+folder, module, name, settings = Path(sys.argv[1]), import_module(sys.argv[2]), sys.argv[3], json.loads(sys.argv[5])
+job = getattr(module, name).model_validate_json(sys.argv[4])
 
 @dg.asset
 def model(context: dg.AssetExecutionContext, training: TrainingLauncher) -> dg.MaterializeResult:
     progress = (folder / "progress").open("a")
-    training.launch(context, module, job, folder / "work", lambda one: print(one.line(), file=progress, flush=True))
+    show = lambda one: print(one.line(), file=progress, flush=True)
+    training.launch(context, job, folder / "output", folder / "checkpoint", folder / "work", show)
     return dg.MaterializeResult()
 
 launcher = TrainingLauncher(device="cpu", threads_per_process=1, grace_s=1, **settings)
@@ -41,8 +47,9 @@ def machines():
         yield made
 
 
-def step_command(folder, module, job, **settings):
-    return [sys.executable, "-c", STEP, str(folder), module, json.dumps(job), json.dumps(settings)]
+def step_command(folder, job, **settings):
+    kind = (job.module, type(job).__name__)
+    return [sys.executable, "-c", STEP, str(folder), *kind, job.model_dump_json(), json.dumps(settings)]
 
 
 def environment(**more):
@@ -86,8 +93,8 @@ def follower(machines, tmp_path):
 
 
 def test_hostfile_starts_ranks_on_both_machines(machines, tmp_path):
-    job = {"mode": "reduce", "folder": str(tmp_path)}
-    run(step_command(tmp_path, "launcher_worker", job, **hostfile(machines, tmp_path)))
+    job = ToyJob(mode="reduce", folder=tmp_path)
+    run(step_command(tmp_path, job, **hostfile(machines, tmp_path)))
     assert (tmp_path / "progress").read_text() == "reduce  step 1/1  total 3\n"
     assert machines.processes() == []
 
@@ -108,13 +115,7 @@ def test_pretraining_on_two_machines_is_that_on_one(machines, tmp_path, follower
     }.items():
         folder = tmp_path / name.replace(" ", "_")
         (folder / "output").mkdir(parents=True)
-        job = {
-            "settings": QUICK.model_dump(mode="json"),
-            "sequences": str(tmp_path / "sequences"),
-            "output": str(folder / "output"),
-            "checkpoint": str(folder / "checkpoint"),
-        }
-        run(command(folder, "rarec.raserec.pretrain", job))
+        run(command(folder, PretrainJob(settings=QUICK, sequences=tmp_path / "sequences")))
         summary = json.loads((folder / "checkpoint" / "summary.json").read_text())
         assert summary["world_size"] == 2
         histories[name] = [record["loss"] for record in summary["history"]]
@@ -129,13 +130,13 @@ def test_pretraining_on_two_machines_is_that_on_one(machines, tmp_path, follower
 
 def launch(machines, folder, mode, way, **job):
     """Start a Dagster step that trains across both machines, and wait until both ranks are at work."""
-    job = {"mode": mode, "folder": str(folder), **job}
+    job = ToyJob(mode=mode, folder=folder, **job)
     if way == "hostfile":
-        command = step_command(folder, "launcher_worker", job, **hostfile(machines, folder))
+        command = step_command(folder, job, **hostfile(machines, folder))
     else:
         announced = str(folder / "home" / "announced")
         settings = {"rendezvous": f"{machines.addresses[0]}:29533", "nodes": 2, "nproc": 1, "announced": announced}
-        command = machines.inside(0, step_command(folder, "launcher_worker", job, **settings))
+        command = machines.inside(0, step_command(folder, job, **settings))
     step = subprocess.Popen(command, env=environment(), cwd=ROOT, stderr=subprocess.PIPE, text=True)
     wait_for(lambda: len(list(folder.glob("ready-*"))) == 2)
     assert len(machines.processes()) >= 4  # an agent and a rank on each
@@ -169,9 +170,9 @@ def test_rank_killed_on_the_other_machine_is_named(machines, tmp_path):
 @pytest.mark.slow
 def test_stacks_come_from_the_machine_that_joined(machines, tmp_path, follower):
     settings = {"rendezvous": machines.addresses[0], "nodes": 2, "nproc": 1, "heartbeat_s": 25}
-    job = {"mode": "waiting", "folder": str(tmp_path)}
+    job = ToyJob(mode="waiting", folder=tmp_path)
     announced = str(tmp_path / "home" / "announced")
-    command = machines.inside(0, step_command(tmp_path, "launcher_worker", job, **settings, announced=announced))
+    command = machines.inside(0, step_command(tmp_path, job, **settings, announced=announced))
     done = subprocess.run(
         command, env=environment(), cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
     )

@@ -15,22 +15,28 @@ from rarec.training.worker.node import READY, Assignment
 WORKER = """
 import os, sys, time
 from pathlib import Path
+from rarec.training.job import WorkerJob
 from rarec.training.progress import worker_main
 
-def work(job, reporter):
-    Path(job["started"]).write_text(str(os.getpid()))
+class SleepingJob(WorkerJob):
+    started: Path
+
+def work(job, place, reporter):
+    job.started.write_text(str(os.getpid()))
     time.sleep(300)
 
-worker_main(work)
+worker_main(SleepingJob, work)
 """
-SHORT_OF_WORD = "from rarec.training import node; node.LOST_S = 1.0; node.main()"
+SHORT_OF_WORD = "from rarec.training.worker import node; node.LOST_S = 1.0; node.main()"
 
 
 @pytest.fixture
 def agent(tmp_path):
     """Starts an agent with a sleeping worker; gives the agent and its worker's pid."""
     (tmp_path / "sleeping_worker.py").write_text(WORKER)
-    (tmp_path / "job.json").write_text(json.dumps({"started": str(tmp_path / "started")}))
+    place = {"output": str(tmp_path), "checkpoint": str(tmp_path)}
+    job = {"started": str(tmp_path / "started")}
+    (tmp_path / "job.json").write_text(json.dumps({"job": job, "place": place}))
     started = []
 
     def start(*command, before=b""):

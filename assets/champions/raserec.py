@@ -1,0 +1,208 @@
+"""RaSeRec as a track of champions: encoder, memory and module, asked for the next item."""
+
+import numpy as np
+import pandas as pd
+
+from assets.champions.stages import champion_stages
+from assets.champions.track import Artifacts, Compared, Drift, Events
+from assets.data.clean import has_clock, load_table
+from assets.framework.champion import Champion
+from assets.framework.lineage import lineage, upstream
+from assets.framework.stage import Job, Request
+from assets.raserec.finetuned import log_recommender
+from rarec.champions.drift import DriftSettings
+from rarec.champions.promotion import CandidateSettings, Kind
+from rarec.champions.raserec import ServedRecommender, unremembered
+from rarec.champions.window import CHOICE, Window, item_distances, newest_window, unknown_shares
+from rarec.errors import InputError
+from rarec.types import Float64Array
+from resources.artifacts.store import Artifact
+from resources.mlflow.registry import Version
+from resources.mlflow.tracked_run import MODEL_NOT_LOGGED
+
+ARTIFACTS = (
+    "raserec_pretrained",
+    "memory_bank",
+    "raserec_finetuned",
+    "item_catalog",
+    "user_profiles",
+    "user_sequences",
+)
+"""What a trained model is made of. A refreshed one has `REFRESHED`, and maybe `REFINETUNED`, in place of some."""
+REFRESHED, REFINETUNED = "refreshed_memory", "refreshed_finetuned"
+
+
+def served(artifacts: Artifacts) -> ServedRecommender:
+    """The model that these artifacts hold."""
+    bank = artifacts.get(REFRESHED) or artifacts["memory_bank"]
+    own = REFRESHED in artifacts  # its memories stand in sequences of its own
+    return ServedRecommender.load(
+        artifacts["raserec_pretrained"].path,
+        bank.path,
+        module_of(artifacts).path,
+        artifacts["item_catalog"].path,
+        bank.path if own else artifacts["user_profiles"].path,
+        bank.path if own else artifacts["user_sequences"].path,
+        artifacts["raserec_pretrained"].fingerprint,
+    )
+
+
+def module_of(artifacts: Artifacts) -> Artifact:
+    """The retrieval-augmented module."""
+    return artifacts.get(REFINETUNED) or artifacts["raserec_finetuned"]
+
+
+def unseen_since(artifacts: Artifacts) -> int:
+    """The time (seconds) from which on nothing was used to train this model."""
+    if REFINETUNED in artifacts:
+        return int(artifacts[REFINETUNED].metadata["values"]["unseen_since"])
+    sequences = artifacts["user_sequences"]
+    until: int | None = sequences.metadata["values"].get("until")
+    return until if until is not None else int(np.load(sequences.file("timestamps.npy")).max()) + 1
+
+
+class RaserecTrack:
+    """See `assets.champions.track.ChampionTrack`."""
+
+    name = "raserec"
+    artifacts: tuple[str, ...] = ("interactions", *ARTIFACTS, REFRESHED, REFINETUNED)
+    kinds = frozenset({"mlflow"})
+    scores = False
+    figure = CHOICE
+    promotion = CandidateSettings
+    drift = DriftSettings
+    drift_asset = "drift_report"
+    follows: tuple[str, ...] = ("recommendations",)
+    unit = "events"
+
+    def candidate(self, request: Request[CandidateSettings], champion: Version | None) -> dict[str, Artifact]:
+        """What was trained last, or the champion with a refreshed memory and module."""
+        dataset, source = request.dataset, request.settings.source
+        if source == "trained":
+            return lineage(request.context, request.store, "raserec_finetuned", *ARTIFACTS)
+        if champion is None:
+            raise InputError(f"{dataset} has no champion whose memory could be refreshed; run the job `promote` first")
+        names = (REFRESHED, REFINETUNED) if source == "finetuned" else (REFRESHED,)
+        made = upstream(request.context, request.store, *names)
+        own = champion.open(request.store, dataset)
+        for name, artifact in made.items():
+            if artifact.manifest.inputs["encoder"] != own["raserec_pretrained"].fingerprint:
+                raise InputError(f"{name} of {dataset} was made for another champion; materialise it again")
+        replaced = {"memory_bank", *(("raserec_finetuned", REFINETUNED) if source == "finetuned" else ())}
+        return {**{name: artifact for name, artifact in own.items() if name not in replaced}, **made}
+
+    def interactions(self, request: Request[CandidateSettings], candidate: Artifacts) -> Artifact:
+        """Those of today, which may hold more than the models were trained on."""
+        return upstream(request.context, request.store, "interactions")["interactions"]
+
+    def kind(self, settings: CandidateSettings) -> Kind:
+        """As the settings say."""
+        return settings.source
+
+    def events(
+        self, job: Job[CandidateSettings], candidate: Artifacts, opponent: Artifacts | None, interactions: Artifact
+    ) -> Events:
+        """All that came after both trainings, or where that is little, the leave-one-out test."""
+        table = load_table(interactions, "interactions")
+        since = max(unseen_since(model) for model in (candidate, opponent) if model is not None)
+        window, about = choose_window(table, has_clock(interactions), since, job.settings)
+        return Events(interactions, table, window.events, np.zeros(len(window), dtype=bool), about)
+
+    def answers(self, job: Job[CandidateSettings], name: str, model: Artifacts, events: Events) -> Float64Array:
+        """(E,) rank of each event's item by the model with its memory as it is."""
+        recommender = served(model)
+        translation = recommender.translate(events.table, has_clock(events.interactions))
+        return recommender.ranks(translation, events.rows, recommender.carried(translation))
+
+    def figures(self, model: Artifacts, answers: Float64Array, events: Events, seed: int) -> dict[str, float]:
+        """HR and NDCG, and what share of the events the model cannot know."""
+        recommender, window = served(model), _window(events)
+        return {
+            **window.figures(answers),
+            **unknown_shares(events.table, window, recommender.item_ids, recommender.user_ids),
+        }
+
+    def compare(self, champion: Float64Array, candidate: Float64Array, events: Events, seed: int) -> Compared:
+        """NDCG@10, paired by user."""
+        return Compared(_window(events).compare(champion, candidate, seed))
+
+    def log_model(self, job: Job[CandidateSettings], model: Artifacts) -> str:
+        """That of the training, or a new one with the refreshed memory."""
+        if REFRESHED not in model:
+            uri: str = model["raserec_finetuned"].metadata["values"]["mlflow_model"]
+            if uri != MODEL_NOT_LOGGED:
+                return uri
+        bank = model.get(REFRESHED) or model["memory_bank"]
+        encoder, module = model["raserec_pretrained"], module_of(model)
+        logged = log_recommender(job.run, encoder, bank.path, module.path, model["item_catalog"], job.folder)
+        if logged is None:
+            raise InputError("the model was not logged because MLflow went away; materialise raserec_candidate again")
+        return logged
+
+    def measure(self, job: Job[DriftSettings], champion: Champion, table: pd.DataFrame, since: int) -> Drift:
+        """Ranks of the new events that compare with those of the promotion, and what the memory lacks."""
+        rule, then, before = job.settings, champion.window, champion.version.evidence["candidate"]
+        model = served(champion.artifacts)
+        translation = model.translate(table, clock=True)
+        bank = model.carried(translation)
+        # Figures are compared under the protocol of the promotion.
+        last_only = then.get("protocol") == "last"
+        window = newest_window(table, since)
+        like = newest_window(table, since, last_only=True) if last_only else window
+        judged = like.drawn(rule.most_events, rule.seed)
+        now: dict[str, float] = {}
+        if len(window):
+            now = unknown_shares(table, window, model.item_ids, model.user_ids) | shift_of_items(table, since)
+        if len(judged):
+            now = judged.figures(model.ranks(translation, judged.events, bank)) | now
+        users = (then["users"], len(np.unique(judged.users)))
+        forgotten = len(unremembered(bank, translation))
+        verdict, reason = rule.judge(len(window), len(judged), forgotten, before, now, users)
+        how = (
+            f", each asked for just before it happened"
+            f"{f'; of them the last one of every user, {len(like):,}' if last_only else ''}"
+            f"{f'; {len(judged):,} of them drawn' if len(judged) < len(like) else ''}"
+        )
+        return Drift(window.events, now, how, verdict, reason)
+
+
+def _window(events: Events) -> Window:
+    return Window(events.rows, events.table["user_index"].to_numpy(np.int64)[events.rows])
+
+
+def shift_of_items(table: pd.DataFrame, since: int) -> dict[str, float]:
+    """How far the items of the events from ``since`` (seconds) on are from those before."""
+    new = table["timestamp"].to_numpy() >= since
+    return item_distances(table["item_id"][~new], table["item_id"][new])
+
+
+def choose_window(
+    table: pd.DataFrame, clock: bool, since: int, settings: CandidateSettings
+) -> tuple[Window, dict[str, object]]:
+    """The events that none of the models was trained on, and what they are in words and numbers.
+
+    Args:
+        since: the time (seconds) from which on no model was trained.
+    """
+    window, what, protocol = newest_window(table, since), "all events that came after the training data", "since"
+    few = len(window) < settings.least_events or len(np.unique(window.users)) < settings.least_users
+    if not clock or few:
+        window, what = newest_window(table, None), "the last event of every user (leave-one-out)"
+        protocol = "last"
+    if len(window) == 0:
+        raise InputError("there is no event by which models could be compared: no user has three different items")
+    if len(window) > settings.most_events:
+        window, what = window.drawn(settings.most_events, settings.seed), f"{settings.most_events:,} of {what}"
+    times = table["timestamp"].to_numpy()
+    return window, {
+        "what": what,
+        "protocol": protocol,
+        "events": len(window),
+        "users": len(np.unique(window.users)),
+        "from": int(times[window.events].min()),
+        "to": int(times[window.events].max()),
+        "newest": int(times.max()),
+    }
+
+
+(raserec_candidate, raserec_champion, drift_report), not_worse = champion_stages(RaserecTrack())

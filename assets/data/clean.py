@@ -1,0 +1,106 @@
+"""Group `raw`: the three clean tables."""
+
+import functools
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pandas as pd
+
+from assets.data.raw import VERSION, declaration, load_raw
+from assets.framework.checks import artifact_check
+from assets.framework.reuse import Outcome, markdown_table
+from assets.framework.stage import Job, Request, stage
+from rarec.config import Settings
+from rarec.data.checks import check_published_counts, check_schema, check_time_order, check_unique_interactions
+from rarec.data.schemas import INTERACTIONS, ITEMS, USERS
+from rarec.data.tables import Tables, build_tables
+from resources.artifacts.store import Artifact
+
+TABLE_OF = {"interactions": "interactions", "item_catalog": "items", "user_profiles": "users"}
+
+
+def _tables(request: Request[Settings]) -> Callable[[], Tables]:
+    """Builds the tables when the first of them is missing, and only once."""
+    return functools.cache(lambda: build_tables(request.spec, load_raw(request.inputs["raw_interactions"])))
+
+
+@stage(
+    group="raw",
+    version=VERSION,
+    inputs=("raw_interactions",),
+    kinds={"parquet", "pandas"},
+    prepare=_tables,
+    config=declaration,
+    parts={
+        "interactions": "Clean interactions: typed, sorted by user and time, k-core where the protocol wants it.",
+        "item_catalog": "Items that occur in the interactions, with title and attributes; item_index is the row.",
+        "user_profiles": "Users that occur in the interactions, with their profiles; user_index is the row.",
+    },
+)
+def clean_tables(job: Job[Settings]) -> Outcome:
+    """One of the three clean tables. k-core and ids tie them to each other, so one step cuts all three."""
+    clean, name = job.prepared(), TABLE_OF[job.name]
+    table: pd.DataFrame = getattr(clean, name)
+    table.to_parquet(job.folder / f"{name}.parquet", index=False)
+    (job.folder / "counts.json").write_text(json.dumps({**clean.counts, "time": clean.time}, indent=1))
+    values: dict[str, Any] = {"rows": len(table), "dagster/row_count": len(table)}
+    if name == "interactions":
+        values |= {**clean.counts, "time": clean.time}
+    return Outcome(values, {"preview": markdown_table(table.head())}, {"rows": len(table)})
+
+
+def load_table(artifact: Artifact, name: str) -> pd.DataFrame:
+    """A parquet table of an artifact."""
+    return pd.read_parquet(artifact.file(f"{name}.parquet"))
+
+
+def load_counts(artifact: Artifact) -> dict[str, Any]:
+    """Rows read and dropped, sizes, and what `timestamp` means."""
+    counts: dict[str, Any] = json.loads(artifact.file("counts.json").read_text())
+    return counts
+
+
+def has_clock(interactions: Artifact) -> bool:
+    """Whether timestamps are times, not only an order within each user."""
+    return bool(load_counts(interactions)["time"] == "clock")
+
+
+CHECKS = [
+    artifact_check(
+        "schema",
+        "interactions",
+        "Columns, types and values are as `rarec.data.schemas` says.",
+        lambda _spec, artifact: check_schema(load_table(artifact, "interactions"), INTERACTIONS),
+    ),
+    artifact_check(
+        "unique_key",
+        "interactions",
+        "No interaction occurs twice.",
+        lambda spec, artifact: check_unique_interactions(spec, load_table(artifact, "interactions")),
+    ),
+    artifact_check(
+        "time_order",
+        "interactions",
+        "Within a user, time never runs backwards.",
+        lambda _spec, artifact: check_time_order(load_table(artifact, "interactions")),
+    ),
+    artifact_check(
+        "published_counts",
+        "interactions",
+        "Counts equal the published ones, for data sets that have them; the difference is shown.",
+        lambda spec, artifact: check_published_counts(spec, load_counts(artifact)),
+    ),
+    artifact_check(
+        "schema",
+        "item_catalog",
+        "Columns, types and values are as `rarec.data.schemas` says; ids are unique.",
+        lambda _spec, artifact: check_schema(load_table(artifact, "items"), ITEMS),
+    ),
+    artifact_check(
+        "schema",
+        "user_profiles",
+        "Columns, types and values are as `rarec.data.schemas` says; ids are unique.",
+        lambda _spec, artifact: check_schema(load_table(artifact, "users"), USERS),
+    ),
+]

@@ -1,0 +1,120 @@
+"""Group `raw`: the ledger of the files that arrive after publication."""
+
+from typing import Any
+
+import dagster as dg
+import pydantic
+
+from assets.framework.reuse import markdown_table, progress_log
+from assets.framework.stage import Request, stage
+from rarec.config import Settings
+from rarec.errors import one_line
+from resources.incoming import Report, ingest, wait_for_settled, withdraw
+
+SHOWN = 20  # files and bad rows in metadata
+
+
+class IncomingSettings(Settings):
+    """What is done beside taking in new files."""
+
+    judge_again: bool = pydantic.Field(
+        default=False,
+        description="Also judge again what was withdrawn or refused or had bad rows, if its file is still there, "
+        "unchanged.",
+    )
+    withdraw: tuple[str, ...] = pydantic.Field(
+        default=(),
+        description="Files whose rows are taken back and deleted, each by its name or the beginning of its sha256.",
+    )
+
+    @pydantic.model_validator(mode="after")
+    def _consistent(self) -> "IncomingSettings":
+        if self.withdraw and self.judge_again:
+            raise ValueError("withdraw takes back what judge_again brings in; run one after the other")
+        return self
+
+
+@stage(
+    group="raw",
+    version="2",
+    settings=IncomingSettings,
+    kinds={"sqlite", "parquet"},
+    makes_artifact=False,
+    check_specs=[
+        dg.AssetCheckSpec(
+            "files_accepted",
+            asset="incoming_interactions",
+            description="No file was refused as a whole, or could not be read, in this run. A warning: others count.",
+        )
+    ],
+)
+def incoming_interactions(request: Request[IncomingSettings]) -> dg.MaterializeResult:
+    """The ledger of files that arrived after publication: each content judged once, bad rows set aside, rows kept."""
+    name, log, settings = request.dataset, request.context.log, request.settings
+    source, ledger = request.workspace.incoming_files(name), request.workspace.ledger(name)
+    withdrawn = withdraw(ledger, settings.withdraw) if settings.withdraw else []
+    try:
+        settled, settling = wait_for_settled(source, ledger, request.workspace.settle_s)
+        report = Report()
+        if settled or settings.judge_again:
+            report = ingest(source, ledger, request.spec, settled, judge_again=settings.judge_again)
+    except Exception as error:  # each kind of store has errors of its own
+        raise dg.Failure(
+            f"new files in {source.url} cannot be taken in: {one_line(error)}; what was judged is kept. Run again to "
+            "go on"
+        ) from error
+    state, files = ledger.state(), ledger.files()
+    metadata: dict[str, Any] = {
+        "reused": not report.judged and not withdrawn,
+        "folder": source.url,
+        "files_judged_now": len(report.judged),
+        "files_not_settled": len(settling) + len(report.changing),
+    }
+    if report.unreadable:
+        shown = [f"{file} ({error})" for file, error in list(report.unreadable.items())[:SHOWN]]
+        metadata["files_not_readable"] = ", ".join(shown)
+        log.warning(
+            f"{len(report.unreadable)} files in {source.url} cannot be read (first: {shown[0]}); a later run takes "
+            "them in, once this process can read them"
+        )
+    if len(files):
+        in_place = files[files["superseded_by"].isna()]
+        refused = in_place[in_place["refused"] != ""]
+        taken_back = in_place[in_place["withdrawn"].notna()]
+        accepted = files[files["entry"].isin(state.entries)]
+        metadata |= {
+            "files": len(accepted),
+            "files_refused": len(refused),
+            "files_withdrawn": len(taken_back),
+            "bad_rows": int(accepted["bad_rows"].sum()),
+            "dagster/row_count": int(accepted["rows"].sum()),
+            "ledger": dg.MetadataValue.path(str(ledger.folder)),
+        }
+        if report.judged:
+            metadata["judged now"] = dg.MetadataValue.md(first_rows(report.table))
+        if len(refused):
+            metadata["refused"] = dg.MetadataValue.md(first_rows(refused[["names", "refused", "recorded"]][::-1]))
+        if len(taken_back):
+            newest_first = taken_back[["names", "sha256", "rows", "withdrawn"]].sort_values(
+                "withdrawn", ascending=False
+            )
+            metadata["withdrawn"] = dg.MetadataValue.md(first_rows(newest_first))
+        if withdrawn:
+            log.info(f"withdrawn now: {', '.join(withdrawn)}")
+        text = f"{len(report.judged)} files judged now, {len(accepted)} hold {accepted['rows'].sum()} rows"
+        progress_log.info("%s", f"incoming_interactions: {text}")
+    left_out = [f"{name}: {reason}" for name, reason in (report.refused | report.unreadable).items()]
+    accepted_all = dg.AssetCheckResult(
+        passed=not left_out,
+        severity=dg.AssetCheckSeverity.WARN,
+        metadata={"files": len(left_out), "reasons": "; ".join(left_out[:SHOWN])} if left_out else {},
+    )
+    return dg.MaterializeResult(
+        metadata=metadata, data_version=dg.DataVersion(state.version or "empty"), check_results=[accepted_all]
+    )
+
+
+def first_rows(table: Any) -> str:
+    """The first rows as Markdown, and how many more there are."""
+    more = len(table) - SHOWN
+    return markdown_table(table.head(SHOWN)) + (f"\n\n… and {more} more" if more > 0 else "")

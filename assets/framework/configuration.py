@@ -1,0 +1,80 @@
+"""Run configuration from settings classes: what the launchpad asks for, and which value holds in the end."""
+
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, Literal, TypeVar
+
+import dagster as dg
+from pydantic import Field, ValidationError, create_model
+
+from rarec.config import Settings, refusals
+from rarec.data.spec import DatasetSpec
+from rarec.errors import InputError
+
+S = TypeVar("S", bound=Settings)
+
+
+class EventConfig(dg.Config):
+    """Run configuration of a stage that keeps no artifact."""
+
+
+class StageConfig(EventConfig):
+    """Run configuration of a stage that makes an artifact."""
+
+    force: bool = Field(default=False, description="Build again even if an artifact of the same identity exists.")
+
+
+def run_configuration(name: str, settings: type[Settings], base: type[EventConfig]) -> type[EventConfig]:
+    """The run configuration of the asset ``name``: ``base`` and every field of ``settings``, all optional."""
+    fields: dict[str, Any] = {
+        field: (_dagster_type(info.annotation) | None, Field(default=None, description=_describe(info)))
+        for field, info in settings.model_fields.items()
+    }
+    title = "".join(part.capitalize() for part in name.split("_")) + "Config"
+    return create_model(title, __base__=base, __module__=__name__, __doc__=f"Run configuration of `{name}`.", **fields)
+
+
+def resolve(settings: type[S], config: EventConfig, spec: DatasetSpec, stage: str, defaults_of: str = "") -> S:
+    """Settings from, in order of precedence, the run's configuration, the data set's defaults, the fields' defaults.
+
+    ``defaults_of`` names another stage whose defaults in the data set's file hold here, too.
+    """
+    given = {name: value for name, value in config.model_dump(exclude={"force"}).items() if value is not None}
+    return make_settings(
+        settings,
+        {**spec.overrides.get(defaults_of, {}), **spec.overrides.get(stage, {}), **given},
+        f"settings of {stage} for {spec.name}",
+    )
+
+
+def make_settings(settings: type[S], values: Mapping[str, Any], where: str, also: tuple[str, ...] = ()) -> S:
+    """The settings with these values; InputError naming ``where`` and each value that is refused, and why.
+
+    ``also`` names what else may be set in the same place, for the message.
+    """
+    try:
+        return settings(**values)
+    except ValidationError as error:
+        raise InputError(f"{where}: {refusals(error, known=(*settings.model_fields, *also))}") from error
+
+
+def _dagster_type(annotation: Any) -> Any:
+    """Dagster's configuration knows no optional Literal and no tuple: values are checked when the settings are made."""
+    if typing.get_origin(annotation) is types.UnionType:  # of one type and None, which every field may be
+        return _dagster_type(typing.get_args(annotation)[0])
+    if typing.get_origin(annotation) is tuple:
+        return list[_dagster_type(typing.get_args(annotation)[0])]  # type: ignore[misc]
+    if typing.get_origin(annotation) is Literal:
+        return type(typing.get_args(annotation)[0])
+    return annotation
+
+
+def _describe(info: Any) -> str:
+    text = f"{info.description or ''} Default: {info.default!r} unless the data set sets its own."
+    annotation = info.annotation
+    if typing.get_origin(annotation) is tuple:
+        annotation = typing.get_args(annotation)[0]
+    if typing.get_origin(annotation) is Literal:
+        text += f" One of: {', '.join(map(repr, typing.get_args(annotation)))}."
+    return text.strip()

@@ -1,0 +1,16 @@
+"""What an MLflow model takes along besides its files."""
+
+from importlib import metadata
+
+
+def pinned(*names: str) -> list[str]:
+    """Pip requirements of the versions in use, without local tags such as +cpu; absent ones (faiss-gpu's) unpinned."""
+    found = {name: _version(name) for name in names}
+    return [f"{name}=={version.split('+')[0]}" if version else name for name, version in found.items()]
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,166 @@
+"""An artifact is built once: found by its identity, or made, recorded in MLflow and committed as a whole.
+
+An asset's identity is the fingerprint of its code version, its configuration and the data versions of its inputs.
+"""
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import dagster as dg
+
+from assets.framework.build_lock import build_lock, forget_checkpoints, forget_idle_checkpoints
+from resources.artifacts.identity import fingerprint
+from resources.artifacts.manifest import DamagedArtifact
+from resources.artifacts.store import Artifact, ArtifactStore
+from resources.mlflow.tracked_run import TrackedRun
+from resources.mlflow.tracking import MlflowTracking
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+progress_log = logging.getLogger("rarec.progress")  # `make run` shows it in the terminal
+
+
+@dataclass
+class Outcome:
+    """What a build tells about its artifact.
+
+    Attributes:
+        values: numbers and short texts for the asset's metadata.
+        markdown: title -> text shown rendered.
+        metrics: figures for MLflow.
+        files: title -> file of the artifact whose path is shown.
+    """
+
+    values: dict[str, Any] = field(default_factory=dict)
+    markdown: dict[str, str] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
+    files: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What decides whether two artifacts are the same.
+
+    Attributes:
+        config: everything that changes the result besides code and inputs; JSON.
+        inputs: upstream artifacts, or content hashes of other inputs, by name.
+    """
+
+    asset: str
+    partition: str
+    code_version: str
+    config: Mapping[str, Any]
+    inputs: Mapping[str, Artifact | str]
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """Data version of each input."""
+        return {name: one if isinstance(one, str) else one.data_version for name, one in self.inputs.items()}
+
+    @property
+    def fingerprint(self) -> str:
+        """See `resources.artifacts.store.fingerprint`."""
+        return fingerprint(self.asset, self.code_version, self.config, self.versions)
+
+
+Build = Callable[[Path, TrackedRun], Outcome]
+
+
+def materialise(
+    context: dg.AssetExecutionContext,
+    store: ArtifactStore,
+    tracking: MlflowTracking,
+    identity: Identity,
+    build: Build,
+    *,
+    force: bool,
+    workdir: Path | None = None,
+) -> dg.MaterializeResult:
+    """Reuse the artifact of this identity, or have ``build`` fill a folder with a new one, tracked as one MLflow run.
+
+    Args:
+        workdir: the training's working folder, for stages that have one. One run at a time works in it. A second run
+            waits and uses the first one's artifact, or its checkpoint if it failed.
+    """
+    asset, partition, print_ = identity.asset, identity.partition, identity.fingerprint
+
+    def found() -> Artifact | None:
+        try:
+            return store.find(asset, partition, print_)
+        except DamagedArtifact as error:
+            context.log.warning(f"{error} It is built again now.")
+            return None
+
+    def built() -> dg.MaterializeResult:
+        progress_log.info("%s", f"{asset}: building")
+        versions, config = identity.versions, identity.config
+        with (
+            tracking.run(context, asset, partition, print_, identity.code_version, dict(config)) as run,
+            store.write(
+                asset,
+                partition,
+                print_,
+                inputs=versions,
+                config=config,
+                code_version=identity.code_version,
+                replace=force,
+            ) as draft,
+        ):
+            for name, value in identity.inputs.items():
+                run.log_input(name, str(value.path) if isinstance(value, Artifact) else name, versions[name])
+            outcome = build(draft.path, run)
+            run.log_metrics(outcome.metrics)
+            draft.metadata.update(
+                values=outcome.values, markdown=outcome.markdown, files=outcome.files, mlflow_run=run.url
+            )
+        return _result(draft.artifact, run.lost)
+
+    before = found()
+    if before is not None and not force:
+        if workdir is not None:
+            forget_idle_checkpoints(workdir)  # of a run that ended just before its last step
+        return _result(before, reused=True)
+    if workdir is None:
+        return built()
+    with build_lock(context, workdir):
+        other = found()
+        # Forced or not: what was built since we looked is as new as what we would build.
+        if other is not None and (before is None or other.manifest != before.manifest):
+            return _result(other, reused=True)
+        if force and context.retry_number == 0:
+            forget_checkpoints(workdir)
+        result = built()
+        forget_checkpoints(workdir)  # only now: if the disk is full, the training must not be lost
+    return result
+
+
+def _result(artifact: Artifact, lost: str = "", reused: bool = False) -> dg.MaterializeResult:
+    asset = artifact.manifest.asset
+    if reused:
+        progress_log.info("%s", f"{asset}: reused, nothing has changed")
+    stored = artifact.metadata
+    metadata: dict[str, Any] = {
+        "fingerprint": artifact.fingerprint,
+        "reused": reused,
+        "artifact": dg.MetadataValue.path(str(artifact.path)),
+        **stored["values"],
+        **{title: dg.MetadataValue.path(str(artifact.path / name)) for title, name in stored["files"].items()},
+        **{title: dg.MetadataValue.md(text) for title, text in stored["markdown"].items()},
+    }
+    if stored["mlflow_run"].startswith("http"):
+        metadata["mlflow_run"] = dg.MetadataValue.url(stored["mlflow_run"])
+    if lost:
+        metadata["not recorded in MLflow"] = lost
+    return dg.MaterializeResult(asset_key=asset, metadata=metadata, data_version=dg.DataVersion(artifact.data_version))
+
+
+def markdown_table(table: "pd.DataFrame") -> str:
+    """A small table for metadata: cells without line breaks or bars."""
+    header = list(map(str, table.columns))
+    rows = [[str(cell).replace("|", "\\|").replace("\n", " ") for cell in row] for row in table.to_numpy(object)]
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
