@@ -7,7 +7,6 @@ while before the asset fails.
 
 import logging
 import re
-import time
 import uuid
 from collections.abc import Callable, Mapping
 from datetime import datetime
@@ -20,11 +19,12 @@ import fsspec
 from rarec.errors import one_line
 from resources.artifacts.local import StorageFull, is_full_disk
 from resources.artifacts.manifest import damaged
+from resources.retry import call_patiently, is_program_fault
 
 T = TypeVar("T")
 
 LOOK_AGAIN_S = 2.0  # between attempts while the store is away
-# Answers that no waiting changes: the store says no, or the request is wrong.
+# Answers of a store that no waiting changes.
 FINAL = (
     FileNotFoundError,
     FileExistsError,
@@ -33,7 +33,6 @@ FINAL = (
     PermissionError,
     NotImplementedError,
 )
-FINAL_FAULTS = (TypeError, ValueError, AttributeError, LookupError, ImportError)
 
 progress_log = logging.getLogger("rarec.progress")  # `make run` shows it in the terminal
 
@@ -108,27 +107,27 @@ class RemoteFolder:
         Raises:
             dg.Failure: the store did not answer for `wait_s` seconds.
         """
-        deadline: float | None = None
-        while True:
-            try:
-                return operation()
-            except Exception as error:  # each kind of store has errors of its own
-                if isinstance(error, FINAL) or is_full_disk(error):
-                    raise
-                if isinstance(error, FINAL_FAULTS) and not isinstance(error, OSError):
-                    raise
-                now = time.monotonic()
-                if deadline is None:
-                    deadline = now + self._wait_s
-                    text = f"  {self._url} is away ({one_line(error)}); waiting for it at most {self._wait_s:.0f} s"
-                    progress_log.info("%s", text)
-                if now >= deadline:
-                    raise dg.Failure(
-                        f"The artifact store did not answer for {self._wait_s:.0f} s: {self._url}: "
-                        f"{type(error).__name__}: {one_line(error)}. Nothing half-written is visible there. Run again "
-                        "when it is back: trainings resume from their checkpoints."
-                    ) from error
-            time.sleep(min(LOOK_AGAIN_S, max(0.0, deadline - now)))
+
+        def tell(error: Exception) -> None:
+            text = f"  {self._url} is away ({one_line(error)}); waiting for it at most {self._wait_s:.0f} s"
+            progress_log.info("%s", text)
+
+        try:
+            return call_patiently(
+                operation, wait_s=self._wait_s, interval_s=LOOK_AGAIN_S, is_final=_is_final, on_first_failure=tell
+            )
+        except Exception as error:  # each kind of store has errors of its own
+            if _is_final(error):
+                raise
+            raise dg.Failure(
+                f"The artifact store did not answer for {self._wait_s:.0f} s: {self._url}: {type(error).__name__}: "
+                f"{one_line(error)}. Nothing half-written is visible there. Run again when it is back: trainings "
+                "resume from their checkpoints."
+            ) from error
+
+
+def _is_final(error: Exception) -> bool:
+    return isinstance(error, FINAL) or is_full_disk(error) or is_program_fault(error)
 
 
 def stored_content(root: str) -> dict[str, list[Mapping[str, Any]]]:

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import time
 from datetime import UTC, datetime
 
 import dagster as dg
@@ -70,7 +71,7 @@ class Away:
 def away(monkeypatch, remote_store):
     """A store in memory before which `Away` stands."""
     slept = []
-    monkeypatch.setattr(remote.time, "sleep", slept.append)
+    monkeypatch.setattr(time, "sleep", slept.append)
     real = fsspec.core.url_to_fs
 
     def stand_before(name, times):
@@ -98,8 +99,8 @@ def test_a_remote_store_that_stays_away_fails_the_asset_and_shows_nothing_half_w
     store, stand_before, _ = away
     fs = stand_before("pipe_file", 10_000)
     now = [0.0]
-    monkeypatch.setattr(remote.time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(remote.time, "sleep", lambda seconds: now.__setitem__(0, now[0] + seconds))
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(time, "sleep", lambda seconds: now.__setitem__(0, now[0] + seconds))
     with pytest.raises(dg.Failure, match=r"did not answer for 120 s: memory://.*RuntimeError: could not") as failure:
         write(store)
     assert failure.value.allow_retries  # of a training: from its checkpoint

@@ -1,5 +1,6 @@
 """What a run tells a server that is away: it arrives later, or is counted as lost, and the work goes on."""
 
+import logging
 import os
 import signal
 import subprocess
@@ -21,6 +22,7 @@ from places import HELPERS
 from rarec.training.worker.node import free_port
 from resources.mlflow import outbox as outbox_module
 from resources.mlflow import tracked_run
+from resources.mlflow.outbox import Outbox, Parcel
 from resources.mlflow.tracking import MlflowTracking
 
 
@@ -34,7 +36,7 @@ def test_what_is_told_to_a_server_that_is_away_arrives_later(tracking, tmp_path,
         everything(run, tmp_path)
         assert len(server.calls) == 1  # it is not asked again and again
         if back == "at the end":
-            monkeypatch.setattr(outbox_module.time, "sleep", lambda _: setattr(server, "away", False))
+            monkeypatch.setattr(time, "sleep", lambda _: setattr(server, "away", False))
         else:
             server.away = False
             run._outbox._retry_at = 0.0  # half a minute later
@@ -45,7 +47,7 @@ def test_what_is_told_to_a_server_that_is_away_arrives_later(tracking, tmp_path,
     assert result.success
     assert_everything_arrived(tracking.tracking_uri, recorded.info.run_id)
     assert sum(line.startswith("MLflow is away: ConnectionError: server away.") for line in result.log_lines) == 1
-    assert "MLflow is back; what waited has been recorded." in result.log_lines
+    assert "MLflow is back; everything that waited has been recorded." in result.log_lines
 
 
 def test_what_never_arrives_is_told_and_the_asset_succeeds(tracking, tmp_path):
@@ -71,7 +73,7 @@ def test_what_never_arrives_is_told_and_the_asset_succeeds(tracking, tmp_path):
 
 @pytest.mark.parametrize("error", [RuntimeError("boom"), dg.DagsterExecutionInterruptedError()])
 def test_a_failed_or_cancelled_run_does_not_wait(tracking, monkeypatch, error):
-    monkeypatch.setattr(outbox_module.time, "sleep", lambda _: pytest.fail("waits"))
+    monkeypatch.setattr(time, "sleep", lambda _: pytest.fail("waits"))
 
     def use(run):
         run._client = Away(run._client)
@@ -178,3 +180,22 @@ def test_a_server_killed_and_started_again_in_mid_run(tmp_path, monkeypatch):
         assert_everything_arrived(url, started[0])
         mlflow.set_tracking_uri(url)
         assert mlflow.pyfunc.load_model(uris[0]).predict(pd.DataFrame({"x": [10.0]})).tolist() == [20.0, 30.0]
+
+
+def test_all_drains_together_wait_no_longer_than_told(monkeypatch):
+    """Else a model and the end of a run would each hold the work up for the whole time."""
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(time, "sleep", lambda seconds: now.__setitem__(0, now[0] + seconds))
+
+    def fail():
+        raise ConnectionError("away")
+
+    outbox = Outbox(logging.getLogger(), wait_s=5)
+    outbox.send(Parcel("model", fail))
+    outbox.drain()
+    assert now[0] == 5
+    outbox.drain()
+    assert now[0] == 5
+    outbox.give_up()
+    assert outbox.lost == "model"
