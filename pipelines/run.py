@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 import socket
 import sys
 import time
@@ -14,24 +13,14 @@ from typing import Annotated, Any
 import typer
 from pydantic import BaseModel, ValidationError
 
+from pipelines.dagster_home import prepare_dagster_home
 from rarec.config import refusals
 from rarec.errors import InputError, closest
 from resources.settings import Installation
 
 EXAMPLE = """Example: CONFIG='{"raserec_finetuned": {"memories": 50}}'"""
 EVERY = "all data sets"  # of the job `clean`, which knows no partition
-INTERRUPTED = "interrupted; the same command goes on from the last checkpoint"
-
-
-def prepare_dagster_home(installation: Installation) -> None:
-    """Make the embedded Dagster home, unless DAGSTER_HOME names another; `make ui` then shows the same runs."""
-    if os.environ.get("DAGSTER_HOME"):
-        return
-    installation.dagster.mkdir(parents=True, exist_ok=True)
-    settings = installation.dagster / "dagster.yaml"
-    if not settings.exists():
-        settings.write_text((Path(__file__).parent / "dagster.yaml").read_text())
-    os.environ["DAGSTER_HOME"] = str(installation.dagster)
+INTERRUPTED = "interrupted; run the same command again to resume from the last checkpoint"
 
 
 def main(
