@@ -3,13 +3,14 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install run runs ui test test-all test-deploy lint audit bench bench-gpu constraints clean-venv
+.PHONY: help install run runs ui test test-all test-deploy lint audit bench bench-gpu docs constraints clean-venv
 
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEPLOY := $(VENV)/.installed-deploy
+DOCS := $(VENV)/.installed-docs
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 # `cpu` or `gpu`; once installed it stays until the other is asked for. The stamp file remembers.
 EXTRA := $(or $(shell cat $(STAMP) 2>/dev/null),cpu)
@@ -72,6 +73,12 @@ bench: $(STAMP)  ## measure speed and scale; results go to benchmarks/results
 bench-gpu: $(STAMP)  ## measure a part on this machine's GPU (PART, ARGS; docs/gpu.md); results go to benchmarks/results
 	@$(BIN)/python -m benchmarks.gpu $(PART) $(ARGS)
 
+docs: $(DOCS)  ## build the documentation into build/docs; fails on a dead link, or if a generated table is out of date
+	@$(BIN)/python -m benchmarks.headlines --check
+	@$(BIN)/python -W ignore docs/reference.py --check
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+	@echo "open build/docs/index.html"
+
 install: $(STAMP)  ## .venv with everything the other targets need (EXTRA=cpu or gpu)
 
 ifneq ($(EXTRA),$(shell cat $(STAMP) 2>/dev/null))
@@ -90,14 +97,18 @@ $(DEPLOY): $(STAMP)
 	@PYTHONWARNINGS=ignore $(BIN)/pip install --quiet --disable-pip-version-check -c requirements/constraints.txt -e ".[$(EXTRA),dev,deploy,kubernetes,deploy-test]"
 	@touch $@
 
+$(DOCS): $(STAMP)
+	@PYTHONWARNINGS=ignore $(BIN)/pip install --quiet --disable-pip-version-check -c requirements/constraints.txt -e ".[$(EXTRA),dev,docs]"
+	@touch $@
+
 # Torch without its local tag and no CUDA packages: both follow from where pip finds torch, not from this list.
-constraints: $(DEPLOY)  ## write requirements/constraints.txt from what is installed now
+constraints: $(DEPLOY) $(DOCS)  ## write requirements/constraints.txt from what is installed now
 	@{ echo "# A set of versions that works together; pip install -c requirements/constraints.txt -e \".[cpu,dev]\""; \
 	   echo "# Written by \`make constraints\` from the .venv in use; change versions there, run the tests, then run it again."; \
 	   $(BIN)/pip freeze --exclude-editable | grep -Eiv '^(#|-e|cuda-|nvidia-|triton|faiss-gpu)|@' | sed 's/+[a-z0-9.]*$$//'; \
 	 } > requirements/constraints.txt.new
 	@mv requirements/constraints.txt.new requirements/constraints.txt
-	@touch $(STAMP) $(DEPLOY)
+	@touch $(STAMP) $(DEPLOY) $(DOCS)
 
 clean-venv:  ## remove .venv, for a fresh install
 	rm -rf $(VENV)

@@ -37,9 +37,8 @@ def main(
     os.environ["OMP_NUM_THREADS"] = str(threads)
     os.environ["RAYON_NUM_THREADS"] = str(threads)  # of tokenizers
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    from benchmarks import launched, raserec, rella
     from benchmarks.measure import become_worker, machine
-    from benchmarks.registry import BENCHMARKS
+    from benchmarks.registry import BENCHMARKS, ON_FILMS, ON_SEQUENCES
     from benchmarks.report import table, write
     from benchmarks.workloads import REAL, REAL_FILMS, Effort, Setup, all_films, workloads
     from rarec.errors import InputError
@@ -50,8 +49,7 @@ def main(
     effort = Effort(plain_steps=steps, our_steps=our_steps, rounds=rounds)
     if interactions:
         effort = replace(effort, ctr_interactions=interactions)
-    sequential = {**raserec.BENCHMARKS, **launched.BENCHMARKS}
-    on_sequences, on_films = (any(name in some for name in chosen) for some in (sequential, rella.ON_FILMS))
+    on_sequences, on_films = (any(name in some for name in chosen) for some in (ON_SEQUENCES, ON_FILMS))
     try:
         setup = Setup(workloads(data) if on_sequences else {}, effort, all_films(data) if on_films else {})
     except InputError as error:

@@ -24,12 +24,12 @@ DATA_SET = "benchmark"
 
 
 def launched(setup: Setup) -> Figures:
-    """Stage 1 as its asset trains it (worker process under the launcher; output and progress followed by a Dagster
-    run, observations in SQLite, metrics in MLflow, a checkpoint an epoch) against a bare loop over whole epochs of the
-    same batches of the same model with the same fused Adam, in this process.
+    """What the launcher adds to stage 1.
 
-    The sides run in turn. The time to start and end a training (imports, the data, the process) stands apart, as it is
-    paid once.
+    Stage 1 as its asset trains it (worker process under the launcher; output and progress followed by a Dagster run,
+    observations in SQLite, metrics in MLflow, a checkpoint an epoch), against a bare loop over whole epochs of the same
+    batches of the same model with the same fused Adam, in this process. The sides run in turn. The time to start and
+    end a training (imports, data, process) is paid once and has a row of its own.
     """
     return {name: _launched(sequences, setup.effort.rounds) for name, sequences in setup.workloads.items()}
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from rarec.training.engine import keep_freed_memory, peak_memory_mib
 from rarec.training.fit import FitSettings, Objective, fit
-from rarec.training.progress import LONE_WORKER, Report
+from rarec.training.progress import LONE_WORKER, ReportProgress
 
 # What the launcher sets for a lone worker on the CPU.
 WORKER_ENVIRONMENT = {**LONE_WORKER, "DS_ACCELERATOR": "cpu"}  # on a GPU: "cuda"
@@ -129,7 +129,7 @@ def train(
     epochs: int,
     steps: int | None = None,
     turn: Callable[[], None] = lambda: None,
-    report: Report = silent,
+    report: ReportProgress = silent,
 ) -> tuple[list[float], dict[str, Any]]:
     """Train as a worker does, DeepSpeed engine, progress reports and checkpoints included.
 

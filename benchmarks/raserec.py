@@ -13,17 +13,19 @@ import numpy as np
 import torch
 
 from benchmarks.measure import Column, Figures, alternate, clock, peak_mib, ratio, silent, timing, train
-from benchmarks.plain import PlainFinetuning, PlainPretraining, Steps, flat_index, flat_neighbours, plain_ranks
+from benchmarks.plain.raserec import PlainFinetuning, PlainPretraining, Steps, flat_index, flat_neighbours, plain_ranks
 from benchmarks.workloads import Effort, Setup, synthetic
-from rarec.data.sequences import IntArray, UserSequences
+from rarec.data.sequences import UserSequences
 from rarec.metrics.ranking import full_ranking, ranking_table
 from rarec.raserec.encoders import SequenceEncoder, build_encoder
 from rarec.raserec.finetune import FinetuneObjective
 from rarec.raserec.pretrain import PretrainObjective, validation_metrics
-from rarec.raserec.settings import FinetuneSettings, MemorySettings, PretrainSettings
+from rarec.raserec.settings import FinetuneSettings, PretrainSettings
 from rarec.retrieval.memory import MemoryBank, Queries, normalised
+from rarec.retrieval.settings import MemorySettings
 from rarec.training.dropout import DropoutBits
 from rarec.training.progress import ProgressReporter
+from rarec.types import IntArray
 
 # The defaults are the paper's settings.
 PRETRAIN = PretrainSettings.model_validate({})
@@ -36,11 +38,12 @@ GROWTH = "growth exponent"
 
 
 def stage1(setup: Setup) -> Figures:
-    """Pre-training: ours (packed windows; training step, DeepSpeed engine and progress as in a worker) against the
-    plain way (every prefix padded to 50 and encoded three times a step; PyTorch's modules, dropout and Adam).
+    """Pre-training: RaRec against the plain way.
 
-    The paper's settings, dropout on, batches of 256 prefixes on both sides. The sides run some steps each in turn; an
-    epoch is extrapolated from the seconds a prefix. Peak memory is what a side needs beyond what was imported before.
+    RaRec packs windows, and trains with a worker's step, DeepSpeed engine and progress. The plain way pads every prefix
+    to 50, encodes it three times a step, and uses PyTorch's modules, dropout and Adam. Both sides have the paper's
+    settings, with dropout on and batches of 256 prefixes. The sides run some steps each in turn, and an epoch is
+    extrapolated from the seconds a prefix. Peak memory is what a side needs beyond what was imported before.
     """
     return {name: _stage1(sequences, setup.effort) for name, sequences in setup.workloads.items()}
 
@@ -86,12 +89,13 @@ def _stage1(sequences: UserSequences, effort: Effort) -> Column:
 
 
 def stage2(setup: Setup) -> Figures:
-    """Fine-tuning: ours (queries, neighbour lists and memories computed once, memories never projected) against the
-    plain way (every step encodes its padded queries, searches Faiss' exact index and projects all their memories).
+    """Fine-tuning: RaRec against the plain way.
 
-    The paper's settings: K = 20, channel 1 alone, batches of 1,024 prefixes. A freshly initialised encoder. Rounds and
-    extrapolation as in `stage1`; what ours computes once a stage is a row of its own, and the last ratio charges all of
-    it to a single epoch.
+    RaRec computes queries, neighbour lists and memories once, and never projects memories. The plain way encodes its
+    padded queries, searches Faiss' exact index and projects all memories in every step. Both sides have the paper's
+    settings: K = 20, channel 1 alone, batches of 1,024 prefixes, with a freshly initialised encoder. Rounds and
+    extrapolation are as in `stage1`. What RaRec computes once is a row of its own, and the last ratio charges all of it
+    to a single epoch.
     """
     return {name: _stage2(sequences, setup.effort) for name, sequences in setup.workloads.items()}
 
@@ -126,11 +130,11 @@ def _stage2(sequences: UserSequences, effort: Effort) -> Column:
 
 
 def memory(setup: Setup) -> Figures:
-    """Memory bank and the exact neighbour lists (K = 20) of all training prefixes: complete lists under the leakage
-    rule against a single call of Faiss' IndexFlatIP, which ours searches too.
+    """The memory bank and the exact neighbour lists (K = 20) of all training prefixes.
 
-    The plain side answers a sample of the queries, extrapolated to all; it fetches the same K + 16 candidates and obeys
-    the rule, but leaves lists short. A freshly initialised encoder.
+    RaRec gives complete lists under the leakage rule. The plain way is a single call of Faiss' IndexFlatIP, which RaRec
+    searches too. It answers a sample of the queries, extrapolated to all. It fetches the same K + 16 candidates and
+    obeys the rule, but leaves lists short. The encoder is freshly initialised.
     """
     return {name: _memory(sequences, setup.effort) for name, sequences in setup.workloads.items()}
 
@@ -177,11 +181,10 @@ def _memory(sequences: UserSequences, effort: Effort) -> Column:
 
 
 def ranking(setup: Setup) -> Figures:
-    """Full-ranking evaluation of all users on all items, masked and unmasked, without and with lists of 50 items: ours
-    against a loop over users in NumPy.
+    """Full ranking of all users on all items, masked and unmasked, without and with lists of 50 items.
 
-    The loop ranks a sample of the users, extrapolated to all. Both begin with the users' vectors; our encoding and
-    metrics are rows of their own.
+    The plain way is a loop over users in NumPy. It ranks a sample of the users, extrapolated to all. Both sides begin
+    with the users' vectors. RaRec's encoding and metrics are rows of their own.
     """
     return {name: _ranking(sequences, setup.effort) for name, sequences in setup.workloads.items()}
 
@@ -228,13 +231,12 @@ def _ranking(sequences: UserSequences, effort: Effort) -> Column:
 
 
 def scaling(setup: Setup) -> Figures:
-    """Growth with the number of users: whole epochs, the whole bank, all lists, all evaluated users; nothing is
-    extrapolated, one measurement a size.
+    """Growth with the number of users: whole epochs, the whole bank, all lists, all evaluated users.
 
-    Synthetic sequences of equal lengths; the catalogue stays the same (a full softmax costs prefixes times items, so a
-    catalogue that grew along would add its own factor). The exponent e fits seconds = c · interactions^e: 1 is linear.
-    Exact lists compare every prefix with every memory, which is quadratic; beside them inverted lists (as many as the
-    square root of the memories, 8 of them probed), with their recall@20.
+    Nothing is extrapolated, and each size is measured once. The sequences are synthetic and of equal lengths. The
+    catalogue stays the same, because a full softmax costs prefixes times items. The exponent e fits seconds =
+    c · interactions^e; 1 is linear. Exact lists compare every prefix with every memory, which is quadratic. Beside them
+    are inverted lists (as many as the square root of the memories, 8 of them probed), with their recall@20.
     """
     effort = setup.effort
     _scale(synthetic(effort.scale_users // 2, effort.scale_items, seed=1), {})  # warms up
@@ -290,11 +292,11 @@ def _scale(sequences: UserSequences, column: Column) -> None:
 
 
 def overhead(setup: Setup) -> Figures:
-    """What a worker's loop adds to stage 1: `fit` with DeepSpeed engine, progress reports and checkpoints against a
-    bare loop over the same batches of the same model with the same fused Adam.
+    """What a worker's loop adds to stage 1.
 
-    The sides run in turn; an epoch is extrapolated from the seconds a prefix. Checkpoints are written once an epoch and
-    stand apart.
+    `fit`, with DeepSpeed engine, progress reports and checkpoints, against a bare loop over the same batches of the
+    same model with the same fused Adam. The sides run in turn, and an epoch is extrapolated from the seconds a prefix.
+    Checkpoints are written once an epoch and have a row of their own.
     """
     return {name: _overhead(sequences, setup.effort) for name, sequences in setup.workloads.items()}
 

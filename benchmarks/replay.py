@@ -29,11 +29,11 @@ STRATEGIES = ("no update", "refresh", "refresh and fine-tune", "full retraining"
 RESULTS = Path(__file__).parent / "results"
 PLOT = Path(__file__).parents[1] / "docs" / "images" / "replay.png"
 ABOUT = {
-    "replay": "NDCG@10 and HR@10: users count alike, each with the mean over their events; items that a user had "
-    "already are no candidates. Every event is asked for just before it happened, with what the user had done until "
-    "then; what a strategy remembers of others ends with the week before. *missed*: unknown item, or nobody known "
-    "asks. Differences to *no update* are paired by user, with 95 % intervals. Seconds are those of updates, after the "
-    "first champion's training, which all share.",
+    "replay": "NDCG@10 and HR@10: users count alike, each with the mean over their events. Items that a user already "
+    "had are no candidates. Every event is scored just before it happened, with what the user had done until then. "
+    "What a strategy remembers of others ends with the week before. *missed*: the item is unknown, or the user has no "
+    "known history. Differences to *no update* are paired by user, with 95 % intervals. Seconds are those of updates, "
+    "after the first champion's training, which all share.",
     "weeks": "NDCG@10 of every week.",
 }
 
@@ -121,7 +121,7 @@ def _translate(past: "pd.DataFrame", item_ids: "pd.Series") -> "Translation":
 
 
 def _memory() -> Any:
-    from rarec.raserec.settings import MemorySettings
+    from rarec.retrieval.settings import MemorySettings
 
     return MemorySettings()
 

@@ -1,4 +1,7 @@
-"""Figures as a Markdown table and as JSON, with the command and the machine they come from."""
+"""Figures as a Markdown table and as JSON, with the command and the machine they come from.
+
+`python -m benchmarks.report` writes the pages in `benchmarks/results` again from their records, with today's words.
+"""
 
 import inspect
 import json
@@ -11,8 +14,8 @@ from benchmarks.measure import Column, Figures
 from benchmarks.registry import BENCHMARKS
 
 SHARED = (
-    "All seconds are wall-clock seconds of this process, set up as a training worker: freed memory is kept "
-    "(`keep_freed_memory`), which speeds up both sides alike. "
+    "*Ours* is RaRec. Seconds are wall-clock seconds of this process, set up as a training worker. Freed memory is "
+    "kept (`keep_freed_memory`), which makes both sides equally faster."
 )
 
 
@@ -38,7 +41,7 @@ def markdown(
 ) -> str:
     """A page of one or more benchmarks; ``about``: what they measure, where they are not among `BENCHMARKS`."""
     facts = ", ".join(f"{name} {value}" for name, value in machine.items())
-    parts = [f"    {command}", f"Measured {measured} on: {facts}.", *([] if about else [SHARED.strip()])]
+    parts = [f"    {command}", f"Measured {measured} on: {facts}.", *([] if about else [SHARED])]
     for name, figures in results.items():
         text = about[name] if about else inspect.getdoc(BENCHMARKS[name]) or ""
         parts += [f"## {name}", text, table(figures)]
@@ -70,3 +73,20 @@ def write(
 def _plain(column: Column) -> dict[str, float | int | str | None]:
     """JSON knows no NaN."""
     return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in column.items()}
+
+
+def render() -> None:
+    """Write every recorded page again, except those of `benchmarks.gpu`."""
+    from benchmarks import replay, rules
+
+    others = {"replay": replay.ABOUT, "rules": rules.ABOUT}
+    for file in sorted((Path(__file__).parent / "results").glob("*.json")):
+        record = json.loads(file.read_text())
+        about = others.get(file.stem)
+        if about or set(record["results"]) <= set(BENCHMARKS):
+            parts = (record["results"], record["command"], record["machine"], record["measured"], about)
+            file.with_suffix(".md").write_text(markdown(*parts))
+
+
+if __name__ == "__main__":
+    render()

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
-import numpy.typing as npt
 import typer
+
+from rarec.types import Float64Array, IntArray
 
 if TYPE_CHECKING:
     from benchmarks.measure import Figures
@@ -25,18 +26,16 @@ FALLS = (0.0, 0.15, 0.3, 0.5)
 WORSE = (0.0, 0.05, 0.1, 0.2)
 ALIKE = 0.5  # share of events on which two trainings of a model give the same rank
 ABOUT = {
-    "drift": "Of simulated weeks in which the champion truly fell by so much of its NDCG@10, in how many "
-    "`drift_report` asks for fine-tuning or pre-training (finetune_drop 15 %, pretrain_drop 40 %). *bare*: if the "
-    f"figures alone were compared. The promotion saw {PROMOTION_EVENTS:,} events; a user has {EVENTS_A_USER}.",
-    "promotion": "Of simulated candidates that are truly worse by so much of the champion's NDCG@10, how many pass; an "
-    f"event a user, and the same rank by both models at {ALIKE:.0%} of the events. By default (tolerance 1 %), and "
-    "`strict` with a tolerance of 5 %.",
+    "drift": "In how many simulated weeks `drift_report` asks for fine-tuning or pre-training (finetune_drop 15 %, "
+    "pretrain_drop 40 %), when the champion truly fell by so much of its NDCG@10. *bare*: if only the figures were "
+    f"compared. The promotion saw {PROMOTION_EVENTS:,} events; a user has {EVENTS_A_USER}.",
+    "promotion": "How many simulated candidates pass that are truly worse by so much of the champion's NDCG@10. Each "
+    f"user has one event, and both models give the same rank at {ALIKE:.0%} of the events. First with the defaults "
+    "(tolerance 1 %), then `strict` with a tolerance of 5 %.",
 }
 
-Ranks = npt.NDArray[np.float64]
 
-
-def world(rng: np.random.Generator, users: npt.NDArray[np.int64], fall: float) -> Ranks:
+def world(rng: np.random.Generator, users: IntArray, fall: float) -> Float64Array:
     """(E,) ranks of events of these users, whose chances of a hit are less by this share."""
     hit = rng.random(len(users)) < (1 - fall) * rng.beta(*SPREAD, size=len(users))[users]
     return np.where(hit, rng.integers(1, 11, len(users)), np.inf)

@@ -11,7 +11,7 @@ import numpy as np
 
 from rarec.data.ctr import CtrSettings, build_ctr_samples
 from rarec.data.raw import read_raw
-from rarec.data.sequences import IntArray, UserSequences, build_sequences, user_at
+from rarec.data.sequences import UserSequences, build_sequences, user_at
 from rarec.data.sources.download import locate_source
 from rarec.data.spec import DatasetSpec, builtin_specs
 from rarec.data.tables import Tables, build_tables
@@ -19,9 +19,10 @@ from rarec.data.templates import TEMPLATES, Template, item_texts, profile_texts,
 from rarec.rella.language_model import LanguageModelSettings
 from rarec.rella.prompt_source import PromptSource
 from rarec.rella.small_llama import train_tokenizer
-from rarec.retrieval.index import FloatArray, normalised
-from rarec.retrieval.subr import Distances, recent_behaviours, retrieve_behaviours
+from rarec.retrieval.index import normalised
+from rarec.retrieval.subr import recent_behaviours, retrieve_behaviours
 from rarec.text.prompts import build_parts
+from rarec.types import Distances, Float32Array, IntArray
 
 REAL = "amazon-beauty"
 REAL_FILMS = "ml-100k"
@@ -120,7 +121,7 @@ def histories(users: int, items: int, interactions: int, spread: float, seed: in
     return Histories(np.concatenate([[0], lengths.cumsum()]), np.concatenate(drawn).astype(np.int64))
 
 
-def directions(items: int, dim: int, seed: int = 0) -> FloatArray:
+def directions(items: int, dim: int, seed: int = 0) -> Float32Array:
     """(I, D) random unit vectors."""
     return normalised(np.random.default_rng(seed).standard_normal((items, dim), dtype=np.float32))
 

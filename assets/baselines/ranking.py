@@ -8,12 +8,12 @@ from assets.framework.stage import Job, stage
 from rarec.baselines.ranking import ITEM_KNN, POPULARITY, ItemNeighbours, RankingBaselineSettings, rank_by_popularity
 from rarec.data.sequences import UserSequences
 from rarec.metrics.ranking import RankingResult, ranking_table
-from rarec.reports.records import Split as ShownSplit
+from rarec.reports.records import SPLIT_NAMES
 from rarec.types import Split
 from resources.artifacts.store import Artifact
 
 RANKS = "ranks.parquet"
-SPLITS: dict[Split, ShownSplit] = {"valid": "validation", "test": "test"}  # as data and reports name them
+SPLITS: tuple[Split, ...] = ("valid", "test")
 
 
 @stage(
@@ -33,7 +33,7 @@ def ranking_baselines(job: Job[RankingBaselineSettings]) -> Outcome:
     neighbours = ItemNeighbours.of(sequences, job.settings.neighbours)
     tables: list[pd.DataFrame] = []
     metrics: dict[str, float] = {}
-    for split, name in SPLITS.items():
+    for split in SPLITS:
         prefixes = sequences.prefixes(split)
         for model, result in (
             (POPULARITY, rank_by_popularity(sequences, prefixes)),
@@ -42,7 +42,7 @@ def ranking_baselines(job: Job[RankingBaselineSettings]) -> Outcome:
             ranks = {"unmasked": result.rank.numpy(), "masked": result.rank_masked.numpy()}
             tables.append(pd.DataFrame({"split": split, "model": model, **ranks}))
             metrics |= {
-                f"{name}/{protocol}/{model}/{figure}": value
+                f"{SPLIT_NAMES[split]}/{protocol}/{model}/{figure}": value
                 for protocol, rank in ranks.items()
                 for figure, value in ranking_table(rank).items()
             }

@@ -10,9 +10,9 @@ from assets.data.clean import has_clock, load_table
 from assets.framework.reuse import Outcome
 from assets.framework.stage import Job, Request, stage
 from assets.reports.publish import links_to, log_report
-from rarec.champions.drift import DriftReport, drift_markdown, write_drift_report
 from rarec.config import Settings
 from rarec.errors import InputError
+from rarec.reports.drift import DriftReport, drift_markdown, write_drift_report
 
 VERSION = "2"
 

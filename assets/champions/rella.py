@@ -67,25 +67,10 @@ class RellaTrack:
     def events(
         self, job: Job[RellaCandidateSettings], candidate: Artifacts, opponent: Artifacts | None, interactions: Artifact
     ) -> Events:
-        """Test samples that neither model was made with, drawn with the seed.
-
-        Raises:
-            InputError: there are none, or only likes, or only dislikes.
-        """
+        """Test samples that neither model was made with, drawn with the seed."""
         samples = CtrSamples.load(candidate["ctr_samples"].path)
         table = load_table(interactions, "interactions")
-        split = samples.rows("test")
-        rows = np.arange(split.start, split.stop)
-        if opponent is not None:
-            then = load_table(opponent["interactions"], "interactions")
-            rows = unseen_targets(samples, table, CtrSamples.load(opponent["ctr_samples"].path), then)
-        chosen = draw_rows(rows, job.settings.test_samples, job.settings.seed)
-        likes = int(samples.label[chosen].sum())
-        if likes in (0, len(chosen)):
-            raise InputError(
-                f"of the test samples that neither model was made with {likes} are likes and {len(chosen) - likes} are "
-                "not, but an AUC needs both; compare when there are more data"
-            )
+        chosen = choose_samples(samples, table, opponent, job.settings)
         position = samples.position[chosen]
         asked, times = table.iloc[position], table["timestamp"].to_numpy()
         window = {
@@ -157,6 +142,32 @@ class RellaTrack:
         verdict, reason = settings.judge(len(rows), before, now, users)
         how = f"; {len(asked):,} of them are asked for, each just before it happened"
         return Drift(rows, now, how, verdict, reason)
+
+
+def choose_samples(
+    samples: CtrSamples, table: pd.DataFrame, opponent: Artifacts | None, settings: RellaCandidateSettings
+) -> IntArray:
+    """Ascending test samples that neither model was made with.
+
+    Args:
+        table: the clean interactions of the samples.
+
+    Raises:
+        InputError: there are none, or only likes, or only dislikes.
+    """
+    split = samples.rows("test")
+    rows = np.arange(split.start, split.stop)
+    if opponent is not None:
+        then = load_table(opponent["interactions"], "interactions")
+        rows = unseen_targets(samples, table, CtrSamples.load(opponent["ctr_samples"].path), then)
+    chosen = draw_rows(rows, settings.test_samples, settings.seed)
+    likes = int(samples.label[chosen].sum())
+    if likes in (0, len(chosen)):
+        raise InputError(
+            f"of the test samples that neither model was made with {likes} are likes and {len(chosen) - likes} are "
+            "not, but an AUC needs both; compare when there are more data"
+        )
+    return chosen
 
 
 def ask_model(

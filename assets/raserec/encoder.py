@@ -10,8 +10,9 @@ from rarec.data.sequences import UserSequences
 from rarec.errors import InputError
 from rarec.raserec.encoders import load_encoder
 from rarec.raserec.pretrain import PretrainJob
-from rarec.raserec.settings import MemorySettings, PretrainSettings
+from rarec.raserec.settings import PretrainSettings
 from rarec.retrieval.memory import MemoryBank, Queries
+from rarec.retrieval.settings import MemorySettings
 from rarec.training.engine import worker_device
 
 FIGURES = ("HR@10", "NDCG@10")

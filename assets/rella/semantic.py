@@ -16,8 +16,8 @@ from rarec.errors import InputError
 from rarec.rella.language_model import SCRATCH, LanguageModelSettings, ModelReference, fetch, find_answers, hash_of
 from rarec.rella.small_llama import SmallLlamaJob, load_card
 from rarec.rella.vectors import VECTORS, VectorSettings, check_vectors, encode, reduce, sentence_encoder_folder
-from rarec.retrieval.index import IndexSettings
 from rarec.retrieval.items import ItemIndex
+from rarec.retrieval.settings import IndexSettings
 from rarec.text.prompts import CATALOGUE, Catalogue, PromptParts
 from rarec.training.engine import worker_device
 from resources.artifacts.store import Artifact

@@ -7,11 +7,12 @@ from assets.data.clean import load_counts, load_table
 from assets.framework.checks import artifact_check
 from assets.framework.reuse import Outcome, markdown_table
 from assets.framework.stage import Job, stage
-from rarec.data.ctr import SPLITS, CtrSamples, CtrSettings, build_ctr_samples, ctr_leaks
+from rarec.data.ctr import CtrSamples, CtrSettings, build_ctr_samples, ctr_leaks
 from rarec.data.spec import DatasetSpec
 from rarec.data.templates import item_texts
 from rarec.rella.prompt_source import load_items, save_recent
 from rarec.text.prompts import Catalogue, TextSettings, build_parts
+from rarec.types import SPLITS
 from resources.artifacts.store import Artifact
 
 PREVIEW = 3

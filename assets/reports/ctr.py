@@ -19,14 +19,13 @@ from rarec.rella.training_samples import HISTORIES, Variant, load_variants
 from rarec.rella.vectors import VECTORS
 from rarec.reports.ctr import report as reports
 from rarec.reports.ctr.inputs import CtrReportSettings
-from rarec.reports.records import Split
+from rarec.reports.records import SPLIT_NAMES
 from rarec.retrieval.subr import recent_behaviours, retrieve_behaviours
 from rarec.training.fit import HISTORY
 from resources.artifacts.store import Artifact
 from resources.mlflow.tracked_run import TrackedRun
 
 YARDSTICK = "logistic regression on five numbers"
-SPLIT_NAMES: dict[str, Split] = {"valid": "validation", "test": "test"}
 STUDIED = 5000  # test samples whose histories are looked at
 SIZES = (5, 10, 15, 20, 25, 30)
 PROMPT_SOURCE = ("interactions", "ctr_samples", "textual_samples", "retrieval_enhanced_samples")
@@ -62,7 +61,7 @@ def ctr_metrics(job: Job[CtrReportSettings]) -> Outcome:
     log_report(job.run, paths)
     _log_models(job.run, report, job.inputs)
     metrics = {
-        f"{scores.split}/{scores.model}/{name}": estimate.value
+        f"{SPLIT_NAMES[scores.split]}/{scores.model}/{name}": estimate.value
         for scores in report.scores
         for name, estimate in scores.metrics.items()
     }
@@ -90,7 +89,7 @@ def _log_models(run: TrackedRun, report: reports.CtrReport, inputs: Mapping[str,
         with run.nested(model, params) as nested:
             nested.log_metrics(
                 {
-                    f"{split}/{name}": estimate.value
+                    f"{SPLIT_NAMES[split]}/{name}": estimate.value
                     for split in report.splits
                     for name, estimate in report.of(model, split).items()
                 }
@@ -106,13 +105,11 @@ def _report(job: Job[CtrReportSettings]) -> reports.CtrReport:
     vectors = np.load(inputs["semantic_item_vectors"].path / VECTORS)
     genres = load_table(inputs["item_catalog"], "items")["genres"]
     predicted = {split: pd.read_parquet(inputs["ctr_predictions"].file(f"{split}.parquet")) for split in SCORED}
-    rows = {SPLIT_NAMES[split]: own["sample"].to_numpy() for split, own in predicted.items()}
+    rows = {split: own["sample"].to_numpy() for split, own in predicted.items()}
     yardstick = fit_and_predict(five_numbers(samples, items, rating, spec.is_positive(rating)), samples)
     names = [name for name in predicted["test"].columns if name not in ("sample", "label")]
     outcomes = [
-        reports.CtrOutcome(name, SPLIT_NAMES[split], own[name].to_numpy())
-        for name in names
-        for split, own in predicted.items()
+        reports.CtrOutcome(name, split, own[name].to_numpy()) for name in names for split, own in predicted.items()
     ]
     outcomes += [reports.CtrOutcome(YARDSTICK, split, yardstick[own]) for split, own in rows.items()]
     lora = inputs["lora_checkpoint"]

@@ -13,6 +13,7 @@ from assets.raserec.finetuned import MODEL, load_recommender
 from assets.reports.publish import course, image, links_to, log_report
 from rarec.config import Settings
 from rarec.reports.ranking import report as reports
+from rarec.reports.records import SPLIT_NAMES
 from rarec.training.fit import HISTORY
 from resources.artifacts.store import Artifact
 
@@ -50,14 +51,14 @@ def ranking_metrics(job: Job[Settings]) -> Outcome:
     for name in (*MODEL[1:], "ranking_baselines"):  # so that runs compare by them
         job.run.log_params({name: job.inputs[name].manifest.config})
     outcomes = []
-    for split, name in SPLITS.items():
+    for split in SPLITS:
         prefixes = sequences.prefixes(split)
         targets = torch.from_numpy(sequences.next_items(prefixes))
         before, after = recommender.represent(sequences, prefixes)
         rankings = baseline_rankings(job.inputs["ranking_baselines"], split)
         for model, vectors in ((PRETRAINED, before), (FINETUNED, after)):
             rankings[model] = recommender.rank(vectors, sequences, prefixes, TOP_N)
-        outcomes += [reports.Outcome(model, name, targets, ranking) for model, ranking in rankings.items()]
+        outcomes += [reports.RankingOutcome(model, split, targets, ranking) for model, ranking in rankings.items()]
         if split == "valid":
             recommender.remember(sequences, prefixes)
     users = sequences.evaluated_users()
@@ -84,7 +85,9 @@ def ranking_metrics(job: Job[Settings]) -> Outcome:
     paths = reports.write_report(report, job.folder)
     log_report(job.run, paths)
     metrics = {
-        f"{s.split}/{s.protocol}/{s.model}/{name}": value for s in report.scores for name, value in s.metrics.items()
+        f"{SPLIT_NAMES[s.split]}/{s.protocol}/{s.model}/{name}": value
+        for s in report.scores
+        for name, value in s.metrics.items()
     }
     values = {
         f"test {s.model} {s.protocol} {name}": s.metrics[name]

@@ -7,7 +7,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from rarec.data.ctr import CtrSamples
-from rarec.data.sequences import IntArray
+from rarec.types import Float64Array, IntArray
 
 SMOOTHING = 10.0  # likes and dislikes at the overall share that every user and item begins with
 NAMES = ("history length", "history mean rating", "history share of likes", "item count", "item share of likes")
@@ -15,7 +15,7 @@ NAMES = ("history length", "history mean rating", "history share of likes", "ite
 
 def five_numbers(
     samples: CtrSamples, item_index: IntArray, rating: npt.ArrayLike, liked: npt.ArrayLike
-) -> npt.NDArray[np.float64]:
+) -> Float64Array:
     """(N, 5) `NAMES` of every sample; counts as logarithms.
 
     The item's two numbers are of the training split; for a training sample itself they leave it out.
@@ -40,7 +40,7 @@ def five_numbers(
     return np.column_stack([np.log1p(before), mean_rating, share, np.log1p(count), item_share])
 
 
-def fit_and_predict(features: npt.NDArray[np.float64], samples: CtrSamples) -> npt.NDArray[np.float64]:
+def fit_and_predict(features: Float64Array, samples: CtrSamples) -> Float64Array:
     """(N,) probabilities of a logistic regression fitted on the training split."""
     train = samples.rows("train")
     model = make_pipeline(StandardScaler(), LogisticRegression(C=1.0, max_iter=1000))
@@ -48,7 +48,7 @@ def fit_and_predict(features: npt.NDArray[np.float64], samples: CtrSamples) -> n
     return model.predict_proba(features)[:, 1]
 
 
-def _sums_before(values: npt.NDArray[np.float64], samples: CtrSamples) -> npt.NDArray[np.float64]:
+def _sums_before(values: Float64Array, samples: CtrSamples) -> Float64Array:
     """Sum of ``values`` over each sample's history."""
     running = np.concatenate([[0.0], values.cumsum()])
     return running[samples.position] - running[samples.history_start]

@@ -4,15 +4,15 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from pydantic import Field
 from scipy import sparse
 from torch import Tensor
 
 from rarec.config import Settings
-from rarec.data.sequences import IntArray, UserSequences
+from rarec.data.sequences import UserSequences
 from rarec.metrics.ranking import RankingResult, full_ranking, ranking_by_scores
+from rarec.types import Float64Array, IntArray
 
 POPULARITY, ITEM_KNN = "popularity", "item-KNN"
 _PAIRS = 4_000_000  # pairs of items that are held at once
@@ -96,8 +96,8 @@ def rank_by_popularity(sequences: UserSequences, prefixes: IntArray) -> RankingR
 
 
 def _most_similar(
-    together: Any, items: IntArray, count: npt.NDArray[np.float64], neighbours: int
-) -> tuple[IntArray, IntArray, npt.NDArray[np.float64]]:
+    together: Any, items: IntArray, count: Float64Array, neighbours: int
+) -> tuple[IntArray, IntArray, Float64Array]:
     """Items, their neighbours and the cosines, of the users that ``items`` have in common with others (b, I)."""
     row, column = items[together.row], together.col.astype(np.int64)
     other = row != column

@@ -1,16 +1,12 @@
 """How a champion fares on what happened since its promotion, and which step of the cascade that asks for."""
 
 import math
-from pathlib import Path
 from typing import Literal
 
 import pydantic
 
 from rarec.champions.window import CHOICE, CHOICE_ERROR
 from rarec.config import Settings
-from rarec.reports.page import ReportPaths, write_page
-from rarec.reports.records import Figure, Report, Text
-from rarec.reports.tables import Card, Table, as_markdown, number
 
 Verdict = Literal["none", "wait", "refresh", "finetune", "pretrain", "tune"]
 RELLA_CHOICE, RELLA_ERROR = "AUC", "AUC standard error"
@@ -185,50 +181,3 @@ class RellaDriftSettings(RellaDriftRule):
     batch_tokens: int = pydantic.Field(
         default=16_384, ge=64, description="Most tokens of a padded batch of prompts, as for `ctr_predictions`."
     )
-
-
-class DriftReport(Report):
-    """The champion then and now."""
-
-    version: int = pydantic.Field(description="The champion's, in MLflow.")
-    events: int
-    users: int
-    first: int = pydantic.Field(description="Time of the oldest new event, seconds.")
-    last: int = pydantic.Field(description="Time of the newest one, seconds.")
-    then: Text = pydantic.Field(description="On what it was measured at its promotion, and how many.")
-    before: dict[str, Figure] = pydantic.Field(description="Figures on the window of its promotion.")
-    now: dict[str, Figure]
-    choice: str = pydantic.Field(description="The figure that is judged by.")
-    rule: DriftRule | RellaDriftRule
-    verdict: Verdict
-    reason: Text
-
-
-def drift_tables(report: DriftReport) -> list[Table]:
-    """Each figure beside its value at the promotion."""
-    undefined = float("nan")
-    rows = []
-    for name, value in report.now.items():
-        then = report.before.get(name, undefined)
-        rows.append((name, number(then), number(value), number(value - then, "+.4f")))
-    where = f"{report.dataset}, version {report.version}, {report.events:,} new events of {report.users:,} users"
-    return [Table("drift", "Drift", where, ("Figure", "At promotion", "Now", "Difference"), tuple(rows))]
-
-
-def drift_markdown(report: DriftReport) -> str:
-    """`drift_tables` as Markdown."""
-    return as_markdown(drift_tables(report))
-
-
-def write_drift_report(report: DriftReport, folder: Path) -> ReportPaths:
-    """Write `report.json` and `report.html` into ``folder``."""
-    cards = [
-        Card("Asked for", report.verdict, (report.reason,)),
-        Card(
-            f"{report.choice} now",
-            number(report.now.get(report.choice, float("nan"))),
-            (f"at promotion {number(report.before.get(report.choice, float('nan')))}",),
-        ),
-        Card("New events", f"{report.events:,}", (f"{report.users:,} users",)),
-    ]
-    return write_page(folder, "drift.html", report, cards, drift_tables(report), [])

@@ -7,8 +7,9 @@ import numpy.typing as npt
 import pydantic
 
 from rarec.config import Settings
-from rarec.metrics.ctr import METRICS, FloatArray, Interval, ctr_metrics, difference
+from rarec.metrics.ctr import METRICS, Interval, ctr_metrics, difference
 from rarec.metrics.significance import PairedComparison
+from rarec.types import Float64Array
 
 Kind = Literal["trained", "refreshed", "finetuned"]
 """A model trained as a whole, or another one with a refreshed memory, or with stage 2 trained again on that."""
@@ -95,7 +96,7 @@ def evidence(decision: Decision, reason: str, window: dict[str, Any], **figures:
     return {"decision": decision, "reason": reason, "window": window, **rounded}
 
 
-def with_unknown(probability: FloatArray) -> FloatArray:
+def with_unknown(probability: Float64Array) -> Float64Array:
     """(N,) probabilities, those of unknown targets (NaN) being the mean of the others: a model cannot tell what it does
     not know from anything else.
     """
@@ -104,7 +105,7 @@ def with_unknown(probability: FloatArray) -> FloatArray:
 
 
 def compare_answers(
-    baseline: FloatArray, candidate: FloatArray, label: npt.ArrayLike, user: npt.ArrayLike, seed: int
+    baseline: Float64Array, candidate: Float64Array, label: npt.ArrayLike, user: npt.ArrayLike, seed: int
 ) -> tuple[PairedComparison, Interval]:
     """Candidate minus baseline in AUC, and in LogLoss, by (N,) probabilities of the same samples; the intervals are of
     the same draws of users for both.

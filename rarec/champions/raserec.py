@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Self
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
 from rarec.data.ids import IdLookup
-from rarec.data.sequences import IntArray, UserSequences, ranges
+from rarec.data.sequences import UserSequences, ranges
 from rarec.raserec.recommender import Recommender
 from rarec.retrieval.memory import MemoryBank
+from rarec.types import Float64Array, IntArray
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ class ServedRecommender:
             bank.append(translation.sequences, new, encoded.cpu().numpy())
         return bank
 
-    def ranks(self, translation: Translation, events: IntArray, bank: MemoryBank) -> npt.NDArray[np.float64]:
+    def ranks(self, translation: Translation, events: IntArray, bank: MemoryBank) -> Float64Array:
         """(E,) rank of each event's item among all items of the encoder but those its user already had.
 
         The question is asked just before the event: the query is what stands before it in the user's history, and where

@@ -9,18 +9,17 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 from pydantic import Field
 
 from rarec.data.ctr import CtrSamples
 from rarec.data.ids import IdLookup
-from rarec.data.sequences import IntArray
 from rarec.data.templates import Template
 from rarec.rella.online import OnlineModel
 from rarec.training.engine import keep_freed_memory
 from rarec.training.job import Place, WorkerJob
-from rarec.training.progress import ProgressReporter, Report, launched_rank, quiet, worker_main
+from rarec.training.progress import ProgressReporter, ReportProgress, launched_rank, quiet, worker_main
+from rarec.types import Float64Array, IntArray
 
 COLUMNS = ["user_index", "user_id", "item_id", "rating"]
 
@@ -30,8 +29,8 @@ def ask_served(
     interactions: pd.DataFrame,
     targets: IntArray,
     batch_tokens: int,
-    report: Report = quiet,
-) -> npt.NDArray[np.float64]:
+    report: ReportProgress = quiet,
+) -> Float64Array:
     """(B,) probability that each target is a like, from all that its user did before; NaN for an item that the model
     does not know. Unknown items of a history are passed over, and an unknown user has no profile.
 

@@ -7,16 +7,15 @@ import numpy.typing as npt
 import pandas as pd
 from scipy.spatial.distance import jensenshannon
 
-from rarec.data.sequences import HELD_OUT, IntArray, draw_rows
+from rarec.data.sequences import HELD_OUT, draw_rows
 from rarec.metrics.ranking import hit_rate, ndcg
 from rarec.metrics.significance import PairedComparison, compare_paired
+from rarec.types import Float64Array, IntArray
 
 CHOICE = "NDCG@10"
 CHOICE_ERROR = "NDCG@10 standard error"
 DRAWS = 20  # by which chance is known
 FIGURES = {"HR@5": (hit_rate, 5), "HR@10": (hit_rate, 10), CHOICE: (ndcg, 10)}
-
-FloatArray = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -34,12 +33,12 @@ class Window:
     def __len__(self) -> int:
         return len(self.events)
 
-    def per_user(self, values: npt.ArrayLike) -> FloatArray:
+    def per_user(self, values: npt.ArrayLike) -> Float64Array:
         """(U,) the mean of each user's events, in the order of users."""
         _, user = np.unique(self.users, return_inverse=True)
         return np.bincount(user, np.asarray(values, dtype=np.float64)) / np.bincount(user)
 
-    def figures(self, ranks: FloatArray) -> dict[str, float]:
+    def figures(self, ranks: Float64Array) -> dict[str, float]:
         """Means over users of their means over events, NDCG@10's standard error over users, and the share of events
         that nothing could be said of.
 
@@ -59,7 +58,7 @@ class Window:
         rows = draw_rows(np.arange(len(self)), most, seed)
         return Window(self.events[rows], self.users[rows])
 
-    def compare(self, baseline: FloatArray, candidate: FloatArray, seed: int = 42) -> PairedComparison:
+    def compare(self, baseline: Float64Array, candidate: Float64Array, seed: int = 42) -> PairedComparison:
         """Candidate minus baseline in NDCG@10, paired by user; both (E,) ranks of the same events."""
         measure, k = FIGURES[CHOICE]
         pair = (self.per_user(measure(ranks, k)) for ranks in (baseline, candidate))

@@ -7,19 +7,16 @@ before it. Positions are all that is stored: MovieLens-25M has 24 million sample
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import Field, model_validator
 
 from rarec.config import Settings
-from rarec.data.sequences import IntArray, draw_rows, user_at
+from rarec.data.sequences import draw_rows, user_at
 from rarec.data.spec import Time
 from rarec.errors import InputError
-
-Split = Literal["train", "valid", "test"]
-SPLITS: tuple[Split, ...] = ("train", "valid", "test")
+from rarec.types import SPLITS, BoolArray, IntArray, Split
 
 
 class CtrSettings(Settings):
@@ -54,7 +51,7 @@ class CtrSamples:
 
     offsets: IntArray
     position: IntArray
-    label: npt.NDArray[np.bool_]
+    label: BoolArray
     bounds: IntArray
 
     def __len__(self) -> int:

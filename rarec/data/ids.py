@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 import pandas as pd
 
-from rarec.data.sequences import IntArray
+from rarec.types import IntArray
 
 
 class IdLookup:

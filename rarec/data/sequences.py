@@ -15,9 +15,7 @@ from pydantic import Field
 
 from rarec.config import Settings
 from rarec.errors import InputError
-
-IntArray = npt.NDArray[np.int64]
-Split = Literal["train", "valid", "test"]
+from rarec.types import IntArray, Split
 
 DAY_S = 86_400
 HELD_OUT = 2  # leave-one-out: the last item is the test target, the last but one the validation target

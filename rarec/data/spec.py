@@ -17,6 +17,7 @@ from rarec.config import Settings, refusals
 from rarec.data.sources.demo import DemoSettings
 from rarec.data.templates import Template
 from rarec.errors import InputError, closest
+from rarec.types import Protocol
 
 Format = Literal[
     "recbole",
@@ -112,7 +113,7 @@ class PublishedFigures(Settings):
     """Test figures of others under the ranking protocol, shown beside our own."""
 
     source: str = Field(description="Model and where the figures stand.")
-    protocol: Literal["unmasked", "masked"] = Field(description="Whether items the user has seen were candidates.")
+    protocol: Protocol = Field(description="Whether items the user has seen were candidates.")
     metrics: dict[str, float] = Field(description="For example `HR@10` -> 0.0860.")
 
 

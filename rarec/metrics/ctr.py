@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-FloatArray = npt.NDArray[np.float64]
+from rarec.types import BoolArray, Float64Array, IntArray
+
 _TINY = 1e-7  # probabilities are kept this far from 0 and 1 in the LogLoss
 METRICS = ("AUC", "LogLoss", "ACC", "ECE")
 
@@ -19,7 +20,7 @@ class Interval:
     high: float
 
 
-def ctr_metrics(probability: npt.ArrayLike, label: npt.ArrayLike, weight: npt.ArrayLike | None = None) -> FloatArray:
+def ctr_metrics(probability: npt.ArrayLike, label: npt.ArrayLike, weight: npt.ArrayLike | None = None) -> Float64Array:
     """(4,) or (R, 4) figures in the order of `METRICS`; NaN for the AUC of one class.
 
     AUC is the share of (liked, disliked) pairs in which the liked one is scored higher, ties counting half. LogLoss is
@@ -38,7 +39,7 @@ def ctr_metrics(probability: npt.ArrayLike, label: npt.ArrayLike, weight: npt.Ar
     return figures[0] if weight is None or np.ndim(weight) == 1 else figures
 
 
-def auc(p: FloatArray, y: npt.NDArray[np.bool_], w: FloatArray) -> FloatArray:
+def auc(p: Float64Array, y: BoolArray, w: Float64Array) -> Float64Array:
     """(R,) areas under the ROC curve of (N,) scores under (R, N) weights."""
     order = np.argsort(p, kind="stable")
     starts = np.flatnonzero(np.diff(p[order], prepend=np.nan) != 0)  # groups of equal scores
@@ -51,7 +52,7 @@ def auc(p: FloatArray, y: npt.NDArray[np.bool_], w: FloatArray) -> FloatArray:
 
 def calibration(
     probability: npt.ArrayLike, label: npt.ArrayLike, bins: int = 10
-) -> tuple[FloatArray, FloatArray, npt.NDArray[np.int64]]:
+) -> tuple[Float64Array, Float64Array, IntArray]:
     """(bins,) mean probability, share of likes and count of every bin of equal width; NaN for an empty bin."""
     p, y = np.asarray(probability, dtype=np.float64), np.asarray(label, dtype=np.float64)
     number = _bin(p, bins)
@@ -83,7 +84,7 @@ class UserBootstrap:
         self.draws = _draws(len(names), seed, resamples, block)
         self.block = block
 
-    def metrics(self, probability: npt.ArrayLike) -> FloatArray:
+    def metrics(self, probability: npt.ArrayLike) -> Float64Array:
         """(R, 4) what `ctr_metrics` gives for (N,) probabilities when each sample counts as often as its user."""
         p = np.asarray(probability, dtype=np.float64)
         # All but the AUC are sums over samples, hence over users: (U, 13) sums of each user.
@@ -99,7 +100,7 @@ class UserBootstrap:
         return np.concatenate(blocks)
 
 
-def named_intervals(value: FloatArray, drawn: FloatArray) -> dict[str, Interval]:
+def named_intervals(value: Float64Array, drawn: Float64Array) -> dict[str, Interval]:
     """(4,) figures and their (R, 4) resamples as intervals by metric; undefined resamples are left out."""
     figures = {}
     for name, own, column in zip(METRICS, value.tolist(), drawn.T, strict=True):
@@ -130,14 +131,14 @@ def difference(
 class _Pairs:
     """The (liked, disliked) pairs of N samples, sorted once for any number of user weights."""
 
-    def __init__(self, p: FloatArray, y: npt.NDArray[np.bool_], user: npt.NDArray[np.int64]) -> None:
+    def __init__(self, p: Float64Array, y: BoolArray, user: IntArray) -> None:
         liked, other = (rows[np.argsort(p[rows], kind="stable")] for rows in (np.flatnonzero(y), np.flatnonzero(~y)))
         self.liked, self.other = user[liked], user[other]
         self.below = np.searchsorted(p[other], p[liked], "left")  # disliked ones scored below each liked one
         self.not_above = np.searchsorted(p[other], p[liked], "right")
         self.ties = bool((self.below != self.not_above).any())
 
-    def auc(self, weight: FloatArray) -> FloatArray:
+    def auc(self, weight: Float64Array) -> Float64Array:
         """(B,) areas under the ROC curve where (B, U) is how often each user counts."""
         sums = np.zeros((len(weight), len(self.other) + 1))
         np.cumsum(weight.take(self.other, axis=1), axis=1, out=sums[:, 1:])
@@ -160,18 +161,18 @@ def _draws(users: int, seed: int, resamples: int, block: int) -> npt.NDArray[np.
     return draws
 
 
-def _loss(p: FloatArray, y: npt.NDArray[np.bool_]) -> FloatArray:
+def _loss(p: Float64Array, y: BoolArray) -> Float64Array:
     """(N,) minus the logarithm of the probability of what happened."""
     clipped = np.clip(p, _TINY, 1 - _TINY)
     return -np.where(y, np.log(clipped), np.log1p(-clipped))
 
 
-def _gaps(p: FloatArray, y: npt.NDArray[np.bool_], bins: int = 10) -> FloatArray:
+def _gaps(p: Float64Array, y: BoolArray, bins: int = 10) -> Float64Array:
     """(N, bins) label minus probability in the column of the sample's bin; the ECE is made of their sums."""
     gaps = np.zeros((len(p), bins))
     gaps[np.arange(len(p)), _bin(p, bins)] = y - p
     return gaps
 
 
-def _bin(p: FloatArray, bins: int) -> npt.NDArray[np.int64]:
+def _bin(p: Float64Array, bins: int) -> IntArray:
     return np.minimum((p * bins).astype(np.int64), bins - 1)

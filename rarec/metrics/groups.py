@@ -8,6 +8,7 @@ import numpy.typing as npt
 
 from rarec.errors import InputError
 from rarec.metrics.ranking import CUTOFFS, Ranks, as_float_ranks, ranking_table
+from rarec.types import IntArray
 
 # Shares of the training interactions, in whole percent so that the bounds are exact.
 HEAD_PERCENT = 20
@@ -24,7 +25,7 @@ class Groups:
     """The names of the groups."""
     descriptions: tuple[str, ...]
     """What belongs to each group, with its bounds in this data."""
-    index: npt.NDArray[np.int64]
+    index: IntArray
     """(N,) the group of each item or user as a position in `labels`; -1 for none."""
 
     def of(self, members: npt.ArrayLike) -> "Groups":
@@ -124,7 +125,7 @@ def metrics_by_group(rank: Ranks, groups: Groups, ks: Sequence[int] = CUTOFFS) -
     return results
 
 
-def _counts(name: str, values: npt.ArrayLike) -> npt.NDArray[np.int64]:
+def _counts(name: str, values: npt.ArrayLike) -> IntArray:
     """Counts as int64, none negative."""
     counts = np.asarray(values, dtype=np.int64)
     if (counts < 0).any():

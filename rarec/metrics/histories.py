@@ -3,24 +3,21 @@
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
-from rarec.data.sequences import IntArray
-from rarec.retrieval.index import FloatArray
-from rarec.retrieval.subr import Distances
+from rarec.types import BoolArray, Distances, Float32Array, IntArray
 
 _CHUNK = 4096
 
 
-def genre_matrix(genres: pd.Series) -> npt.NDArray[np.bool_]:
+def genre_matrix(genres: pd.Series) -> BoolArray:
     """(I, G) which of the G genres each item has; ``genres`` holds names with | between them, or nothing."""
     dummies: Any = genres.fillna("").str.get_dummies(sep="|")
     dummies = dummies.drop(columns="", errors="ignore")  # pandas makes nothing a genre of its own in a string column
     return dummies.to_numpy(dtype=bool)
 
 
-def distinct_genres(genres: npt.NDArray[np.bool_], items: IntArray, position: IntArray, distances: Distances) -> float:
+def distinct_genres(genres: BoolArray, items: IntArray, position: IntArray, distances: Distances) -> float:
     """Mean number of distinct genres among the behaviours of a history.
 
     Args:
@@ -38,7 +35,7 @@ def distinct_genres(genres: npt.NDArray[np.bool_], items: IntArray, position: In
     return total / len(position)
 
 
-def mean_similarity(vectors: FloatArray, items: IntArray, position: IntArray, distances: Distances) -> float:
+def mean_similarity(vectors: Float32Array, items: IntArray, position: IntArray, distances: Distances) -> float:
     """Mean cosine of the kept behaviours' vectors with their target's; arguments as of `distinct_genres`."""
     total = count = 0.0
     for start in range(0, len(position), _CHUNK):

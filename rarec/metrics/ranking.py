@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from rarec.errors import InputError
-from rarec.training.progress import Report, quiet
+from rarec.training.progress import ReportProgress, quiet
+from rarec.types import Float64Array
 
 Ranks = Tensor | npt.ArrayLike
-PerUser = npt.NDArray[np.float64]
 
 CUTOFFS = (5, 10, 20, 50)
 CPU = torch.device("cpu")
@@ -64,7 +64,7 @@ def full_ranking(
     *,
     top_n: int = 0,
     block: int | None = None,
-    report: Report = quiet,
+    report: ReportProgress = quiet,
 ) -> RankingResult:
     """Rank each user's target among all items by dot product, unmasked and masked, in one pass over the scores.
 
@@ -110,7 +110,7 @@ def ranking_by_scores(
     device: torch.device = CPU,
     top_n: int = 0,
     block: int | None = None,
-    report: Report = quiet,
+    report: ReportProgress = quiet,
 ) -> RankingResult:
     """`full_ranking` by any finite scores: ``score`` gets users (B,) and fills in their scores (B, I).
 
@@ -261,13 +261,13 @@ def _check_indices(name: str, indices: Tensor, low: int, n_items: int) -> None:
         )
 
 
-def hit_rate(rank: Ranks, k: int) -> PerUser:
+def hit_rate(rank: Ranks, k: int) -> Float64Array:
     """HR@k of each user: 1 if rank <= k, else 0; NaN without target. With one relevant item it equals Recall@k."""
     ranks = as_float_ranks(rank)
     return np.where(np.isnan(ranks), np.nan, (ranks <= k).astype(np.float64))
 
 
-def ndcg(rank: Ranks, k: int) -> PerUser:
+def ndcg(rank: Ranks, k: int) -> Float64Array:
     """NDCG@k of each user: 1 / log2(1 + rank) if rank <= k, else 0; NaN without target.
 
     The ideal list holds the one relevant item first, so the ideal DCG is 1 (Järvelin and Kekäläinen, 2002).
@@ -276,13 +276,13 @@ def ndcg(rank: Ranks, k: int) -> PerUser:
     return hit_rate(ranks, k) / np.log2(1.0 + ranks)
 
 
-def mrr(rank: Ranks, k: int) -> PerUser:
+def mrr(rank: Ranks, k: int) -> Float64Array:
     """MRR@k of each user (reciprocal rank): 1 / rank if rank <= k, else 0; NaN without target."""
     ranks = as_float_ranks(rank)
     return hit_rate(ranks, k) / ranks
 
 
-def per_user_metrics(rank: Ranks, ks: Sequence[int] = CUTOFFS) -> Iterator[tuple[str, PerUser]]:
+def per_user_metrics(rank: Ranks, ks: Sequence[int] = CUTOFFS) -> Iterator[tuple[str, Float64Array]]:
     """Yield ("HR@5", values of the users) and so on: HR, NDCG and MRR at each cutoff, metric by metric."""
     ranks = as_float_ranks(rank)
     for name, metric in (("HR", hit_rate), ("NDCG", ndcg), ("MRR", mrr)):
@@ -309,7 +309,7 @@ def ranking_table(rank: Ranks, ks: Sequence[int] = CUTOFFS) -> dict[str, float]:
     return {name: defined_mean(values) for name, values in per_user_metrics(rank, ks)}
 
 
-def as_float_ranks(rank: Ranks) -> PerUser:
+def as_float_ranks(rank: Ranks) -> Float64Array:
     """Ranks as a float array (U,), NaN where the user has no target."""
     array = rank.detach().cpu().numpy() if isinstance(rank, Tensor) else rank
     ranks = np.asarray(array, dtype=np.float64)

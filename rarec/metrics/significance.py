@@ -7,6 +7,7 @@ import numpy.typing as npt
 from scipy import stats
 
 from rarec.errors import InputError
+from rarec.types import Float64Array
 
 # Resampled counts are drawn in blocks of at most this many numbers (32 MB).
 BLOCK_VALUES = 4 << 20
@@ -99,9 +100,7 @@ def compare_paired(
     )
 
 
-def bootstrap_interval(
-    values: npt.NDArray[np.float64], *, seed: int, n_resamples: int, confidence: float
-) -> tuple[float, float]:
+def bootstrap_interval(values: Float64Array, *, seed: int, n_resamples: int, confidence: float) -> tuple[float, float]:
     """Percentile bootstrap interval of the mean of `values` (n,), none NaN.
 
     Users with equal values are exchangeable, so a resample is a multinomial draw of how often each distinct value

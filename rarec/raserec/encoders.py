@@ -16,12 +16,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
 
-from rarec.data.sequences import IntArray, UserSequences, Windows, ranges, shared_windows, single_windows
+from rarec.data.sequences import UserSequences, Windows, ranges, shared_windows, single_windows
 from rarec.errors import InputError
 from rarec.raserec.packing import PackedRows, PackedSteps, pack_rows, pack_steps
 from rarec.raserec.settings import EncoderSettings
 from rarec.training.dropout import Dropout, DropoutBits
-from rarec.training.progress import Report, quiet
+from rarec.training.progress import ReportProgress, quiet
+from rarec.types import IntArray
 
 INITIAL_STD = 0.02  # SASRec's and BERT's customary initial scale
 NORM_EPS = 1e-12
@@ -50,7 +51,7 @@ class SequenceEncoder(nn.Module):
 
     @torch.no_grad()
     def encode(
-        self, sequences: UserSequences, prefixes: IntArray, batch_tokens: int = 16384, report: Report = quiet
+        self, sequences: UserSequences, prefixes: IntArray, batch_tokens: int = 16384, report: ReportProgress = quiet
     ) -> Tensor:
         """(P, D) representations of ``prefixes`` (ascending positions), without dropout, in evaluation mode.
 

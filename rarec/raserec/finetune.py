@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rarec.data.sequences import IntArray, UserSequences
+from rarec.data.sequences import UserSequences
 from rarec.errors import InputError
 from rarec.raserec.encoders import SequenceEncoder, load_encoder
 from rarec.raserec.pretrain import validation_metrics
@@ -27,8 +27,9 @@ from rarec.training.engine import keep_freed_memory, rank, shares, worker_device
 from rarec.training.engine_settings import EngineSettings
 from rarec.training.fit import fit
 from rarec.training.job import Place, WorkerJob
-from rarec.training.progress import ProgressReporter, Report, quiet, worker_main
+from rarec.training.progress import ProgressReporter, ReportProgress, quiet, worker_main
 from rarec.training.softmax import full_softmax_loss
+from rarec.types import IntArray
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ def find_neighbours(
     queries: Queries,
     item_embeddings: np.ndarray,
     settings: FinetuneSettings,
-    report: Report = quiet,
+    report: ReportProgress = quiet,
     whose: str = "",
 ) -> Neighbours:
     """Search the bank for the channels that ``settings`` weighs; ``report`` is told of it as lists of ``whose``."""
@@ -106,7 +107,7 @@ class FinetuneObjective:
         bank: MemoryBank,
         settings: FinetuneSettings,
         device: torch.device,
-        report: Report,
+        report: ReportProgress,
         accumulation: int = 1,
     ):
         if not np.array_equal(bank.prefixes, sequences.prefixes("train")):
@@ -197,7 +198,7 @@ def finetune(
     settings: FinetuneSettings,
     output: Path,
     checkpoint: Path,
-    report: Report,
+    report: ReportProgress,
     engine: EngineSettings | None = None,
 ) -> dict[str, Any]:
     """Train the module on a frozen encoder; write ``module.safetensors``, ``module.json``, ``history.json``."""

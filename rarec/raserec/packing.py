@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rarec.data.sequences import IntArray, UserSequences, Windows, ranges
+from rarec.data.sequences import UserSequences, Windows, ranges
 from rarec.training.device import on_device
+from rarec.types import IntArray
 
 _SHORTEST_ROW = 32  # shorter rows would make many small products
 

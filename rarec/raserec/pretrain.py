@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rarec.data.sequences import IntArray, UserSequences, Windows, single_windows
+from rarec.data.sequences import UserSequences, Windows, single_windows
 from rarec.errors import InputError
 from rarec.metrics.ranking import full_ranking, ranking_table
 from rarec.raserec.encoders import SequenceEncoder, build_encoder, save_encoder
@@ -42,8 +42,9 @@ from rarec.training.engine import (
 from rarec.training.engine_settings import EngineSettings
 from rarec.training.fit import fit
 from rarec.training.job import Place, WorkerJob
-from rarec.training.progress import ProgressReporter, Report, quiet, worker_main
+from rarec.training.progress import ProgressReporter, ReportProgress, quiet, worker_main
 from rarec.training.softmax import full_softmax_loss, single_or_double
+from rarec.types import IntArray
 
 
 class SameNextItem:
@@ -108,7 +109,7 @@ class PretrainObjective:
         settings: PretrainSettings,
         device: torch.device,
         accumulation: int = 1,
-        report: Report = quiet,
+        report: ReportProgress = quiet,
     ):
         if accumulation > 1 and settings.contrastive_weight:
             raise InputError(
@@ -195,7 +196,7 @@ def validation_metrics(
     represent: Callable[[IntArray], Tensor],
     encoder: SequenceEncoder,
     model: nn.Module,
-    report: Report = quiet,
+    report: ReportProgress = quiet,
 ) -> dict[str, float]:
     """HR, NDCG and MRR of the validation targets, which the ranks share out.
 
@@ -231,7 +232,7 @@ def pretrain(
     settings: PretrainSettings,
     output: Path,
     checkpoint: Path,
-    report: Report,
+    report: ReportProgress,
     engine: EngineSettings | None = None,
 ) -> dict[str, Any]:
     """Train the encoder; write ``encoder.safetensors``, ``encoder.json`` and ``history.json`` into ``output``."""

@@ -6,17 +6,17 @@ from pathlib import Path
 from typing import Self
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from rarec.data.sequences import IntArray, UserSequences
+from rarec.data.sequences import UserSequences
 from rarec.metrics.ranking import RankingResult, full_ranking
 from rarec.raserec.encoders import SequenceEncoder, load_encoder
 from rarec.raserec.finetune import Memories, augment, find_neighbours
 from rarec.raserec.retrieval_module import RetrievalAugmentedModule, load_module
 from rarec.retrieval.memory import NO_USER, MemoryBank, Queries
 from rarec.training.engine import worker_device
+from rarec.types import BoolArray, Float32Array, IntArray
 
 NOW = np.iinfo(np.int64).max  # later than anything known
 
@@ -105,8 +105,8 @@ class RecommendationLists:
     """
 
     items: IntArray
-    scores: npt.NDArray[np.float32]
-    by_popularity: npt.NDArray[np.bool_]
+    scores: Float32Array
+    by_popularity: BoolArray
 
 
 def recommend_users(
@@ -133,7 +133,7 @@ def recommend_users(
 
 def recommend_histories(
     recommender: Recommender, histories: Sequence[Sequence[int]], top_n: int, exclude_seen: bool = True
-) -> list[tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]]:
+) -> list[tuple[IntArray, Float32Array]]:
     """Item indices and scores, best first, for histories (item indices, oldest first) of people outside the data.
 
     An empty history gets empty lists.

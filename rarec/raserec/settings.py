@@ -5,7 +5,6 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from rarec.config import Settings
-from rarec.retrieval.index import IndexSettings
 from rarec.training.fit import FitSettings
 
 
@@ -47,21 +46,6 @@ class PretrainSettings(EncoderSettings, FitSettings):
     contrastive_weight: float = Field(default=0.1, ge=0, description="Weight of the InfoNCE loss; 0 leaves it out.")
     temperature: float = Field(default=1.0, gt=0, description="InfoNCE temperature.")
     seed: int = Field(default=42, ge=0, description="Seed of weights, data order, positives and dropout.")
-
-
-class MemorySettings(IndexSettings):
-    """The collaborative memory bank and its search (RaSeRec, section 3.3)."""
-
-    time_cut: bool = Field(
-        default=False,
-        description="Only memories whose next item was known at the query's own time (needs clock timestamps).",
-    )
-
-    @model_validator(mode="after")
-    def _consistent(self) -> "MemorySettings":
-        if self.time_cut and self.index != "flat":
-            raise ValueError(f"time_cut needs the exact search: set index = flat instead of {self.index}")
-        return self
 
 
 class FinetuneSettings(FitSettings):

@@ -11,19 +11,19 @@ import numpy.typing as npt
 import pandas as pd
 
 from rarec.data.ids import IdLookup
-from rarec.data.sequences import IntArray, user_at
+from rarec.data.sequences import user_at
 from rarec.data.templates import Template
 from rarec.errors import InputError
 from rarec.rella.language_model import ModelReference, find_answers
 from rarec.rella.scoring import score
 from rarec.rella.tuning import load_adapter
 from rarec.rella.vectors import VECTORS
-from rarec.retrieval.index import FloatArray
 from rarec.retrieval.subr import retrieve_behaviours
 from rarec.text.prompts import build_parts
 from rarec.text.tokens import PromptTokens
 from rarec.training.engine import worker_device
-from rarec.training.progress import Report, quiet
+from rarec.training.progress import ReportProgress, quiet
+from rarec.types import Float32Array, Float64Array, IntArray
 
 BATCH_TOKENS = 16_384
 
@@ -45,7 +45,7 @@ class OnlineModel:
     tokenizer: Any
     items: pd.DataFrame
     users: pd.DataFrame
-    vectors: FloatArray
+    vectors: Float32Array
     template: Template
     behaviours: int
     limit: int
@@ -89,7 +89,7 @@ class OnlineModel:
         histories: Sequence[Sequence[object]],
         ratings: Sequence[Sequence[float]],
         targets: Sequence[object],
-    ) -> npt.NDArray[np.float64]:
+    ) -> Float64Array:
         """(B,) probabilities that users like their targets.
 
         Raises:
@@ -120,8 +120,8 @@ class OnlineModel:
         offsets: IntArray,
         position: IntArray,
         batch_tokens: int = BATCH_TOKENS,
-        report: Report = quiet,
-    ) -> npt.NDArray[np.float64]:
+        report: ReportProgress = quiet,
+    ) -> Float64Array:
         """(B,) probabilities that interactions are likes, each from what the same user did before it.
 
         Args:

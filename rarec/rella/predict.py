@@ -17,7 +17,7 @@ import torch
 from pydantic import Field
 
 from rarec.config import Settings
-from rarec.data.ctr import Split, draw
+from rarec.data.ctr import draw
 from rarec.rella.language_model import Answers
 from rarec.rella.prompt_source import PromptJob, PromptSource, open_prompts
 from rarec.rella.scoring import score
@@ -27,6 +27,7 @@ from rarec.text.tokens import PromptTokens
 from rarec.training.engine import keep_freed_memory, worker_device
 from rarec.training.job import Place
 from rarec.training.progress import ProgressReporter, launched_rank, worker_main
+from rarec.types import Split
 
 ZERO_SHOT = "zero-shot"
 SCORED: tuple[Split, ...] = ("valid", "test")

@@ -6,18 +6,17 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 from pydantic import Field
 
 from rarec.data.ctr import CtrSamples
-from rarec.data.sequences import IntArray, user_at
+from rarec.data.sequences import user_at
 from rarec.rella.language_model import Answers, ModelReference, find_answers
-from rarec.retrieval.index import FloatArray
-from rarec.retrieval.subr import Distances, distance_type, recent_behaviours, retrieve_behaviours
+from rarec.retrieval.subr import distance_type, recent_behaviours, retrieve_behaviours
 from rarec.text.prompts import PromptParts
 from rarec.text.tokens import PromptTokens
 from rarec.training.job import WorkerJob
+from rarec.types import BoolArray, Distances, Float32Array, IntArray
 
 RECENT, RETRIEVED = "recent.npy", "retrieved.npy"
 
@@ -62,7 +61,7 @@ class PromptSource:
             np.load((histories or retrieval_enhanced_samples) / RETRIEVED, mmap_mode="r"),
         )
 
-    def rows(self, samples: IntArray, retrieved: bool | npt.NDArray[np.bool_]) -> IntArray:
+    def rows(self, samples: IntArray, retrieved: bool | BoolArray) -> IntArray:
         """(B, K + 3) part numbers of the prompts of B samples, each with its retrieved history or its recent one."""
         position = self.samples.position[samples]
         chosen = np.broadcast_to(retrieved, samples.shape)
@@ -114,7 +113,7 @@ def open_prompts(
     return source, reference, prompts, find_answers(tokenizer, job.yes, job.no)
 
 
-def save_histories(folder: Path, samples: CtrSamples, items: IntArray, vectors: FloatArray, k: int) -> None:
+def save_histories(folder: Path, samples: CtrSamples, items: IntArray, vectors: Float32Array, k: int) -> None:
     """Write both histories of every sample with k behaviours, whatever the artifacts' number is.
 
     Args:
@@ -130,7 +129,7 @@ def save_recent(folder: Path, samples: CtrSamples, k: int) -> Distances:
     return _written(folder / RECENT, samples, k, partial(recent_behaviours, samples.offsets, samples.position, k))
 
 
-def save_retrieved(folder: Path, samples: CtrSamples, items: IntArray, vectors: FloatArray, k: int) -> Distances:
+def save_retrieved(folder: Path, samples: CtrSamples, items: IntArray, vectors: Float32Array, k: int) -> Distances:
     """Write and return the k most similar ones; see `retrieve_behaviours`."""
     fill = partial(retrieve_behaviours, vectors, items, samples.offsets, samples.position, k)
     return _written(folder / RETRIEVED, samples, k, fill)

@@ -7,16 +7,15 @@ padding or into words that nobody asks for. On a CPU, small models of Llama's fo
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from rarec.data.sequences import IntArray
 from rarec.rella.decoder import BATCH_TOKENS, cpu_decoder
 from rarec.rella.language_model import Answers, PaddedBatch, last_logits, pad
 from rarec.text.tokens import PromptTokens, by_length
 from rarec.training.out_of_memory import explain_out_of_memory
-from rarec.training.progress import Report, quiet
+from rarec.training.progress import ReportProgress, quiet
+from rarec.types import Float64Array, IntArray
 
 _CHUNK = 8192  # prompts put together at once, so that the first batch is scored at once
 MANY = 256  # prompts for which the weights are worth arranging
@@ -30,9 +29,9 @@ def score(
     answers: Answers,
     device: torch.device,
     batch_tokens: int = 16384,
-    report: Report = quiet,
+    report: ReportProgress = quiet,
     setting: str = "batch_tokens",
-) -> tuple[npt.NDArray[np.float64], IntArray]:
+) -> tuple[Float64Array, IntArray]:
     """(N,) probability of yes against no, and (N,) behaviours dropped for the token limit.
 
     Args:

@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 
 from rarec.data.ctr import CtrSamples
-from rarec.data.sequences import IntArray, ranges
+from rarec.data.sequences import ranges
 from rarec.rella.language_model import SCRATCH, LanguageModelSettings, ModelReference
 from rarec.rella.prompt_source import load_items
 from rarec.rella.small_llama_training import CLIP, SHARES, HistoryPieces, ScratchObjective, adam_w
@@ -26,7 +26,8 @@ from rarec.training.engine import from_rank_0, join_group, keep_freed_memory, ra
 from rarec.training.engine_settings import EngineSettings
 from rarec.training.fit import fit
 from rarec.training.job import Place, WorkerJob
-from rarec.training.progress import ProgressReporter, Report, worker_main
+from rarec.training.progress import ProgressReporter, ReportProgress, worker_main
+from rarec.types import IntArray
 
 BOS, EOS = "<s>", "</s>"
 CARD = "card.json"
@@ -121,7 +122,7 @@ def train_scratch(
     settings: LanguageModelSettings,
     folder: Path,
     checkpoint: Path,
-    report: Report,
+    report: ReportProgress,
     engine: EngineSettings | None = None,
 ) -> dict[str, Any]:
     """Make tokenizer and model, and write them into ``folder`` with a card; all ranks train one model.

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rarec.data.sequences import IntArray, ranges, user_at
+from rarec.data.sequences import ranges, user_at
 from rarec.rella.language_model import LanguageModelSettings, PaddedBatch, pad
 from rarec.text.prompts import NO_PART, PromptParts
 from rarec.text.tokens import PromptTokens, by_length
@@ -16,6 +16,7 @@ from rarec.training.dropout import random_state, restore_random_state
 from rarec.training.engine import rank, shares
 from rarec.training.fit import FitSettings
 from rarec.training.softmax import full_softmax_loss
+from rarec.types import IntArray
 
 SHARES = ("share_of_histories_read", "share_of_descriptions_read")
 CLIP = 1.0  # greatest norm of a step's gradient

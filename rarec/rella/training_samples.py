@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Annotated, Literal, cast
 
 import numpy as np
-import numpy.typing as npt
 from pydantic import Field, model_validator
 
 from rarec.config import Settings, require_distinct
 from rarec.data.ctr import CtrSamples, draw
-from rarec.data.sequences import IntArray
+from rarec.types import BoolArray, IntArray
 
 Mode = Literal["recent", "retrieved", "mixed"]
 History = Literal["recent", "retrieved"]
@@ -91,7 +90,7 @@ class Shots:
     """
 
     sample: IntArray
-    retrieved: npt.NDArray[np.bool_]
+    retrieved: BoolArray
 
     def __len__(self) -> int:
         return len(self.sample)

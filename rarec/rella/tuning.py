@@ -12,14 +12,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rarec.data.ctr import draw
-from rarec.data.sequences import IntArray
 from rarec.errors import InputError
 from rarec.metrics.ctr import METRICS, ctr_metrics
 from rarec.rella.language_model import Answers, PaddedBatch, last_logits, pad
@@ -42,7 +40,8 @@ from rarec.training.engine_settings import EngineSettings
 from rarec.training.fit import FitSettings, fit
 from rarec.training.job import Place
 from rarec.training.out_of_memory import explain_out_of_memory
-from rarec.training.progress import ProgressReporter, Report, quiet, worker_main
+from rarec.training.progress import ProgressReporter, ReportProgress, quiet, worker_main
+from rarec.types import Float64Array, IntArray
 
 TUNING = "tuning.json"
 
@@ -154,7 +153,7 @@ class TuningObjective:
         seed: int,
         device: torch.device,
         accumulation: int = 1,
-        report: Report = quiet,
+        report: ReportProgress = quiet,
     ):
         # Answers as the loss counts them: tokens, or places among the two.
         few = settings.loss_over == "answers"
@@ -221,7 +220,7 @@ class TuningObjective:
             torch.full((len(rows),), weight, device=self.device),
         )
 
-    def _probability(self) -> npt.NDArray[np.float64]:
+    def _probability(self) -> Float64Array:
         """(V,) of the validation samples."""
         every = np.arange(len(self.validation_parts))
         # With ZeRO-3 a forward pass needs all ranks, so all go through the same batches.
@@ -249,7 +248,7 @@ def tune(
     base: str,
     output: Path,
     checkpoint: Path,
-    report: Report,
+    report: ReportProgress,
     engine: EngineSettings | None = None,
 ) -> dict[str, Any]:
     """Tune, and write the adapter in PEFT's own format into ``output``; ``base`` is the language model's identity."""

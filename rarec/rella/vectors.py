@@ -13,9 +13,10 @@ from rarec.config import Settings
 from rarec.data.sequences import ranges
 from rarec.errors import InputError, one_line
 from rarec.rella.language_model import ModelReference, pad
-from rarec.retrieval.index import FloatArray, normalised
+from rarec.retrieval.index import normalised
 from rarec.text.tokens import by_length, first_tokens, tokenise
 from rarec.training.out_of_memory import explain_out_of_memory
+from rarec.types import Float32Array
 
 VECTORS = "vectors.npy"  # the file of an artifact that holds them
 SENTENCE = "sentence-transformers:"
@@ -62,7 +63,7 @@ def sentence_encoder_folder(encoder: str) -> Path | None:
 
 def encode(
     reference: ModelReference, texts: list[str], device: torch.device, settings: VectorSettings, cache: Path
-) -> tuple[FloatArray, int | None]:
+) -> tuple[Float32Array, int | None]:
     """(I, D) vectors of the texts by the encoder that the settings name; and how many texts were cut.
 
     A sentence encoder cuts texts by itself and does not tell: None.
@@ -73,7 +74,7 @@ def encode(
     return describe(reference.model(device), reference.tokenizer(), texts, device, longest, settings.batch_tokens)
 
 
-def describe_by_sentence_encoder(name: str, texts: list[str], device: torch.device, cache: Path) -> FloatArray:
+def describe_by_sentence_encoder(name: str, texts: list[str], device: torch.device, cache: Path) -> Float32Array:
     """(I, D) embeddings of a model of the package sentence-transformers.
 
     Raises:
@@ -97,7 +98,7 @@ def describe_by_sentence_encoder(name: str, texts: list[str], device: torch.devi
 @torch.no_grad()
 def describe(
     model: Any, tokenizer: Any, texts: list[str], device: torch.device, longest: int, batch_tokens: int = 8192
-) -> tuple[FloatArray, int]:
+) -> tuple[Float32Array, int]:
     """(I, D) mean of the last layer's hidden states over each text's own tokens: no padding, no special token; and how
     many texts lost their ends.
 
@@ -129,7 +130,7 @@ def describe(
     return result, int((lengths < table.lengths).sum())
 
 
-def reduce(states: FloatArray, most: int = 512) -> tuple[FloatArray, float]:
+def reduce(states: Float32Array, most: int = 512) -> tuple[Float32Array, float]:
     """(I, d) L2-normalised principal components, d the smaller of ``most`` and the rank; and the variance they explain.
 
     Raises:
@@ -146,7 +147,7 @@ def reduce(states: FloatArray, most: int = 512) -> tuple[FloatArray, float]:
     return normalised(parts), float(pca.explained_variance_ratio_.sum())
 
 
-def check_vectors(vectors: FloatArray) -> tuple[bool, dict[str, int]]:
+def check_vectors(vectors: Float32Array) -> tuple[bool, dict[str, int]]:
     """Whether (I, d) vectors can tell items apart, and how many are not finite, zero, or like the first one."""
     finite = np.isfinite(vectors).all(1)
     zero = finite & (np.abs(vectors).sum(1) == 0)

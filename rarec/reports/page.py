@@ -7,7 +7,7 @@ from pathlib import Path
 import jinja2
 
 from rarec.reports.plots import Plot
-from rarec.reports.records import Report
+from rarec.reports.records import SPLIT_NAMES, Report
 from rarec.reports.tables import Card, Table
 
 
@@ -44,6 +44,7 @@ def write_page(
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["split_name"] = SPLIT_NAMES.__getitem__
     page = environment.get_template(template).render(report=report, cards=cards, tables=tables, plots=plots)
     html_path.write_text(page, encoding="utf-8")
     return ReportPaths(json_path, html_path, png_paths)

@@ -1,8 +1,10 @@
 """What every report is made of, as data for its `report.json`. Undefined figures are NaN here and null in JSON."""
 
-from typing import Annotated, Literal
+from typing import Annotated
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
+
+from rarec.types import Split
 
 Figure = Annotated[float, BeforeValidator(lambda value: float("nan") if value is None else value)]
 """A number, NaN where undefined; null in JSON."""
@@ -16,9 +18,16 @@ Text = Annotated[str, AfterValidator(_printable)]
 """Text for display: on one line, and without control characters, which a terminal would obey."""
 Lines = Annotated[str, AfterValidator(lambda text: _printable(text, keep="\n"))]
 """Text for display on several lines, otherwise without control characters."""
-Split = Literal["validation", "test"]
-SPLITS: tuple[Split, ...] = ("test", "validation")
-"""In the order in which to show them."""
+SPLIT_NAMES: dict[Split, str] = {"train": "training", "valid": "validation", "test": "test"}
+"""What reports call a split, on their pages and in `report.json`."""
+SHOWN_SPLITS: tuple[Split, ...] = ("test", "valid")
+"""The splits that reports show, in this order."""
+ReportedSplit = Annotated[
+    Split,
+    BeforeValidator(lambda split: {name: key for key, name in SPLIT_NAMES.items()}.get(split, split)),
+    PlainSerializer(lambda split: SPLIT_NAMES[split], when_used="json"),
+]
+"""A split; in JSON by its name in `SPLIT_NAMES`."""
 
 
 class Record(BaseModel):

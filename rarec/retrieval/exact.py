@@ -3,9 +3,8 @@
 import numpy as np
 import torch
 
-from rarec.data.sequences import IntArray
-from rarec.retrieval.index import FloatArray
 from rarec.training.device import on_device
+from rarec.types import Float32Array, IntArray
 
 _PRODUCTS = 2**28  # held at once: 1 GiB
 
@@ -13,7 +12,7 @@ _PRODUCTS = 2**28  # held at once: 1 GiB
 class ExactSearch:
     """N vectors of width D on a device; answers like a Faiss index."""
 
-    def __init__(self, vectors: FloatArray, device: torch.device):
+    def __init__(self, vectors: Float32Array, device: torch.device):
         self._vectors = torch.from_numpy(vectors).to(device)
 
     @property
@@ -27,7 +26,7 @@ class ExactSearch:
         part._vectors = self._vectors[:count]
         return part
 
-    def search(self, queries: FloatArray, count: int) -> tuple[FloatArray, IntArray]:
+    def search(self, queries: Float32Array, count: int) -> tuple[Float32Array, IntArray]:
         """(Q, count) greatest products of each query (Q, D) and whose they are, best first; -inf and -1 beyond N.
 
         The products are of float32 and are float32, as Faiss's are. Of equal ones any comes first, as in Faiss.

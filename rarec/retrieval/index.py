@@ -1,44 +1,19 @@
-"""Faiss indexes by inner product: settings, construction, device."""
+"""Faiss indexes by inner product: how they are built, and on which device they search."""
 
 import os
-from typing import Any, Literal
+from typing import Any
 
 import faiss
 import numpy as np
-import numpy.typing as npt
-from pydantic import Field, model_validator
 
-from rarec.config import Settings
 from rarec.errors import InputError
+from rarec.retrieval.settings import IndexSettings
+from rarec.types import Float32Array
 
-FloatArray = npt.NDArray[np.float32]
 GPU_MOST = 2048  # neighbours of one query that Faiss can find on a GPU
 
 
-class IndexSettings(Settings):
-    """Kind of index, and how good it has to be."""
-
-    index: Literal["flat", "ivf", "hnsw"] = Field(
-        default="flat",
-        description="Faiss index: exact inner product, inverted lists, or a navigable small-world graph.",
-    )
-    ivf_lists: int = Field(default=128, ge=1, description="Inverted lists (index = ivf).")
-    ivf_probes: int = Field(default=8, ge=1, description="Lists searched for each query (index = ivf).")
-    hnsw_links: int = Field(default=32, ge=4, description="Links a node (index = hnsw).")
-    hnsw_search: int = Field(default=128, ge=8, description="Candidates kept while searching (index = hnsw).")
-    minimum_recall: float = Field(
-        default=0.9, ge=0, le=1, description="The asset check fails below this recall@20 against exact search."
-    )
-    seed: int = Field(default=42, ge=0, description="Seed of the recall sample and of the inverted lists' training.")
-
-    @model_validator(mode="after")
-    def _probes_exist(self) -> "IndexSettings":
-        if self.index == "ivf" and self.ivf_probes > self.ivf_lists:
-            raise ValueError(f"ivf_probes = {self.ivf_probes} exceeds ivf_lists = {self.ivf_lists}")
-        return self
-
-
-def new_index(directions: FloatArray, settings: IndexSettings, what: str) -> Any:
+def new_index(directions: Float32Array, settings: IndexSettings, what: str) -> Any:
     """An empty (but trained) index for L2-normalised ``directions`` (N, D), which are ``what``.
 
     Raises:
@@ -74,7 +49,7 @@ def gpus_of_this_process() -> list[int]:
     return list(range(faiss.get_num_gpus()))
 
 
-def normalised(vectors: FloatArray) -> FloatArray:
+def normalised(vectors: Float32Array) -> Float32Array:
     """An L2-normalised float32 copy (Faiss would normalise in place, in memory that a tensor may share)."""
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
     return np.ascontiguousarray(vectors / np.maximum(norms, 1e-12), dtype=np.float32)

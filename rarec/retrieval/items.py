@@ -12,8 +12,9 @@ from typing import Any, Self
 import faiss
 import numpy as np
 
-from rarec.data.sequences import IntArray
-from rarec.retrieval.index import FloatArray, IndexSettings, new_index
+from rarec.retrieval.index import new_index
+from rarec.retrieval.settings import IndexSettings
+from rarec.types import Float32Array, IntArray
 
 _INDEX, _SETTINGS = "index.faiss", "index.json"
 
@@ -26,7 +27,7 @@ class ItemIndex:
     settings: IndexSettings
 
     @classmethod
-    def build(cls, vectors: FloatArray, items: IntArray, settings: IndexSettings) -> Self:
+    def build(cls, vectors: Float32Array, items: IntArray, settings: IndexSettings) -> Self:
         """An index of (I, D) L2-normalised vectors and their item indices (I,).
 
         Raises:
@@ -36,12 +37,12 @@ class ItemIndex:
         index.add_with_ids(vectors, np.asarray(items, dtype=np.int64))
         return cls(index, settings)
 
-    def similar(self, vectors: FloatArray, k: int) -> tuple[IntArray, FloatArray]:
+    def similar(self, vectors: Float32Array, k: int) -> tuple[IntArray, Float32Array]:
         """(Q, k) items most similar to each query vector, and their cosines; -1 and -inf where the index finds none."""
         scores, items = self.index.search(np.ascontiguousarray(vectors), min(k, self.index.ntotal))
         return items, np.where(items >= 0, scores, -np.inf).astype(np.float32)
 
-    def recall(self, vectors: FloatArray, queries: FloatArray, k: int) -> float:
+    def recall(self, vectors: Float32Array, queries: Float32Array, k: int) -> float:
         """Share of the exact k most similar of ``vectors`` that the index finds; ties of similarity tolerated."""
         k = min(k, len(vectors))
         exact = faiss.knn(queries, vectors, k, metric=faiss.METRIC_INNER_PRODUCT)[0]

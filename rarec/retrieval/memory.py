@@ -14,15 +14,15 @@ from typing import Any, Self
 
 import faiss
 import numpy as np
-import numpy.typing as npt
 
-from rarec.data.sequences import IntArray, UserSequences, ranges
+from rarec.data.sequences import UserSequences, ranges
 from rarec.errors import InputError
-from rarec.raserec.settings import MemorySettings
 from rarec.retrieval.exact import ExactSearch
-from rarec.retrieval.index import FloatArray, can_use_gpu, gpus_of_this_process, new_index, normalised
+from rarec.retrieval.index import can_use_gpu, gpus_of_this_process, new_index, normalised
+from rarec.retrieval.settings import MemorySettings
 from rarec.training.engine import worker_device
-from rarec.training.progress import Report, quiet
+from rarec.training.progress import ReportProgress, quiet
+from rarec.types import BoolArray, Float32Array, IntArray
 
 NO_USER = -1  # a query by somebody who is not in the data
 
@@ -46,7 +46,7 @@ class Queries:
         times: (Q,) time of each query's last item, for the time cut.
     """
 
-    vectors: FloatArray
+    vectors: Float32Array
     users: IntArray
     prefixes: IntArray
     times: IntArray
@@ -55,7 +55,7 @@ class Queries:
         return len(self.vectors)
 
     @classmethod
-    def of(cls, sequences: UserSequences, prefixes: IntArray, vectors: FloatArray) -> Self:
+    def of(cls, sequences: UserSequences, prefixes: IntArray, vectors: Float32Array) -> Self:
         """The queries that these prefixes of known users ask."""
         return cls(vectors, sequences.user_of[prefixes], prefixes, sequences.timestamps[prefixes])
 
@@ -76,7 +76,7 @@ class MemoryBank:
         index: Faiss index over the L2-normalised representations; row numbers are its ids.
     """
 
-    representations: FloatArray
+    representations: Float32Array
     users: IntArray
     prefixes: IntArray
     targets: IntArray
@@ -92,7 +92,7 @@ class MemoryBank:
         cls,
         sequences: UserSequences,
         prefixes: IntArray,
-        representations: FloatArray,
+        representations: Float32Array,
         encoder: str,
         settings: MemorySettings,
     ) -> Self:
@@ -113,7 +113,7 @@ class MemoryBank:
     def __len__(self) -> int:
         return len(self.prefixes)
 
-    def append(self, sequences: UserSequences, prefixes: IntArray, representations: FloatArray) -> None:
+    def append(self, sequences: UserSequences, prefixes: IntArray, representations: Float32Array) -> None:
         """Add memories behind the present ones; nothing is rebuilt."""
         self._by_item = None
         self.index.add(normalised(representations))
@@ -123,7 +123,7 @@ class MemoryBank:
         self.targets = np.concatenate([self.targets, sequences.next_items(prefixes)])
         self.known_at = np.concatenate([self.known_at, sequences.timestamps[prefixes + 1]])
 
-    def keep(self, chosen: npt.NDArray[np.bool_] | IntArray) -> None:
+    def keep(self, chosen: BoolArray | IntArray) -> None:
         """Forget all memories but the chosen ones: (N,) whether each is, or their ids, in whose order they then stand.
 
         A trained index stays trained.
@@ -146,7 +146,7 @@ class MemoryBank:
                 "materialise `memory_bank` again with the present `raserec_pretrained`"
             )
 
-    def allowed(self, queries: Queries, ids: IntArray) -> npt.NDArray[np.bool_]:
+    def allowed(self, queries: Queries, ids: IntArray) -> BoolArray:
         """(Q, K) which of the memories ``ids`` (Q, K; -1 for none) each query may see.
 
         Of the query's own user only strictly shorter prefixes; with the time cut only what was known at the query's
@@ -160,7 +160,7 @@ class MemoryBank:
             future |= self.known_at[safe] > queries.times[:, None]
         return known & ~future
 
-    def similar_users(self, queries: Queries, k: int, report: Report = quiet) -> IntArray:
+    def similar_users(self, queries: Queries, k: int, report: ReportProgress = quiet) -> IntArray:
         """(Q, k) ids of the k allowed memories most similar to each query, best first; -1 where there are fewer.
 
         Similarity is the cosine of representations. More than k are fetched, the forbidden ones removed, and queries
@@ -190,7 +190,9 @@ class MemoryBank:
         answered.end()
         return found
 
-    def suitable_items(self, queries: Queries, item_embeddings: FloatArray, k: int, report: Report = quiet) -> IntArray:
+    def suitable_items(
+        self, queries: Queries, item_embeddings: Float32Array, k: int, report: ReportProgress = quiet
+    ) -> IntArray:
         """(Q, k) ids of the k allowed memories whose next items suit each query best; -1 where there are fewer.
 
         Memories are ordered by the cosine of the query with the embedding of their next item; the many memories that
@@ -265,7 +267,7 @@ class MemoryBank:
         index = faiss.read_index(str(folder / "index.faiss"))
         return cls(**arrays, encoder=record["encoder"], settings=MemorySettings(**record["settings"]), index=index)
 
-    def _sorted_by_item(self) -> tuple[IntArray, IntArray, IntArray, IntArray, FloatArray]:
+    def _sorted_by_item(self) -> tuple[IntArray, IntArray, IntArray, IntArray, Float32Array]:
         """Memory ids in order of their next items; those items, the place of each one's first memory there, and how
         many it has; and the normalised representations. Kept until memories are added, as online queries come singly.
         """
@@ -279,7 +281,7 @@ class MemoryBank:
         if k > len(self):
             raise InputError(f"K = {k} memories are wanted, but the bank holds {len(self)}; lower `memories`")
 
-    def _searches(self, queries: Queries) -> Iterator[tuple[IntArray, Callable[[FloatArray, int], IntArray]]]:
+    def _searches(self, queries: Queries) -> Iterator[tuple[IntArray, Callable[[Float32Array, int], IntArray]]]:
         """Pairs of (query rows, function (vectors, count) -> ids) that together answer all queries."""
         if not self.settings.time_cut:
             yield np.arange(len(queries)), self._search
@@ -297,7 +299,7 @@ class MemoryBank:
                 part = _FaissSearch(directions[:known]) if on_gpu is None else on_gpu.first(known)
                 yield rows, partial(_named_search, part, names=by_time)
 
-    def _search(self, queries: FloatArray, count: int) -> IntArray:
+    def _search(self, queries: Float32Array, count: int) -> IntArray:
         """Ids of the ``count`` memories that the index finds for each query, allowed or not."""
         ids: IntArray = self._device_index(count).search(queries, count)[1]
         return ids
@@ -321,7 +323,7 @@ class MemoryBank:
 class _Answered:
     """Tells ``report`` how many of ``total`` queries are answered, for certain at the start and at the end."""
 
-    def __init__(self, total: int, report: Report):
+    def __init__(self, total: int, report: ReportProgress):
         self._done, self._total = 0, total
         self._report = partial(report, steps=total, unit="query")
         self._report(step=0, force=True)  # a look at the worker then tells what takes so long
@@ -336,7 +338,7 @@ class _Answered:
         self._report(step=self._total, force=True)
 
 
-def first_allowed(ids: IntArray, allowed: npt.NDArray[np.bool_], k: int) -> tuple[IntArray, IntArray]:
+def first_allowed(ids: IntArray, allowed: BoolArray, k: int) -> tuple[IntArray, IntArray]:
     """The first k allowed ids of every row, moved to the front, -1 behind them; and how many there are, at most k."""
     place = allowed.cumsum(1) - 1
     take = allowed & (place < k)
@@ -350,15 +352,17 @@ def first_allowed(ids: IntArray, allowed: npt.NDArray[np.bool_], k: int) -> tupl
 class _FaissSearch:
     """Exact search in vectors that no index holds."""
 
-    vectors: FloatArray
+    vectors: Float32Array
 
-    def search(self, queries: FloatArray, count: int) -> tuple[FloatArray, IntArray]:
+    def search(self, queries: Float32Array, count: int) -> tuple[Float32Array, IntArray]:
         """As a Faiss index does it."""
-        found: tuple[FloatArray, IntArray] = faiss.knn(queries, self.vectors, count, metric=faiss.METRIC_INNER_PRODUCT)
+        found: tuple[Float32Array, IntArray] = faiss.knn(
+            queries, self.vectors, count, metric=faiss.METRIC_INNER_PRODUCT
+        )
         return found
 
 
-def _named_search(vectors: ExactSearch | _FaissSearch, queries: FloatArray, count: int, names: IntArray) -> IntArray:
+def _named_search(vectors: ExactSearch | _FaissSearch, queries: Float32Array, count: int, names: IntArray) -> IntArray:
     """Exact search in ``vectors`` whose ids are ``names``."""
     rows = vectors.search(queries, count)[1]
     return np.where(rows >= 0, names[rows], -1)

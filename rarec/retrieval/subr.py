@@ -11,14 +11,11 @@ from typing import Any
 
 import faiss
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from rarec.data.sequences import IntArray, user_at
-from rarec.retrieval.index import FloatArray
-
-Distances = npt.NDArray[np.integer[Any]]
+from rarec.data.sequences import user_at
+from rarec.types import BoolArray, Distances, Float32Array, IntArray
 
 # A user is handled some targets at a time: few enough for memory, and so few that hardly any of a block's targets is
 # compared with behaviours that came after it.
@@ -28,7 +25,7 @@ _SURPLUS = 16  # items that the Faiss path fetches beyond K, to see whether the 
 
 
 def retrieve_behaviours(
-    vectors: FloatArray, items: IntArray, offsets: IntArray, position: IntArray, k: int, out: Distances | None = None
+    vectors: Float32Array, items: IntArray, offsets: IntArray, position: IntArray, k: int, out: Distances | None = None
 ) -> Distances:
     """(N, k) distances of the kept behaviours from their target, greatest (oldest) first.
 
@@ -83,7 +80,7 @@ def distance_type(offsets: IntArray) -> type[np.integer[Any]]:
     return np.uint16 if longest <= np.iinfo(np.uint16).max else np.int32
 
 
-def same_vector(vectors: FloatArray) -> IntArray:
+def same_vector(vectors: Float32Array) -> IntArray:
     """(I,) the first item with the same vector as each item."""
     raw = np.ascontiguousarray(vectors).view(np.dtype((np.void, vectors.shape[1] * vectors.itemsize)))[:, 0]
     _, first, group = np.unique(raw, return_index=True, return_inverse=True)
@@ -109,7 +106,7 @@ def most_similar(similar: Tensor, lengths: Tensor, k: int) -> Tensor:
 
 
 def retrieve_behaviours_by_index(
-    index: Any, vectors: FloatArray, items: IntArray, offsets: IntArray, position: IntArray, k: int
+    index: Any, vectors: Float32Array, items: IntArray, offsets: IntArray, position: IntArray, k: int
 ) -> Distances:
     """`retrieve_behaviours` by a Faiss index over the item vectors, whose ids are the items.
 
@@ -172,7 +169,7 @@ def _blocks(lengths: IntArray) -> Iterator[slice]:
         yield slice(first, min(first + step, len(lengths)))
 
 
-def _write(out: Distances, samples: IntArray, kept: npt.NDArray[np.bool_], lengths: IntArray) -> None:
+def _write(out: Distances, samples: IntArray, kept: BoolArray, lengths: IntArray) -> None:
     """Put the distances of the kept columns at the end of each sample's row."""
     row, column = np.divmod(np.flatnonzero(kept), kept.shape[1])  # faster than `nonzero` of a matrix
     count = kept.sum(1)

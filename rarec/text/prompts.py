@@ -15,9 +15,8 @@ import pandas as pd
 from pydantic import Field
 
 from rarec.config import Settings
-from rarec.data.sequences import IntArray
 from rarec.data.templates import Template, item_texts, profile_texts, rating_text
-from rarec.retrieval.subr import Distances
+from rarec.types import Distances, IntArray
 
 NO_PART = -1
 CATALOGUE = "catalogue.parquet"

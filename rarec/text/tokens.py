@@ -10,13 +10,12 @@ from datetime import datetime
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from rarec.data.sequences import IntArray, ranges
+from rarec.data.sequences import ranges
 from rarec.errors import InputError
 from rarec.text.prompts import NO_PART, PromptParts
+from rarec.types import Int32Array, IntArray
 
-TokenArray = npt.NDArray[np.int32]
 ANCHOR = "\n"  # what stands before nearly every part
 # Some chat templates print the date, through `strftime_now`: next week's prompts shall be the same.
 _DAY = datetime(2024, 7, 1)
@@ -34,7 +33,7 @@ class TokenTable:
     """Tokens of P texts: text ``p`` has ``tokens[offsets[p] : offsets[p + 1]]``."""
 
     offsets: IntArray
-    tokens: TokenArray
+    tokens: Int32Array
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -72,7 +71,7 @@ class TokenisedPrompts:
         dropped: (B,) behaviours left out for the token limit.
     """
 
-    tokens: TokenArray
+    tokens: Int32Array
     lengths: IntArray
     dropped: IntArray
 
@@ -82,8 +81,8 @@ class PromptTokens:
     """Token tables of a data set's prompt parts, with what the language model wants around a prompt."""
 
     table: TokenTable
-    before: TokenArray
-    after: TokenArray
+    before: Int32Array
+    after: Int32Array
     limit: int
 
     @classmethod
@@ -153,7 +152,7 @@ def by_length(lengths: IntArray, most_tokens: int, least: float = 0.875) -> Iter
         start += size
 
 
-def _frame(tokenizer: Any) -> tuple[TokenArray, TokenArray]:
+def _frame(tokenizer: Any) -> tuple[Int32Array, Int32Array]:
     """Tokens that go before and behind a prompt."""
     if getattr(tokenizer, "chat_template", None):
         before, after = frame_texts(tokenizer)
@@ -174,7 +173,7 @@ def frame_texts(tokenizer: Any) -> tuple[str, str]:
     return before, after
 
 
-def first_tokens(tokenizer: Any) -> TokenArray:
+def first_tokens(tokenizer: Any) -> Int32Array:
     """What the tokenizer puts before every text: its first token, or nothing."""
     with_special = tokenizer("a")["input_ids"]
     plain = tokenizer("a", add_special_tokens=False)["input_ids"]

@@ -7,8 +7,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
-import numpy.typing as npt
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -16,6 +14,7 @@ from torch.autograd.function import FunctionCtx
 
 from rarec.training.engine_settings import EngineSettings
 from rarec.training.progress import LONE_WORKER
+from rarec.types import IntArray
 
 T = TypeVar("T")
 
@@ -149,7 +148,7 @@ def from_every_rank(value: T) -> list[T]:
     return values
 
 
-def shares(rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+def shares(rows: IntArray) -> IntArray:
     """This rank's part of ``rows``; `joined` puts what all ranks made of theirs together."""
     return rows[rank() :: world_size()]
 

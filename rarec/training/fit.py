@@ -28,7 +28,7 @@ from rarec.training.engine import (
 )
 from rarec.training.engine_settings import EngineSettings
 from rarec.training.out_of_memory import explain_out_of_memory
-from rarec.training.progress import Report
+from rarec.training.progress import ReportProgress
 
 HISTORY = "history.json"
 ENGINE = "deepspeed.json"
@@ -105,7 +105,7 @@ def fit(
     stage: str,
     output: Path,
     checkpoint: Path,
-    report: Report,
+    report: ReportProgress,
     engine: EngineSettings | None = None,
     optimizer: Callable[[list[nn.Parameter], float], torch.optim.Optimizer] = adam,
     clip: float = 0.0,
@@ -157,7 +157,7 @@ class _Loop:
         engine: EngineSettings,
         stage: str,
         checkpoint: Path,
-        report: Report,
+        report: ReportProgress,
         optimizer: Callable[[list[nn.Parameter], float], torch.optim.Optimizer],
         clip: float,
         unit: str,

@@ -39,13 +39,14 @@ INPUT_ERROR_EXIT = 2
 REPORT_SHARE = 0.0005  # of the time so far, between reports: the launcher's Pipes session keeps them all
 PARENT_CHECK_S = 1.0
 
-Report = Callable[..., None]  # of the arguments of `ProgressReporter.report`
+ReportProgress = Callable[..., None]
+"""Takes the arguments of `ProgressReporter.report`."""
 
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
 
 def quiet(**_: object) -> None:
-    """A `Report` to nobody, for work outside of training workers."""
+    """A `ReportProgress` that tells nobody, for work outside training workers."""
 
 
 @dataclass(frozen=True)

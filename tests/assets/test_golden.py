@@ -115,9 +115,8 @@ def store(plant):
         for one in RECORDED if one["asset"] not in MADE
     }  # fmt: skip
     store = RecordedStore(root=plant.home.artifacts, cache=str(plant.home.cache))
-    variants = next(
-        ShotSettings(**one["config"]) for one in RECORDED if one["asset"] == "mixed_reit_samples"
-    ).variants()
+    mixed = next(one for one in RECORDED if one["asset"] == "mixed_reit_samples")
+    variants = ShotSettings(**mixed["config"]).variants()
     for asset in ("mixed_reit_samples", "lora_checkpoint"):
         store.local_folder(asset).mkdir(parents=True)
         save_variants(variants, store.local_folder(asset))
@@ -135,7 +134,7 @@ def test_fingerprints_follow_from_what_was_recorded(one):
 
 
 def test_identities_of_the_demo_are_as_recorded(plant, store):
-    """Each asset, in the recorded order, is asked for with its artifact in the store: it is found unless it changed."""
+    """Every asset, in the recorded order, is asked for with its artifact in the store: it is found, or it changed."""
     seen: dict[str, int] = {}
     for one in RECORDED:
         asset = one["asset"]

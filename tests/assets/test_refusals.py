@@ -4,10 +4,11 @@ import socket
 
 import dagster as dg
 import pytest
-from assets.raserec.recommender import PretrainConfig
 from plant import OWN_FILES, STEPS, TINY, Plant, failures, metadata
 
-from assets.framework.stage import StageConfig, markdown_table, refuse_bad_input, resolve
+from assets.framework.configuration import StageConfig, resolve, run_configuration
+from assets.framework.reuse import markdown_table
+from assets.framework.stage import refuse_bad_input
 from rarec.errors import InputError
 from rarec.raserec.settings import FinetuneSettings, PretrainSettings
 from resources.mlflow.tracking import MlflowTracking
@@ -139,11 +140,12 @@ def test_bad_input_is_never_retried():
 
 def test_settings_come_from_run_then_data_set_then_field(plant):
     spec = plant.spec("tiny")
-    settings = resolve(PretrainSettings, PretrainConfig(epochs=7), spec, "raserec_pretrained")
+    configuration = run_configuration("raserec_pretrained", PretrainSettings, StageConfig)
+    settings = resolve(PretrainSettings, configuration(epochs=7), spec, "raserec_pretrained")
     assert settings.epochs == 7  # the run's
     assert settings.dim == 8  # the data set's
     assert settings.patience == 10  # the field's
-    assert resolve(PretrainSettings, PretrainConfig(), spec, "raserec_pretrained").epochs == 2
+    assert resolve(PretrainSettings, configuration(), spec, "raserec_pretrained").epochs == 2
     assert resolve(FinetuneSettings, StageConfig(), spec, "raserec_finetuned").memories == 5
 
 

@@ -9,8 +9,8 @@ from datetime import UTC, datetime, timedelta
 import dagster as dg
 import fsspec
 import pytest
-from assets.champions.served import as_inputs
 
+from assets.framework.champion import Champion
 from assets.retention import clean_up
 from resources.artifacts.identity import fingerprint
 from resources.artifacts.remote import written_at
@@ -113,7 +113,7 @@ def refreshed_weekly(tmp_path, monkeypatch):
     versions = []
     for number in range(1, 9):
         if number > 1:
-            inputs = {**as_inputs(made_of), "encoder": encoder.fingerprint}
+            inputs = {**Champion(None, made_of).inputs, "encoder": encoder.fingerprint}
             bank = make("refreshed_memory", number, inputs)
             made_of = {"raserec_pretrained": encoder, "refreshed_memory": bank}
         identities = {name: artifact.fingerprint for name, artifact in made_of.items()}

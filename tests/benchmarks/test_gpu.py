@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import gpu, gpu_llama, gpu_raserec
-from benchmarks.gpu import FAILED, NO_GPU_EXIT, RATE, GpuEffort, Part, measure, yardstick
-from benchmarks.gpu_llama import SHAPES, LlamaEffort, LlamaShape, RandomPrompts
+import benchmarks.gpu.__main__ as gpu
+from benchmarks.gpu import llama, raserec
+from benchmarks.gpu.__main__ import FAILED, NO_GPU_EXIT, RATE, GpuEffort, Part, measure, yardstick
+from benchmarks.gpu.llama import SHAPES, LlamaEffort, LlamaShape, RandomPrompts
 from benchmarks.measure import WORKER_ENVIRONMENT, become_worker, machine
 from benchmarks.report import write
 from benchmarks.workloads import synthetic
@@ -86,7 +87,7 @@ def test_a_case_that_fails_leaves_the_others(monkeypatch):
             raise RuntimeError("CUDA out of memory")
         return {"prompts a second": 1.0}
 
-    monkeypatch.setattr(gpu_llama, "scoring_case", case)
+    monkeypatch.setattr(llama, "scoring_case", case)
     figures = measure(Part.scoring, TINY, here, lambda some: None, sequences)
     assert tried == [40, 40]
     assert "out of memory" in figures["7B, 40 tokens"][FAILED]
@@ -127,7 +128,7 @@ def test_the_forward_count_is_pytorchs_own():
 
 @pytest.mark.parametrize(("name", "billion"), [("7B", 6.74), ("13B", 13.02)])
 def test_the_large_ones_have_llamas_sizes(name, billion):
-    weights = sum(parameter.numel() for parameter in gpu_llama.shape_parameters(SHAPES[name]))
+    weights = sum(parameter.numel() for parameter in llama.shape_parameters(SHAPES[name]))
     assert weights / 1e9 == pytest.approx(billion, abs=0.005)
     assert (
         weights
@@ -150,12 +151,12 @@ def test_lists_that_differ_must_be_as_similar():
     vectors[1] = vectors[0]
     asked = vectors[:1]
     lists = [np.array([row]) for row in ([0, 2], [1, 2], [2, 1])]
-    assert gpu_raserec.share_of_equal(vectors, asked, lists[0], lists[0]) == 1
-    assert gpu_raserec.share_of_equal(vectors, asked, lists[1], lists[0]) == 0
+    assert raserec.share_of_equal(vectors, asked, lists[0], lists[0]) == 1
+    assert raserec.share_of_equal(vectors, asked, lists[1], lists[0]) == 0
     with pytest.raises(AssertionError):
-        gpu_raserec.share_of_equal(vectors, asked, np.array([[2, 2]]), lists[0])
+        raserec.share_of_equal(vectors, asked, np.array([[2, 2]]), lists[0])
     with pytest.raises(AssertionError):
-        gpu_raserec.share_of_equal(vectors, asked, np.array([[0, 1]]), lists[0])
+        raserec.share_of_equal(vectors, asked, np.array([[0, 1]]), lists[0])
 
 
 def test_without_a_gpu_the_command_says_so_and_writes_nothing(tmp_path, monkeypatch, capsys):
@@ -196,9 +197,9 @@ def test_whole_runs_are_summed_up_and_one_that_fails_leaves_the_others(tmp_path,
     def run(run, homes, seed):
         return {FAILED: "exit code 1"} if seed == 3 else {"whole run, s": 10.0 * seed}
 
-    monkeypatch.setattr(gpu_raserec, "_whole_run", run)
+    monkeypatch.setattr(raserec, "_whole_run", run)
     kept = []
-    figures = gpu_raserec.whole_runs(gpu_raserec.Run(tmp_path), (1, 2, 3), 2, tmp_path, lambda some: kept.append(1))
+    figures = raserec.whole_runs(raserec.Run(tmp_path), (1, 2, 3), 2, tmp_path, lambda some: kept.append(1))
     assert list(figures) == ["seed 1", "seed 2", "seed 3", "mean", "standard deviation"]
     assert figures["mean"] == {"runs at once": 2, "whole run, s": 15}
     assert figures["standard deviation"]["whole run, s"] == pytest.approx(50**0.5)
@@ -208,8 +209,8 @@ def test_whole_runs_are_summed_up_and_one_that_fails_leaves_the_others(tmp_path,
 @pytest.mark.slow
 def test_a_whole_run_is_read_off_the_pipeline(tmp_path):
     few = (("epochs", 1), ("dim", 8), ("inner_dim", 8))
-    run = gpu_raserec.Run(tmp_path / "data", "demo", stage1=few, stage2=(("epochs", 1),))
-    figures = gpu_raserec.whole_runs(run, (7,), 1, tmp_path / "homes", lambda some: None)
+    run = raserec.Run(tmp_path / "data", "demo", stage1=few, stage2=(("epochs", 1),))
+    figures = raserec.whole_runs(run, (7,), 1, tmp_path / "homes", lambda some: None)
     column = figures["seed 7"]
     assert FAILED not in column, column
     for number in (1, 2):

@@ -10,13 +10,15 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import rella, report, rules
+from benchmarks import report, rules
 from benchmarks.__main__ import main
 from benchmarks.measure import WORKER_ENVIRONMENT, Excerpt, alternate, become_worker, machine, peak_mib
-from benchmarks.plain import PlainFinetuning, PlainPretraining, plain_ranks
+from benchmarks.plain.raserec import PlainFinetuning, PlainPretraining, plain_ranks
 from benchmarks.raserec import BENCHMARKS as ON_SEQUENCES
 from benchmarks.raserec import GROWTH, overhead, scaling
-from benchmarks.registry import BENCHMARKS
+from benchmarks.registry import BENCHMARKS, ON_FILMS
+from benchmarks.registry import ON_SEQUENCES as SEQUENTIAL
+from benchmarks.rella import prompts, retrieval
 from benchmarks.workloads import (
     ML_1M_SPREAD,
     ML_25M_SPREAD,
@@ -37,8 +39,9 @@ from rarec.metrics.ranking import full_ranking
 from rarec.raserec.encoders import build_encoder
 from rarec.raserec.finetune import FinetuneObjective
 from rarec.raserec.pretrain import PretrainLoss, PretrainObjective
-from rarec.raserec.settings import FinetuneSettings, MemorySettings, PretrainSettings
+from rarec.raserec.settings import FinetuneSettings, PretrainSettings
 from rarec.retrieval.memory import MemoryBank
+from rarec.retrieval.settings import MemorySettings
 from rarec.training.dropout import DropoutBits
 
 CPU = torch.device("cpu")
@@ -164,11 +167,11 @@ def tiny_films():
 
 
 @pytest.mark.usefixtures("worker")
-@pytest.mark.parametrize("name", rella.BENCHMARKS)
+@pytest.mark.parametrize("name", [name for name in BENCHMARKS if name not in SEQUENTIAL])
 def test_every_rella_benchmark_measures_something(name, tiny_films, monkeypatch):
     """And both sides of each give the same, or it raises."""
-    monkeypatch.setattr(rella, "CHUNK", 64)  # so that there is more than one
-    figures = BENCHMARKS[name](Setup({}, TINY, {"tiny": tiny_films} if name in rella.ON_FILMS else {}))
+    monkeypatch.setattr(prompts, "CHUNK", 64)  # so that there is more than one
+    figures = BENCHMARKS[name](Setup({}, TINY, {"tiny": tiny_films} if name in ON_FILMS else {}))
     expected = {"subr": ["D = 512", "D = 128"], "ctr_scale": ["0.02 million"]}
     assert list(figures) == expected.get(name, ["tiny"])
     for column in figures.values():
@@ -203,11 +206,11 @@ def test_lists_that_differ_beyond_rounding_are_no_measurement():
     items = np.array([0, 1, 0])
     kept = np.array([[0, 2]], dtype=np.uint16)
     position = np.array([2])
-    assert rella._share_of_equal(vectors, items, position, kept, [np.array([0])]) == 1
+    assert retrieval._share_of_equal(vectors, items, position, kept, [np.array([0])]) == 1
     with pytest.raises(AssertionError, match="2"):
-        rella._share_of_equal(vectors, items, position, kept, [np.array([1])])
+        retrieval._share_of_equal(vectors, items, position, kept, [np.array([1])])
     with pytest.raises(AssertionError, match="2"):
-        rella._share_of_equal(vectors, items, position, kept, [np.array([0, 1])])
+        retrieval._share_of_equal(vectors, items, position, kept, [np.array([0, 1])])
 
 
 def test_histories_have_the_shape_of_movielens():

@@ -19,7 +19,7 @@ from rarec.reports.ctr.report import (
 YARDSTICK, RECENT, MIXED = "five numbers", "tuned on recent", "tuned on mixed"
 
 
-SIZES = {"validation": 300, "test": 400}
+SIZES = {"valid": 300, "test": 400}
 
 
 def make_data(seed=0):
@@ -33,7 +33,7 @@ def make_data(seed=0):
     }
 
 
-def make_outcomes(models=(YARDSTICK, RECENT, MIXED), splits=("validation", "test"), seed=1):
+def make_outcomes(models=(YARDSTICK, RECENT, MIXED), splits=("valid", "test"), seed=1):
     signal, _ = make_data()
     rng = np.random.default_rng(seed)
     return [

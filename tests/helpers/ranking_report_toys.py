@@ -6,19 +6,12 @@ import numpy as np
 import torch
 
 from rarec.metrics.ranking import full_ranking
-from rarec.reports.ranking.report import (
-    Epoch,
-    Link,
-    Outcome,
-    Published,
-    RankingCurve,
-    build_report,
-)
+from rarec.reports.ranking.report import Epoch, Link, Published, RankingCurve, RankingOutcome, build_report
 
 N_USERS, N_ITEMS = 60, 30
 
 
-def make_outcomes(models=("pre-trained", "fine-tuned"), splits=("validation", "test"), seed=0):
+def make_outcomes(models=("pre-trained", "fine-tuned"), splits=("valid", "test"), seed=0):
     rng = np.random.default_rng(seed)
     items = torch.tensor(rng.standard_normal((N_ITEMS, 8)), dtype=torch.float32)
     offsets, seen = torch.arange(0, 3 * N_USERS + 1, 3), torch.tensor(rng.integers(0, N_ITEMS, 3 * N_USERS))
@@ -29,7 +22,7 @@ def make_outcomes(models=("pre-trained", "fine-tuned"), splits=("validation", "t
         for strength, model in enumerate(models, start=1):
             noise = torch.tensor(rng.standard_normal((N_USERS, 8)), dtype=torch.float32)
             ranking = full_ranking(strength * items[targets] + 3 * noise, items, targets, offsets, seen, top_n=10)
-            outcomes.append(Outcome(model, split, targets, ranking))
+            outcomes.append(RankingOutcome(model, split, targets, ranking))
     return outcomes
 
 

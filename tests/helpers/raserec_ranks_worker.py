@@ -14,8 +14,9 @@ from raserec_toys import chain_sequences
 from rarec.raserec.encoders import build_encoder
 from rarec.raserec.finetune import finetune
 from rarec.raserec.pretrain import pretrain
-from rarec.raserec.settings import FinetuneSettings, MemorySettings, PretrainSettings
+from rarec.raserec.settings import FinetuneSettings, PretrainSettings
 from rarec.retrieval.memory import MemoryBank
+from rarec.retrieval.settings import MemorySettings
 from rarec.training.dropout import DropoutBits
 from rarec.training.engine import all_sum, gather_rows, join_group, rank, world_size
 from rarec.training.engine_settings import EngineSettings

@@ -1,4 +1,4 @@
-"""Imports go one way: pipelines -> assets -> resources -> rarec, and rarec knows neither Dagster nor MLflow."""
+"""Imports go one way: pipelines -> assets -> resources -> rarec, and inside rarec from room to room."""
 
 import ast
 from pathlib import Path
@@ -7,6 +7,19 @@ import pytest
 from places import ROOT
 
 LAYERS = ("pipelines", "assets", "resources", "rarec")  # each may import those behind it
+# The rooms of rarec: each may import those before it. Rooms of one row do not import each other, but for the first.
+ROOMS = (
+    ("types", "config", "errors"),
+    ("data",),
+    ("training",),
+    ("retrieval",),
+    ("text",),
+    ("metrics",),
+    ("raserec", "rella", "baselines"),
+    ("champions",),
+    ("studies",),
+    ("reports",),
+)
 MODULES = [path.relative_to(ROOT) for layer in LAYERS for path in sorted((ROOT / layer).rglob("*.py"))]
 
 
@@ -40,6 +53,36 @@ def forbidden(path: Path) -> set[str]:
 def test_no_module_imports_against_the_direction(path):
     tops = {name.split(".")[0] for name in imported((ROOT / path).read_text(), path)}
     assert tops & forbidden(path) == set()
+
+
+def room(parts: tuple[str, ...]) -> str:
+    """The room of a module of rarec, by the parts of its path or of its dotted name."""
+    return parts[1].removesuffix(".py")
+
+
+def rooms_behind(name: str) -> set[str]:
+    """The rooms that a room may not import."""
+    place = next(place for place, row in enumerate(ROOMS) if name in row)
+    own = set(ROOMS[0]) if place == 0 else {name}
+    return {other for row in ROOMS[place:] for other in row} - own
+
+
+@pytest.mark.parametrize("path", [p for p in MODULES if p.parts[0] == "rarec" and len(p.parts) > 1], ids=str)
+def test_inside_rarec_a_room_imports_only_rooms_before_it(path):
+    if path == Path("rarec/__init__.py"):
+        assert imported((ROOT / path).read_text(), path) == set()
+        return
+    names = (tuple(name.split(".")) for name in imported((ROOT / path).read_text(), path))
+    found = {room(name) for name in names if name[0] == "rarec" and len(name) > 1}
+    assert found & rooms_behind(room(path.parts)) == set()
+
+
+def test_the_rooms_are_all_there():
+    rooms = {room(path.parts) for path in MODULES if path.parts[0] == "rarec" and path != Path("rarec/__init__.py")}
+    assert rooms == {name for row in ROOMS for name in row}
+    assert rooms_behind("rella") == {"raserec", "baselines", "champions", "studies", "reports"}
+    assert "rella" not in rooms_behind("champions")
+    assert rooms_behind("config") == rooms - set(ROOMS[0])
 
 
 @pytest.mark.parametrize(

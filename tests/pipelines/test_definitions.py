@@ -7,9 +7,9 @@ import dagster as dg
 import pytest
 from places import ROOT
 
-from assets.data.raw import IncomingConfig
-from pipelines.definitions import STAGE_SETTINGS, build_defs, default_resources
-from pipelines.jobs import CASCADE, TRACKS
+from assets.framework.stage import STAGES
+from pipelines.definitions import build_defs, default_resources
+from pipelines.jobs import TRACKS, cascade
 from rarec.errors import InputError
 from rarec.training.engine_settings import EngineSettings
 from resources.mlflow.tracking import MlflowTracking
@@ -71,7 +71,9 @@ def test_jobs_cover_their_groups(tmp_path):
     operations = {key for key in graph.materializable_asset_keys if graph.get(key).group_name == "operations"}
     sweeps = {key for key in graph.materializable_asset_keys if graph.get(key).group_name == "sweeps"}
     assert set(everything) == set(graph.materializable_asset_keys) - operations - sweeps
-    assert operations <= {key for job in CASCADE for key in defs.resolve_job_def(job).asset_layer.executable_asset_keys}
+    assert operations <= {
+        key for job in cascade() for key in defs.resolve_job_def(job).asset_layer.executable_asset_keys
+    }
     reports = {"raserec": "ranking_metrics", "rella": "ctr_metrics"}
     groups = {
         "raserec": {"raw", "sequences", "recommender", "baselines"},
@@ -278,7 +280,7 @@ def test_definitions_are_loadable_as_a_whole(tmp_path):
     dg.Definitions.validate_loadable(build_defs(home_with(tmp_path, OWN)))
 
 
-SETTINGS = {**STAGE_SETTINGS, "incoming_interactions": IncomingConfig}
+SETTINGS = {name: one.settings for name, one in STAGES.items() if one.settings.model_fields}
 
 
 @pytest.mark.parametrize("stage", SETTINGS)

@@ -6,7 +6,8 @@ import numpy as np
 import numpy.typing as npt
 
 from rarec.metrics.groups import Groups
-from rarec.reports.records import SPLITS, Split
+from rarec.reports.records import SHOWN_SPLITS
+from rarec.types import Split
 
 HISTORY, POPULARITY = "history length", "item popularity"
 TAIL_SHARE, HEAD_SHARE = 0.2, 0.2
@@ -55,7 +56,7 @@ def target_groups(counts: Mapping[Split, npt.ArrayLike]) -> dict[Split, Groups]:
 
 def _reference(values: Mapping[Split, npt.ArrayLike]) -> Split:
     """The split whose samples give the edges."""
-    return next(split for split in SPLITS if split in values)
+    return next(split for split in SHOWN_SPLITS if split in values)
 
 
 def _edges(values: npt.ArrayLike, shares: Sequence[float]) -> tuple[int, ...]:

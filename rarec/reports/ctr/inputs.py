@@ -10,9 +10,9 @@ from pydantic import Field
 
 from rarec.config import Settings
 from rarec.errors import InputError
-from rarec.metrics.ctr import FloatArray
 from rarec.reports.ctr.records import SplitSize
-from rarec.reports.records import SPLITS, Split
+from rarec.reports.records import SHOWN_SPLITS
+from rarec.types import BoolArray, Float64Array, Split
 
 
 class CtrReportSettings(Settings):
@@ -35,7 +35,7 @@ class CtrOutcome:
 class Samples:
     """The N > 0 samples of one split."""
 
-    label: npt.NDArray[np.bool_]
+    label: BoolArray
     user: npt.NDArray[Any]
     history_length: npt.NDArray[Any]
     target_count: npt.NDArray[Any]
@@ -68,14 +68,14 @@ def splits_of(outcomes: Sequence[CtrOutcome]) -> list[Split]:
     present = {outcome.split for outcome in outcomes}
     if not present:
         raise InputError("There are no outcomes to report.")
-    return [split for split in SPLITS if split in present]
+    return [split for split in SHOWN_SPLITS if split in present]
 
 
 def checked_probabilities(
     outcomes: Sequence[CtrOutcome], samples: Mapping[Split, Samples]
-) -> dict[tuple[str, Split], FloatArray]:
+) -> dict[tuple[str, Split], Float64Array]:
     """The (N,) probabilities by model and split."""
-    probabilities: dict[tuple[str, Split], FloatArray] = {}
+    probabilities: dict[tuple[str, Split], Float64Array] = {}
     for outcome in outcomes:
         p, n = np.asarray(outcome.probability, dtype=np.float64), len(samples[outcome.split].label)
         where = f"{outcome.model} on {outcome.split}"
@@ -98,7 +98,7 @@ def check_names(
     yardstick: str | None,
     chosen: str | None,
     samples: Mapping[Split, Samples],
-    probabilities: Mapping[tuple[str, Split], FloatArray],
+    probabilities: Mapping[tuple[str, Split], Float64Array],
 ) -> None:
     """Refuse a yardstick or chosen model without outcomes, and a split without the yardstick."""
     for role, model in (("yardstick", yardstick), ("chosen model", chosen)):

@@ -7,6 +7,7 @@ from matplotlib.figure import Figure
 from rarec.reports.ctr.records import CtrReport
 from rarec.reports.ctr.tables import ordered_models, with_interval
 from rarec.reports.plots import COLOURS, INK, Drawing, Plot, curve_drawing, finish, legend
+from rarec.reports.records import SPLIT_NAMES
 from rarec.reports.tables import number
 
 PLOTTED = ("AUC", "LogLoss")
@@ -47,7 +48,7 @@ def _metric_plot(report: CtrReport) -> Iterator[Drawing]:
         axes.margins(x=0.08)
         axes.set_xlabel(f"{name} ({'higher' if name == 'AUC' else 'lower'} is better)")
         words += [f"{model}: {name} {with_interval(one)}" for model, one in zip(models, estimates, strict=True)]
-    title = f"AUC and LogLoss on the {split} split with 95% intervals over users"
+    title = f"AUC and LogLoss on the {SPLIT_NAMES[split]} split with 95% intervals over users"
     yield Drawing("metrics", "scores", title, f"Dot plot. {'; '.join(words)}.", figure)
 
 
@@ -86,7 +87,7 @@ def _reliability_plot(report: CtrReport) -> Iterator[Drawing]:
     right.set_xlabel("probability, in ten bins")
     right.set_ylabel("share of samples")
     legend(figure, columns=3)
-    title = f"Reliability on the {split} split"
+    title = f"Reliability on the {SPLIT_NAMES[split]} split"
     yield Drawing("reliability", "calibration", title, f"Line chart. {'; '.join(words)}.", figure)
 
 
@@ -109,5 +110,5 @@ def _heterogeneity_plot(report: CtrReport) -> Iterator[Drawing]:
     axes.set_ylabel("distinct genres, mean")
     axes.set_ylim(bottom=0)
     axes.legend()
-    title = f"Distinct genres among the behaviours kept, {split} split"
+    title = f"Distinct genres among the behaviours kept, {SPLIT_NAMES[split]} split"
     yield Drawing("heterogeneity", "heterogeneity", title, f"Line chart. {'; '.join(words)}.", figure)

@@ -4,7 +4,9 @@ from typing import Literal
 
 from pydantic import Field
 
-from rarec.reports.records import SPLITS, Figure, Lines, Record, Report, Split, Text, TrainingCurve
+from rarec.rella.training_samples import History, Mode
+from rarec.reports.records import SHOWN_SPLITS, Figure, Lines, Record, Report, ReportedSplit, Text, TrainingCurve
+from rarec.types import Split
 
 
 class Estimate(Record):
@@ -23,7 +25,7 @@ class Estimate(Record):
 class SplitSize(Record):
     """What one split holds."""
 
-    split: Split
+    split: ReportedSplit
     n_samples: int
     n_users: int
     likes: Figure = Field(description="Share of the samples that are likes.")
@@ -33,7 +35,7 @@ class CtrScores(Record):
     """Metrics of one model on one split, by the names of `ctr.METRICS`."""
 
     model: Text
-    split: Split
+    split: ReportedSplit
     metrics: dict[str, Estimate]
 
 
@@ -42,14 +44,14 @@ class CtrComparison(Record):
 
     baseline: Text
     candidate: Text
-    split: Split
+    split: ReportedSplit
     differences: dict[str, Estimate]
 
 
 class SampleGroup(Record):
     """Samples of one split that are alike in their history or their target item."""
 
-    split: Split
+    split: ReportedSplit
     grouping: Text
     group: Text
     description: Text = Field(description="What belongs to the group, with its edges.")
@@ -62,7 +64,7 @@ class CtrGroupScores(Record):
     """AUC and LogLoss of one model on the samples of one `SampleGroup`."""
 
     model: Text
-    split: Split
+    split: ReportedSplit
     grouping: Text
     group: Text
     metrics: dict[str, Figure]
@@ -82,17 +84,17 @@ class Calibration(Record):
     """How often what one model gave some probability was liked; see `ctr.calibration`."""
 
     model: Text
-    split: Split
+    split: ReportedSplit
     bins: tuple[CalibrationBin, ...]
 
 
 class Heterogeneity(Record):
     """How varied the histories in the prompts are."""
 
-    history: Literal["recent", "retrieved"]
+    history: History
     k: int = Field(ge=1, description="Behaviours kept.")
     distinct_genres: Figure = Field(description="Mean number of different genres among the K behaviours kept.")
-    split: Split = "test"
+    split: ReportedSplit = "test"
 
 
 class Similarity(Record):
@@ -100,15 +102,15 @@ class Similarity(Record):
 
     history: Literal["retrieved", "recent", "random"]
     cosine: Figure = Field(description="Mean cosine similarity of the behaviours' vectors to the target's.")
-    split: Split = "test"
+    split: ReportedSplit = "test"
 
 
 class SeedRun(Record):
     """One of several trainings that differ in their seed only."""
 
-    mode: Literal["recent", "retrieved", "mixed"] = Field(description="Histories of the prompts it was tuned on.")
+    mode: Mode = Field(description="Histories of the prompts it was tuned on.")
     seed: int
-    history: Literal["recent", "retrieved"] = Field(description="Histories of the prompts it was evaluated on.")
+    history: History = Field(description="Histories of the prompts it was evaluated on.")
     model: str = Field(description="Name of its outcome.")
 
 
@@ -151,7 +153,7 @@ class CtrReport(Report):
     def splits(self) -> list[Split]:
         """The splits that have scores, test first."""
         present = {size.split for size in self.sizes}
-        return [split for split in SPLITS if split in present]
+        return [split for split in SHOWN_SPLITS if split in present]
 
     @property
     def seed_text(self) -> str:

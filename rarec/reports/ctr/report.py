@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rarec.errors import InputError
-from rarec.metrics.ctr import METRICS, FloatArray, UserBootstrap, calibration, ctr_metrics, named_intervals
+from rarec.metrics.ctr import METRICS, UserBootstrap, calibration, ctr_metrics, named_intervals
 from rarec.metrics.groups import Groups
 from rarec.reports.ctr.groups import history_groups, target_groups
 from rarec.reports.ctr.inputs import CtrOutcome, Samples, check_names, checked_probabilities, splits_of
@@ -30,7 +30,8 @@ from rarec.reports.ctr.records import (
 )
 from rarec.reports.ctr.tables import ctr_cards, ctr_markdown_tables, ctr_tables, ctr_text_tables
 from rarec.reports.page import ReportPaths, write_page
-from rarec.reports.records import SPLITS, Epoch, Link, Split, TrainingCurve
+from rarec.reports.records import SHOWN_SPLITS, Epoch, Link, TrainingCurve
+from rarec.types import BoolArray, Float64Array, Split
 
 __all__ = [
     "CtrOutcome",
@@ -115,7 +116,7 @@ def build_ctr_report(
     values = {key: ctr_metrics(p, samples[key[1]].label) for key, p in probabilities.items()}
     chosen = chosen or _best(models, yardstick, values)
     pairs = list(dict.fromkeys([*comparisons, *([(yardstick, chosen)] if yardstick and yardstick != chosen else [])]))
-    drawn: dict[tuple[str, Split], FloatArray] = {}
+    drawn: dict[tuple[str, Split], Float64Array] = {}
     for split, own in samples.items():
         bootstrap = UserBootstrap(own.label, own.user, sum(seeds.values()), resamples)
         drawn |= {key: bootstrap.metrics(p) for key, p in probabilities.items() if key[1] == split}
@@ -166,26 +167,26 @@ def write_ctr_report(report: CtrReport, folder: Path) -> ReportPaths:
     return write_page(folder, "ctr.html", report, ctr_cards(report), ctr_tables(report), ctr_plots(report))
 
 
-def _best(models: Sequence[str], yardstick: str | None, values: Mapping[tuple[str, Split], FloatArray]) -> str:
+def _best(models: Sequence[str], yardstick: str | None, values: Mapping[tuple[str, Split], Float64Array]) -> str:
     """The model with the highest AUC on the validation split; the last one where there is none."""
     others = [model for model in models if model != yardstick] or list(models)
-    rated = [model for model in others if (model, "validation") in values]
-    aucs = [values[model, "validation"][0] for model in rated]
+    rated = [model for model in others if (model, "valid") in values]
+    aucs = [values[model, "valid"][0] for model in rated]
     return rated[int(np.nanargmax(aucs))] if not np.isnan(aucs).all() else others[-1]
 
 
-def _estimates(value: FloatArray, drawn: FloatArray) -> dict[str, Estimate]:
+def _estimates(value: Float64Array, drawn: Float64Array) -> dict[str, Estimate]:
     return {name: Estimate(**asdict(interval)) for name, interval in named_intervals(value, drawn).items()}
 
 
 def _differences(
     baseline: str,
     candidate: str,
-    values: Mapping[tuple[str, Split], FloatArray],
-    drawn: Mapping[tuple[str, Split], FloatArray],
+    values: Mapping[tuple[str, Split], Float64Array],
+    drawn: Mapping[tuple[str, Split], Float64Array],
 ) -> Iterator[tuple[Split, dict[str, Estimate]]]:
     """Candidate minus baseline on every split that both have."""
-    common = [split for split in SPLITS if (baseline, split) in values and (candidate, split) in values]
+    common = [split for split in SHOWN_SPLITS if (baseline, split) in values and (candidate, split) in values]
     if not common:
         raise InputError(f"{baseline} and {candidate} cannot be compared: they have no split in common.")
     for split in common:
@@ -208,7 +209,7 @@ def _groups(split: Split, groups: Groups, samples: Samples) -> Iterator[SampleGr
 
 
 def _group_scores(
-    model: str, split: Split, groups: Groups, p: FloatArray, label: npt.NDArray[np.bool_]
+    model: str, split: Split, groups: Groups, p: Float64Array, label: BoolArray
 ) -> Iterator[CtrGroupScores]:
     for number, group in enumerate(groups.labels):
         members = groups.index == number
@@ -217,7 +218,7 @@ def _group_scores(
         yield CtrGroupScores(model=model, split=split, grouping=groups.grouping, group=group, metrics=metrics)
 
 
-def _calibration(model: str, split: Split, p: FloatArray, label: npt.NDArray[np.bool_]) -> Calibration:
+def _calibration(model: str, split: Split, p: Float64Array, label: BoolArray) -> Calibration:
     bins = tuple(
         CalibrationBin(low=b / BINS, high=(b + 1) / BINS, n_samples=int(n), mean_probability=mean, likes=share)
         for b, (mean, share, n) in enumerate(zip(*calibration(p, label, BINS), strict=True))
@@ -225,9 +226,11 @@ def _calibration(model: str, split: Split, p: FloatArray, label: npt.NDArray[np.
     return Calibration(model=model, split=split, bins=bins)
 
 
-def _seed_summaries(runs: Sequence[SeedRun], values: Mapping[tuple[str, Split], FloatArray]) -> tuple[SeedSummary, ...]:
+def _seed_summaries(
+    runs: Sequence[SeedRun], values: Mapping[tuple[str, Split], Float64Array]
+) -> tuple[SeedSummary, ...]:
     """One summary of each mode and history; none at all where no mode has two seeds."""
-    members: dict[tuple[str, str], dict[int, FloatArray]] = {}
+    members: dict[tuple[str, str], dict[int, Float64Array]] = {}
     for run in runs:
         if (run.model, "test") not in values:
             raise InputError(f"The run of seed {run.seed} names {run.model}, which has no outcome on test.")
@@ -251,5 +254,5 @@ def _seed_summaries(runs: Sequence[SeedRun], values: Mapping[tuple[str, Split], 
     )
 
 
-def _seed_metrics(figures: FloatArray) -> dict[str, float]:
+def _seed_metrics(figures: Float64Array) -> dict[str, float]:
     return {name: float(figures[METRICS.index(name)]) for name in SEED_METRICS}

@@ -5,8 +5,9 @@ from collections.abc import Iterator
 
 from rarec.metrics.ctr import METRICS
 from rarec.reports.ctr.records import Calibration, CtrReport, Estimate
-from rarec.reports.records import Split
+from rarec.reports.records import SPLIT_NAMES
 from rarec.reports.tables import UNDEFINED, Card, Table, as_markdown, as_text, number
+from rarec.types import Split
 
 HIGHER_IS_BETTER = {"AUC": True, "LogLoss": False, "ACC": True, "ECE": False}
 CARD_METRICS = ("AUC", "LogLoss", "ACC")
@@ -31,7 +32,7 @@ def reading(metric: str, difference: Estimate) -> str:
 
 def provenance(report: CtrReport, split: Split) -> str:
     """The words that every table carries: data set, split, seed, data version."""
-    return f"{report.dataset}, {split} split, {report.seed_text}, data version {report.data_version}"
+    return f"{report.dataset}, {SPLIT_NAMES[split]} split, {report.seed_text}, data version {report.data_version}"
 
 
 def ctr_cards(report: CtrReport) -> list[Card]:
@@ -44,12 +45,14 @@ def ctr_cards(report: CtrReport) -> list[Card]:
         details = [report.chosen, f"95% interval {_range(own[name])}"]
         if against:
             details.append(f"{report.yardstick}: {number(against[name].value)}")
-        cards.append(Card(f"{name}, {split}", number(own[name].value), tuple(details)))
+        cards.append(Card(f"{name}, {SPLIT_NAMES[split]}", number(own[name].value), tuple(details)))
     compared = report.compared(report.yardstick, report.chosen, split)
     if compared:
         auc = compared.differences["AUC"]
         details = [f"{report.chosen} minus {report.yardstick}", f"95% interval {_range(auc, '+.4f')}"]
-        cards.append(Card(f"AUC difference, {split}", number(auc.value, "+.4f"), (*details, reading("AUC", auc))))
+        cards.append(
+            Card(f"AUC difference, {SPLIT_NAMES[split]}", number(auc.value, "+.4f"), (*details, reading("AUC", auc)))
+        )
     return cards
 
 

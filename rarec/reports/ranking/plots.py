@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from rarec.reports.plots import INK, Drawing, Plot, bars, curve_drawing, finish, legend
 from rarec.reports.ranking.records import RankingReport
 from rarec.reports.ranking.tables import PROTOCOLS
+from rarec.reports.records import SPLIT_NAMES
 
 PLOTTED = ("HR@10", "NDCG@10")
 GROUP_METRIC = "NDCG@10"
@@ -42,7 +43,7 @@ def _metric_plot(report: RankingReport) -> Iterator[Drawing]:
         axes.set_xticks(range(len(PROTOCOLS)), PROTOCOLS)
         axes.set_xlabel("protocol")
     legend(figure)
-    title = f"{' and '.join(PLOTTED)} on the {split} split, unmasked and masked"
+    title = f"{' and '.join(PLOTTED)} on the {SPLIT_NAMES[split]} split, unmasked and masked"
     yield Drawing("metrics", "scores", title, f"Bar chart. {'; '.join(words)}.", figure)
 
 
@@ -63,6 +64,6 @@ def _group_plots(report: RankingReport) -> Iterator[Drawing]:
             axes.set_xlabel(grouping)
             axes.set_title(protocol)
         legend(figure)
-        title = f"{GROUP_METRIC} by {grouping} on the {split} split, unmasked and masked"
+        title = f"{GROUP_METRIC} by {grouping} on the {SPLIT_NAMES[split]} split, unmasked and masked"
         name = re.sub(r"\W+", "_", grouping)
         yield Drawing(name, "groups", title, f"Bar chart. {'; '.join(words)}.", figure)

@@ -1,20 +1,16 @@
 """The ranking report as data."""
 
-from typing import Literal
-
 from pydantic import Field
 
-from rarec.reports.records import SPLITS, Figure, Record, Report, Split, Text, TrainingCurve
-
-Protocol = Literal["unmasked", "masked"]
-"""Candidates of the ranking: all items, or all but those the user has seen (the target always stays)."""
+from rarec.reports.records import SHOWN_SPLITS, Figure, Record, Report, ReportedSplit, Text, TrainingCurve
+from rarec.types import Protocol, Split
 
 
 class Scores(Record):
     """Mean metrics of one model."""
 
     model: Text
-    split: Split
+    split: ReportedSplit
     protocol: Protocol
     n_users: int
     metrics: dict[str, Figure]
@@ -33,7 +29,7 @@ class Comparison(Record):
 
     baseline: Text
     candidate: Text
-    split: Split
+    split: ReportedSplit
     protocol: Protocol
     metric: Text
     n_users: int
@@ -52,7 +48,7 @@ class Recommended(Record):
     """Coverage and popularity of the first n recommendations; see `recommendations.recommendation_stats`."""
 
     model: Text
-    split: Split
+    split: ReportedSplit
     protocol: Protocol
     n: int
     coverage: Figure
@@ -75,7 +71,7 @@ class Published(Record):
     """Figures that others published for the same data set, split and protocol."""
 
     source: Text
-    split: Split
+    split: ReportedSplit
     protocol: Protocol
     metrics: dict[str, Figure]
 
@@ -96,4 +92,4 @@ class RankingReport(Report):
     def splits(self) -> list[Split]:
         """The splits that have scores, test first."""
         present = {scores.split for scores in self.scores}
-        return [split for split in SPLITS if split in present]
+        return [split for split in SHOWN_SPLITS if split in present]

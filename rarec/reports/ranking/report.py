@@ -19,7 +19,6 @@ from rarec.reports.ranking.plots import report_plots
 from rarec.reports.ranking.records import (
     Comparison,
     GroupScores,
-    Protocol,
     Published,
     RankingCurve,
     RankingReport,
@@ -27,16 +26,17 @@ from rarec.reports.ranking.records import (
     Scores,
 )
 from rarec.reports.ranking.tables import headline, markdown_tables, report_tables, text_tables
-from rarec.reports.records import Epoch, Link, Split
+from rarec.reports.records import Epoch, Link
+from rarec.types import Float64Array, IntArray, Protocol, Split
 
 __all__ = [
     "Comparison",
     "Epoch",
     "GroupScores",
     "Link",
-    "Outcome",
     "Published",
     "RankingCurve",
+    "RankingOutcome",
     "RankingReport",
     "Recommended",
     "ReportPaths",
@@ -51,7 +51,7 @@ LIST_LENGTHS = (10, 50)
 
 
 @dataclass(frozen=True)
-class Outcome:
+class RankingOutcome:
     """What one model made of one split: the full ranking of all U users."""
 
     model: str
@@ -62,7 +62,7 @@ class Outcome:
 
 
 def build_report(
-    outcomes: Sequence[Outcome],
+    outcomes: Sequence[RankingOutcome],
     *,
     dataset: str,
     data_version: str,
@@ -97,8 +97,8 @@ def build_report(
     """
     counts, lengths = np.asarray(training_counts), np.asarray(training_lengths)
     popularity, activity = popularity_groups(counts), activity_groups(lengths)
-    ranks: dict[tuple[str, Split, Protocol], npt.NDArray[np.float64]] = {}
-    targets_of: dict[Split, npt.NDArray[np.int64]] = {}
+    ranks: dict[tuple[str, Split, Protocol], Float64Array] = {}
+    targets_of: dict[Split, IntArray] = {}
     scores, groups, recommended = [], [], []
     for outcome in outcomes:
         targets = np.asarray(outcome.targets)
@@ -153,7 +153,7 @@ def build_report(
 
 
 def _compare(
-    ranks: dict[tuple[str, Split, Protocol], npt.NDArray[np.float64]], baseline: str, candidate: str, *, seed: int
+    ranks: dict[tuple[str, Split, Protocol], Float64Array], baseline: str, candidate: str, *, seed: int
 ) -> tuple[Comparison, ...]:
     """Compare two models wherever both have ranks."""
     comparisons = []

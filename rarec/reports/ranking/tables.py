@@ -3,9 +3,10 @@
 import math
 from collections.abc import Callable
 
-from rarec.reports.ranking.records import Comparison, Protocol, RankingReport
-from rarec.reports.records import Split
+from rarec.reports.ranking.records import Comparison, RankingReport
+from rarec.reports.records import SPLIT_NAMES
 from rarec.reports.tables import UNDEFINED, Card, Table, as_markdown, as_text, number, p_value
+from rarec.types import Protocol, Split
 
 PROTOCOLS: tuple[Protocol, ...] = ("unmasked", "masked")
 KEY_METRICS = ("HR@10", "NDCG@10")
@@ -13,17 +14,21 @@ KEY_METRICS = ("HR@10", "NDCG@10")
 
 def provenance(report: RankingReport, split: Split, protocol: Protocol) -> str:
     """The words that every table carries: data set, split, protocol, seed, data version."""
-    return f"{report.dataset}, {split} split, {protocol}, {report.seed_text}, data version {report.data_version}"
+    where = f"{report.dataset}, {SPLIT_NAMES[split]} split, {protocol}"
+    return f"{where}, {report.seed_text}, data version {report.data_version}"
 
 
 def headline(report: RankingReport) -> list[Card]:
     """The key metrics on the first split: of the compared candidate if there is one, else of the last model."""
-    split = report.splits[0] if report.splits else None
+    if not report.splits:
+        return []
+    split = report.splits[0]
+    name = SPLIT_NAMES[split]
     compared = [c for c in report.comparisons if c.split == split and c.metric in KEY_METRICS]
     if compared:
         return [
             Card(
-                f"{c.metric}, {split}, {c.protocol}",
+                f"{c.metric}, {name}, {c.protocol}",
                 number(c.candidate_mean),
                 (
                     f"{c.candidate}; {c.baseline} {number(c.baseline_mean)}",
@@ -35,7 +40,7 @@ def headline(report: RankingReport) -> list[Card]:
             for c in compared
         ]
     return [
-        Card(f"{metric}, {split}, {scores.protocol}", number(scores.metrics.get(metric, math.nan)), (scores.model,))
+        Card(f"{metric}, {name}, {scores.protocol}", number(scores.metrics.get(metric, math.nan)), (scores.model,))
         for scores in report.scores
         if scores.split == split and scores.model == report.models[-1]
         for metric in KEY_METRICS

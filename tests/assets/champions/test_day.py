@@ -17,7 +17,8 @@ import pandas as pd
 import pytest
 from plant import TINY, Plant, failures
 
-from assets.data.raw import load_raw, load_table
+from assets.data.clean import load_table
+from assets.data.raw import load_raw
 from pipelines import definitions
 from resources.mlflow.registry import CHAMPION
 

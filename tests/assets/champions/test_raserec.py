@@ -9,11 +9,12 @@ import dagster as dg
 import numpy as np
 import pandas as pd
 import pytest
-from assets.champions.promotion import CandidateSettings, choose_window, opponent, uncompared
 from plant import Plant, failed_checks, failures, metadata
 
-from assets.data.raw import load_table
-from rarec.champions.promotion import Rule
+from assets.champions.candidate import find_opponent, uncompared
+from assets.champions.raserec import choose_window
+from assets.data.clean import load_table
+from rarec.champions.promotion import CandidateSettings, Rule
 from rarec.data.sources.demo import DemoSettings, generate_demo
 from rarec.errors import InputError
 from rarec.metrics.significance import compare_paired
@@ -373,18 +374,16 @@ def test_no_rollback_to_a_version_whose_artifact_is_gone(plant, refreshed):
 def test_a_lost_champion_gives_way_without_a_comparison_if_that_is_asked_for(tmp_path):
     store = ArtifactStore(root=str(tmp_path / "store"), cache=str(tmp_path / "cache"))
     lost = Version("rarec-own-raserec", 3, {"memory_bank": "a" * 32}, "trained")
-    assert opponent(None, {}, store, "own", False) == (None, "")
-    assert opponent(lost, lost.artifacts, store, "own", False) == (None, "")
+    assert find_opponent(None, {}, store, "own", False) == (None, "")
+    assert find_opponent(lost, lost.artifacts, store, "own", False) == (None, "")
     assert uncompared(None, "") == ("first", "there was no champion before")
     assert uncompared(lost, "") == ("same", "it is the champion")
-    with pytest.raises(
-        InputError, match=r"version 3 of rarec-own-raserec has lost memory_bank.*set replace_lost"
-    ):
-        opponent(lost, {"memory_bank": "b" * 32}, store, "own", False)
-    found, why = opponent(lost, {"memory_bank": "b" * 32}, store, "own", True)
+    with pytest.raises(InputError, match=r"version 3 of rarec-own-raserec has lost memory_bank.*set replace_lost"):
+        find_opponent(lost, {"memory_bank": "b" * 32}, store, "own", False)
+    found, why = find_opponent(lost, {"memory_bank": "b" * 32}, store, "own", True)
     assert found is None
     assert uncompared(lost, why) == (
-        "first", "not compared, as the champion before, version 3, is lost (replace_lost)"
+        "first", "not compared: the previous champion, version 3, is lost (replace_lost)"
     )  # fmt: skip
 
 

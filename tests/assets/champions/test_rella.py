@@ -1,18 +1,19 @@
 """The tuned language model in use: promoted, judged on grown data as it is served, kept, taken back."""
 
 import shutil
+from types import SimpleNamespace
 
 import dagster as dg
 import mlflow
 import numpy as np
 import pandas as pd
 import pytest
-from assets.champions.rella_promotion import ANSWERS, RellaCandidateSettings
 from plant import TINY, Plant, failed_checks, failures, metadata
 from sklearn.metrics import roc_auc_score
 
-from assets.champions import rella_promotion
-from rarec.champions.promotion import Rule
+from assets.champions import rella
+from assets.champions.rella import ANSWERS
+from rarec.champions.promotion import RellaCandidateSettings, Rule
 from rarec.data.ctr import CtrSamples
 from rarec.data.sources.demo import DemoSettings, generate_demo
 from rarec.errors import InputError
@@ -91,7 +92,7 @@ def test_the_first_candidate_becomes_champion(plant, promoted):
     assert told["rella_champion"]["moved"] is True
     champion = registry(plant).champion()
     assert (champion.model, champion.number, champion.replaced) == ("rarec-own-rella", 1, None)
-    assert set(champion.artifacts) == set(rella_promotion.MADE_OF)
+    assert set(champion.artifacts) == set(rella.ARTIFACTS)
     assert 0 < champion.evidence["candidate"]["AUC"] < 1
     assert champion.evidence["window"]["events"] == 60
     assert (champion.evidence["candidate"]["unknown_items"], champion.evidence["candidate"]["unknown_users"]) == (0, 0)
@@ -235,10 +236,10 @@ def test_a_model_that_mlflow_missed_is_logged_now(plant, challenged, monkeypatch
             return uris.pop()
 
     uris = [None, "models:/m-1"]
-    assert rella_promotion._logged_model(Run(), made) == "models:/m-1"
-    assert logged == [("model", sorted(["adapter", *rella_promotion.ASKED]), 3)]
+    assert rella.RellaTrack().log_model(SimpleNamespace(run=Run()), made) == "models:/m-1"
+    assert logged == [("model", sorted(["adapter", *rella.ASKED]), 3)]
     with pytest.raises(InputError, match="MLflow went away; materialise rella_candidate again"):
-        rella_promotion._logged_model(Run(), made)
+        rella.RellaTrack().log_model(SimpleNamespace(run=Run()), made)
 
 
 def test_mlflow_away_is_told_and_nothing_is_retried(plant, promoted):
@@ -318,6 +319,6 @@ def test_one_class_allows_no_comparison():
     label = np.array([True, False, True, True])
     samples = CtrSamples(np.array([0, 4]), np.arange(4), label, np.array([0, 1, 2, 4]))
     with pytest.raises(InputError, match="made with 2 are likes and 0 are not, but an AUC needs both"):
-        rella_promotion._chosen(samples, {}, None, RellaCandidateSettings())
+        rella.choose_samples(samples, None, None, RellaCandidateSettings())
     label[3] = False
-    assert rella_promotion._chosen(samples, {}, None, RellaCandidateSettings()).tolist() == [2, 3]
+    assert rella.choose_samples(samples, None, None, RellaCandidateSettings()).tolist() == [2, 3]

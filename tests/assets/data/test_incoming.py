@@ -115,7 +115,7 @@ def test_a_store_that_is_away_is_one_sentence_and_nothing_is_lost(shop, shaky):
     url = f"shaky://{shop.folder}"
     assert failures(result) == {
         "incoming_interactions": f"new files in {url} cannot be taken in: could not connect to the endpoint: "
-        "Connection refused; what was judged is kept, run it to go on"
+        "Connection refused; what was judged is kept. Run again to go on"
     }
     shaky.away, shaky.opens_left = "", 2
     result = shop.run("incoming_interactions")
@@ -163,7 +163,9 @@ def test_a_withdrawn_file_is_told_and_its_rows_leave_the_raw_tables(shop):
     assert shop.take_in()["files_withdrawn"] == 0
     assert shop.raw().incoming_rows == 3
     result = shop.run("incoming_interactions", incoming_interactions={"withdraw": ["b.csv"], "judge_again": True})
-    assert failures(result)["incoming_interactions"].startswith("withdraw and judge_again: one takes back")
+    assert failures(result)["incoming_interactions"].endswith(
+        "withdraw takes back what judge_again brings in; run one after the other"
+    )
     result = shop.run("incoming_interactions", incoming_interactions={"withdraw": ["c.csv"]})
     assert failures(result)["incoming_interactions"].startswith("withdraw: 'c.csv' is neither a file's name nor")
     told = shop.take_in(withdraw=["b.csv"])

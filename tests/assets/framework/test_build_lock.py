@@ -14,8 +14,7 @@ import pytest
 from places import HELPERS, ROOT
 from workshop import Workshop
 
-from assets.framework import build_lock as turns
-from assets.framework import stage
+from assets.framework import build_lock, reuse
 from assets.framework.training import RETRIES
 from pipelines.definitions import build_defs
 from rarec.errors import InputError
@@ -26,7 +25,7 @@ TRAINED = {"base_language_model", "lora_checkpoint", "ctr_predictions", "raserec
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch):
-    monkeypatch.setattr(turns, "POLL_S", 0.02)
+    monkeypatch.setattr(build_lock, "POLL_S", 0.02)
 
 
 @pytest.fixture
@@ -73,7 +72,7 @@ def two_at_once(workshop, first, second, force=False):
         return second
 
     waits = threading.Event()
-    sleep = turns.time.sleep
+    sleep = build_lock.time.sleep
 
     def slept(seconds):
         waits.set()
@@ -83,7 +82,7 @@ def two_at_once(workshop, first, second, force=False):
     one.start()
     assert begun.wait(20)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(turns.time, "sleep", slept)
+        patch.setattr(build_lock.time, "sleep", slept)
         two = threading.Thread(target=lambda: results.update(two=workshop.run(follow, force)))
         two.start()
         assert waits.wait(20)
@@ -106,7 +105,7 @@ def test_the_second_run_waits_and_uses_what_the_first_has_made(workshop, force):
     (weights,) = Path(workshop.store.root).glob("model/demo/*/weights")
     assert weights.read_text() == "first"
     told = [line for line in workshop.logs if "waiting for it" in line]
-    assert told == [f"run {one.run_id} is making this very artifact in {workshop.checkpoint.parent}; waiting for it"]
+    assert told == [f"run {one.run_id} is building this artifact in {workshop.checkpoint.parent}; waiting for it"]
 
 
 @pytest.mark.parametrize(("force", "found"), [(False, "epoch 3"), (True, False)])
@@ -124,16 +123,16 @@ def test_the_second_run_goes_on_where_the_first_failed_unless_forced(workshop, f
 
 
 def test_what_was_made_between_a_look_and_the_turn_is_used(workshop, monkeypatch):
-    turn = stage.turn
+    turn = reuse.build_lock
 
     @contextmanager
     def late(context, workdir):
-        monkeypatch.setattr(stage, "turn", turn)
+        monkeypatch.setattr(reuse, "build_lock", turn)
         assert workshop.run(lambda _: "first").success  # another run, from beginning to end
         with turn(context, workdir):
             yield
 
-    monkeypatch.setattr(stage, "turn", late)
+    monkeypatch.setattr(reuse, "build_lock", late)
     result = workshop.run(lambda _: pytest.fail("trains again"))
     assert (result.success, reused(result)) == (True, True)
 
@@ -171,11 +170,11 @@ def test_a_run_takes_over_from_one_whose_process_was_killed(workshop, tmp_path, 
                 process.send_signal(signal.SIGKILL)
             return True
 
-        turns.progress_log.addFilter(kill_when_waiting)
-        turns.progress_log.setLevel("INFO")
+        build_lock.progress_log.addFilter(kill_when_waiting)
+        build_lock.progress_log.setLevel("INFO")
         result = workshop.run(lambda checkpoint: seen.append((checkpoint / "state").read_text()) or "done")
     finally:
-        turns.progress_log.removeFilter(kill_when_waiting)
+        build_lock.progress_log.removeFilter(kill_when_waiting)
         process.kill()
         process.wait()
     assert (result.success, seen) == (True, ["epoch 3"])

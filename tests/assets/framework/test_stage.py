@@ -1,103 +1,141 @@
-import itertools
-import logging
-import math
+"""A declaration is all that an asset needs, and what contradicts itself is refused when it is read."""
 
+import dagster as dg
 import pytest
+from plant import TINY, Plant, failures
 
-from assets.framework import stage
-from assets.framework.stage import training_progress
-from assets.framework.training import training_outcome
-from rarec.training.progress import Progress
+from assets.framework import stage as framework
+from assets.framework.reuse import Outcome
+from assets.framework.stage import STAGES, Job, check_declarations, settings_of, stage
+from pipelines.definitions import build_defs
+from rarec.config import Settings
+from rarec.errors import InputError
+from rarec.raserec.settings import PretrainSettings
 
 
-class Recorder:
-    """Stands for an MLflow run."""
+class ToySettings(Settings):
+    """Settings of the toy."""
 
-    def __init__(self):
-        self.logged = []
-
-    def log_metrics(self, values, step=0):
-        self.logged += [(name, value, step) for name, value in values.items()]
-
-    def log_table(self, table, file):
-        pass
+    times: int = 1
 
 
 @pytest.fixture
-def clock(monkeypatch):
-    now = [0.0]
-    monkeypatch.setattr(stage.time, "monotonic", lambda: now[0])
-    return now
+def stages(monkeypatch):
+    """The registry, put back afterwards."""
+    kept = dict(STAGES)
+    monkeypatch.setattr(framework, "STAGES", kept)
+    return kept
 
 
-def test_training_progress_goes_to_mlflow_by_step_and_by_epoch(clock):
-    run = Recorder()
-    show = training_progress(run)
-    rates = {"samples_per_s": 10.0, "learning_rate": 1e-3}
-    show(Progress("retrieval of all neighbour lists"))
-    show(Progress("fine-tuning", epoch=2, epochs=3, step=7, steps=20, loss=0.5, eta_s=80.0, metrics=rates))
-    show(Progress("fine-tuning", epoch=2, epochs=3, loss=0.25, metrics={"NDCG@10": 0.1}))
-    # Step 7 of the second epoch of 20 steps is the 27th.
-    assert run.logged == [
-        ("loss", 0.5, 27), ("eta_s", 80.0, 27), ("samples_per_s", 10.0, 27), ("learning_rate", 1e-3, 27),
-        ("NDCG@10", 0.1, 2), ("epoch_loss", 0.25, 2),
-    ]  # fmt: skip
+@pytest.fixture
+def plant(tmp_path):
+    with dg.DagsterInstance.ephemeral() as instance:
+        yield Plant(tmp_path, instance, tiny=TINY)
 
 
-def test_mlflow_gets_all_epochs_and_ever_fewer_steps(clock):
-    """An hour of a step a second, an epoch a minute."""
-    run = Recorder()
-    show = training_progress(run)
-    for second in range(3600):
-        clock[0] = float(second)
-        show(Progress("s", epoch=second // 60 + 1, step=second % 60 + 1, steps=60, loss=1.0))
-        if second % 60 == 59:
-            show(Progress("s", epoch=second // 60 + 1, loss=1.0))
-    assert [step for name, _, step in run.logged if name == "epoch_loss"] == list(range(1, 61))
-    steps = [step for name, _, step in run.logged if name == "loss"]
-    assert steps[:4] == [1, 3, 5, 7]
-    assert max(b - a for a, b in itertools.pairwise(steps)) == 18  # half a per cent of an hour
-    assert 400 < len(steps) < 600
+def declare(stages, function, **changes):
+    declaration = {"group": "baselines", "track": "raserec", "version": "1", "kinds": {"numpy"}}
+    return stage(**{**declaration, **changes})(function)
 
 
-def history(**summary):
-    epochs = [{"epoch": 1.0, "loss": 2.0, "AUC": 0.5, "train_seconds": 4.0, "validation_seconds": 1.0}]
-    least = {"history": epochs, "best_epoch": 0, "seconds": 5.04, "peak_memory_mib": 100.4, "world_size": 2}
-    return training_outcome(Recorder(), {**least, **summary}, ("AUC",), ("AUC",))
+def toy(job: Job[ToySettings]) -> Outcome:
+    """A toy."""
+    (job.folder / "x").write_text("x" * job.settings.times)
+    return Outcome({"folder": job.folder.parent.name, "prepared": job.prepared}, metrics={"times": job.settings.times})
 
 
-def test_a_training_tells_what_it_took():
-    ranks = [
-        {"rank": 0, "seconds": 5.0, "samples": 40, "peak_memory_mib": 100.0},
-        {"rank": 1, "seconds": 5.0, "samples": 40, "peak_memory_mib": 90.0},
-    ]
-    outcome = history(samples=80, ranks=ranks)
-    shown = {name: outcome.values[name] for name in ("seconds", "samples", "samples_per_s", "peak_memory_mib")}
-    assert shown == {"seconds": 5.0, "samples": 80.0, "samples_per_s": 20.0, "peak_memory_mib": 100.4}
-    assert outcome.metrics["samples_per_s"] == 20.0
-    assert outcome.markdown["ranks"].splitlines()[3].split(" | ")[-1] == "90.0 |"
-    assert "gpu_seconds" not in outcome.values
-    on_gpus = [{**rank, "gpu_seconds": 4.5, "gpu_peak_memory_mib": 2000 + rank["rank"]} for rank in ranks]
-    values = history(samples=80, ranks=on_gpus).values
-    assert (values["gpu_seconds"], values["gpu_peak_memory_mib"]) == (9.0, 2001.0)
+def run(plant, asset, **config):
+    partitions = dg.StaticPartitionsDefinition(["tiny", "demo"])
+    (bound,) = dg.map_asset_specs(lambda spec: spec.replace_attributes(partitions_def=partitions), [asset])
+    return dg.materialize(
+        [bound], partition_key="tiny", instance=plant.instance, resources=dict(plant.defs.resources),
+        run_config={"ops": {"toy": {"config": config}}}, raise_on_error=False,
+    )  # fmt: skip
 
 
-def test_a_training_that_tells_little_is_shown_too():
-    outcome = history()
-    assert outcome.values["seconds"] == 5.0
-    assert not {"samples", "samples_per_s", "gpu_seconds"} & outcome.values.keys()
-    assert set(outcome.markdown) == {"history"}
+def told(result):
+    (event,) = result.get_asset_materialization_events()
+    return {name: value.value for name, value in event.materialization.metadata.items()}
 
 
-def test_the_terminal_gets_every_epoch_but_only_some_steps(clock, caplog):
-    caplog.set_level(logging.INFO, logger="rarec.progress")
-    show = training_progress(Recorder())
-    for second in range(8):
-        clock[0] = float(second)
-        show(Progress("s", epoch=1, step=second + 1, steps=8, loss=math.pi, metrics={"samples_per_s": 9.0, "x": 1.0}))
-    show(Progress("s", epoch=1, loss=1.0, metrics={"HR@10": 0.5}))
-    lines = [record.getMessage().split() for record in caplog.records]
-    assert [line[line.index("loss") - 1] for line in lines] == ["1/8", "6/8", "1"]
-    assert "9" in lines[0]
-    assert "x" not in lines[0]
-    assert lines[2][-2:] == ["HR@10", "0.5"]
+def test_a_declaration_gives_the_asset_its_place_in_the_graph(stages):
+    asset = declare(stages, toy, settings=ToySettings, inputs=("user_sequences",), after=("interactions",), trains=True)
+    (spec,) = asset.specs
+    assert {dep.asset_key.to_user_string() for dep in spec.deps} == {"user_sequences", "interactions"}
+    assert (spec.group_name, spec.code_version, spec.kinds) == ("baselines", "1", {"numpy"})
+    assert (spec.tags["track"], spec.tags["compute"]) == ("raserec", "training")
+    assert spec.description == "A toy."
+    assert (asset.op.pool, asset.op.retry_policy.max_retries) == ("training", 3)
+    assert set(asset.op.config_schema.config_type.fields) == {"force", "times"}
+    assert asset.required_resource_keys >= {"store", "tracking", "workspace", "launcher"}
+    check_declarations(stages)
+
+
+def test_what_is_built_once_is_reused_until_its_identity_changes(stages, plant):
+    asset = declare(stages, toy, settings=ToySettings, prepare=lambda request: f"for {request.dataset}")
+    first = told(run(plant, asset))
+    assert (first["reused"], first["prepared"], first["folder"]) == (False, "for tiny", ".staging")
+    assert told(run(plant, asset))["reused"] is True
+    assert told(run(plant, asset, force=True))["reused"] is False
+    other = told(run(plant, asset, times=2))
+    assert (other["reused"], other["fingerprint"] != first["fingerprint"]) == (False, True)
+
+
+@pytest.mark.parametrize(
+    ("what", "config", "inputs"),
+    [
+        ({}, {"times": 1}, {}),
+        (
+            {"extras": lambda request: {"title": request.spec.title}},
+            {"times": 1, "title": "Tiny synthetic data set"},
+            {},
+        ),
+        ({"config": lambda request: {"own": request.settings.times}}, {"own": 1}, {}),
+        ({"versions": lambda request: {"file": "abc"}}, {"times": 1}, {"file": "abc"}),
+    ],
+)
+def test_an_identity_is_of_settings_extras_and_versions(stages, plant, what, config, inputs):
+    asset = declare(stages, toy, settings=ToySettings, **what)
+    identity = told(run(plant, asset))["fingerprint"]
+    manifest = plant.store.open("toy", "tiny", identity).manifest
+    assert (manifest.config, manifest.inputs, manifest.code_version) == (config, inputs, "1")
+
+
+def test_bad_input_in_prepare_stops_before_anything_is_recorded(stages, plant):
+    def refuse(_request):
+        raise InputError("row 3 is bad")
+
+    assert failures(run(plant, declare(stages, toy, settings=ToySettings, prepare=refuse))) == {"toy": "row 3 is bad"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"group": "new", "track": ""}, "stage toy: group 'new' has no track; say track=, or add it to TRACK_OF_GROUP"),
+        ({"fingerprints": {"encoder": "raserec_pretrained"}}, "fingerprints= names raserec_pretrained, which is not"),
+        ({"name": "memory_bank"}, "stage memory_bank is declared twice"),
+    ],
+)
+def test_a_declaration_that_contradicts_itself_is_refused(stages, changes, message):
+    with pytest.raises(ValueError, match=message):
+        declare(stages, toy, **changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"inputs": ("user_sequenses",)}, "stage toy: input 'user_sequenses' is no asset of any stage"),
+        ({"after": ("nothing",)}, "stage toy: input 'nothing' is no asset of any stage"),
+        ({"inputs": ("raserec_champion",)}, "stage toy: input 'raserec_champion' keeps no artifact; name it in after="),
+    ],
+)
+def test_declarations_are_compared_with_each_other(stages, changes, message):
+    build_defs()  # all real stages are declared
+    declare(stages, toy, **changes)
+    with pytest.raises(ValueError, match=message):
+        check_declarations(stages)
+
+
+def test_settings_are_found_by_asset_also_of_a_stage_with_several():
+    assert settings_of("raserec_pretrained") is PretrainSettings
+    assert settings_of("item_catalog") is Settings

@@ -8,14 +8,15 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pytest
-from assets.raserec.recommender import log_recommender
 
+from assets.raserec.finetuned import log_recommender
 from rarec.data.sequences import UserSequences
 from rarec.raserec.encoders import build_encoder, save_encoder
 from rarec.raserec.recommender import Recommender, recommend_histories
 from rarec.raserec.retrieval_module import RetrievalAugmentedModule, save_module
-from rarec.raserec.settings import FinetuneSettings, MemorySettings, PretrainSettings
+from rarec.raserec.settings import FinetuneSettings, PretrainSettings
 from rarec.retrieval.memory import MemoryBank
+from rarec.retrieval.settings import MemorySettings
 from rarec.training.dropout import DropoutBits
 
 IDENTITY = "e" * 32

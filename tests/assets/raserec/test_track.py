@@ -8,19 +8,19 @@ import subprocess
 import sys
 from pathlib import Path
 
-import assets.raserec.recommender
 import dagster as dg
 import mlflow
 import numpy as np
 import pandas as pd
 import psutil
 import pytest
-from assets.raserec.recommender import _ids_version
 from places import ROOT
 from plant import MISCOUNTED, TINY, Plant, built, failed_checks, failures, metadata
 from safetensors import safe_open
 
 import assets.data.clean
+import assets.raserec.finetuned
+from assets.raserec.finetuned import ids_version
 from rarec.data.sequences import UserSequences
 from rarec.retrieval.memory import MemoryBank
 from resources.mlflow.tracked_run import TrackedRun
@@ -42,9 +42,9 @@ def launches():
     modules = []
     launch = TrainingLauncher.launch
 
-    def counted(self, context, module, *arguments, **options):
-        modules.append(module)
-        return launch(self, context, module, *arguments, **options)
+    def counted(self, context, job, *arguments, **options):
+        modules.append(job.module)
+        return launch(self, context, job, *arguments, **options)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(TrainingLauncher, "launch", counted)
@@ -369,7 +369,7 @@ def test_an_encoder_of_other_sequences_is_refused(plant, first):
 def test_a_training_outlives_a_failure_behind_it(plant, first, monkeypatch, launches):
     """What fails behind the training is tried again, the training is not."""
     trained = []
-    outcome = assets.raserec.recommender.training_outcome
+    outcome = assets.raserec.finetuned.training_outcome
 
     def lost(*arguments):
         if trained:
@@ -379,7 +379,7 @@ def test_a_training_outlives_a_failure_behind_it(plant, first, monkeypatch, laun
             trained.extend(json.loads(file.metadata()["state"])["history"])
         raise ConnectionError("the store went away")
 
-    monkeypatch.setattr(assets.raserec.recommender, "training_outcome", lost)
+    monkeypatch.setattr(assets.raserec.finetuned, "training_outcome", lost)
     result = plant.run(only=["raserec_finetuned"], raserec_finetuned={"seed": 7, "force": True})
     assert result.success
     assert [event.step_key for event in result.all_events if event.is_step_up_for_retry] == ["raserec_finetuned"]
@@ -494,7 +494,7 @@ def test_a_corrected_title_trains_nothing_again(plant, first):
     inputs = plant.artifact(first, "raserec_finetuned").manifest.inputs
     assert "item_catalog" not in inputs
     catalog = plant.artifact(first, "item_catalog")
-    assert inputs["item_ids"] == _ids_version(catalog)
+    assert inputs["item_ids"] == ids_version(catalog)
     items = pd.read_parquet(catalog.file("items.parquet"))
     corrected = items.assign(title=items["title"] + "!")
 
@@ -504,6 +504,6 @@ def test_a_corrected_title_trains_nothing_again(plant, first):
             corrected.to_parquet(path)
             return path
 
-    assert _ids_version(Corrected()) == inputs["item_ids"]
+    assert ids_version(Corrected()) == inputs["item_ids"]
     corrected = corrected.assign(item_id=items["item_id"] + 1)
-    assert _ids_version(Corrected()) != inputs["item_ids"]
+    assert ids_version(Corrected()) != inputs["item_ids"]

@@ -195,9 +195,8 @@ def test_targets_that_match_nothing_are_refused(plant, first):
     assert "no linear layer called query; it has down_proj, gate_proj" in failures(result)["lora_checkpoint"]
 
 
-def test_an_approximate_index_and_retrieval_by_index(plant, first):
-    changes = {"item_index": {"index": "hnsw"}, "retrieval_enhanced_samples": {"method": "index"}}
-    result = plant.run(track="rella", only=["item_index", "retrieval_enhanced_samples"], **changes)
+def test_an_approximate_index(plant, first):
+    result = plant.run(track="rella", only=["item_index"], item_index={"index": "hnsw"})
     assert result.success, failures(result)
     values = metadata(result)["item_index"]
     assert 0.9 < values["recall_at_20"] <= 1

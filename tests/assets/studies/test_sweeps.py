@@ -9,8 +9,10 @@ import pandas as pd
 import pytest
 from plant import TINY, Plant, failures, metadata
 
-from assets.studies.sweeps import LEADERBOARD, RaserecSweepSettings
+from assets.framework.stage import Job
+from assets.studies.cells import LEADERBOARD
 from rarec.data.ctr import CtrSamples
+from rarec.studies.sweeps import RaserecSweepSettings
 
 TRAINED = {
     "raserec": ["raw_interactions", "interactions", "item_catalog", "user_profiles", "user_sequences",
@@ -80,22 +82,20 @@ def test_the_best_settings_can_be_pasted_and_give_the_same_figure(plant, swept):
 
 
 def test_a_finished_trial_is_not_trained_again(plant, monkeypatch):
-    from assets.studies import sweeps
+    trained, train = [], Job.train
 
-    trained, train = [], sweeps.train
-
-    def fail_at_the_second(context, launcher, folders, run, job, output, name):
+    def fail_at_the_second(self, job, output, run, name):
         trained.append(name)
         if len(trained) == 2:
             raise dg.Failure("the machine is needed elsewhere", allow_retries=False)
-        return train(context, launcher, folders, run, job, output, name)
+        return train(self, job, output, run, name)
 
-    monkeypatch.setattr(sweeps, "train", fail_at_the_second)
+    monkeypatch.setattr(Job, "train", fail_at_the_second)
     grid = {"memories": [2, 4], "alpha": [0.5]}
     assert not plant.run(track="sweep", raserec_sweep=grid).success
     (state,) = (plant.home.root / "work" / "raserec_sweep").glob("*/memories-2-*/checkpoint/summary.json")
     before = json.loads(state.read_text())
-    monkeypatch.setattr(sweeps, "train", train)
+    monkeypatch.setattr(Job, "train", train)
     result = plant.run(track="sweep", raserec_sweep=grid)
     assert result.success, failures(result)
     table = pd.read_parquet(plant.artifact(result, "raserec_sweep").file(LEADERBOARD)).set_index("memories")

@@ -8,8 +8,9 @@ from rarec.metrics.ranking import full_ranking
 from rarec.raserec.encoders import build_encoder
 from rarec.raserec.recommender import Recommender
 from rarec.raserec.retrieval_module import RetrievalAugmentedModule
-from rarec.raserec.settings import EncoderSettings, FinetuneSettings, MemorySettings
+from rarec.raserec.settings import EncoderSettings, FinetuneSettings
 from rarec.retrieval.memory import MemoryBank
+from rarec.retrieval.settings import MemorySettings
 from rarec.training.dropout import DropoutBits
 
 ITEMS = [f"i{number}" for number in range(9)]  # what the encoder knows; `new` it does not

@@ -21,8 +21,8 @@ from rarec.raserec.finetune import (
 )
 from rarec.raserec.pretrain import PretrainObjective, validation_metrics
 from rarec.raserec.retrieval_module import load_module
-from rarec.raserec.settings import MemorySettings
 from rarec.retrieval.memory import MemoryBank, Queries
+from rarec.retrieval.settings import MemorySettings
 from rarec.training import engine as engine_module
 from rarec.training.dropout import DropoutBits
 from rarec.training.fit import SUMMARY, FitSettings, fit

@@ -6,8 +6,9 @@ from raserec_toys import sequences_of, unchanged
 from rarec.raserec.encoders import build_encoder
 from rarec.raserec.recommender import NOW, Recommender, recommend_histories, recommend_users
 from rarec.raserec.retrieval_module import RetrievalAugmentedModule
-from rarec.raserec.settings import EncoderSettings, FinetuneSettings, MemorySettings
+from rarec.raserec.settings import EncoderSettings, FinetuneSettings
 from rarec.retrieval.memory import MemoryBank
+from rarec.retrieval.settings import MemorySettings
 from rarec.training.dropout import DropoutBits
 
 ITEMS = [[0, 1, 2, 3, 4], [1, 2, 3, 4, 0], [5, 6, 7, 5, 6], [2, 3, 4, 1, 7]]

@@ -1,7 +1,7 @@
 import pytest
 from pydantic import ValidationError
 
-from rarec.raserec.settings import EncoderSettings, FinetuneSettings, MemorySettings, PretrainSettings
+from rarec.raserec.settings import EncoderSettings, FinetuneSettings, PretrainSettings
 
 
 @pytest.mark.parametrize(
@@ -15,9 +15,6 @@ from rarec.raserec.settings import EncoderSettings, FinetuneSettings, MemorySett
         (PretrainSettings, {"batch_size": 1}, "greater than or equal to 2"),
         (PretrainSettings, {"learning_rate": 0.0}, "greater than 0"),
         (PretrainSettings, {"contrastiv_weight": 0.1}, "Extra inputs are not permitted"),
-        (MemorySettings, {"index": "ivf", "ivf_lists": 4, "ivf_probes": 5}, "ivf_probes = 5 exceeds ivf_lists = 4"),
-        (MemorySettings, {"index": "hnsw", "time_cut": True}, "time_cut needs the exact search: set index = flat"),
-        (MemorySettings, {"minimum_recall": 1.1}, "less than or equal to 1"),
         (FinetuneSettings, {"alpha": 1.0}, "alpha = 1 leaves the retrieval-augmented module without effect"),
         (FinetuneSettings, {"beta": 1.5}, "less than or equal to 1"),
         (FinetuneSettings, {"memories": 0}, "greater than or equal to 1"),
@@ -31,7 +28,6 @@ def test_contradictions_and_impossible_values_are_refused(kind, values, message)
 def test_what_only_looks_like_a_contradiction_is_accepted():
     assert EncoderSettings(encoder="gru4rec", dim=9, heads=2).dim == 9  # heads mean nothing to a GRU
     assert EncoderSettings(max_length=20, context_stride=20).context_stride == 20
-    assert MemorySettings(index="flat", ivf_lists=4).ivf_probes > 4  # not in use
     assert FinetuneSettings(alpha=0.0, beta=0.0).beta == 0
 
 
@@ -44,7 +40,7 @@ def test_defaults_are_the_papers_for_beauty():
     assert (stage2.batch_size, stage2.learning_rate, stage1.learning_rate) == (1024, 1e-3, 1e-3)
 
 
-@pytest.mark.parametrize("kind", [EncoderSettings, PretrainSettings, MemorySettings, FinetuneSettings])
+@pytest.mark.parametrize("kind", [EncoderSettings, PretrainSettings, FinetuneSettings])
 def test_settings_are_frozen_described_and_survive_json(kind):
     settings = kind()
     with pytest.raises(ValidationError, match="frozen"):

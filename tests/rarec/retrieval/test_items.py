@@ -6,8 +6,8 @@ from pydantic import ValidationError
 from raserec_toys import random_sequences, unchanged, unit
 
 from rarec.errors import InputError
-from rarec.retrieval.index import IndexSettings
 from rarec.retrieval.items import ItemIndex
+from rarec.retrieval.settings import IndexSettings
 from rarec.retrieval.subr import retrieve_behaviours, retrieve_behaviours_by_index
 
 ITEMS, DIM = 1500, 8

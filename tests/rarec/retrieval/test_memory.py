@@ -5,11 +5,11 @@ from raserec_toys import random_sequences, sequences_of, unchanged, unit
 
 from rarec.data.sequences import ranges
 from rarec.errors import InputError
-from rarec.raserec.settings import MemorySettings
 from rarec.retrieval import exact as exact_module
 from rarec.retrieval import memory as memory_module
 from rarec.retrieval.index import gpus_of_this_process, normalised
 from rarec.retrieval.memory import NO_USER, MemoryBank, Queries, first_allowed
+from rarec.retrieval.settings import MemorySettings
 
 DIM, ITEMS = 5, 14
 

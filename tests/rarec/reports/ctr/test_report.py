@@ -25,6 +25,7 @@ from rarec.reports.ctr.report import (
     write_ctr_report,
 )
 from rarec.reports.ctr.tables import ctr_cards, ctr_tables, reading, with_interval
+from rarec.reports.records import SPLIT_NAMES
 from rarec.reports.tables import number
 
 HOSTILE = '<script>alert("x")</script> | `a` ]]> -- $x$ \x1b[31m'
@@ -32,14 +33,14 @@ HOSTILE = '<script>alert("x")</script> | `a` ]]> -- $x$ \x1b[31m'
 
 def cells_of(report, title, split):
     """Rows of a table by their first cell, each by the names of its columns."""
-    (table,) = (t for t in ctr_tables(report) if t.title == title and f" {split} split" in t.where)
+    (table,) = (t for t in ctr_tables(report) if t.title == title and f" {SPLIT_NAMES[split]} split" in t.where)
     return {row[0]: dict(zip(table.header, row, strict=True)) for row in table.rows}
 
 
 def test_grid_holds_the_metrics_and_intervals_of_every_model(tmp_path):
     outcomes, (_, data) = make_outcomes(), make_data()
     report = make_report(outcomes)
-    assert report.splits == ["test", "validation"]
+    assert report.splits == ["test", "valid"]
     assert len(report.scores) == 3 * 2
     html = write_ctr_report(report, tmp_path).html.read_text()
     for outcome in outcomes:
@@ -112,9 +113,9 @@ def test_groups_partition_the_samples():
 
 
 def test_group_edges_are_those_of_the_test_samples():
-    groups = history_groups({"validation": [5, 6, 99], "test": [5, 6, 6, 7, 8, 9]})
+    groups = history_groups({"valid": [5, 6, 99], "test": [5, 6, 6, 7, 8, 9]})
     assert groups["test"].index.tolist() == [0, 0, 0, 1, 2, 2]
-    assert groups["validation"].index.tolist() == [0, 0, 2]
+    assert groups["valid"].index.tolist() == [0, 0, 2]
     assert groups["test"].descriptions == ("0 to 6 behaviours", "7 behaviours", "more than 7 behaviours")
     groups = target_groups({"test": [0, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10]})["test"]
     assert groups.index.tolist() == [0, 0, 1, 1, 2, 2, 2, 2, 2, 2, 3, 3]
@@ -145,7 +146,7 @@ def test_one_class_and_empty_groups_are_dashes(tmp_path):
 def test_chosen_model_is_the_best_on_validation_or_the_last():
     rng = np.random.default_rng(0)
     by_key = {(o.model, o.split): o for o in make_outcomes()}
-    by_key[MIXED, "validation"] = CtrOutcome(MIXED, "validation", rng.random(SIZES["validation"]))
+    by_key[MIXED, "valid"] = CtrOutcome(MIXED, "valid", rng.random(SIZES["valid"]))
     report = make_report(list(by_key.values()))  # MIXED is better on test, which must not count
     assert report.of(MIXED, "test")["AUC"].value > report.of(RECENT, "test")["AUC"].value
     assert report.chosen == RECENT
@@ -233,7 +234,7 @@ def test_page_is_self_contained_accessible_and_deterministic(tmp_path):
 
 def test_sections_without_data_are_left_out(tmp_path):
     empty = dict.fromkeys(("comparisons", "heterogeneity", "similarity", "seed_runs", "curves", "prompts", "notes"), ())
-    report = make_report(make_outcomes(models=("only",), splits=("validation",)), yardstick=None, seeds={}, **empty)
+    report = make_report(make_outcomes(models=("only",), splits=("valid",)), yardstick=None, seeds={}, **empty)
     paths = write_ctr_report(report, tmp_path)
     headings = re.findall(r"<h2>(.*?)</h2>", paths.html.read_text())
     assert headings == ["Metrics", "By history length and item popularity", "Calibration", "Definitions"]
@@ -308,7 +309,7 @@ def test_bad_input_is_named():
         with pytest.raises(InputError, match=rf"{name} of test has the shape \(399,\), but there are 400 labels"):
             make_report(**{name: data[name] | {"test": data[name]["test"][1:]}})
     with pytest.raises(InputError, match="outcomes on test, but users has no test"):
-        make_report(users={"validation": data["users"]["validation"]})
+        make_report(users={"valid": data["users"]["valid"]})
     with pytest.raises(InputError, match="labels of test have the shape"):
         make_report(labels=data["labels"] | {"test": []})
     with pytest.raises(InputError, match=f"Two outcomes are of {MIXED} on test"):

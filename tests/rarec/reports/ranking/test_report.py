@@ -16,9 +16,9 @@ from rarec.reports.ranking.plots import _group_plots
 from rarec.reports.ranking.report import (
     Epoch,
     Link,
-    Outcome,
     Published,
     RankingCurve,
+    RankingOutcome,
     RankingReport,
     markdown_tables,
     text_tables,
@@ -34,10 +34,10 @@ def test_figures_are_those_of_the_ranks():
     outcomes = make_outcomes()
     report = make_report(outcomes)
     assert report.models == ("pre-trained", "fine-tuned")
-    assert report.splits == ["test", "validation"]
+    assert report.splits == ["test", "valid"]
     assert len(report.scores) == 2 * 2 * 2
     first = report.scores[0]
-    assert (first.model, first.split, first.protocol, first.n_users) == ("pre-trained", "validation", "unmasked", 59)
+    assert (first.model, first.split, first.protocol, first.n_users) == ("pre-trained", "valid", "unmasked", 59)
     assert first.metrics == ranking_table(outcomes[0].ranking.rank)
     assert report.scores[1].metrics == ranking_table(outcomes[0].ranking.rank_masked)
     assert [stats.n for stats in report.recommended] == [10] * 8
@@ -72,7 +72,9 @@ def test_json_round_trip_with_null_for_undefined(tmp_path):
     plain = json.loads(text)
     assert plain["curves"][0]["epochs"][1]["loss"] is None
     assert [g["metrics"]["HR@5"] for g in plain["groups"] if g["group"] == "medium"] == [None] * 8
+    assert {scores["split"] for scores in plain["scores"]} == {"validation", "test"}  # by their full names
     again = RankingReport.model_validate_json(text)
+    assert {scores.split for scores in again.scores} == {"valid", "test"}
     assert math.isnan(again.curves[0].epochs[1].loss)
     assert again.model_dump_json() == report.model_dump_json()
 
@@ -168,8 +170,8 @@ def test_number_formats():
 
 def test_report_without_comparison_curves_or_lists(tmp_path):
     outcomes = [
-        Outcome(o.model, o.split, o.targets, type(o.ranking)(o.ranking.rank, o.ranking.rank_masked))
-        for o in make_outcomes(models=("only",), splits=("validation",))
+        RankingOutcome(o.model, o.split, o.targets, type(o.ranking)(o.ranking.rank, o.ranking.rank_masked))
+        for o in make_outcomes(models=("only",), splits=("valid",))
     ]
     report = make_report(outcomes, comparison=None, curves=(), published=(), links=(), notes=())
     paths = write_report(report, tmp_path)
@@ -194,10 +196,12 @@ def test_bad_outcomes_are_clear_errors():
     outcomes = make_outcomes()
     with pytest.raises(InputError, match="60 targets and 60 ranks, but there are 59 users"):
         make_report(outcomes, training_lengths=np.full(N_USERS - 1, 3))
-    with pytest.raises(InputError, match="Two outcomes are of pre-trained on validation"):
+    with pytest.raises(InputError, match="Two outcomes are of pre-trained on valid"):
         make_report([outcomes[0], outcomes[0]])
     with pytest.raises(InputError, match="fine-tuned has other targets on test"):
-        make_report([outcomes[2], Outcome("fine-tuned", "test", outcomes[3].targets.flip(0), outcomes[3].ranking)])
+        make_report(
+            [outcomes[2], RankingOutcome("fine-tuned", "test", outcomes[3].targets.flip(0), outcomes[3].ranking)]
+        )
     with pytest.raises(InputError, match="pre-trained and missing cannot be compared"):
         make_report(outcomes, comparison=("pre-trained", "missing"))
 

@@ -27,8 +27,8 @@ from typing import Annotated, Any, Literal
 import torch
 import typer
 
-from benchmarks import gpu_llama, gpu_raserec
-from benchmarks.gpu_llama import SHAPES, LlamaEffort, LlamaShape
+from benchmarks.gpu import llama, raserec
+from benchmarks.gpu.llama import SHAPES, LlamaEffort, LlamaShape
 from benchmarks.measure import FAILED, Column, Figures, become_worker, machine
 from benchmarks.report import table, write
 from benchmarks.workloads import REAL, amazon_beauty
@@ -38,7 +38,7 @@ from rarec.raserec.settings import FinetuneSettings, PretrainSettings
 from rarec.training.engine import worker_device
 from rarec.training.engine_settings import Precision
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).parents[1] / "results"
 NO_GPU_EXIT = 2
 Case = Callable[[], Column]
 RATE = "measured bf16 rate, TFLOP/s"
@@ -91,10 +91,10 @@ ABOUT = {
         (Part.tuning_7b, Part.tuning_13b),
         "LoRA tuning (q_proj and v_proj, rank 8) of a Llama of this size with random bf16 weights, through "
         "`TuningObjective` and `fit`, bf16, DeepSpeed. Pieces are as large as memory holds; gradient checkpointing "
-        "only where not even one prompt fits. " + (gpu_llama.__doc__ or "").split("\n\n", 1)[1].strip(),
+        "only where not even one prompt fits. " + (llama.__doc__ or "").split("\n\n", 1)[1].strip(),
     ),
     Part.scoring: "`score` at its default batches (16,384 tokens), with and without a LoRA adapter. "
-    + (gpu_llama.__doc__ or "").split("\n\n", 1)[1].strip(),
+    + (llama.__doc__ or "").split("\n\n", 1)[1].strip(),
     Part.bank: "Exact search in memory banks of random directions, float32. Equal lists: against Faiss on the CPU; "
     "others are equally similar up to rounding.",
     Part.engines: "Four epochs of each RaSeRec stage with the paper's settings under several DeepSpeed engines; the "
@@ -133,20 +133,20 @@ def cases_of(part: Part, effort: GpuEffort, rate: float, sequences: Path) -> Ite
     if part is Part.bank:
         for memories, dim in effort.banks:
             few = min(effort.few_queries, memories)
-            yield f"{memories:,} memories", partial(gpu_raserec.bank_case, memories, dim, few, effort.rounds)
+            yield f"{memories:,} memories", partial(raserec.bank_case, memories, dim, few, effort.rounds)
     if part is Part.engines:
         for stage, precision in effort.engines:
             yield (
                 f"ZeRO-{stage}, {precision}",
-                partial(gpu_raserec.engine_case, sequences, effort.stage1, effort.stage2, stage, precision),
+                partial(raserec.engine_case, sequences, effort.stage1, effort.stage2, stage, precision),
             )
     for (name, shape), length in itertools.product(effort.shapes, effort.lengths):
         title = f"{name}, {length} tokens"
         if part is Part.scoring:
-            yield title, partial(gpu_llama.scoring_case, shape, length, rate, effort.llama)
+            yield title, partial(llama.scoring_case, shape, length, rate, effort.llama)
         if part == f"tuning-{name.lower()}":
             for stage in effort.zero_stages:
-                yield f"{title}, ZeRO-{stage}", partial(gpu_llama.tuning_case, shape, stage, length, rate, effort.llama)
+                yield f"{title}, ZeRO-{stage}", partial(llama.tuning_case, shape, stage, length, rate, effort.llama)
 
 
 def measure(
@@ -242,8 +242,8 @@ def main(
             numbers = [int(seed) for seed in seeds.split(",")]
             name += "".join(f"-{number}" for number in numbers)
             with TemporaryDirectory() as temporary:
-                run = gpu_raserec.Run(data.resolve())
-                figures = gpu_raserec.whole_runs(run, numbers, together, homes or Path(temporary), keep)
+                run = raserec.Run(data.resolve())
+                figures = raserec.whole_runs(run, numbers, together, homes or Path(temporary), keep)
         else:
 
             def isolate(case: Case) -> Column:

@@ -21,7 +21,6 @@ import torch
 
 from benchmarks.measure import Column, silent
 from rarec.data.ctr import CtrSamples
-from rarec.data.sequences import IntArray
 from rarec.rella.language_model import Answers, last_logits, pad
 from rarec.rella.prompt_source import PromptSource
 from rarec.rella.scoring import score
@@ -32,6 +31,7 @@ from rarec.text.tokens import PromptTokens, TokenTable
 from rarec.training.engine import worker_device
 from rarec.training.engine_settings import EngineSettings
 from rarec.training.fit import fit
+from rarec.types import IntArray
 
 BEHAVIOURS = 30  # K
 _LINES, _ITEMS = 1000, 1000  # texts that prompts are made of

@@ -18,17 +18,19 @@ import faiss
 import numpy as np
 
 from benchmarks.measure import FAILED, Column, Figures, clock, silent
-from rarec.data.sequences import IntArray, UserSequences
+from rarec.data.sequences import UserSequences
 from rarec.raserec.encoders import load_encoder
 from rarec.raserec.finetune import finetune
 from rarec.raserec.pretrain import pretrain
-from rarec.raserec.settings import FinetuneSettings, MemorySettings, PretrainSettings
+from rarec.raserec.settings import FinetuneSettings, PretrainSettings
 from rarec.reports.ranking.records import RankingReport
 from rarec.retrieval.exact import ExactSearch
-from rarec.retrieval.index import FloatArray, can_use_gpu, gpus_of_this_process, new_index
+from rarec.retrieval.index import can_use_gpu, gpus_of_this_process, new_index
 from rarec.retrieval.memory import MemoryBank, Queries
+from rarec.retrieval.settings import MemorySettings
 from rarec.training.engine import worker_device
 from rarec.training.engine_settings import EngineSettings, Precision
+from rarec.types import Float32Array, IntArray
 
 STAGES = ("raserec_pretrained", "raserec_finetuned")
 K = 20
@@ -176,7 +178,7 @@ def bank_case(memories: int, dim: int, few: int, rounds: int) -> Column:
     settings = MemorySettings()
     index = new_index(vectors, settings, "memories")
     index.add(vectors)
-    sides: dict[str, tuple[Any, FloatArray]] = {
+    sides: dict[str, tuple[Any, Float32Array]] = {
         "Faiss, CPU": (index, queries[:few]),
         f"PyTorch, {worker_device().type}": (ExactSearch(vectors, worker_device()), queries),
     }
@@ -198,7 +200,7 @@ def bank_case(memories: int, dim: int, few: int, rounds: int) -> Column:
     return column
 
 
-def _similar_users(vectors: FloatArray, queries: FloatArray) -> float:
+def _similar_users(vectors: Float32Array, queries: Float32Array) -> float:
     """Seconds of the bank's own search, on whatever it picks, its leakage rules included."""
     users = np.arange(len(vectors) + 1)
     sequences = UserSequences(users * 2, np.zeros(2 * len(vectors), dtype=np.int64), np.arange(2 * len(vectors)), 1)
@@ -209,7 +211,7 @@ def _similar_users(vectors: FloatArray, queries: FloatArray) -> float:
     return clock(partial(bank.similar_users, asked, K))
 
 
-def share_of_equal(vectors: FloatArray, queries: FloatArray, found: IntArray, expected: IntArray) -> float:
+def share_of_equal(vectors: Float32Array, queries: Float32Array, found: IntArray, expected: IntArray) -> float:
     """Share of equal lists.
 
     Raises:
@@ -223,6 +225,6 @@ def share_of_equal(vectors: FloatArray, queries: FloatArray, found: IntArray, ex
     return float(equal.mean())
 
 
-def _directions(rng: np.random.Generator, rows: int, dim: int) -> FloatArray:
+def _directions(rng: np.random.Generator, rows: int, dim: int) -> Float32Array:
     drawn = rng.standard_normal((rows, dim), dtype=np.float32)
     return drawn / np.linalg.norm(drawn, axis=1, keepdims=True)

@@ -1,4 +1,4 @@
-"""The plain way to do what RaRec does in the ReLLa track: the baseline of every ratio of `rella.py`.
+"""The plain way to do what RaRec does in the ReLLa track: the baseline of every ratio of `benchmarks.rella`.
 
 Written from the paper's method with what NumPy, tokenizers and transformers offer, and no thought for speed: one sample
 at a time, every prompt written out and tokenised as a text, batches of a fixed size in the order given, logits of all
@@ -14,16 +14,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.workloads import Films
-from rarec.data.sequences import IntArray
 from rarec.rella.language_model import Answers
-from rarec.retrieval.index import FloatArray
+from rarec.types import Float32Array, IntArray
 
 BATCH = 32
 IGNORED = -100
 
 
 def plain_behaviours(
-    vectors: FloatArray, items: IntArray, offsets: IntArray, position: IntArray, k: int
+    vectors: Float32Array, items: IntArray, offsets: IntArray, position: IntArray, k: int
 ) -> list[IntArray]:
     """Interactions kept for each target, in time order."""
     kept = []
@@ -61,7 +60,7 @@ def padded(rows: Sequence[Sequence[int]], filler: int = 0) -> tuple[Tensor, Tens
 
 
 @torch.no_grad()
-def plain_scores(model: Any, prompts: Sequence[Sequence[int]], answers: Answers) -> FloatArray:
+def plain_scores(model: Any, prompts: Sequence[Sequence[int]], answers: Answers) -> Float32Array:
     """Probability of yes against no, from that of every word."""
     probability = []
     for start in range(0, len(prompts), BATCH):

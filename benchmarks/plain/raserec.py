@@ -15,13 +15,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rarec.data.sequences import IntArray, UserSequences, context_starts
+from rarec.data.sequences import UserSequences, context_starts
 from rarec.raserec.encoders import SASRec, SequenceEncoder
 from rarec.raserec.pretrain import SameNextItem
 from rarec.raserec.retrieval_module import Channel, CrossAttention
 from rarec.raserec.settings import EncoderSettings, FinetuneSettings, PretrainSettings
-from rarec.retrieval.index import FloatArray, normalised
+from rarec.retrieval.index import normalised
 from rarec.retrieval.memory import MemoryBank, Queries, first_allowed
+from rarec.types import Float32Array, IntArray
 
 NORM_EPS = 1e-12
 SURPLUS = 16  # memories fetched beyond K, to replace those of the query's own future
@@ -192,7 +193,7 @@ class PlainFinetuning:
         return F.cross_entropy(torch.where(lonely, query, mixed) @ items.T, self.targets[torch.from_numpy(rows)])
 
 
-def flat_index(representations: FloatArray) -> faiss.IndexFlatIP:
+def flat_index(representations: Float32Array) -> faiss.IndexFlatIP:
     """Faiss' exact index over the directions of ``representations``."""
     index = faiss.IndexFlatIP(representations.shape[1])
     index.add(normalised(representations))
@@ -234,7 +235,7 @@ class Steps:
 
 
 def plain_ranks(
-    queries: FloatArray, items: FloatArray, targets: IntArray, seen: list[IntArray], top_n: int = 0
+    queries: Float32Array, items: Float32Array, targets: IntArray, seen: list[IntArray], top_n: int = 0
 ) -> list[tuple[int, int, list[IntArray]]]:
     """Unmasked rank, masked rank and the two lists of best items of every user, one user after the other."""
     results = []
@@ -248,11 +249,11 @@ def plain_ranks(
     return results
 
 
-def _rank(scores: FloatArray, target: int) -> int:
+def _rank(scores: Float32Array, target: int) -> int:
     ahead = (scores > scores[target]).sum() + (scores[:target] == scores[target]).sum()
     return 1 + int(ahead)
 
 
-def _best(scores: FloatArray, n: int) -> IntArray:
+def _best(scores: Float32Array, n: int) -> IntArray:
     best = np.argpartition(-scores, n)[:n] if n < len(scores) else np.arange(len(scores))
     return best[np.argsort(-scores[best], kind="stable")]
