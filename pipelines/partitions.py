@@ -1,4 +1,4 @@
-"""The one partition dimension: the data set."""
+"""The only partition dimension: the data set."""
 
 from collections.abc import Iterable
 
@@ -8,5 +8,5 @@ DEMO = "demo"
 
 
 def dataset_partitions(names: Iterable[str]) -> dg.StaticPartitionsDefinition:
-    """One partition a data set, in alphabetical order."""
+    """One partition per data set, in alphabetical order."""
     return dg.StaticPartitionsDefinition(sorted(names))
