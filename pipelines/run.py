@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 import socket
 import sys
 import time
@@ -14,24 +13,14 @@ from typing import Annotated, Any
 import typer
 from pydantic import BaseModel, ValidationError
 
+from pipelines.dagster_home import prepare_dagster_home
 from rarec.config import refusals
 from rarec.errors import InputError, closest
-from resources.settings import RarecHome
+from resources.settings import Installation
 
 EXAMPLE = """Example: CONFIG='{"raserec_finetuned": {"memories": 50}}'"""
 EVERY = "all data sets"  # of the job `clean`, which knows no partition
-INTERRUPTED = "interrupted; the same command goes on from the last checkpoint"
-
-
-def prepare_dagster_home(home: RarecHome) -> None:
-    """Make the embedded Dagster home, unless DAGSTER_HOME names another; `make ui` then shows the same runs."""
-    if os.environ.get("DAGSTER_HOME"):
-        return
-    home.dagster.mkdir(parents=True, exist_ok=True)
-    settings = home.dagster / "dagster.yaml"
-    if not settings.exists():
-        settings.write_text((Path(__file__).parent / "dagster.yaml").read_text())
-    os.environ["DAGSTER_HOME"] = str(home.dagster)
+INTERRUPTED = "interrupted; run the same command again to resume from the last checkpoint"
 
 
 def main(
@@ -45,16 +34,16 @@ def main(
     dataset = EVERY if track == "clean" else dataset
     print(f"{dataset}, {track}: starting", flush=True)  # at once, as the imports take seconds
     try:
-        home = RarecHome.from_environment()
-        prepare_dagster_home(home)
-        job, run_config = _prepare(dataset, track, config, home)
+        installation = Installation.from_environment()
+        prepare_dagster_home(installation)
+        job, run_config = _prepare(dataset, track, config, installation)
     except InputError as error:
         raise SystemExit(f"error: {error}") from error
     import dagster as dg
 
     from pipelines.run_launcher_local import HOST_TAG
 
-    print(f"everything is kept in {home.root}", flush=True)
+    print(f"everything is kept in {installation.root}", flush=True)
     _show_progress(started)
     with dg.DagsterInstance.get() as instance:
         try:
@@ -71,11 +60,11 @@ def main(
         except (KeyboardInterrupt, dg.DagsterExecutionInterruptedError):
             raise SystemExit(INTERRUPTED) from None
         if not result.success:
-            raise SystemExit(_failures(result, home))
-        _summarise(result, dataset, track, home, time.perf_counter() - started)
+            raise SystemExit(_failures(result, installation))
+        _summarise(result, dataset, track, installation, time.perf_counter() - started)
 
 
-def _prepare(dataset: str, track: str, config: str, home: RarecHome) -> tuple[Any, dict[str, Any]]:
+def _prepare(dataset: str, track: str, config: str, installation: Installation) -> tuple[Any, dict[str, Any]]:
     """The job and its run configuration; what can be refused is refused here, before anything is built."""
     from assets.framework.configuration import make_settings
     from assets.framework.stage import settings_of
@@ -90,7 +79,7 @@ def _prepare(dataset: str, track: str, config: str, home: RarecHome) -> tuple[An
     if track not in jobs:
         raise InputError(f"unknown TRACK {track!r}{closest(track, jobs)}; known: {', '.join(sorted(jobs))}")
     given = _parse(config)
-    overrides = {} if dataset == EVERY else find_spec(dataset, known_specs(home.datasets)).overrides
+    overrides = {} if dataset == EVERY else find_spec(dataset, known_specs(installation.datasets)).overrides
     if track in OF_ONE_STEP:
         return jobs[track], _run_config(_step_config(track, given, *OF_ONE_STEP[track]))
     known = {key.to_user_string() for key in jobs[track].asset_layer.executable_asset_keys}
@@ -165,7 +154,7 @@ def _show_progress(started: float) -> None:
     log.propagate = False
 
 
-def _failures(result: Any, home: RarecHome) -> str:
+def _failures(result: Any, installation: Installation) -> str:
     """What failed and why, without stack traces where the failure explains itself."""
     lines = []
     for check in result.get_asset_check_evaluations():
@@ -183,10 +172,14 @@ def _failures(result: Any, home: RarecHome) -> str:
             lines.append(f"{event.step_key}: {data.user_failure_data.description}")
         elif error.cls_name != "DagsterAssetCheckFailedError":
             lines.append(f"{event.step_key}: {error.to_string()}")
-    return "error: " + ("\n".join(lines) or "the run failed") + f"\nDetails: make ui (runs are kept in {home.dagster})"
+    return (
+        "error: "
+        + ("\n".join(lines) or "the run failed")
+        + f"\nDetails: make ui (runs are kept in {installation.dagster})"
+    )
 
 
-def _summarise(result: Any, dataset: str, track: str, home: RarecHome, seconds: float) -> None:
+def _summarise(result: Any, dataset: str, track: str, installation: Installation, seconds: float) -> None:
     from pipelines.jobs import OF_ONE_STEP
 
     reused: list[str] = []
@@ -222,7 +215,7 @@ def _summarise(result: Any, dataset: str, track: str, home: RarecHome, seconds: 
         print(f"lists:  make run DATASET={dataset} TRACK=recommend   (the recommendations of this version)")
     for page in pages.values():
         print(f"report: {page}")
-    print(f"UIs:    make ui   (Dagster at {home.dagster_ui}, MLflow at {home.mlflow_ui})")
+    print(f"UIs:    make ui   (Dagster at {installation.dagster_ui}, MLflow at {installation.mlflow_ui})")
 
 
 def _told_by_step(result: Any) -> Iterator[str]:

@@ -8,10 +8,10 @@ from assets.champions.track import TRACKS as CHAMPIONS
 from pipelines.jobs import TRACKS, drift_job
 from rarec.data.spec import DatasetSpec, find_spec
 from rarec.errors import InputError
-from resources.settings import SCHEDULE, RarecHome
+from resources.settings import SCHEDULE, Installation
 
 
-def weekly_schedules(home: RarecHome, specs: dict[str, DatasetSpec]) -> list[dg.ScheduleDefinition]:
+def weekly_schedules(installation: Installation, specs: dict[str, DatasetSpec]) -> list[dg.ScheduleDefinition]:
     """`rarec_<job>_weekly` for every track and every drift job, over the data sets of RAREC_SCHEDULED at the
     times of RAREC_SCHEDULE.
 
@@ -19,14 +19,14 @@ def weekly_schedules(home: RarecHome, specs: dict[str, DatasetSpec]) -> list[dg.
         InputError: a data set is not known, or the times are no cron expression.
     """
     try:
-        datasets = [find_spec(name, specs).name for name in home.scheduled]
+        datasets = [find_spec(name, specs).name for name in installation.scheduled]
     except InputError as error:
         raise InputError(f"RAREC_SCHEDULED: {error}") from error
     try:
-        return [_schedule(job, home.schedule, datasets) for job in (*TRACKS, *map(drift_job, CHAMPIONS))]
+        return [_schedule(job, installation.schedule, datasets) for job in (*TRACKS, *map(drift_job, CHAMPIONS))]
     except dg.DagsterInvalidDefinitionError as error:
         raise InputError(
-            f"RAREC_SCHEDULE is {home.schedule!r}; set it to a cron expression such as {SCHEDULE}"
+            f"RAREC_SCHEDULE is {installation.schedule!r}; set it to a cron expression such as {SCHEDULE}"
         ) from error
 
 

@@ -13,7 +13,7 @@ from pipelines.partitions import DEMO
 from rarec.data.incoming.ledger import Seen
 from rarec.errors import one_line
 from resources.mlflow.tracking import MlflowTracking
-from resources.settings import RarecHome
+from resources.settings import Installation
 from resources.workspace import Workspace
 
 FOLLOWED = ("refresh", "finetune", "pretrain", "tune")
@@ -122,7 +122,7 @@ def start_demo(demo: dg.JobDefinition, everything: Any) -> dg.SensorDefinition:
     return start_demo
 
 
-def notify_failure(home: RarecHome) -> dg.SensorDefinition:
+def notify_failure(installation: Installation) -> dg.SensorDefinition:
     """The sensor that tells of failed runs: in the daemon's log, and to RAREC_WEBHOOK where it is set."""
 
     @dg.run_failure_sensor(
@@ -135,12 +135,12 @@ def notify_failure(home: RarecHome) -> dg.SensorDefinition:
         if _is_ours(context):
             failed = [event for event in context.get_step_failure_events() if event.is_step_failure]
             error = _message(failed[0]) if failed else context.failure_event.message or ""
-            _tell(context, home, "failed", [event.step_key or "" for event in failed], error)
+            _tell(context, installation, "failed", [event.step_key or "" for event in failed], error)
 
     return notify_failure
 
 
-def notify_warning(home: RarecHome) -> dg.SensorDefinition:
+def notify_warning(installation: Installation) -> dg.SensorDefinition:
     """The sensor that tells, in the same way, of runs that succeeded though a check that blocks nothing failed."""
 
     @dg.run_status_sensor(
@@ -164,7 +164,7 @@ def notify_warning(home: RarecHome) -> dg.SensorDefinition:
                 for check in checks
             ]
             steps = [check.asset_key.to_user_string() for check in checks]
-            _tell(context, home, "succeeded with a warning", steps, "; ".join(told))
+            _tell(context, installation, "succeeded with a warning", steps, "; ".join(told))
 
     return notify_warning
 
@@ -176,7 +176,9 @@ def _is_ours(context: dg.RunStatusSensorContext) -> bool:
     return ours.has_job(run.job_name) and (run.asset_selection or set()) <= ours.asset_graph.get_all_asset_keys()
 
 
-def _tell(context: dg.RunStatusSensorContext, home: RarecHome, how: str, steps: list[str], error: str) -> None:
+def _tell(
+    context: dg.RunStatusSensorContext, installation: Installation, how: str, steps: list[str], error: str
+) -> None:
     run = context.dagster_run
     payload = {
         "run": run.run_id,
@@ -184,12 +186,12 @@ def _tell(context: dg.RunStatusSensorContext, home: RarecHome, how: str, steps: 
         "data_set": run.tags.get("dagster/partition", ""),
         "steps": steps,
         "error": error[:MESSAGE_LENGTH],
-        "url": f"{home.dagster_ui}/runs/{run.run_id}",
+        "url": f"{installation.dagster_ui}/runs/{run.run_id}",
     }
     context.log.error(f"{payload['job']} {payload['data_set']} {how}: {payload['error']} ({payload['url']})")
-    if home.webhook:
+    if installation.webhook:
         try:
-            requests.post(home.webhook, json=payload, timeout=WEBHOOK_TIMEOUT_S).raise_for_status()
+            requests.post(installation.webhook, json=payload, timeout=WEBHOOK_TIMEOUT_S).raise_for_status()
         except requests.RequestException as fault:  # its text would hold the address, which is a secret
             context.log.error(f"RAREC_WEBHOOK could not be told: {type(fault).__name__}")
 

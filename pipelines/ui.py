@@ -8,41 +8,41 @@ import sys
 import time
 import uuid
 
-from pipelines.run import prepare_dagster_home
+from pipelines.dagster_home import prepare_dagster_home
 from rarec.errors import InputError
 from rarec.training.worker.process_tree import LAUNCH_ID, end_processes
-from resources.settings import LOOPBACK, RarecHome
+from resources.settings import LOOPBACK, Installation
 
 GRACE_S = 30.0  # for runs in progress to end their training workers
 
 
 def main() -> None:
     """Start both servers on the loopback interface, wait, and end both together."""
-    home = RarecHome.from_environment()
-    for name, port in (("DAGSTER_PORT", home.dagster_port), ("MLFLOW_PORT", home.mlflow_port)):
+    installation = Installation.from_environment()
+    for name, port in (("DAGSTER_PORT", installation.dagster_port), ("MLFLOW_PORT", installation.mlflow_port)):
         require_free(name, port)
-    prepare_dagster_home(home)
+    prepare_dagster_home(installation)
     os.environ |= {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     # Notices of MLflow's server about itself, and of what it is built with, to whoever develops it.
     os.environ |= {"MLFLOW_LOGGING_LEVEL": "WARNING", "PYTHONWARNINGS": "ignore:starlette"}
     commands = [
         [
             *("dagster", "dev", "-w", "workspace.yaml", "--log-level", "warning"),
-            *("-h", LOOPBACK, "-p", str(home.dagster_port)),
+            *("-h", LOOPBACK, "-p", str(installation.dagster_port)),
         ]
     ]
-    external = home.tracking_uri.startswith(("http://", "https://"))
+    external = installation.tracking_uri.startswith(("http://", "https://"))
     if not external:
-        home.mlflow.mkdir(parents=True, exist_ok=True)
+        installation.mlflow.mkdir(parents=True, exist_ok=True)
         commands.append(
             [
-                *("mlflow", "ui", "--backend-store-uri", home.tracking_uri, "--workers", "1"),
-                *("--registry-store-uri", home.tracking_uri),
-                *("--default-artifact-root", (home.mlflow / "artifacts").as_uri()),
-                *("--host", LOOPBACK, "--port", str(home.mlflow_port), "--uvicorn-opts", "--log-level warning"),
+                *("mlflow", "ui", "--backend-store-uri", installation.tracking_uri, "--workers", "1"),
+                *("--registry-store-uri", installation.tracking_uri),
+                *("--default-artifact-root", (installation.mlflow / "artifacts").as_uri()),
+                *("--host", LOOPBACK, "--port", str(installation.mlflow_port), "--uvicorn-opts", "--log-level warning"),
             ]
         )
-    print(f"Dagster: {home.dagster_ui}   MLflow: {home.mlflow_ui}")
+    print(f"Dagster: {installation.dagster_ui}   MLflow: {installation.mlflow_ui}")
     print("They open within half a minute on two cores; Ctrl-C ends both.", flush=True)
     run_together(commands)
 

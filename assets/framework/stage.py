@@ -29,7 +29,8 @@ from rarec.data.templates import Template, find_template
 from rarec.errors import InputError
 from rarec.training.job import WorkerJob
 from resources.artifacts.store import Artifact, ArtifactStore
-from resources.mlflow.tracking import MlflowTracking, TrackedRun
+from resources.mlflow.tracked_run import TrackedRun
+from resources.mlflow.tracking import MlflowTracking
 from resources.workers.launcher import TrainingLauncher
 from resources.workspace import Workspace
 

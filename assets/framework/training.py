@@ -23,7 +23,7 @@ from rarec.errors import one_line
 from rarec.training.fit import HISTORY, SUMMARY
 from rarec.training.job import WorkerJob
 from rarec.training.progress import Progress
-from resources.mlflow.tracking import TrackedRun
+from resources.mlflow.tracked_run import TrackedRun
 from resources.workers.launcher import TrainingLauncher
 
 F = TypeVar("F", bound=Callable[..., Any])

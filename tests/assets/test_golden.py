@@ -13,7 +13,9 @@ from golden import GOLDEN, unlike_golden
 from plant import Plant
 
 from rarec.rella.training_samples import ShotSettings, save_variants
-from resources.artifacts.store import Artifact, ArtifactStore, Manifest, fingerprint
+from resources.artifacts.identity import fingerprint
+from resources.artifacts.manifest import Manifest
+from resources.artifacts.store import Artifact, ArtifactStore
 from resources.mlflow.registry import Version
 from resources.mlflow.tracking import MlflowTracking
 

@@ -13,7 +13,7 @@ from pipelines.jobs import TRACKS, cascade
 from rarec.errors import InputError
 from rarec.training.engine_settings import EngineSettings
 from resources.mlflow.tracking import MlflowTracking
-from resources.settings import RarecHome
+from resources.settings import Installation
 
 OWN = """
 name = "own"
@@ -25,8 +25,8 @@ format = "recbole"
 """
 
 
-def home_with(tmp_path, text: str = "") -> RarecHome:
-    home = RarecHome.from_environment({"RAREC_HOME": str(tmp_path)})
+def home_with(tmp_path, text: str = "") -> Installation:
+    home = Installation.from_environment({"RAREC_HOME": str(tmp_path)})
     home.datasets.mkdir()
     if text:
         (home.datasets / "own.toml").write_text(text)
@@ -87,7 +87,7 @@ def test_jobs_cover_their_groups(tmp_path):
 
 
 def test_resources_follow_the_environment_and_can_be_replaced(tmp_path):
-    home = RarecHome.from_environment(
+    home = Installation.from_environment(
         {"RAREC_HOME": str(tmp_path), "RAREC_NPROC": "2", "RAREC_THREADS": "1", "RAREC_ARTIFACTS": "memory://store"}
     )
     tracking = MlflowTracking(tracking_uri="sqlite:///x.db", ui_url="http://ui", artifact_root="")
@@ -101,7 +101,7 @@ def test_resources_follow_the_environment_and_can_be_replaced(tmp_path):
 def test_several_machines_come_from_the_environment(tmp_path):
     variables = {"RAREC_RENDEZVOUS": "a", "RAREC_NODES": "2", "RAREC_HEARTBEAT": "60", "TOKEN": "secret-7"}
     variables |= {"RAREC_HOME": str(tmp_path), "RAREC_WORKER_ENVIRONMENT": "TOKEN"}
-    launcher = default_resources(RarecHome.from_environment(variables))["launcher"]
+    launcher = default_resources(Installation.from_environment(variables))["launcher"]
     assert (launcher.rendezvous, launcher.nodes, launcher.heartbeat_s) == ("a", 2, 60)
     assert launcher.announced == str(tmp_path / "announced")  # where pipelines.join looks
     assert "secret-7" not in repr(launcher)
@@ -112,12 +112,12 @@ def test_deepspeed_comes_from_the_environment(tmp_path):
     (tmp_path / "own.json").write_text('{"zero_optimization": {"stage": 2}, "wall_clock_breakdown": true}')
     variables = {"RAREC_HOME": str(tmp_path), "RAREC_PRECISION": "bf16", "RAREC_CHECKPOINT_MINUTES": "2.5"}
     variables |= {"RAREC_DEEPSPEED": str(tmp_path / "own.json"), "RAREC_OFFLOAD": "true"}
-    launcher = default_resources(RarecHome.from_environment(variables))["launcher"]
+    launcher = default_resources(Installation.from_environment(variables))["launcher"]
     engine = EngineSettings(**launcher.engine)
     assert (engine.precision, engine.stage, engine.offload, engine.checkpoint_minutes) == ("bf16", 2, True, 2.5)
     assert engine.configuration("cuda")["wall_clock_breakdown"] is True
     assert launcher.result_settings() == {"precision": "bf16"}
-    assert default_resources(RarecHome.from_environment({}))["launcher"].result_settings() == {}
+    assert default_resources(Installation.from_environment({}))["launcher"].result_settings() == {}
     for name, value, message in (
         (
             "RAREC_ZERO_STAGE",
@@ -129,13 +129,13 @@ def test_deepspeed_comes_from_the_environment(tmp_path):
         ("RAREC_DEEPSPEED", str(tmp_path / "none.json"), r"RAREC_DEEPSPEED is .*none\.json, and there is no such file"),
     ):
         with pytest.raises(InputError, match=message):
-            RarecHome.from_environment({**variables, name: value})
+            Installation.from_environment({**variables, name: value})
     (tmp_path / "own.json").write_text('{"optimizer": {}}')
     with pytest.raises(InputError, match="RAREC_DEEPSPEED: optimizer is RaRec's own: each stage brings its own"):
-        RarecHome.from_environment(variables)
+        Installation.from_environment(variables)
     (tmp_path / "own.json").write_text("[]")
     with pytest.raises(InputError, match="must hold a JSON object"):
-        RarecHome.from_environment(variables)
+        Installation.from_environment(variables)
 
 
 def test_schedules_are_weekly_and_off_and_ask_for_each_data_set_once(tmp_path):
@@ -161,7 +161,7 @@ def test_schedules_are_weekly_and_off_and_ask_for_each_data_set_once(tmp_path):
 )
 def test_wrong_schedules_are_refused_when_they_are_loaded(tmp_path, variable, value, message):
     with pytest.raises(InputError, match=message):
-        build_defs(RarecHome.from_environment({"RAREC_HOME": str(tmp_path), variable: value}))
+        build_defs(Installation.from_environment({"RAREC_HOME": str(tmp_path), variable: value}))
 
 
 def test_pods_are_asked_for_gpus_where_they_train(tmp_path, monkeypatch):

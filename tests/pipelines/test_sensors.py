@@ -11,7 +11,7 @@ from pipelines import sensors
 from pipelines.sensors import follow_drift, notify_failure, notify_warning
 from resources.mlflow.registry import ModelRegistry, Version
 from resources.mlflow.tracking import MlflowTracking
-from resources.settings import RarecHome
+from resources.settings import Installation
 
 
 @dg.asset(partitions_def=dg.StaticPartitionsDefinition(["demo"]))
@@ -49,7 +49,7 @@ class Told:
     def __init__(self, instance, folder, address):
         self.instance = instance
         variables = {"RAREC_HOME": str(folder), "RAREC_WEBHOOK": address, "DAGSTER_PORT": "3333"}
-        self.home = RarecHome.from_environment(variables)
+        self.home = Installation.from_environment(variables)
         assert "secret" not in repr(self.home)
         self.sensors = {sensor.name: sensor for sensor in (notify_failure(self.home), notify_warning(self.home))}
         assets = [broken, unforeseen, doubtful]

@@ -23,7 +23,7 @@ import assets.raserec.finetuned
 from assets.raserec.finetuned import ids_version
 from rarec.data.sequences import UserSequences
 from rarec.retrieval.memory import MemoryBank
-from resources.mlflow.tracking import TrackedRun
+from resources.mlflow.tracked_run import TrackedRun
 from resources.workers import launcher
 from resources.workers.launcher import TrainingLauncher
 

@@ -1,0 +1,58 @@
+"""The table of environment variables in the documentation, generated from the settings' declarations."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+from pydantic.fields import FieldInfo
+
+from rarec.training.engine_settings import EngineSettings
+from resources.settings import ENGINE_VARIABLES, Installation, default_root
+
+TYPES = {str: "text", int: "whole number", float: "number", bool: "true or false", dict: "JSON file"}
+
+
+@dataclass(frozen=True)
+class Variable:
+    """One row."""
+
+    name: str
+    type: str
+    default: str
+    description: str
+
+
+def settings_table() -> list[Variable]:
+    """Every environment variable, in the order of declaration. Defaults below RAREC_HOME begin with its name."""
+    values: dict[str, Any] = {"root": Path("RAREC_HOME")}
+    rows = []
+    for name, field in Installation.model_fields.items():
+        if name == "engine":
+            continue
+        values.setdefault(name, field.get_default(call_default_factory=True, validated_data=values))
+        default = f"{default_root().name} in the checkout" if name == "root" else _as_text(values[name])
+        rows.append(_row(str(field.validation_alias), field, default))
+    for name, field in EngineSettings.model_fields.items():
+        rows.append(_row(ENGINE_VARIABLES[name], field, _as_text(field.default)))
+    return rows
+
+
+def _row(variable: str, field: FieldInfo, default: str) -> Variable:
+    return Variable(variable, _type_name(field), default, field.description or "")
+
+
+def _type_name(field: FieldInfo) -> str:
+    """How the declaration names the type, or else what it is."""
+    named = [one for one in field.metadata if isinstance(one, str)]
+    if named:
+        return named[0]
+    kind = get_origin(field.annotation) or field.annotation
+    return " or ".join(get_args(field.annotation)) if kind is Literal else TYPES[kind]  # type: ignore[index]
+
+
+def _as_text(value: Any) -> str:
+    if value in ("", (), {}):
+        return "none"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return ", ".join(value) if isinstance(value, tuple) else str(value)
