@@ -8,8 +8,7 @@ import dagster as dg
 import assets as packages
 from assets.framework.configuration import make_settings
 from assets.framework.stage import STAGES, check_declarations
-from pipelines.jobs import asset_jobs, clean, demo, rollback_job
-from pipelines.partitions import dataset_partitions
+from pipelines.jobs import asset_jobs, clean, dataset_partitions, demo, rollback_job
 from pipelines.pods import step_executor
 from pipelines.schedules import weekly_schedules
 from pipelines.sensors import follow_drift, incoming_sensor, notify_failure, notify_warning, start_demo

@@ -2,8 +2,6 @@
 
 import json
 import logging
-import os
-import re
 import socket
 import sys
 import time
@@ -15,6 +13,7 @@ from typing import Annotated, Any
 import typer
 from pydantic import BaseModel, ValidationError
 
+from pipelines.dagster_home import prepare_dagster_home
 from rarec.config import refusals
 from rarec.errors import InputError, closest
 from resources.settings import Installation
@@ -22,29 +21,6 @@ from resources.settings import Installation
 EXAMPLE = """Example: CONFIG='{"raserec_finetuned": {"memories": 50}}'"""
 EVERY = "all data sets"  # for the job `clean`, which has no partitions
 INTERRUPTED = "interrupted; run the same command again to resume from the last checkpoint"
-LAUNCHER = "pipelines.run_launcher_local"
-OLD_LAUNCHER = re.compile(r"(\bmodule:\s*[\"']?)pipelines\.launcher(?![\w.])")  # its name in older versions
-
-
-def prepare_dagster_home(installation: Installation) -> None:
-    """Create the Dagster home that `make run` and `make ui` share, unless DAGSTER_HOME names another.
-
-    A dagster.yaml that is already there keeps the user's changes. Only the old name of our run launcher is replaced.
-    """
-    if os.environ.get("DAGSTER_HOME"):
-        return
-    installation.dagster.mkdir(parents=True, exist_ok=True)
-    settings = installation.dagster / "dagster.yaml"
-    if settings.exists():
-        text = settings.read_text(encoding="utf-8")
-        current = OLD_LAUNCHER.sub(rf"\g<1>{LAUNCHER}", text)
-    else:
-        text, current = "", (Path(__file__).parent / "dagster.yaml").read_text(encoding="utf-8")
-    if current != text:  # whole or not at all: another process may be reading it
-        beside = settings.with_name(f".dagster.yaml.{os.getpid()}")
-        beside.write_text(current, encoding="utf-8")
-        beside.replace(settings)
-    os.environ["DAGSTER_HOME"] = str(installation.dagster)
 
 
 def main(

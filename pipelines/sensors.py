@@ -9,7 +9,7 @@ import dagster as dg
 import requests
 
 from assets.champions.track import TRACKS
-from pipelines.partitions import DEMO
+from pipelines.jobs import DEMO
 from rarec.data.incoming.ledger import Seen
 from rarec.errors import one_line
 from resources.mlflow.tracking import MlflowTracking

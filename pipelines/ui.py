@@ -8,7 +8,7 @@ import sys
 import time
 import uuid
 
-from pipelines.run import prepare_dagster_home
+from pipelines.dagster_home import prepare_dagster_home
 from rarec.errors import InputError
 from rarec.training.worker.process_tree import LAUNCH_ID, end_processes
 from resources.settings import LOOPBACK, Installation

@@ -1,13 +1,9 @@
-import json
-import re
 import sys
 from types import SimpleNamespace
 
 import dagster as dg
 import pytest
-from places import ROOT
 
-from assets.framework.stage import STAGES
 from pipelines.definitions import build_defs, default_resources
 from pipelines.jobs import TRACKS, cascade
 from rarec.errors import InputError
@@ -179,7 +175,9 @@ def test_pods_are_asked_for_gpus_where_they_train(tmp_path, monkeypatch):
     assert taken == [{"per_step_k8s_config": dict.fromkeys(training, limits)}]
     assert {"raserec_pretrained", "lora_checkpoint"} <= training
     monkeypatch.setitem(sys.modules, "dagster_k8s", None)
-    with pytest.raises(InputError, match=r"RAREC_POD_GPUS is set, but dagster-k8s is not installed. Install rarec\[kube"):
+    with pytest.raises(
+        InputError, match=r"RAREC_POD_GPUS is set, but dagster-k8s is not installed. Install"
+    ):
         build_defs(home.model_copy(update={"pod_gpus": 2}))
 
 
@@ -278,49 +276,3 @@ def test_every_setting_is_described_where_it_is_typed(tmp_path):
 
 def test_definitions_are_loadable_as_a_whole(tmp_path):
     dg.Definitions.validate_loadable(build_defs(home_with(tmp_path, OWN)))
-
-
-SETTINGS = {name: one.settings for name, one in STAGES.items() if one.settings.model_fields}
-
-
-@pytest.mark.parametrize("stage", SETTINGS)
-def test_the_readme_lists_every_setting_and_its_default(stage):
-    told = _told_settings()[stage]
-    fields = SETTINGS[stage].model_fields
-    assert told == {name: json.loads(json.dumps(field.default)) for name, field in fields.items()}
-
-
-def test_the_readme_lists_the_settings_of_every_asset(tmp_path):
-    defs = build_defs(home_with(tmp_path))
-    told = _told_settings()
-    exceptions = re.search(r"^\| every asset except (.*?) \| `force` \(false\)", _settings_table(), re.MULTILINE)[1]
-    names = {key.to_user_string() for key in defs.resolve_asset_graph().materializable_asset_keys}
-    assert set(told) <= names
-    for name in names:
-        fields = getattr(defs.resolve_assets_def(name).op.config_schema.config_type, "fields", {})
-        force = set() if f"`{name}`" in exceptions else {"force"}
-        assert set(fields) == set(told.get(name, {})) | force, name
-
-
-def _settings_table():
-    readme = (ROOT / "README.md").read_text()
-    return readme.split("| asset | settings (default) |")[1].split("\n\n")[0]
-
-
-def _told_settings():
-    """Setting -> default, by asset, but for `force`."""
-    rows = {match[1]: match[2] for match in re.finditer(r"^\| `(\w+)` \| (.*) \|$", _settings_table(), re.MULTILINE)}
-    for stage, row in rows.items():
-        if match := re.match(r"as `(\w+)`(?:, without `(\w+)`)?$", row):
-            rows[stage] = re.sub(rf" `{match[2]}` \([^)]*\),?", "", rows[match[1]])
-    return {
-        stage: {name: _value(text) for name, text in re.findall(r"`(\w+)` \(([^;)]*)", row)}
-        for stage, row in rows.items()
-    }
-
-
-def _value(text):
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError:
-        return text

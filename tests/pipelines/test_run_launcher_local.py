@@ -13,7 +13,7 @@ import psutil
 import pytest
 from dagster._daemon.monitoring.run_monitoring import execute_run_monitoring_iteration
 
-from pipelines.run import prepare_dagster_home
+from pipelines.dagster_home import prepare_dagster_home
 from pipelines.run_launcher_local import HOST_TAG, SKEW_S, LocalRunLauncher, _lives, _process_of
 from resources.settings import Installation
 
