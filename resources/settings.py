@@ -195,7 +195,9 @@ class Installation(BaseSettings):
         cls,
         settings_cls: type[BaseSettings],
         init_settings: PydanticBaseSettingsSource,
-        **_others: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Arguments, then environment variables; nothing else."""
         return init_settings, _Variables(settings_cls, os.environ)
@@ -209,7 +211,8 @@ class Installation(BaseSettings):
         """
         environment = os.environ if environment is None else environment
         try:
-            installation = cls(_build_sources=((_Variables(cls, environment),), {}))
+            # mypy takes the fields for the only arguments.
+            installation = cls(_build_sources=((_Variables(cls, environment),), {}))  # type: ignore[call-arg]
         except ValidationError as error:
             raise InputError(_refusal(error)) from error
         missing = [name for name in installation.worker_environment if not environment.get(name, "").strip()]
@@ -304,7 +307,7 @@ def _refusal(error: ValidationError) -> str:
     """Which variables were refused, and what to do."""
     faults = [fault for fault in error.errors() if fault["type"] != "default_factory_not_called"]  # a consequence
     details = [
-        InitErrorDetails(**{key: fault[key] for key in ("type", "loc", "input", "ctx") if key in fault})
+        InitErrorDetails(type=fault["type"], loc=fault["loc"], input=fault["input"], ctx=fault.get("ctx", {}))
         for fault in faults
     ]
     text = refusals(ValidationError.from_exception_data(error.title, details))
