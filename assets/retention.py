@@ -51,8 +51,8 @@ def clean_up(
     if not config.dry_run and others:
         named = ", ".join(f"{run.run_id} ({run.job_name})" for run in others)
         raise dg.Failure(
-            "other runs are in progress and may read what would be deleted; run this again when they have ended. If the "
-            f"process of one is gone, terminate that run on Dagster's page: {named}",
+            "other runs are in progress and may read what would be deleted; run this again when they have ended. If "
+            f"the process of one is gone, terminate that run on Dagster's page: {named}",
             allow_retries=False,
         )
     try:
