@@ -1,4 +1,4 @@
-# Everything a contributor types. Each target installs what is missing into .venv first; Python 3.11 is all it needs.
+# Everything a contributor types. Each target first installs what is missing into .venv; all it needs is Python 3.11.
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
@@ -16,7 +16,7 @@ SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 EXTRA := $(or $(shell cat $(STAMP) 2>/dev/null),cpu)
 OTHER := $(if $(filter gpu,$(EXTRA)),cpu,gpu)
 
-# Each may stand before `make` (in the environment) or behind it.
+# Set them as environment variables or as make arguments.
 DATASET ?= demo
 TRACK ?= everything
 CONFIG ?= {}

@@ -1,4 +1,4 @@
-"""`make run`: materialise a data set in this process, show progress, end with the figures."""
+"""`make run`: run one job of a data set in this process, show its progress and print the figures."""
 
 import json
 import logging
@@ -19,16 +19,16 @@ from rarec.errors import InputError, closest
 from resources.settings import Installation
 
 EXAMPLE = """Example: CONFIG='{"raserec_finetuned": {"memories": 50}}'"""
-EVERY = "all data sets"  # of the job `clean`, which knows no partition
+EVERY = "all data sets"  # for the job `clean`, which has no partitions
 INTERRUPTED = "interrupted; run the same command again to resume from the last checkpoint"
 
 
 def main(
     dataset: Annotated[str, typer.Option(help="Data set, one of the partitions.")] = "demo",
-    track: Annotated[str, typer.Option(help="Which job: raserec, rella, everything, drift, …")] = "everything",
-    config: Annotated[str, typer.Option(help="Run configuration, JSON: {asset or op: {setting: value}}.")] = "{}",
+    track: Annotated[str, typer.Option(help="Job: raserec, rella, everything, drift, …")] = "everything",
+    config: Annotated[str, typer.Option(help="Run configuration as JSON: {asset or op: {setting: value}}.")] = "{}",
 ) -> None:
-    """Run one job of one data set and print its metric tables, the report's path and how to open the UIs."""
+    """Run one job of one data set. Print its tables of figures, the paths of reports and how to open the UIs."""
     warnings.filterwarnings("ignore")
     started = time.perf_counter()
     dataset = EVERY if track == "clean" else dataset
@@ -43,7 +43,7 @@ def main(
 
     from pipelines.run_launcher_local import HOST_TAG
 
-    print(f"everything is kept in {installation.root}", flush=True)
+    print(f"everything is stored in {installation.root}", flush=True)
     _show_progress(started)
     with dg.DagsterInstance.get() as instance:
         try:
@@ -65,7 +65,7 @@ def main(
 
 
 def _prepare(dataset: str, track: str, config: str, installation: Installation) -> tuple[Any, dict[str, Any]]:
-    """The job and its run configuration; what can be refused is refused here, before anything is built."""
+    """The job and its run configuration. Wrong arguments are refused here, before anything runs."""
     from assets.framework.configuration import make_settings
     from assets.framework.stage import settings_of
     from pipelines.definitions import defs  # seconds to import, and DAGSTER_HOME is set now
@@ -73,7 +73,7 @@ def _prepare(dataset: str, track: str, config: str, installation: Installation) 
     from rarec.data.spec import find_spec
     from resources.workspace import known_specs
 
-    # But `demo`, which does nothing itself.
+    # All but `demo`, which does nothing itself.
     every = {job.name: job for job in defs.resolve_all_job_defs() if not job.name.startswith("__")}
     jobs = {name: job for name, job in every.items() if job.asset_layer.executable_asset_keys or name in OF_ONE_STEP}
     if track not in jobs:
@@ -83,7 +83,7 @@ def _prepare(dataset: str, track: str, config: str, installation: Installation) 
     if track in OF_ONE_STEP:
         return jobs[track], _run_config(_step_config(track, given, *OF_ONE_STEP[track]))
     known = {key.to_user_string() for key in jobs[track].asset_layer.executable_asset_keys}
-    # What is given here stands in place of the job's own configuration, which is therefore part of it.
+    # Dagster takes this in place of the job's own configuration, so that must be in it.
     steps = cascade()
     own = steps[track][2] if track in steps else {}
     ops: dict[str, Any] = {defs.resolve_assets_def(asset).op.name: {"config": dict(own[asset])} for asset in own}
@@ -105,14 +105,14 @@ def _prepare(dataset: str, track: str, config: str, installation: Installation) 
 
 
 def _run_config(ops: dict[str, Any]) -> dict[str, Any]:
-    # Dagster's own console log would bury the progress lines; the UI has it all.
+    # Dagster's console log would bury the progress lines; the UI shows all of it.
     return {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}, "ops": ops}
 
 
 def _step_config(
     track: str, given: Mapping[str, dict[str, Any]], step: str, settings: type[BaseModel]
 ) -> dict[str, Any]:
-    """Configuration of a job's only step."""
+    """Configuration of the only step of a job."""
     for name, values in given.items():
         if name != step:
             raise InputError(f"CONFIG: TRACK={track} has no step {name!r}{closest(name, [step])}; it has {step}")
@@ -134,12 +134,12 @@ def _parse(config: str) -> dict[str, dict[str, Any]]:
     except json.JSONDecodeError as error:
         raise InputError(f"CONFIG is not JSON: {error}. {EXAMPLE}") from error
     if not isinstance(settings, dict) or not all(isinstance(values, dict) for values in settings.values()):
-        raise InputError(f"CONFIG must hold settings by asset, not {config}. {EXAMPLE}")
+        raise InputError(f"CONFIG must be an object of settings by asset, not {config}. {EXAMPLE}")
     return settings
 
 
 def _show_progress(started: float) -> None:
-    """Print the lines of the logger `rarec.progress`, one after the other, with the time since the start."""
+    """Print what is logged to `rarec.progress`, with the time since the start."""
 
     class Elapsed(logging.Formatter):
         def format(self, record: logging.LogRecord) -> str:
@@ -155,7 +155,7 @@ def _show_progress(started: float) -> None:
 
 
 def _failures(result: Any, installation: Installation) -> str:
-    """What failed and why, without stack traces where the failure explains itself."""
+    """What failed and why. A stack trace is included only if the failure does not explain itself."""
     lines = []
     for check in result.get_asset_check_evaluations():
         if not check.passed:
@@ -193,7 +193,7 @@ def _summarise(result: Any, dataset: str, track: str, installation: Installation
         metadata = materialization.metadata
         if "before" in metadata:  # a champion
             now, before = metadata["version"].value, metadata["before"].value
-            what = "serves now" if metadata["moved"].value else "serves on"
+            what = "now serves" if metadata["moved"].value else "still serves"
             moved.append(f"{name}: version {now} {what}; before: {before}; {metadata['reason'].value}")
         is_reused = "reused" in metadata and metadata["reused"].value
         (reused if is_reused else built).append(name)
@@ -219,7 +219,7 @@ def _summarise(result: Any, dataset: str, track: str, installation: Installation
 
 
 def _told_by_step(result: Any) -> Iterator[str]:
-    """Lines of what the outputs of steps tell: tables in full, all else in one line."""
+    """The metadata of the steps' outputs: tables in full, the rest on one line per step."""
     import dagster as dg
 
     for event in result.all_node_events:
@@ -232,7 +232,7 @@ def _told_by_step(result: Any) -> Iterator[str]:
 
 
 def _aligned(table: str) -> list[str]:
-    """A table of `markdown_table` for the terminal."""
+    """The lines of a Markdown table, aligned for the terminal."""
     rows = [line[2:-2].split(" | ") for line in table.splitlines()]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
@@ -244,7 +244,7 @@ def _aligned(table: str) -> list[str]:
 
 
 def _ranking_tables(report: str) -> str:
-    """Tables of the test split; the validation split is on the page, and a terminal shows the result."""
+    """The tables of the test split; those of the validation split are in the report."""
     from rarec.reports.ranking.report import RankingReport, text_tables
 
     figures = RankingReport.model_validate_json(report)

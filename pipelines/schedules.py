@@ -1,4 +1,4 @@
-"""Schedules: each track, and drift of each; weekly unless told otherwise, off until somebody turns them on."""
+"""Schedules: every track and every drift job, weekly by default. All are off until you turn them on."""
 
 from collections.abc import Iterator
 
@@ -12,11 +12,10 @@ from resources.settings import SCHEDULE, Installation
 
 
 def weekly_schedules(installation: Installation, specs: dict[str, DatasetSpec]) -> list[dg.ScheduleDefinition]:
-    """`rarec_<job>_weekly` for every track and every drift job, over the data sets of RAREC_SCHEDULED at the
-    times of RAREC_SCHEDULE.
+    """`rarec_<job>_weekly` for every track and every drift job, over the data sets of RAREC_SCHEDULED.
 
     Raises:
-        InputError: a data set is not known, or the times are no cron expression.
+        InputError: a data set is unknown, or RAREC_SCHEDULE is not a cron expression.
     """
     try:
         datasets = [find_spec(name, specs).name for name in installation.scheduled]
@@ -32,7 +31,7 @@ def weekly_schedules(installation: Installation, specs: dict[str, DatasetSpec]) 
 
 def _schedule(job: str, cron: str, datasets: list[str]) -> dg.ScheduleDefinition:
     def runs(_context: dg.ScheduleEvaluationContext) -> Iterator[dg.RunRequest]:
-        # With the tick's time the key tells runs apart: a daemon that was killed within a tick asks for none twice.
+        # Dagster adds the time of the tick to the key, so that a daemon killed during a tick requests no run twice.
         yield from (dg.RunRequest(run_key=name, partition_key=name) for name in datasets)
 
     return dg.ScheduleDefinition(
@@ -41,5 +40,5 @@ def _schedule(job: str, cron: str, datasets: list[str]) -> dg.ScheduleDefinition
         cron_schedule=cron,
         execution_fn=runs,
         default_status=dg.DefaultScheduleStatus.STOPPED,
-        description=f"The job {job} for {', '.join(datasets)} (RAREC_SCHEDULED, RAREC_SCHEDULE).",
+        description=f"Runs {job} for {', '.join(datasets)} (RAREC_SCHEDULED, RAREC_SCHEDULE).",
     )

@@ -46,8 +46,8 @@ def test_a_job_keeps_its_own_configuration_beside_what_is_given(track, tmp_path)
         ({"track": "demo"}, "error: unknown TRACK 'demo'"),  # its sensor would do what `everything` does
         ({"dataset": "ml-100"}, "error: Unknown data set 'ml-100' (did you mean 'ml-100k'?); known: amazon-beauty,"),
         ({"config": "{alpha: 1}"}, "error: CONFIG is not JSON: Expecting property name"),
-        ({"config": "[]"}, "error: CONFIG must hold settings by asset, not []. Example: CONFIG="),
-        ({"config": '{"raserec_finetuned": 3}'}, "error: CONFIG must hold settings by asset, not {"),
+        ({"config": "[]"}, "error: CONFIG must be an object of settings by asset, not []. Example: CONFIG="),
+        ({"config": '{"raserec_finetuned": 3}'}, "error: CONFIG must be an object of settings by asset, not {"),
         (
             {"config": '{"finetuned": {}}'},
             "error: CONFIG: TRACK=everything has no asset 'finetuned' (did you mean 'raserec_finetuned'?)",
@@ -123,7 +123,7 @@ def test_a_rollback_tells_what_serves_now_and_a_second_one_fails_in_one_line(pla
     main("demo", "rollback", '{"roll_back": {"track": "raserec"}}')
     assert registry.champion().number == 1
     lines = capsys.readouterr().out.splitlines()
-    assert "raserec_champion: version 1 serves now; before: version 2; rolled back" in lines
+    assert "raserec_champion: version 1 now serves; before: version 2; rolled back" in lines
     assert any(line.startswith("demo rollback: done in ") and "assets" not in line for line in lines)
     assert any(line.startswith("lists:  make run DATASET=demo TRACK=recommend ") for line in lines)
     with pytest.raises(SystemExit) as caught:

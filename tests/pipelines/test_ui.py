@@ -84,7 +84,7 @@ def test_pages_end_together_with_all_they_started(servers, tmp_path, number):
     process.send_signal(number)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 0, err
-    assert out == "ending both\n"
+    assert out == "stopping both\n"
     assert not any(map(lives, grandchildren(tmp_path)))
 
 
@@ -92,7 +92,7 @@ def test_pages_end_when_one_of_them_fails(servers, tmp_path):
     process = servers("waits", "fails")
     _, err = process.communicate(timeout=60)
     assert process.returncode == 1
-    assert "error: fails ended with exit code 3" in err
+    assert "error: fails exited with code 3" in err
     assert not any(map(lives, grandchildren(tmp_path)))
 
 
