@@ -64,7 +64,7 @@ def clean_up(
         raise dg.Failure(str(error), allow_retries=False) from error
     for partition, paths in held.damaged.items():
         context.log.warning(
-            f"Nothing of {partition} is deleted while a manifest is damaged, because the artifact's inputs are unknown. "
+            f"Nothing of {partition} is deleted while a manifest is damaged: the artifact's inputs are unknown. "
             f"Materialise it again with force, or delete its folder if nothing needs it: {', '.join(paths)}"
         )
     artifacts = judge_artifacts(held.manifests, in_use, config.days, CHAMPIONS, held.damaged)
