@@ -1,7 +1,7 @@
-"""`python docs/reference.py`: write the reference of settings in docs/configuration.md from the stages' declarations.
+"""`python docs/reference.py`: write the reference of settings, from the stages' declarations and `Installation`.
 
-It stands between `<!-- generated: settings -->` and `<!-- end of generated: settings -->`. With `--check` nothing is
-written, and the exit code is 1 if it is out of date.
+Each part stands between `<!-- generated: NAME -->` and `<!-- end of generated: NAME -->`. With `--check` nothing is
+written, and the exit code is 1 if a page is out of date.
 """
 
 import importlib
@@ -18,8 +18,18 @@ import typer
 from pydantic.fields import FieldInfo
 
 ROOT = Path(__file__).parents[1]
-PAGE = ROOT / "docs" / "configuration.md"
-REGION = re.compile(r"(<!-- generated: settings -->\n).*?(\n<!-- end of generated: settings -->)", re.DOTALL)
+REGION = r"(<!-- generated: {name} -->\n).*?(\n<!-- end of generated: {name} -->)"
+TRAINING = (
+    "nproc",
+    "threads",
+    "heartbeat_s",
+    "engine",
+    "hostfile",
+    "remote_shell",
+    "rendezvous",
+    "nodes",
+    "worker_environment",
+)
 GROUPS = (
     "raw", "sequences", "recommender", "text", "semantic", "index", "instruction", "language", "baselines", "reports",
     "operations", "sweeps",
@@ -52,6 +62,36 @@ def reference() -> str:
     return "\n\n".join(parts)
 
 
+def environment(training: bool) -> str:
+    """A table of the installation's variables: those of trainings, or all others."""
+    from resources.settings import ENGINE_VARIABLES, Installation
+
+    home = ROOT / "RAREC_HOME"
+    defaults = Installation.from_environment({"RAREC_HOME": str(home)})
+    rows = []
+    for name, info in Installation.model_fields.items():
+        if (name in TRAINING) != training:
+            continue
+        if name == "engine":
+            for field, one in type(defaults.engine).model_fields.items():
+                kind = "JSON file" if field == "deepspeed" else _type(one.annotation, one.metadata)
+                rows.append(_variable(ENGINE_VARIABLES[field], kind, one.default, one))
+            continue
+        named = [one for one in info.metadata if isinstance(one, str)]
+        value = getattr(defaults, name)
+        text = ", ".join(value) if isinstance(value, tuple) else str(value).replace(str(home), "RAREC_HOME")
+        kind = named[0] if named else _type(info.annotation, info.metadata)
+        rows.append(_variable(info.validation_alias, kind, ".rarec" if name == "root" else text, info))
+    return "\n".join(["| variable | type | default | meaning |", "|---|---|---|---|", *rows])
+
+
+def _variable(name: Any, kind: str, default: Any, info: FieldInfo) -> str:
+    text = json.dumps(default) if isinstance(default, bool) else str(default)
+    shown = "none" if default in ("", None, {}) else f"`{text}`"
+    meaning = (info.description or "").replace("|", "\\|").replace("<", "&lt;")
+    return f"| `{name}` | {kind} | {shown} | {meaning} |"
+
+
 def _row(name: str, info: FieldInfo) -> str:
     value = info.get_default(call_default_factory=True)
     default = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
@@ -78,13 +118,20 @@ def _type(annotation: Any, metadata: list[Any]) -> str:
 def main(check: Annotated[bool, typer.Option("--check", help="Write nothing; exit 1 if out of date.")] = False) -> None:
     """Bring the reference up to date."""
     sys.path.insert(0, str(ROOT))
-    before = PAGE.read_text()
-    text = reference()
-    after = REGION.sub(lambda found: f"{found[1]}\n{text}\n{found[2]}", before)
-    if check and after != before:
-        raise SystemExit("error: docs/configuration.md is out of date; run python docs/reference.py")
-    if after != before:
-        PAGE.write_text(after)
+    parts = {
+        "configuration.md": {"settings": reference(), "environment": environment(training=False)},
+        "training.md": {"environment of trainings": environment(training=True)},
+    }
+    for page, texts in parts.items():
+        file = ROOT / "docs" / page
+        after = before = file.read_text()
+        for name, text in texts.items():
+            region = re.compile(REGION.format(name=name), re.DOTALL)
+            after = region.sub(lambda found, text=text: f"{found[1]}\n{text}\n{found[2]}", after)
+        if check and after != before:
+            raise SystemExit(f"error: docs/{page} is out of date; run python docs/reference.py")
+        if after != before:
+            file.write_text(after)
 
 
 if __name__ == "__main__":

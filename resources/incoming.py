@@ -19,7 +19,8 @@ import fsspec
 import pandas as pd
 
 from rarec.data.incoming.ledger import Judged, Kind, Ledger, Seen
-from rarec.data.incoming.merge import FILE_ROWS, Parsed, parse_incoming
+from rarec.data.incoming.parse import parse_incoming
+from rarec.data.incoming.rows import FILE_ROWS, Parsed
 from rarec.data.spec import DatasetSpec
 from rarec.errors import InputError, one_line
 

@@ -10,7 +10,7 @@ from assets.data.clean import load_counts, load_table
 from assets.framework.reuse import Outcome
 from assets.framework.stage import Job, stage
 from assets.reports.publish import course, image, links_to, log_report
-from rarec.baselines.ctr_logistic import fit_and_predict, five_numbers
+from rarec.baselines.ctr_logistic import features_of, fit_and_predict
 from rarec.data.ctr import CtrSamples
 from rarec.rella.predict import SCORED, comparisons
 from rarec.rella.prompt_source import PromptSource
@@ -103,7 +103,7 @@ def _report(job: Job[CtrReportSettings]) -> reports.CtrReport:
     genres = load_table(inputs["item_catalog"], "items")["genres"]
     predicted = {split: pd.read_parquet(inputs["ctr_predictions"].file(f"{split}.parquet")) for split in SCORED}
     rows = {split: own["sample"].to_numpy() for split, own in predicted.items()}
-    yardstick = fit_and_predict(five_numbers(samples, items, rating, spec.is_positive(rating)), samples)
+    yardstick = fit_and_predict(features_of(samples, items, rating, spec.is_positive(rating)), samples)
     names = [name for name in predicted["test"].columns if name not in ("sample", "label")]
     outcomes = [
         reports.CtrOutcome(name, split, own[name].to_numpy()) for name in names for split, own in predicted.items()

@@ -12,7 +12,7 @@ import pytest
 from golden import GOLDEN, unlike_golden
 from plant import Plant
 
-from rarec.rella.training_samples import ShotSettings, save_variants
+from rarec.rella.training_samples import TrainingSampleSettings, save_variants
 from resources.artifacts.identity import fingerprint
 from resources.artifacts.manifest import Manifest
 from resources.artifacts.store import Artifact, ArtifactStore
@@ -116,7 +116,7 @@ def store(plant):
     }  # fmt: skip
     store = RecordedStore(root=plant.home.artifacts, cache=str(plant.home.cache))
     mixed = next(one for one in RECORDED if one["asset"] == "mixed_reit_samples")
-    variants = ShotSettings(**mixed["config"]).variants()
+    variants = TrainingSampleSettings(**mixed["config"]).variants()
     for asset in ("mixed_reit_samples", "lora_checkpoint"):
         store.local_folder(asset).mkdir(parents=True)
         save_variants(variants, store.local_folder(asset))

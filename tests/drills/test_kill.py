@@ -383,12 +383,12 @@ def _text(position):
 
 
 def said_to_go_on(drill, asset, log_size):
-    """Where rank 0 says that it goes on, in its log behind so many bytes: (epochs, steps)."""
+    """Where rank 0 says that it resumes, in its log behind so many bytes: (epochs, steps)."""
     said = drill.log_of_rank_0(asset)[log_size:].decode()
     return [
         (int(words[words.index("after") + 1]), int(words[words.index("and") + 1]))
         for words in map(str.split, said.splitlines())
-        if "goes" in words and "after" in words
+        if "resuming" in words and "after" in words
     ]
 
 

@@ -118,7 +118,7 @@ def test_deepspeed_comes_from_the_environment(tmp_path):
         (
             "RAREC_ZERO_STAGE",
             "3",
-            r"RAREC_ZERO_STAGE is 3, but RAREC_DEEPSPEED says stage 2: keep one \(RAREC_DEEPSPEED is .*own.json\)",
+            r"RAREC_ZERO_STAGE is 3, but RAREC_DEEPSPEED sets stage 2; set only one \(RAREC_DEEPSPEED is .*own.json\)",
         ),
         ("RAREC_ZERO_STAGE", "5", "RAREC_ZERO_STAGE is 5; it must be at most 3"),
         ("RAREC_PRECISION", "int8", "RAREC_PRECISION is int8; it must be 'fp32', 'bf16' or 'fp16'"),
@@ -127,7 +127,7 @@ def test_deepspeed_comes_from_the_environment(tmp_path):
         with pytest.raises(InputError, match=message):
             Installation.from_environment({**variables, name: value})
     (tmp_path / "own.json").write_text('{"optimizer": {}}')
-    with pytest.raises(InputError, match="RAREC_DEEPSPEED: optimizer is RaRec's own: each stage brings its own"):
+    with pytest.raises(InputError, match="RAREC_DEEPSPEED: optimizer is set by RaRec; each stage has its own"):
         Installation.from_environment(variables)
     (tmp_path / "own.json").write_text("[]")
     with pytest.raises(InputError, match="must hold a JSON object"):

@@ -193,7 +193,7 @@ def test_a_ledger_that_cannot_be_written_keeps_what_was_judged_before(arrivals, 
     def full(_):
         raise OSError("No space left on device")
 
-    monkeypatch.setattr("rarec.data.incoming.ledger._parquet", full)
+    monkeypatch.setattr("rarec.data.incoming.ledger.as_parquet", full)
     with pytest.raises(OSError, match="No space"):
         arrivals.take_in(WIDE, judge_again=True)
     assert arrivals.ledger.state() == before
@@ -225,7 +225,7 @@ def test_a_correction_takes_the_place_of_what_is_withdrawn(arrivals):
     with sqlite3.connect(arrivals.ledger.folder / "ledger.sqlite") as database:
         parts = [pd.read_parquet(io.BytesIO(content)) for (content,) in database.execute("SELECT content FROM parts")]
     assert [len(part) for part in parts] == [4]
-    with pytest.raises(InputError, match="1 files were withdrawn while this run was about to read them; run it again"):
+    with pytest.raises(InputError, match="1 files were withdrawn just before this run could read them; run it again"):
         arrivals.ledger.read(before)
     line = arrivals.ledger.files().set_index("names").loc["b.csv"]
     assert (line["sha256"], line["rows"], line["withdrawn"][:3]) == (wrong, 10, "202")
@@ -234,7 +234,7 @@ def test_a_correction_takes_the_place_of_what_is_withdrawn(arrivals):
     assert arrivals.rows() == sorted(TOLD[:4] + TOLD)
     corrected = arrivals.ledger.state()
     assert withdraw(arrivals.ledger, [wrong[:8].upper(), wrong]) == []  # it is already, and a retry may ask again
-    with pytest.raises(InputError, match=r"'b.csv' stands for 2 contents, so give the beginning of one's hash.*withdr"):
+    with pytest.raises(InputError, match=r"'b.csv' matches 2 contents; give the beginning of a hash instead.*withdr"):
         withdraw(arrivals.ledger, ["b.csv"])
     assert arrivals.ledger.state() == corrected
 
@@ -286,10 +286,13 @@ def test_with_a_file_that_grew_goes_what_it_began_as(arrivals):
 @pytest.mark.parametrize(
     ("wanted", "problem"),
     [
-        ("c.csv", r"'c.csv' is neither a file's name nor the beginning \(4 characters or more\) of a content's hash"),
+        (
+            "c.csv",
+            r"'c.csv' is neither the name of a file nor the beginning \(4 characters or more\) of a content's hash",
+        ),
         ("", "'' is neither"),
         ("0", "'0' is neither"),
-        ("twice.csv", "'twice.csv' stands for 2 contents, so give the beginning of one's hash"),
+        ("twice.csv", "'twice.csv' matches 2 contents; give the beginning of a hash instead"),
         ("refused.csv", "'refused.csv' is neither"),
     ],
 )
@@ -309,19 +312,19 @@ def test_what_names_nothing_or_two_withdraws_nothing(arrivals, wanted, problem):
 
 
 def test_nothing_can_be_withdrawn_before_anything_is_taken_in(arrivals):
-    with pytest.raises(InputError, match=r"withdraw: 'a.csv' names nothing; no file was taken in yet"):
+    with pytest.raises(InputError, match=r"withdraw: 'a.csv' is unknown, as no file has been ingested yet"):
         withdraw(arrivals.ledger, ["a.csv"])
     arrivals.ledger.look([Seen("a.csv", 1, "")], 0.0, 0.0)
-    with pytest.raises(InputError, match=r"'a.csv' is neither .* There is none\. Nothing was withdrawn"):
+    with pytest.raises(InputError, match=r"'a.csv' is neither .* Known contents: none\. Nothing was withdrawn"):
         withdraw(arrivals.ledger, ["a.csv"])
 
 
 def test_a_hash_beginning_of_two_contents_withdraws_neither(arrivals, monkeypatch):
-    monkeypatch.setattr("rarec.data.incoming.ledger.HASH_LEAST", 0)
+    monkeypatch.setattr("rarec.data.incoming.withdrawal.HASH_LEAST", 0)
     arrivals.drop("a.csv", ROWS)
     arrivals.drop("b.csv", WRONG)
     arrivals.take_in()
-    with pytest.raises(InputError, match=r"withdraw: '' stands for 2 contents.*\(b.csv: .*\(a.csv: "):
+    with pytest.raises(InputError, match=r"withdraw: '' matches 2 contents.*\(b.csv: .*\(a.csv: "):
         withdraw(arrivals.ledger, [""])
     assert len(arrivals.rows()) == 20
 
@@ -334,9 +337,9 @@ def test_a_process_killed_while_it_withdraws_has_withdrawn_nothing(arrivals):
     before, files, rows = arrivals.ledger.state(), arrivals.ledger.files(), arrivals.rows()
     bad = arrivals.ledger.read(before).bad
     assert len(bad) == 1
-    kill = (
-        "import os, signal, sys; from pathlib import Path; from rarec.data.incoming import ledger; "
-        "ledger._parquet = lambda _: os.kill(os.getpid(), signal.SIGKILL); "  # bad rows are deleted, good ones not yet
+    kill = (  # when bad rows are deleted and good ones are not yet
+        "import os, signal, sys; from pathlib import Path; from rarec.data.incoming import ledger, withdrawal; "
+        "withdrawal.as_parquet = lambda _: os.kill(os.getpid(), signal.SIGKILL); "
         "ledger.Ledger(Path(sys.argv[1])).withdraw(['b.csv'])"
     )
     root = Path(__file__).parents[2]
@@ -378,17 +381,6 @@ def test_what_is_being_judged_again_is_withdrawn_after_that(arrivals):
     assert held == ["a.csv"]
     assert arrivals.ledger.state().entries == ()
     assert arrivals.ledger.files()["withdrawn"].notna().tolist() == [True, True]
-
-
-def test_a_ledger_of_before_withdrawals_is_gone_on_with(arrivals):
-    arrivals.drop("a.csv", ROWS)
-    arrivals.take_in()
-    before = arrivals.ledger.state()
-    with sqlite3.connect(arrivals.ledger.folder / "ledger.sqlite") as database:
-        database.execute("DROP TABLE withdrawals")
-    assert arrivals.ledger.state() == before
-    assert withdraw(arrivals.ledger, ["a.csv"]) == ["a.csv"]
-    assert arrivals.rows() == []
 
 
 def test_a_file_that_changes_has_not_settled_whatever_the_clock_says(arrivals):

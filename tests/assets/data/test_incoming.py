@@ -94,7 +94,7 @@ def test_late_future_bad_and_repeated_rows_end_where_they_belong(shop):
     assert reasons[0].endswith(AHEAD)
     assert reasons[1:] == [
         "rating '9' is outside 1 to 5",
-        "item_id 'x9' is no whole number, as those of the data set are",
+        "item_id 'x9' is not a whole number like the data set's other ids",
     ]
     # The same again under other names changes neither the ledger nor what rests on it.
     for name in ("a.csv", "b.csv", "c.csv"):
@@ -167,7 +167,7 @@ def test_a_withdrawn_file_is_told_and_its_rows_leave_the_raw_tables(shop):
         "withdraw takes back what judge_again brings in; run one after the other"
     )
     result = shop.run("incoming_interactions", incoming_interactions={"withdraw": ["c.csv"]})
-    assert failures(result)["incoming_interactions"].startswith("withdraw: 'c.csv' is neither a file's name nor")
+    assert failures(result)["incoming_interactions"].startswith("withdraw: 'c.csv' is neither the name of a file nor")
     told = shop.take_in(withdraw=["b.csv"])
     assert (told["reused"], told["files"], told["files_withdrawn"], told["dagster/row_count"]) == (False, 1, 1, 1)
     assert "b.csv" in told["withdrawn"]
