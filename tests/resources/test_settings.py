@@ -138,7 +138,7 @@ def test_secrets_are_not_shown_and_settings_never_change():
         ),
         ({"RAREC_PRECISION": "int8"}, "RAREC_PRECISION is int8; it must be 'fp32', 'bf16' or 'fp16'. Correct or unset"),
         ({"RAREC_CHECKPOINT_MINUTES": "ten"}, "RAREC_CHECKPOINT_MINUTES is ten; it must be a number. Correct or unset"),
-        ({"RAREC_OFFLOAD": "true"}, "RAREC_OFFLOAD needs ZeRO: set RAREC_ZERO_STAGE to 1, 2 or 3"),
+        ({"RAREC_OFFLOAD": "true"}, "RAREC_OFFLOAD needs ZeRO; set RAREC_ZERO_STAGE to 1, 2 or 3"),
         (
             {"RAREC_WORKER_ENVIRONMENT": "LD_LIBRARY_PATH,TOKEN", "TOKEN": "t"},
             "RAREC_WORKER_ENVIRONMENT names variables that are not set: LD_LIBRARY_PATH. Set them or remove their",
@@ -164,7 +164,7 @@ def test_a_home_that_is_a_file_is_refused(tmp_path):
         (None, "RAREC_DEEPSPEED is {file}, and there is no such file; correct or unset it."),
         ("{", "RAREC_DEEPSPEED is {file}, which cannot be read as JSON: "),
         ("[]", "RAREC_DEEPSPEED: {file} must hold a JSON object."),
-        ('{"optimizer": {}}', "RAREC_DEEPSPEED: optimizer is RaRec's own: each stage brings its own"),
+        ('{"optimizer": {}}', "RAREC_DEEPSPEED: optimizer is set by RaRec; "),
     ],
 )
 def test_a_wrong_deepspeed_file_is_named(tmp_path, content, message):
