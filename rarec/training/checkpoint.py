@@ -165,7 +165,8 @@ def _read(folder: Path, workers: str) -> tuple[dict[str, Any], dict[str, Tensor]
     if record["workers"] != workers:
         raise InputError(
             f"the checkpoint {file} was written with {record['workers']}; resuming it with {workers} would give "
-            "another result. Use the same number of processes, device, precision and accumulation, or start over with force"
+            "another result. Use the same number of processes, device, precision and accumulation, or start over with "
+            "force"
         )
     return record, tensors
 

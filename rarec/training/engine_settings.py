@@ -73,7 +73,7 @@ class EngineSettings(Settings):
             raise ValueError("offload needs ZeRO; set zero_stage to 1, 2 or 3")
         if self.precision == "fp16" and self.stage:
             raise ValueError(
-                "fp16 works only with zero_stage 0: with sharded gradients, each process of DeepSpeed decides by itself "
+                "fp16 works only with zero_stage 0: with sharded gradients, each process decides alone "
                 "whether a step overflowed; use bf16 instead"
             )
         return self

@@ -24,7 +24,7 @@ from rarec.training.engine_settings import EngineSettings
             },
             "offload means to the CPU, but deepspeed's offload_optimizer names another device",
         ),
-        ({"offload": True}, "offload needs ZeRO: set zero_stage to 1, 2 or 3"),
+        ({"offload": True}, "offload needs ZeRO; set zero_stage to 1, 2 or 3"),
         ({"precision": "fp16", "zero_stage": 1}, "fp16 works only with zero_stage 0"),
         ({"zero_stage": 4}, "less than or equal to 3"),
         ({"accumulation": 0}, "greater than or equal to 1"),
