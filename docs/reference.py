@@ -9,10 +9,8 @@ import json
 import pkgutil
 import re
 import sys
-import types
-import typing
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated
 
 import typer
 from pydantic.fields import FieldInfo
@@ -20,22 +18,14 @@ from pydantic.fields import FieldInfo
 ROOT = Path(__file__).parents[1]
 REGION = r"(<!-- generated: {name} -->\n).*?(\n<!-- end of generated: {name} -->)"
 TRAINING = (
-    "nproc",
-    "threads",
-    "heartbeat_s",
-    "engine",
-    "hostfile",
-    "remote_shell",
-    "rendezvous",
-    "nodes",
-    "worker_environment",
-)
+    "RAREC_NPROC", "RAREC_THREADS", "RAREC_HEARTBEAT", "RAREC_PRECISION", "RAREC_ZERO_STAGE", "RAREC_OFFLOAD",
+    "RAREC_ACCUMULATION", "RAREC_DEEPSPEED", "RAREC_CHECKPOINT_STEPS", "RAREC_CHECKPOINT_MINUTES", "RAREC_HOSTFILE",
+    "RAREC_REMOTE_SHELL", "RAREC_RENDEZVOUS", "RAREC_NODES", "RAREC_WORKER_ENVIRONMENT",
+)  # fmt: skip
 GROUPS = (
     "raw", "sequences", "recommender", "text", "semantic", "index", "instruction", "language", "baselines", "reports",
     "operations", "sweeps",
 )  # fmt: skip
-WORDS = {int: "whole number", float: "number", str: "text", bool: "true or false"}
-BOUNDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
 
 
 def reference() -> str:
@@ -64,55 +54,27 @@ def reference() -> str:
 
 def environment(training: bool) -> str:
     """A table of the installation's variables: those of trainings, or all others."""
-    from resources.settings import ENGINE_VARIABLES, Installation
+    from resources.settings_table import settings_table
 
-    home = ROOT / "RAREC_HOME"
-    defaults = Installation.from_environment({"RAREC_HOME": str(home)})
-    rows = []
-    for name, info in Installation.model_fields.items():
-        if (name in TRAINING) != training:
-            continue
-        if name == "engine":
-            for field, one in type(defaults.engine).model_fields.items():
-                kind = "JSON file" if field == "deepspeed" else _type(one.annotation, one.metadata)
-                rows.append(_variable(ENGINE_VARIABLES[field], kind, one.default, one))
-            continue
-        named = [one for one in info.metadata if isinstance(one, str)]
-        value = getattr(defaults, name)
-        text = ", ".join(value) if isinstance(value, tuple) else str(value).replace(str(home), "RAREC_HOME")
-        kind = named[0] if named else _type(info.annotation, info.metadata)
-        rows.append(_variable(info.validation_alias, kind, ".rarec" if name == "root" else text, info))
+    rows = [
+        f"| `{one.name}` | {one.type} | {one.default if one.default == 'none' else f'`{one.default}`'} "
+        f"| {_cell(one.description)} |"
+        for one in settings_table()
+        if (one.name in TRAINING) == training
+    ]
     return "\n".join(["| variable | type | default | meaning |", "|---|---|---|---|", *rows])
 
 
-def _variable(name: Any, kind: str, default: Any, info: FieldInfo) -> str:
-    text = json.dumps(default) if isinstance(default, bool) else str(default)
-    shown = "none" if default in ("", None, {}) else f"`{text}`"
-    meaning = (info.description or "").replace("|", "\\|").replace("<", "&lt;")
-    return f"| `{name}` | {kind} | {shown} | {meaning} |"
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
 
 
 def _row(name: str, info: FieldInfo) -> str:
+    from rarec.config import type_in_words
+
     value = info.get_default(call_default_factory=True)
     default = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    meaning = (info.description or "").replace("|", "\\|").replace("\n", " ")
-    return f"| `{name}` | {_type(info.annotation, info.metadata)} | `{default}` | {meaning} |"
-
-
-def _type(annotation: Any, metadata: list[Any]) -> str:
-    origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
-    if origin is Annotated:
-        return _type(inner[0], [*(part for one in inner[1:] for part in getattr(one, "metadata", [one])), *metadata])
-    if origin is types.UnionType:
-        return " or ".join(_type(one, metadata) for one in inner if one is not type(None))
-    if origin is Literal:
-        return ", ".join(f"`{value}`" for value in inner)
-    if origin is tuple:
-        return f"list: {_type(inner[0], [])}"
-    bounds = [
-        f"{word} {getattr(one, bound):g}" for one in metadata for bound, word in BOUNDS.items() if hasattr(one, bound)
-    ]
-    return ", ".join([WORDS.get(annotation, str(annotation)), *bounds])
+    return f"| `{name}` | {type_in_words(info)} | `{default}` | {_cell(info.description or '')} |"
 
 
 def main(check: Annotated[bool, typer.Option("--check", help="Write nothing; exit 1 if out of date.")] = False) -> None:

@@ -122,7 +122,7 @@ def _seen(entry: Mapping[str, Any]) -> Seen | None:
 
 
 @dataclass
-class Report:
+class Ingestion:
     """What one ingestion did: the files it recorded, and those it left for the next one.
 
     Attributes:
@@ -150,14 +150,14 @@ def ingest(
     settled: Sequence[Seen],
     batch_files: int = BATCH_FILES,
     judge_again: bool = False,
-) -> Report:
+) -> Ingestion:
     """Judge each settled file and record it, batch by batch. Waits if another process is ingesting for this ledger.
 
     `judge_again` also judges files again that were withdrawn or refused or had bad rows, if they are still there and
     unchanged. A file that is no longer as it was seen, or that cannot be read, is left for the next ingestion. If the
     store goes away, its error is raised; what was judged before is kept.
     """
-    report = Report()
+    report = Ingestion()
     with _alone(ledger.folder) as scratch:
         files = [(seen, False) for seen in ledger.unjudged(settled)]
         if judge_again:
@@ -225,7 +225,7 @@ def _judge(
     return Judged(seen, KINDS[suffix], sha256, parsed.rows, parsed.bad, refused, began_as)
 
 
-def _record(ledger: Ledger, batch: list[Judged], report: Report) -> None:
+def _record(ledger: Ledger, batch: list[Judged], report: Ingestion) -> None:
     if not batch:
         return
     new, withdrawn = ledger.record(batch), ledger.withdrawn()

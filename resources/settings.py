@@ -120,7 +120,7 @@ class Installation(BaseSettings):
     incoming: Place = Field(
         default_factory=lambda given: str(given["data"]),
         validation_alias="RAREC_INCOMING",
-        description="Where new interaction files arrive, in <data set>/incoming of each data set. Follows RAREC_DATA.",
+        description="Where new interaction files arrive, in `<data set>/incoming/` below it. Follows RAREC_DATA.",
     )
     settle_s: int = Field(
         default=SETTLE_S,

@@ -2,14 +2,13 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Any
 
 from pydantic.fields import FieldInfo
 
+from rarec.config import type_in_words
 from rarec.training.engine_settings import EngineSettings
 from resources.settings import ENGINE_VARIABLES, Installation, default_root
-
-TYPES = {str: "text", int: "whole number", float: "number", bool: "true or false", dict: "JSON file"}
 
 
 @dataclass(frozen=True)
@@ -38,16 +37,7 @@ def settings_table() -> list[Variable]:
 
 
 def _row(variable: str, field: FieldInfo, default: str) -> Variable:
-    return Variable(variable, _type_name(field), default, field.description or "")
-
-
-def _type_name(field: FieldInfo) -> str:
-    """How the declaration names the type, or else what it is."""
-    named = [one for one in field.metadata if isinstance(one, str)]
-    if named:
-        return named[0]
-    kind = get_origin(field.annotation) or field.annotation
-    return " or ".join(get_args(field.annotation)) if kind is Literal else TYPES[kind]  # type: ignore[index]
+    return Variable(variable, type_in_words(field), default, field.description or "")
 
 
 def _as_text(value: Any) -> str:

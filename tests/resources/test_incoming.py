@@ -21,7 +21,7 @@ from fsspec.implementations.local import LocalFileSystem
 from rarec.data.incoming.ledger import Ledger, Seen
 from rarec.data.spec import builtin_specs
 from rarec.errors import InputError
-from resources.incoming import IncomingFiles, Report, ingest, withdraw
+from resources.incoming import IncomingFiles, Ingestion, ingest, withdraw
 
 SPEC = builtin_specs()["ml-100k"]
 
@@ -620,7 +620,7 @@ def test_two_ingestions_at_once_judge_each_file_once(arrivals):
     for number in range(60):
         arrivals.drop(f"{number:02}.csv", [(str(number + 1), "50", 4, 893_000_000)])
     settled, _ = arrivals.ledger.look(arrivals.source.listing(), 0.0, 0.0)
-    reports: list[Report] = []
+    reports: list[Ingestion] = []
 
     def work():
         reports.append(ingest(arrivals.source, Ledger(arrivals.ledger.folder), SPEC, settled, batch_files=5))

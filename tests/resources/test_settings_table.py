@@ -26,8 +26,8 @@ def test_examples():
     assert shown["MLFLOW_TRACKING_URI"] == ("URL", "sqlite:///RAREC_HOME/mlflow/mlflow.db")
     assert shown["MLFLOW_UI_URL"] == ("URL", "http://127.0.0.1:5000")
     assert shown["RAREC_SCHEDULED"] == ("names, separated by commas", "demo")
-    assert shown["RAREC_NODES"] == ("whole number", "1")
-    assert shown["RAREC_PRECISION"] == ("fp32 or bf16 or fp16", "fp32")
+    assert shown["RAREC_NODES"] == ("whole number, at least 1", "1")
+    assert shown["RAREC_PRECISION"] == ("`fp32`, `bf16`, `fp16`", "fp32")
     assert shown["RAREC_OFFLOAD"] == ("true or false", "false")
     assert shown["RAREC_DEEPSPEED"] == ("JSON file", "none")
 
