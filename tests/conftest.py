@@ -2,7 +2,9 @@ import gc
 
 import fsspec
 import pytest
+import torch
 import torch.distributed as dist
+from raserec_toys import SINGLE_PROCESS
 from shaky_store import ShakyStore
 
 
@@ -21,3 +23,14 @@ def shaky():
     store = type("Shaky", (ShakyStore,), {})
     fsspec.register_implementation("shaky", store, clobber=True)
     return store
+
+
+@pytest.fixture
+def single_process(monkeypatch, _process_group):
+    """What the launcher sets for a lone CPU worker; one torch thread, so that results repeat bit by bit."""
+    for name, value in SINGLE_PROCESS.items():
+        monkeypatch.setenv(name, value)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

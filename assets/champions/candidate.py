@@ -232,6 +232,6 @@ def _judged(proof: dict[str, Any]) -> tuple[bool, dict[str, Any]]:
     if not passes:
         told["next"] = (
             f"nothing to do: version {proof['against']} serves on; a larger `tolerance` in the candidate's "
-            'configuration would let it pass (docs/operations.md, "a check failed")'
+            'configuration would let it pass (docs/operations/recovery.md, "The check not_worse failed")'
         )
     return passes, told

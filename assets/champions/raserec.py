@@ -18,7 +18,7 @@ from rarec.errors import InputError
 from rarec.types import Float64Array
 from resources.artifacts.store import Artifact
 from resources.mlflow.registry import Version
-from resources.mlflow.tracking import MODEL_NOT_LOGGED
+from resources.mlflow.tracked_run import MODEL_NOT_LOGGED
 
 ARTIFACTS = (
     "raserec_pretrained",

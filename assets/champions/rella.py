@@ -30,7 +30,7 @@ from rarec.rella.training_samples import load_variants
 from rarec.types import Float64Array, IntArray
 from resources.artifacts.store import Artifact
 from resources.mlflow.registry import Version
-from resources.mlflow.tracking import MODEL_NOT_LOGGED
+from resources.mlflow.tracked_run import MODEL_NOT_LOGGED
 
 ASKED = ("base_language_model", "item_catalog", "user_profiles", "semantic_item_vectors")
 """What a model is asked with, beside its adapter."""

@@ -16,7 +16,7 @@ from rarec.rella.predict import Adapter, PredictionSettings, PredictJob, gather_
 from rarec.rella.training_samples import Variant, load_variants, save_variants
 from rarec.rella.tuning import TUNING, TuningJob, TuningSettings
 from resources.artifacts.store import Artifact
-from resources.mlflow.tracking import MODEL_NOT_LOGGED, TrackedRun
+from resources.mlflow.tracked_run import MODEL_NOT_LOGGED, TrackedRun
 
 PROMPTS = ("interactions", "ctr_samples", "textual_samples", "base_language_model", "retrieval_enhanced_samples")
 """What prompts are read from."""

@@ -22,7 +22,7 @@ from rarec.reports.ctr.inputs import CtrReportSettings
 from rarec.reports.records import SPLIT_NAMES
 from rarec.training.fit import HISTORY
 from resources.artifacts.store import Artifact
-from resources.mlflow.tracking import TrackedRun
+from resources.mlflow.tracked_run import TrackedRun
 
 YARDSTICK = "logistic regression on five numbers"
 PROMPT_SOURCE = ("interactions", "ctr_samples", "textual_samples", "retrieval_enhanced_samples")

@@ -21,7 +21,7 @@ from fsspec.implementations.local import LocalFileSystem
 from rarec.data.incoming.ledger import Ledger, Seen
 from rarec.data.spec import builtin_specs
 from rarec.errors import InputError
-from resources.incoming import IncomingFiles, Report, ingest, withdraw
+from resources.incoming import IncomingFiles, Ingestion, ingest, withdraw
 
 SPEC = builtin_specs()["ml-100k"]
 
@@ -247,7 +247,7 @@ def test_a_withdrawn_content_comes_back_when_it_is_judged_again_only(arrivals):
     arrivals.drop("b.csv", WRONG)
     (judged,) = arrivals.take_in().judged
     assert judged["verdict"].startswith("withdrawn 202")
-    assert judged["verdict"].endswith("and not taken in again")
+    assert judged["verdict"].endswith("not accepted again")
     assert arrivals.rows() == []
     assert withdraw(arrivals.ledger, ["b.csv"]) == []
     (judged,) = arrivals.take_in(judge_again=True).judged  # one file a content
@@ -275,7 +275,7 @@ def test_with_a_file_that_grew_goes_what_it_began_as(arrivals):
     assert arrivals.ledger.files()["withdrawn"].notna().tolist() == [True, True, True, False]
     assert withdraw(arrivals.ledger, ["a.csv"]) == []
     arrivals.drop("a.csv", ROWS[:3])  # as it was before something wrong was written behind it
-    assert "not taken in again" in arrivals.take_in().judged[0]["verdict"]
+    assert "not accepted again" in arrivals.take_in().judged[0]["verdict"]
     arrivals.take_in(judge_again=True)
     assert arrivals.rows() == sorted([*TOLD[:3], ("1", "60", ROWS[0][3])])
     arrivals.drop("a.csv", ROWS[:5])
@@ -412,7 +412,7 @@ def test_a_name_with_other_content_is_another_file(arrivals):
     version = arrivals.ledger.state().version
     arrivals.drop("a.csv", ROWS[:4])  # as at first: nothing new
     (judged,) = arrivals.take_in().judged
-    assert judged["verdict"] == "known already, under another name or from an earlier look"
+    assert judged["verdict"] == "already known, under another name or from an earlier ingestion"
     assert arrivals.ledger.state().version == version
 
 
@@ -620,7 +620,7 @@ def test_two_ingestions_at_once_judge_each_file_once(arrivals):
     for number in range(60):
         arrivals.drop(f"{number:02}.csv", [(str(number + 1), "50", 4, 893_000_000)])
     settled, _ = arrivals.ledger.look(arrivals.source.listing(), 0.0, 0.0)
-    reports: list[Report] = []
+    reports: list[Ingestion] = []
 
     def work():
         reports.append(ingest(arrivals.source, Ledger(arrivals.ledger.folder), SPEC, settled, batch_files=5))

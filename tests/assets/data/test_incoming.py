@@ -101,7 +101,7 @@ def test_late_future_bad_and_repeated_rows_end_where_they_belong(shop):
         (shop.folder / name).rename(shop.folder / f"again-{name}")
     told = shop.take_in()
     assert told["files_judged_now"] == 3
-    assert told["judged now"].count("known already") == 3
+    assert told["judged now"].count("already known") == 3
     result = shop.run("raw_interactions")
     (event,) = result.get_asset_materialization_events()
     assert event.materialization.metadata["reused"].value
@@ -174,6 +174,6 @@ def test_a_withdrawn_file_is_told_and_its_rows_leave_the_raw_tables(shop):
     assert shop.raw().incoming_rows == 1
     shop.drop("c.csv", [(8, 10, 1, 1000), (8, 11, 1, 1001)])
     told = shop.take_in()
-    assert "and not taken in again" in told["judged now"]
+    assert "not accepted again" in told["judged now"]
     assert told["files"] == 1
     assert shop.take_in(judge_again=True)["files"] == 2

@@ -23,7 +23,7 @@ import assets.raserec.finetuned
 from assets.raserec.finetuned import ids_version
 from rarec.data.sequences import UserSequences
 from rarec.retrieval.memory import MemoryBank
-from resources.mlflow.tracking import TrackedRun
+from resources.mlflow.tracked_run import TrackedRun
 from resources.workers import launcher
 from resources.workers.launcher import TrainingLauncher
 
@@ -361,7 +361,7 @@ def test_an_encoder_of_other_sequences_is_refused(plant, first):
     plant.put("raserec_pretrained", "borrowed", encoder.path, {}, inputs={"user_sequences": "of another day"})
     result = plant.run("borrowed", only=["memory_bank"])
     assert failures(result) == {
-        "memory_bank": "the raserec_pretrained of borrowed was made from another user_sequences than the present one; "
+        "memory_bank": "the raserec_pretrained of borrowed was made from another user_sequences than the current one; "
         "materialise raserec_pretrained again (job `raserec`: make run DATASET=borrowed TRACK=raserec)"
     }
 
