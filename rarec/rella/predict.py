@@ -175,10 +175,10 @@ class PredictJob(PromptJob):
 
 
 def gather_predictions(folder: Path, samples: CtrSamples, settings: PredictionSettings) -> dict[Split, pd.DataFrame]:
-    """Put the ranks' shares together as ``<split>.parquet``, with labels, in the order of the samples.
+    """Combine the ranks' shares into ``<split>.parquet``, with labels, in the order of the samples.
 
     Raises:
-        RuntimeError: the share of a rank is missing.
+        RuntimeError: The share of a rank is missing.
     """
     tables: dict[Split, pd.DataFrame] = {}
     for split in SCORED:
@@ -198,7 +198,7 @@ def gather_predictions(folder: Path, samples: CtrSamples, settings: PredictionSe
 
 
 def gather_facts(folder: Path) -> list[dict[str, float]]:
-    """What each rank left about its work; the files are removed."""
+    """What each rank reported about its work. The files are removed."""
     files = sorted(folder.glob("facts-*.json"))
     facts = [json.loads(file.read_text()) for file in files]
     for file in files:
