@@ -1,13 +1,13 @@
 """Jobs: which assets run together for which data set, and what is done with models in use."""
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import dagster as dg
 from pydantic import Field
 
-from assets.champions.track import TRACKS as CHAMPIONS
-from assets.framework.stage import TRACK_OF_GROUP, refuse_bad_input
+from assets.champions.track import CHAMPION_TRACKS
+from assets.framework.stage import STAGES, refuse_bad_input
 from assets.retention import CleanConfig, clean_up
 from rarec.errors import InputError
 from resources.artifacts.store import ArtifactStore
@@ -15,7 +15,6 @@ from resources.mlflow.registry import promote_job
 from resources.mlflow.tracking import MlflowTracking
 
 WINDOW_DAYS = 7  # of the data set's clock that a candidate is compared on, when it is trained for promotion
-OPERATIONS, SWEEPS = "operations", "sweeps"
 DEMO = "demo"
 
 
@@ -24,23 +23,30 @@ def dataset_partitions(names: Iterable[str]) -> dg.StaticPartitionsDefinition:
     return dg.StaticPartitionsDefinition(sorted(names))
 
 
-def _groups(track: str) -> dg.AssetSelection:
-    return dg.AssetSelection.groups(*(group for group, of in TRACK_OF_GROUP.items() if of in (track, "both")))
+TRACK_JOBS = ("raserec", "rella")
+NOT_IN_TRACKS = ("operations", "sweeps")  # groups that no job of a whole track builds
 
 
-TRACKS = {
-    "raserec": _groups("raserec") | dg.AssetSelection.assets("ranking_baselines", "ranking_metrics"),
-    "rella": _groups("rella") | dg.AssetSelection.assets("ctr_metrics"),
-}
+def track_selection(track: str) -> dg.AssetSelection:
+    """Every asset of a track, by the tag of its stage, and the tables that both tracks begin with."""
+    own = [one for one in STAGES.values() if one.track == track or one.group == "raw"]
+    return dg.AssetSelection.assets(*(name for one in own if one.group not in NOT_IN_TRACKS for name in one.assets))
+
+
 NEWEST = dg.AssetSelection.groups("raw")
 
-Job = tuple[str, dg.AssetSelection, dict[str, dict[str, Any]]]
-"""What it does, which assets, their settings."""
+
+class Job(NamedTuple):
+    """What a job does, which assets it builds, and their settings."""
+
+    description: str
+    selection: dg.AssetSelection
+    config: dict[str, dict[str, Any]] = {}  # noqa: RUF012  a default that nobody changes
 
 
 def promotion(track: str) -> dg.AssetSelection:
     """Candidate and champion of a track, and what is made again when the champion changes."""
-    return dg.AssetSelection.assets(f"{track}_candidate", f"{track}_champion", *CHAMPIONS[track].follows)
+    return dg.AssetSelection.assets(f"{track}_candidate", f"{track}_champion", *CHAMPION_TRACKS[track].follows)
 
 
 def drift_job(track: str) -> str:
@@ -51,16 +57,14 @@ def drift_job(track: str) -> str:
 def champion_jobs() -> dict[str, Job]:
     """Of every track: its champion measured, and its candidate promoted."""
     jobs: dict[str, Job] = {}
-    for name, track in CHAMPIONS.items():
-        jobs[drift_job(name)] = (
+    for name, track in CHAMPION_TRACKS.items():
+        jobs[drift_job(name)] = Job(
             f"Measure the {name} champion on the events since its promotion.",
             NEWEST | dg.AssetSelection.assets(track.drift_asset),
-            {},
         )
-        jobs[promote_job(name)] = (
+        jobs[promote_job(name)] = Job(
             f"Compare the present {name} model with its champion; it takes the champion's place if it is not worse.",
             promotion(name),
-            {},
         )
     return jobs
 
@@ -69,53 +73,48 @@ def cascade() -> dict[str, Job]:
     """What keeps a model in use up to date, from cheap to expensive."""
     in_use = promotion("raserec")
     return {
-        "ingest": (
+        "ingest": Job(
             "Take in the files that arrived, and make tables and sequences again.",
             NEWEST | dg.AssetSelection.assets("user_sequences"),
-            {},
         ),
-        "recommend": (
+        "recommend": Job(
             "Make the lists of the model in use, as after a rollback; train nothing. Seconds.",
             dg.AssetSelection.assets("recommendations"),
-            {},
         ),
         **champion_jobs(),
-        "refresh": (
+        "refresh": Job(
             "Let the champion's memory take in what happened since; train nothing. Minutes.",
             NEWEST | dg.AssetSelection.assets("refreshed_memory") | in_use,
             {"raserec_candidate": {"source": "refreshed"}},
         ),
-        "finetune": (
+        "finetune": Job(
             "Train stage 2 again on the champion's encoder and its refreshed memory. Tens of minutes.",
             NEWEST | dg.AssetSelection.assets("refreshed_memory", "refreshed_finetuned") | in_use,
             {"raserec_candidate": {"source": "finetuned"}, "refreshed_memory": {"window_days": WINDOW_DAYS}},
         ),
-        "pretrain": (
+        "pretrain": Job(
             "Train both stages again on all but the newest days. Hours.",
             NEWEST
             | dg.AssetSelection.assets("user_sequences", "raserec_pretrained", "memory_bank", "raserec_finetuned")
             | in_use,
             {"user_sequences": {"window_days": WINDOW_DAYS}},
         ),
-        "tune": (
+        "tune": Job(
             "Tune an adapter again on fresh samples; it takes the place of ReLLa's champion if it is not worse. Hours.",
-            TRACKS["rella"] - dg.AssetSelection.assets("ctr_predictions", "ctr_metrics") | promotion("rella"),
-            {},
+            track_selection("rella") - dg.AssetSelection.assets("ctr_predictions", "ctr_metrics") | promotion("rella"),
         ),
     }
 
 
 TRIALS: dict[str, Job] = {
-    "sweep": (
+    "sweep": Job(
         "Try settings against each other on validation figures: stage 2 with several K, alpha and beta.",
         dg.AssetSelection.assets("raserec_sweep"),
-        {},
     ),
-    "sweep_rella": (
+    "sweep_rella": Job(
         "Try settings against each other on validation figures: adapters with several numbers of shots and behaviours "
         "and learning rates.",
         dg.AssetSelection.assets("rella_sweep"),
-        {},
     ),
 }
 
@@ -123,29 +122,29 @@ TRIALS: dict[str, Job] = {
 def asset_jobs(partitions: dg.StaticPartitionsDefinition) -> list[Any]:
     """One job a track, `everything` but operations and sweeps, the cascade, and the sweeps."""
     jobs: dict[str, Job] = {
-        track: (f"The whole {track} track of one data set.", selection, {}) for track, selection in TRACKS.items()
+        track: Job(f"The whole {track} track of one data set.", track_selection(track)) for track in TRACK_JOBS
     }
-    jobs["everything"] = (
+    jobs["everything"] = Job(
         "Every asset of one data set but those that concern the model in use, and sweeps.",
-        dg.AssetSelection.all() - dg.AssetSelection.groups(OPERATIONS, SWEEPS),
+        dg.AssetSelection.all() - dg.AssetSelection.groups(*NOT_IN_TRACKS),
         {},
     )
     return [
         dg.define_asset_job(
             name,
-            selection=selection,
+            selection=job.selection,
             partitions_def=partitions,
-            description=description,
-            config={"ops": {asset: {"config": settings} for asset, settings in config.items()}},
+            description=job.description,
+            config={"ops": {asset: {"config": settings} for asset, settings in job.config.items()}},
         )
-        for name, (description, selection, config) in {**jobs, **cascade(), **TRIALS}.items()
+        for name, job in {**jobs, **cascade(), **TRIALS}.items()
     ]
 
 
 class RollbackConfig(dg.Config):
     """Which champion is taken back, and in favour of which version."""
 
-    track: str = Field(default="raserec", description="raserec or rella.")
+    track: str = Field(default="raserec", description="Track whose champion is taken back.")
     version: int = Field(
         default=0,
         ge=0,
@@ -160,8 +159,8 @@ def roll_back(
 ) -> None:
     """Move the alias `champion` back."""
     dataset = context.partition_key
-    if config.track not in CHAMPIONS:
-        raise InputError(f"track is {config.track}; it must be one of {', '.join(map(repr, CHAMPIONS))}")
+    if config.track not in CHAMPION_TRACKS:
+        raise InputError(f"track is {config.track}; it must be one of {', '.join(map(repr, CHAMPION_TRACKS))}")
     before, now = tracking.registry(config.track, dataset).roll_back(store, config.version or None)
     context.log.info(f"{now.model}: champion is version {now.number} again, no longer {before.number}")
     metadata: dict[str, dg.RawMetadataValue] = {

@@ -67,7 +67,7 @@ def main(
 def _prepare(dataset: str, track: str, config: str, installation: Installation) -> tuple[Any, dict[str, Any]]:
     """The job and its run configuration. Wrong arguments are refused here, before anything runs."""
     from assets.framework.configuration import make_settings
-    from assets.framework.stage import settings_of
+    from assets.framework.stage import stage_of
     from pipelines.definitions import defs  # seconds to import, and DAGSTER_HOME is set now
     from pipelines.jobs import OF_ONE_STEP, cascade
     from rarec.data.spec import find_spec
@@ -85,16 +85,17 @@ def _prepare(dataset: str, track: str, config: str, installation: Installation) 
     known = {key.to_user_string() for key in jobs[track].asset_layer.executable_asset_keys}
     # Dagster takes this in place of the job's own configuration, so that must be in it.
     steps = cascade()
-    own = steps[track][2] if track in steps else {}
+    own = steps[track].config if track in steps else {}
     ops: dict[str, Any] = {defs.resolve_assets_def(asset).op.name: {"config": dict(own[asset])} for asset in own}
     for asset, values in given.items():
         if asset not in known:
             it_has = ", ".join(sorted(known))
             raise InputError(f"CONFIG: TRACK={track} has no asset {asset!r}{closest(asset, known)}; it has {it_has}")
         settings = {name: value for name, value in values.items() if name != "force"}
+        stage = stage_of(asset)
         make_settings(
-            settings_of(asset),
-            {**overrides.get(asset, {}), **settings},
+            stage.settings,
+            {**overrides.get(stage.defaults_of, {}), **overrides.get(asset, {}), **settings},
             f"CONFIG: {asset}",
             also=("force",),
         )

@@ -8,7 +8,7 @@ from typing import Any
 import dagster as dg
 import requests
 
-from assets.champions.track import TRACKS
+from assets.champions.track import CHAMPION_TRACKS
 from pipelines.jobs import DEMO
 from rarec.data.incoming.ledger import Seen
 from rarec.errors import one_line
@@ -40,7 +40,7 @@ def follow_drift(jobs: Sequence[Any], datasets: Sequence[str]) -> dg.SensorDefin
         "the champion that the report measured still serves.",
     )
     def follow_drift(context: dg.SensorEvaluationContext, tracking: MlflowTracking) -> dg.SensorResult | dg.SkipReason:
-        reports = {track.drift_asset: track.name for track in TRACKS.values()}
+        reports = {track.drift_asset: track.name for track in CHAMPION_TRACKS.values()}
         newest, cursor = _newest_reports(context, tuple(reports), datasets)
         run_requests, reasons = [], []
         for (name, partition), report in newest.items():

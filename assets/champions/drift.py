@@ -75,7 +75,8 @@ def drift_stage(track: ChampionTrack[Any, Any]) -> dg.AssetsDefinition:
         after=(f"{track.name}_champion",),
         champion=track.name,
         kinds={"html"},
-        scores=track.scores,
+        trains=track.has_workers,
+        precision=False,
         prepare=_require_clock,
         extras=extras,
         automation=ON_CHANGE,
@@ -86,4 +87,7 @@ def drift_stage(track: ChampionTrack[Any, Any]) -> dg.AssetsDefinition:
 def _require_clock(request: Request[Settings]) -> None:
     """InputError where nothing is newer than anything else."""
     if not has_clock(request.inputs["interactions"]):
-        raise InputError(f"{request.dataset} has no clock, so nothing of it is newer than its champion")
+        raise InputError(
+            f"drift cannot be measured for {request.dataset}: it has no clock, so no event is newer than its champion; "
+            "remove it from RAREC_SCHEDULED"
+        )

@@ -67,7 +67,7 @@ class RaserecTrack:
     name = "raserec"
     artifacts: tuple[str, ...] = ("interactions", *ARTIFACTS, REFRESHED, REFINETUNED)
     kinds = frozenset({"mlflow"})
-    scores = False
+    has_workers = False
     figure = CHOICE
     promotion = CandidateSettings
     drift = DriftSettings
@@ -116,11 +116,10 @@ class RaserecTrack:
 
     def figures(self, model: Artifacts, answers: Float64Array, events: Events, seed: int) -> dict[str, float]:
         """HR and NDCG, and what share of the events the model cannot know."""
-        recommender, window = served(model), _window(events)
-        return {
-            **window.figures(answers),
-            **unknown_shares(events.table, window, recommender.item_ids, recommender.user_ids),
-        }
+        window, users = _window(events), model.get(REFRESHED) or model["user_profiles"]
+        item_ids = load_table(model["item_catalog"], "items")["item_id"]
+        unknown = unknown_shares(events.table, window, item_ids, load_table(users, "users")["user_id"])
+        return {**window.figures(answers), **unknown}
 
     def compare(self, champion: Float64Array, candidate: Float64Array, events: Events, seed: int) -> Compared:
         """NDCG@10, paired by user."""

@@ -44,7 +44,7 @@ class RellaTrack:
     name = "rella"
     artifacts: tuple[str, ...] = ARTIFACTS
     kinds = frozenset({"mlflow", "pytorch"})
-    scores = True
+    has_workers = True
     figure = RELLA_CHOICE
     promotion = RellaCandidateSettings
     drift = RellaDriftSettings
@@ -164,8 +164,8 @@ def choose_samples(
     likes = int(samples.label[chosen].sum())
     if likes in (0, len(chosen)):
         raise InputError(
-            f"of the test samples that neither model was made with {likes} are likes and {len(chosen) - likes} are "
-            "not, but an AUC needs both; compare when there are more data"
+            f"AUC needs likes and dislikes, but the test samples that neither model was made with are {likes} likes "
+            f"and {len(chosen) - likes} dislikes; run this again when there are more data"
         )
     return chosen
 

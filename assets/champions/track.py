@@ -1,7 +1,8 @@
-"""What a track says of itself, so that its models can be promoted, measured and taken back.
+"""What a track declares, so that its models can be promoted, measured and rolled back.
 
-A track implements `ChampionTrack`, calls `champion_stages` for its three assets and stands in `TRACKS`; nothing else
-knows it. The candidate is compared with the champion in `candidate`, the champion measured on new events in `drift`.
+A track implements `ChampionTrack` and calls `champion_stages`, which declares its three assets and registers it in
+`CHAMPION_TRACKS`; nothing else knows it. `candidate` compares the candidate with the champion; `drift` measures the
+champion on new events.
 """
 
 from collections.abc import Mapping
@@ -87,7 +88,7 @@ class ChampionTrack(Protocol, Generic[R, D]):
     artifacts: tuple[str, ...]
     """What a candidate may be made of: dependencies of its asset."""
     kinds: frozenset[str]
-    scores: bool
+    has_workers: bool
     """Whether asking a model takes workers."""
     figure: str
     """The figure that decides."""
@@ -129,7 +130,7 @@ class ChampionTrack(Protocol, Generic[R, D]):
         """The champion on the events from ``since`` (seconds) on."""
 
 
-TRACKS: dict[str, ChampionTrack[Any, Any]] = {}
+CHAMPION_TRACKS: dict[str, ChampionTrack[Any, Any]] = {}
 """The tracks by name, as `champion_stages` registers them."""
 
 # For Dagster's automation sensor: once for each change of the content of what is measured, whoever brought it.

@@ -44,7 +44,7 @@ class IncomingSettings(Settings):
         dg.AssetCheckSpec(
             "files_accepted",
             asset="incoming_interactions",
-            description="No file was refused as a whole, or could not be read, in this run. A warning: others count.",
+            description="No file of this run was refused or unreadable. Only a warning: the other files are used.",
         )
     ],
 )

@@ -8,7 +8,7 @@ from resources.artifacts.store import Artifact, ArtifactStore
 from resources.mlflow.registry import Version, promote_job
 from resources.mlflow.tracking import MlflowTracking
 
-CHAMPIONS = "champion's "
+CHAMPION_PREFIX = "champion's "
 """Prefix of the inputs that tell which champion an artifact was made of. Nothing reads them again, so `clean` does not
 keep artifacts for their sake; what today's champion needs is named in its registered version."""
 
@@ -23,7 +23,7 @@ class Champion:
     @property
     def inputs(self) -> dict[str, str]:
         """Its artifacts as what another artifact is made from."""
-        return {f"{CHAMPIONS}{name}": artifact.fingerprint for name, artifact in self.artifacts.items()}
+        return {f"{CHAMPION_PREFIX}{name}": artifact.fingerprint for name, artifact in self.artifacts.items()}
 
     @property
     def window(self) -> dict[str, Any]:

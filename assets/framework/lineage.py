@@ -69,7 +69,7 @@ def lineage(context: dg.AssetExecutionContext, store: ArtifactStore, root: str, 
             waiting.append(artifact)
     if missing := sorted(set(names) - found.keys()):
         raise InputError(
-            f"the {root} of {context.partition_key} does not tell from which {', '.join(missing)} it was made; "
+            f"the {root} of {context.partition_key} does not record from which {', '.join(missing)} it was made; "
             f"materialise {root} again{_made_by(context, root)}"
         )
     return found

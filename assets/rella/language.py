@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import dagster as dg
+
 import rarec
 from assets.framework.mlflow_models import pinned
 from assets.framework.reuse import Outcome
@@ -89,7 +91,8 @@ def _tune(job: Job[TuningSettings], variant: Variant) -> Outcome:
     inputs=(*PROMPTS, "lora_checkpoint"),
     fingerprints={"base": "base_language_model"},
     kinds={"pytorch", "parquet"},
-    scores=True,
+    trains=True,
+    precision=False,
     extras=answers,
 )
 def ctr_predictions(job: Job[PredictionSettings]) -> Outcome:
@@ -98,7 +101,10 @@ def ctr_predictions(job: Job[PredictionSettings]) -> Outcome:
     adapters = tuple(Adapter(name=one.name, folder=lora / one.name) for one in load_variants(lora))
     job.train(PredictJob(settings=job.settings, adapters=adapters, **prompt_fields(job)))
     samples = CtrSamples.load(job.path("ctr_samples"))
-    tables = gather_predictions(job.folder, samples, job.settings)
+    try:
+        tables = gather_predictions(job.folder, samples, job.settings)
+    except RuntimeError as error:
+        raise dg.Failure(str(error)) from error
     values: dict[str, Any] = {f"{split} samples": len(table) for split, table in tables.items()}
     facts = gather_facts(job.folder)
     prompts, dropped = (sum(fact[name] for fact in facts) for name in ("prompts", "behaviours_dropped"))

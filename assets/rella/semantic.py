@@ -7,6 +7,7 @@ import pandas as pd
 
 from assets.data.clean import has_clock, load_table
 from assets.framework.checks import RECALL_AT, RECALL_SAMPLE, artifact_check, recall_check
+from assets.framework.lineage import upstream
 from assets.framework.reuse import Outcome, markdown_table
 from assets.framework.stage import Job, Request, stage
 from assets.framework.training import training_outcome
@@ -27,11 +28,15 @@ SHOWN_ITEMS, SHOWN_NEIGHBOURS = 5, 4
 FOREIGN = {"source", "max_tokens", "quantisation"}
 
 
-def _foreign_model(request: Request[LanguageModelSettings]) -> ModelReference | None:
-    """A reference to somebody else's model, whose weights stay where they are; None for one that is trained here."""
+READ = ("interactions", "ctr_samples", "textual_samples")
+"""What a model that is trained here reads."""
+
+
+def _source(request: Request[LanguageModelSettings]) -> ModelReference | dict[str, Artifact]:
+    """What a model that is trained here reads, or a reference to a model whose weights stay where they are."""
     settings = request.settings
     if settings.source == SCRATCH:
-        return None
+        return upstream(request.context, request.store, *READ)
     place, revision = fetch(settings.source, request.workspace.hub_cache)
     if not any(place.glob("*.safetensors")):
         raise InputError(
@@ -43,46 +48,38 @@ def _foreign_model(request: Request[LanguageModelSettings]) -> ModelReference | 
 
 def _model_versions(request: Request[LanguageModelSettings]) -> dict[str, Artifact | str]:
     """Of the text everything but the histories, which depend on K; of somebody else's model its revision."""
-    if request.prepared is not None:
-        return {"model": request.prepared.revision}
-    files = request.inputs["textual_samples"].manifest.files
+    source = request.prepared
+    if isinstance(source, ModelReference):
+        return {"model": source.revision}
+    files = source["textual_samples"].manifest.files
     texts = {name: files[name].sha256 for name in (*PromptParts.FILES, CATALOGUE)}
-    return {**{name: request.inputs[name] for name in ("interactions", "ctr_samples")}, **texts}
+    return {**{name: source[name] for name in ("interactions", "ctr_samples")}, **texts}
 
 
 def _model_config(request: Request[LanguageModelSettings]) -> dict[str, Any]:
-    own = request.settings.model_dump(mode="json", include=FOREIGN if request.prepared else None)
-    precision = {} if request.prepared else request.launcher.result_settings()
-    return {**own, **precision, **answers(request)}
+    include = FOREIGN if isinstance(request.prepared, ModelReference) else None
+    return {**request.settings.model_dump(mode="json", include=include), **answers(request)}
 
 
 @stage(
     group="semantic",
     version="2",
     settings=LanguageModelSettings,
-    inputs=("interactions", "ctr_samples", "textual_samples"),
+    after=READ,
     kinds={"huggingface", "pytorch"},
     trains=True,
-    prepare=_foreign_model,
+    precision=lambda request: request.settings.source == SCRATCH,
+    prepare=_source,
     versions=_model_versions,
     config=_model_config,
 )
 def base_language_model(job: Job[LanguageModelSettings]) -> Outcome:
     """The causal language model that reads the prompts: from a hub, from a folder, or a small one trained here."""
-    yes, no = job.template.yes, job.template.no
-    if job.prepared is not None:
-        return _refer(job, job.prepared, yes, no)
-    summary = job.train(
-        SmallLlamaJob(
-            settings=job.settings,
-            interactions=job.path("interactions"),
-            ctr_samples=job.path("ctr_samples"),
-            textual_samples=job.path("textual_samples"),
-            has_clock=has_clock(job.inputs["interactions"]),
-            yes=yes,
-            no=no,
-        )
-    )
+    source, yes, no = job.prepared, job.template.yes, job.template.no
+    if isinstance(source, ModelReference):
+        return _refer(job, source, yes, no)
+    paths, clock = {name: artifact.path for name, artifact in source.items()}, has_clock(source["interactions"])
+    summary = job.train(SmallLlamaJob(settings=job.settings, **paths, has_clock=clock, yes=yes, no=no))
     outcome = training_outcome(job.run, summary, (), ())
     card = load_card(job.folder)
     values = {"source": SCRATCH, "what": card["what"], "read": card["read"], "parameters": card["parameters"]}

@@ -34,9 +34,9 @@ def _is_chance(
 ) -> bool:
     """Whether a difference like this one is to be expected, in 95 of 100 cases, where nothing has changed.
 
-    Then users of both times deviate alike, so the greater of both deviations holds for all: few users who all missed
-    deviate by nothing and would seem to tell for sure. That many are measured both times makes the difference surer
-    than reckoned here: too few falls are believed, not too many.
+    If nothing changed, users vary equally at both times, so the larger of the two standard deviations is used. This
+    also protects against a few users who all missed and therefore show no variance. Many users are measured both times,
+    so the test is conservative: it reports too few drops, not too many.
 
     Args:
         choice, error: names of the figure and of its standard error over users.
@@ -59,7 +59,7 @@ def _other_items(
 
 
 class DriftRule(_Rule):
-    """What asks for which step; the dearest one that is asked for wins."""
+    """Which step is due. If several are, the most expensive one is chosen."""
 
     finetune_drop: float = pydantic.Field(
         default=0.15,
@@ -109,7 +109,7 @@ class DriftRule(_Rule):
             return early
         if judged < self.least_events:
             drop = -math.inf
-            fell = f"{CHOICE} not judged, as only {judged} of them can be set beside those of the promotion"
+            fell = f"{CHOICE} not judged: only {judged} new events are comparable with those of the promotion"
         else:
             drop = 1 - now[CHOICE] / before[CHOICE] if before[CHOICE] > 0 else 0.0
             fell = f"{CHOICE} went from {before[CHOICE]:.4f} to {now[CHOICE]:.4f} ({0 - drop:+.1%})"
@@ -125,7 +125,7 @@ class DriftRule(_Rule):
 
 
 class RellaDriftRule(_Rule):
-    """What asks for tuning the language model anew."""
+    """When the language model should be tuned again."""
 
     tune_drop: float = pydantic.Field(
         default=0.02,
@@ -166,7 +166,7 @@ class DriftSettings(DriftRule):
     """What asks for which step, and on how many events that is judged."""
 
     most_events: int = pydantic.Field(
-        default=20_000, ge=1, description="Most new events that the champion is asked for, drawn with the seed."
+        default=20_000, ge=1, description="Maximum number of new events to measure, drawn with the seed."
     )
     seed: int = pydantic.Field(default=42, ge=0, description="Seed of the draw.")
 
@@ -175,7 +175,7 @@ class RellaDriftSettings(RellaDriftRule):
     """What asks for tuning again, and on how many events that is judged."""
 
     most_events: int = pydantic.Field(
-        default=10_000, ge=2, description="Most new events that the model is asked about, drawn with the seed."
+        default=10_000, ge=2, description="Maximum number of new events to measure, drawn with the seed."
     )
     seed: int = pydantic.Field(default=42, ge=0, description="Seed of the draw.")
     batch_tokens: int = pydantic.Field(

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 CHAMPION = "champion"
+PREFIX = "rarec-"  # of registered models: rarec-<data set>-<track>
 
 _ARTIFACTS = "rarec.artifacts"
 _KIND = "rarec.kind"
@@ -97,9 +98,9 @@ class ModelRegistry:
 
     def __init__(self, client: "MlflowClient", track: str, dataset: str) -> None:
         self._client = client
-        self._dataset = dataset
+        self.dataset = dataset
         self._track = track
-        self.name = f"rarec-{dataset}-{track}"
+        self.name = f"{PREFIX}{dataset}-{track}"
 
     def versions(self) -> list[Version]:
         """All versions, oldest first."""
@@ -169,7 +170,7 @@ class ModelRegistry:
                 f"{self.name} has no version {wanted}; version {before.number} remains the champion. "
                 + (f"Set `version` to one of {others}" if others else "There is no other version")
             )
-        known[number].open(store, self._dataset)
+        known[number].open(store, self.dataset)
         if not _gave_way(known, number, before.number):
             self._tag(before, _ROLLED_BACK_TO, str(number))
             self._tag(before, _ROLLED_BACK, datetime.now(UTC).isoformat(timespec="seconds"))
