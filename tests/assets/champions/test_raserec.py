@@ -141,7 +141,7 @@ def test_without_new_events_what_was_kept_from_training_is_asked_for(plant, prom
     users = (lengths >= 3).sum()  # shorter ones are trained on whole
     # The items of validation and test, each behind a prefix of its own.
     assert told["verdict"] == "refresh"
-    assert told["reason"].startswith(f"{2 * users} events are not in the champion's memory; no event is newer")
+    assert told["reason"].startswith(f"{2 * users} events are not in the champion's memory; there are no events newer")
 
 
 def test_new_data_do_not_stop_what_was_trained_before_them(plant, promoted, grow):

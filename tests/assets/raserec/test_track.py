@@ -339,7 +339,7 @@ def test_more_memories_than_the_bank_holds_are_refused(plant, first):
     result = plant.run(only=["raserec_finetuned"], raserec_finetuned={"memories": 100_000})
     held = metadata(first)["memory_bank"]["memories"]
     message = failures(result)["raserec_finetuned"]
-    assert message == f"K = 100000 memories are wanted, but the bank holds {held}; lower `memories`"
+    assert message == f"memories = 100000 exceeds the {held} memories in the bank; lower it"
 
 
 def test_a_memory_bank_of_another_encoder_is_refused(plant, first):
