@@ -111,7 +111,10 @@ def test_bad_input_in_prepare_stops_before_anything_is_recorded(stages, plant):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"group": "new", "track": ""}, "stage toy: group 'new' has no track; say track=, or add it to TRACK_OF_GROUP"),
+        (
+            {"group": "new", "track": ""},
+            "stage toy: group 'new' has no track; set track=, or add the group to TRACK_OF_GROUP",
+        ),
         ({"fingerprints": {"encoder": "raserec_pretrained"}}, "fingerprints= names raserec_pretrained, which is not"),
         ({"name": "memory_bank"}, "stage memory_bank is declared twice"),
     ],
@@ -124,8 +127,8 @@ def test_a_declaration_that_contradicts_itself_is_refused(stages, changes, messa
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"inputs": ("user_sequenses",)}, "stage toy: input 'user_sequenses' is no asset of any stage"),
-        ({"after": ("nothing",)}, "stage toy: input 'nothing' is no asset of any stage"),
+        ({"inputs": ("user_sequenses",)}, "stage toy: no stage builds the input 'user_sequenses'"),
+        ({"after": ("nothing",)}, "stage toy: no stage builds the input 'nothing'"),
         ({"inputs": ("raserec_champion",)}, "stage toy: input 'raserec_champion' keeps no artifact; name it in after="),
     ],
 )
