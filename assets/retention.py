@@ -1,4 +1,4 @@
-"""The step that deletes what is not in use, by Dagster's history and MLflow's registry."""
+"""The step that deletes unused artifacts, based on Dagster's history and MLflow's registry."""
 
 from collections.abc import Collection
 from pathlib import Path
@@ -57,7 +57,7 @@ def clean_up(
         )
     try:
         held = store.survey()
-        # Data sets whose file is absent at the moment count, too: their models are still registered.
+        # Data sets whose TOML file is missing count too: their models are still registered.
         datasets = {*known_specs(Path(workspace.datasets)), *(one.partition for one in held.manifests)}
         in_use = {**_materialised(context.instance), **_registered(tracking, datasets, config)}
     except InputError as error:
@@ -88,7 +88,7 @@ def clean_up(
 
 
 def _materialised(instance: dg.DagsterInstance) -> dict[Identity, str]:
-    """The last artifact of every asset and data set."""
+    """The latest artifact of every asset and data set."""
     found = {}
     for key in instance.all_asset_keys():
         for partition in instance.get_materialized_partitions(key):
@@ -104,7 +104,7 @@ def _materialised(instance: dg.DagsterInstance) -> dict[Identity, str]:
 
 
 def _registered(tracking: MlflowTracking, datasets: Collection[str], config: CleanConfig) -> dict[Identity, str]:
-    """The artifacts of all registered versions that are served, or may be again."""
+    """The artifacts of all registered versions that are in use or may be again."""
     found: dict[Identity, str] = {}
     for dataset in datasets:
         for track in TRACKS:

@@ -35,7 +35,7 @@ class Cell(Generic[S]):
 
 
 class Trains(Protocol[S]):
-    """What a cell's worker is asked to do."""
+    """The job of a cell's worker."""
 
     def __call__(self, cell: Cell[S]) -> WorkerJob:
         """The job of this cell."""
@@ -43,7 +43,7 @@ class Trains(Protocol[S]):
 
 @dataclass(frozen=True)
 class Board:
-    """How cells are ranked and told.
+    """How cells are ranked and reported.
 
     Attributes:
         figures: validation figures that are shown.
@@ -61,10 +61,10 @@ class Board:
 def cells_of(
     kind: type[S], grid: Grid, spec: DatasetSpec, stage: str, without: Collection[str] = ()
 ) -> tuple[Cell[S], ...]:
-    """Every combination; if the settings of one are refused, none is begun.
+    """Every combination. If the settings refuse one, none is trained.
 
     Args:
-        kind: settings of ``stage``, whose defaults in the data set's file hold for what does not vary.
+        kind: settings of ``stage``; its defaults in the data set's file apply to the settings that do not vary.
         without: varied settings that do not belong to the stage.
 
     Raises:
@@ -122,7 +122,7 @@ def run_cells(job: Job[Any], cells: Collection[Cell[S]], trains: Trains[S], boar
 
 
 def _keep_history(output: Path, kept: Path) -> None:
-    """The ranking is what is asked for, not the weights."""
+    """Keep only the ranking, not the weights."""
     (output / HISTORY).rename(kept)
     shutil.rmtree(output)
 

@@ -398,7 +398,7 @@ def test_the_sensor_asks_once_for_what_the_newest_report_asks_for(plant, refresh
         return sensor.evaluate_tick(context)
 
     skipped = tick().skip_message
-    measured = re.fullmatch(r"own: the newest drift_report measured version (\d), which no longer serves", skipped)
+    measured = re.fullmatch(r"own: the newest drift_report measured version (\d), which is no longer in use", skipped)
     registry(plant).roll_back(plant.store, int(measured[1]))
     data = tick()
     (request,) = data.run_requests
