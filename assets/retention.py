@@ -1,4 +1,4 @@
-"""The step that deletes what is not in use, by Dagster's history and MLflow's registry."""
+"""The step that deletes unused artifacts, based on Dagster's history and MLflow's registry."""
 
 from pathlib import Path
 
@@ -108,7 +108,7 @@ def _materialised(instance: dg.DagsterInstance) -> dict[ArtifactKey, str]:
 
 
 def _registered(tracking: MlflowTracking, config: CleanConfig) -> dict[ArtifactKey, str]:
-    """The artifacts of all registered versions that are served, or may be again, of whatever data set and track."""
+    """The artifacts of all registered versions, of every data set and track, that are in use or may be again."""
     found: dict[ArtifactKey, str] = {}
     for registry in tracking.registries():
         versions = registry.versions()

@@ -1,4 +1,4 @@
-"""Jobs: which assets run together for which data set, and what is done with models in use."""
+"""Jobs: which assets run together for a data set, and the operations on the models in use."""
 
 from collections.abc import Iterable
 from typing import Any, NamedTuple
@@ -14,7 +14,7 @@ from resources.artifacts.store import ArtifactStore
 from resources.mlflow.registry import promote_job
 from resources.mlflow.tracking import MlflowTracking
 
-WINDOW_DAYS = 7  # of the data set's clock that a candidate is compared on, when it is trained for promotion
+WINDOW_DAYS = 7  # newest days of the data set's clock, held out so that a candidate can be compared on them
 DEMO = "demo"
 
 
@@ -45,17 +45,17 @@ class Job(NamedTuple):
 
 
 def promotion(track: str) -> dg.AssetSelection:
-    """Candidate and champion of a track, and what is made again when the champion changes."""
+    """Candidate and champion of a track, and the assets that are rebuilt when the champion changes."""
     return dg.AssetSelection.assets(f"{track}_candidate", f"{track}_champion", *CHAMPION_TRACKS[track].follows)
 
 
 def drift_job(track: str) -> str:
-    """Name of the job that measures a track's champion."""
+    """Name of the job with a track's drift report."""
     return "drift" if track == "raserec" else f"drift_{track}"
 
 
 def champion_jobs() -> dict[str, Job]:
-    """Of every track: its champion measured, and its candidate promoted."""
+    """Two jobs for every track: drift report and promotion."""
     jobs: dict[str, Job] = {}
     for name, track in CHAMPION_TRACKS.items():
         jobs[drift_job(name)] = Job(
@@ -63,7 +63,7 @@ def champion_jobs() -> dict[str, Job]:
             NEWEST | dg.AssetSelection.assets(track.drift_asset),
         )
         jobs[promote_job(name)] = Job(
-            f"Compare the present {name} model with its champion; it takes the champion's place if it is not worse.",
+            f"Compare the current {name} model with its champion, and promote it if it is not worse.",
             promotion(name),
         )
     return jobs
@@ -74,33 +74,33 @@ def cascade() -> dict[str, Job]:
     in_use = promotion("raserec")
     return {
         "ingest": Job(
-            "Take in the files that arrived, and make tables and sequences again.",
+            "Ingest new files, and rebuild tables and sequences.",
             NEWEST | dg.AssetSelection.assets("user_sequences"),
         ),
         "recommend": Job(
-            "Make the lists of the model in use, as after a rollback; train nothing. Seconds.",
+            "Make recommendations with the model in use, for example after a rollback. Trains nothing. Seconds.",
             dg.AssetSelection.assets("recommendations"),
         ),
         **champion_jobs(),
         "refresh": Job(
-            "Let the champion's memory take in what happened since; train nothing. Minutes.",
+            "Add all new events to the champion's memory. Trains nothing. Minutes.",
             NEWEST | dg.AssetSelection.assets("refreshed_memory") | in_use,
             {"raserec_candidate": {"source": "refreshed"}},
         ),
         "finetune": Job(
-            "Train stage 2 again on the champion's encoder and its refreshed memory. Tens of minutes.",
+            "Retrain stage 2 on the champion's encoder and its refreshed memory. Tens of minutes.",
             NEWEST | dg.AssetSelection.assets("refreshed_memory", "refreshed_finetuned") | in_use,
             {"raserec_candidate": {"source": "finetuned"}, "refreshed_memory": {"window_days": WINDOW_DAYS}},
         ),
         "pretrain": Job(
-            "Train both stages again on all but the newest days. Hours.",
+            "Retrain both stages on all but the newest days. Hours.",
             NEWEST
             | dg.AssetSelection.assets("user_sequences", "raserec_pretrained", "memory_bank", "raserec_finetuned")
             | in_use,
             {"user_sequences": {"window_days": WINDOW_DAYS}},
         ),
         "tune": Job(
-            "Tune an adapter again on fresh samples; it takes the place of ReLLa's champion if it is not worse. Hours.",
+            "Tune an adapter on a new draw of samples, and promote it if it is not worse than ReLLa's champion. Hours.",
             track_selection("rella") - dg.AssetSelection.assets("ctr_predictions", "ctr_metrics") | promotion("rella"),
         ),
     }
@@ -108,11 +108,11 @@ def cascade() -> dict[str, Job]:
 
 TRIALS: dict[str, Job] = {
     "sweep": Job(
-        "Try settings against each other on validation figures: stage 2 with several K, alpha and beta.",
+        "Compare settings on validation figures: stage 2 with several values of K, alpha and beta.",
         dg.AssetSelection.assets("raserec_sweep"),
     ),
     "sweep_rella": Job(
-        "Try settings against each other on validation figures: adapters with several numbers of shots and behaviours "
+        "Compare settings on validation figures: adapters with several numbers of shots and behaviours "
         "and learning rates.",
         dg.AssetSelection.assets("rella_sweep"),
     ),
@@ -120,12 +120,12 @@ TRIALS: dict[str, Job] = {
 
 
 def asset_jobs(partitions: dg.StaticPartitionsDefinition) -> list[Any]:
-    """One job a track, `everything` but operations and sweeps, the cascade, and the sweeps."""
+    """One job per track, `everything` except operations and sweeps, the updates, and the sweeps."""
     jobs: dict[str, Job] = {
         track: Job(f"The whole {track} track of one data set.", track_selection(track)) for track in TRACK_JOBS
     }
     jobs["everything"] = Job(
-        "Every asset of one data set but those that concern the model in use, and sweeps.",
+        "Every asset of one data set except operations on the model in use, and sweeps.",
         dg.AssetSelection.all() - dg.AssetSelection.groups(*NOT_IN_TRACKS),
         {},
     )
@@ -142,13 +142,13 @@ def asset_jobs(partitions: dg.StaticPartitionsDefinition) -> list[Any]:
 
 
 class RollbackConfig(dg.Config):
-    """Which champion is taken back, and in favour of which version."""
+    """Which champion to roll back, and to which version."""
 
     track: str = Field(default="raserec", description="Track whose champion is taken back.")
     version: int = Field(
         default=0,
         ge=0,
-        description="The version to go to, though it was rolled back before; 0: the one that was replaced.",
+        description="The version to go to, even if it was rolled back before. 0: the one that the champion replaced.",
     )
 
 
@@ -176,17 +176,17 @@ OF_ONE_STEP: dict[str, tuple[str, type[dg.Config]]] = {
     "rollback": ("roll_back", RollbackConfig),
     "clean": ("clean_up", CleanConfig),
 }
-"""Jobs of no assets that one runs by hand: their step and its settings."""
+"""Jobs without assets that are run by hand: their step and its settings."""
 
 
 @dg.op
 def ask_for_demo(context: dg.OpExecutionContext) -> None:
-    """Succeed, which the sensor `start_demo` waits for; Dagster's page would ask for a partition of a job of assets."""
+    """Succeed, which triggers the sensor `start_demo`. For a job with assets, Dagster would ask for a partition."""
     context.log.info(f"the sensor start_demo now asks for the job everything of {DEMO}")
 
 
 @dg.job(
-    description="One click: `everything` of the synthetic demo data set, by way of the sensor `start_demo`. Minutes."
+    description="One click: run `everything` for the synthetic demo data set, through the sensor `start_demo`. Minutes."
 )
 def demo() -> None:
     """The job `demo`."""
@@ -202,7 +202,11 @@ def clean() -> None:
 def rollback_job(partitions: dg.StaticPartitionsDefinition) -> dg.JobDefinition:
     """The job `rollback`."""
 
-    @dg.job(name="rollback", partitions_def=partitions, description="Take the champion back; the one before it serves.")
+    @dg.job(
+        name="rollback",
+        partitions_def=partitions,
+        description="Roll the champion back to the version that it replaced.",
+    )
     def rollback() -> None:
         roll_back()
 

@@ -73,7 +73,7 @@ def _prepare(dataset: str, track: str, config: str, installation: Installation) 
     from rarec.data.spec import find_spec
     from resources.workspace import known_specs
 
-    # All but `demo`, which does nothing itself.
+    # All jobs but `demo`, which only triggers another one.
     every = {job.name: job for job in defs.resolve_all_job_defs() if not job.name.startswith("__")}
     jobs = {name: job for name, job in every.items() if job.asset_layer.executable_asset_keys or name in OF_ONE_STEP}
     if track not in jobs:
@@ -83,7 +83,7 @@ def _prepare(dataset: str, track: str, config: str, installation: Installation) 
     if track in OF_ONE_STEP:
         return jobs[track], _run_config(_step_config(track, given, *OF_ONE_STEP[track]))
     known = {key.to_user_string() for key in jobs[track].asset_layer.executable_asset_keys}
-    # Dagster takes this in place of the job's own configuration, so that must be in it.
+    # This replaces the job's own configuration, so it must include it.
     steps = cascade()
     own = steps[track].config if track in steps else {}
     ops: dict[str, Any] = {defs.resolve_assets_def(asset).op.name: {"config": dict(own[asset])} for asset in own}
@@ -213,7 +213,7 @@ def _summarise(result: Any, dataset: str, track: str, installation: Installation
     assets = "" if alone else f"; {len(built)} assets built, {len(reused)} reused"
     print(f"{dataset} {track}: done in {seconds:.0f} s{assets}")
     if track == "rollback" and "raserec_champion" in built:
-        print(f"lists:  make run DATASET={dataset} TRACK=recommend   (the recommendations of this version)")
+        print(f"lists:  make run DATASET={dataset} TRACK=recommend   (recommendations of this version)")
     for page in pages.values():
         print(f"report: {page}")
     print(f"UIs:    make ui   (Dagster at {installation.dagster_ui}, MLflow at {installation.mlflow_ui})")

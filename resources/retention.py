@@ -1,4 +1,4 @@
-"""What may be deleted: artifacts and working folders that are old and that nothing refers to any more."""
+"""What may be deleted: artifacts and working folders that are old and unreferenced."""
 
 import shutil
 import time
@@ -41,7 +41,7 @@ def judge_artifacts(
         manifests: those of all artifacts in the store.
         in_use: artifacts that are needed, and why. Everything they were made from, directly or not, is kept as well.
         days: younger artifacts stay, too.
-        told_by: inputs whose name begins with this are only recorded and need not be kept.
+        told_by: inputs whose name begins with this are only recorded; their artifacts need not be kept.
         damaged: partition -> its manifests that cannot be read. Nobody knows what these artifacts were made from, so
             everything in the partition stays.
     """

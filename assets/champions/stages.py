@@ -13,7 +13,7 @@ from assets.champions.track import CHAMPION_TRACKS, ChampionTrack
 def champion_stages(
     track: ChampionTrack[Any, Any],
 ) -> tuple[tuple[dg.AssetsDefinition, dg.AssetsDefinition, dg.AssetsDefinition], dg.AssetChecksDefinition]:
-    """Register the track; its candidate, champion and drift report, and the check between the first two.
+    """Register the track. Returns its candidate, champion and drift report, and the check between the first two.
 
     Raises:
         ValueError: a track of this name is registered already, or the name cannot end that of a registered model.

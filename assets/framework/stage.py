@@ -1,7 +1,7 @@
 """How an asset is declared: once, by `@stage`.
 
 The declaration names group, code version, settings, inputs and kinds. Everything else follows from it: the run
-configuration, the dependencies, the artifacts that are opened upstream, the identity, reuse, the build lock, retries,
+configuration, the dependencies, the upstream artifacts that are opened, the identity, reuse, the build lock, retries,
 cancellation, tags and owners, and the registry `STAGES`, from which the configuration reference is generated. The
 decorated function holds the science: it gets a `Job`, fills ``job.folder`` and returns an `Outcome`.
 
@@ -50,12 +50,12 @@ TRACK_OF_GROUP = {
     "instruction": "rella",
     "language": "rella",
 }
-"""The group's track, by which an asset is found in Dagster (`tag:track=rella`). Stages of other groups name theirs."""
+"""Track of each group, for searching assets in Dagster (`tag:track=rella`). Stages of other groups set `track`."""
 
 
 @dataclass(frozen=True)
 class Request(Generic[S]):
-    """What a stage is asked for, before it is known whether there is anything to build.
+    """A request for a stage's artifact, before it is known whether it has to be built.
 
     Attributes:
         name: of the asset.
@@ -88,7 +88,7 @@ class Request(Generic[S]):
 
     @property
     def launcher(self) -> TrainingLauncher:
-        """Of stages that train or score."""
+        """The launcher of stages that train or score."""
         launcher: TrainingLauncher = self.context.resources.launcher
         return launcher
 
@@ -109,14 +109,14 @@ class Request(Generic[S]):
 
 @dataclass(frozen=True)
 class Job(Request[S]):
-    """A request that is being built: the artifact's ``folder`` to fill, and the MLflow ``run`` that records it."""
+    """A build in progress: the artifact's ``folder`` to fill, and the MLflow ``run`` that records it."""
 
     folder: Path = field(kw_only=True)
     run: TrackedRun = field(kw_only=True)
 
     @property
     def workdir(self) -> Path:
-        """Working folder of stages that train or score; a later attempt finds it again."""
+        """Working folder of stages that train or score; later attempts reuse it."""
         return self.workspace.workdir(self.name, self.run.fingerprint)
 
     def train(
@@ -124,10 +124,10 @@ class Job(Request[S]):
     ) -> dict[str, Any] | None:
         """Run a worker and return its training's summary (`rarec.training.fit`), if it leaves one.
 
-        A checkpoint that is there is used.
+        An existing checkpoint is used.
 
         Args:
-            output: where it writes. Default: the artifact's folder.
+            output: the folder it writes to. Default: the artifact's.
             run: the MLflow run that gets its progress. Default: the artifact's.
             variant: name of one of several trainings for the same artifact.
         """
@@ -143,24 +143,24 @@ class Stage(Generic[S]):
     Attributes:
         inputs: assets that are opened upstream; they are dependencies and, unless ``versions`` says otherwise, part of
             the identity.
-        after: further dependencies, such as what is read through a registry.
-        name: of the asset, if it is not the function's.
+        after: further dependencies, such as those read through a registry.
+        name: of the asset, if it differs from the function's.
         track: `raserec`, `rella` or `both`, if the group does not imply it.
         champion: track whose champion is opened through the registry as ``job.champion``; unless ``versions`` says
             otherwise, its artifacts are part of the identity.
         trains: launches workers: adds the training pool, retries, cancellation, the build lock and the launcher.
-        precision: whether the precision of training is part of the identity; False for workers that only ask a model.
-        computes: takes its turn in the training pool, without workers.
+        precision: whether the precision of training is part of the identity; False for workers that only run inference.
+        computes: uses the training pool, without workers.
         makes_artifact: False: the function gets the `Request` and returns a `dg.MaterializeResult` of its own.
-        defaults_of: another stage whose defaults in a data set's file hold here, too.
-        prepare: looks up what the identity needs and refuses what cannot be built; its result is ``job.prepared``.
-        fingerprints: name in the identity -> input of which not only the content but the fingerprint counts.
-        versions: what of the inputs is part of the identity, instead of all inputs.
-        extras: what else belongs to the identity's configuration, beside the settings.
+        defaults_of: another stage whose defaults in a data set's file apply here too.
+        prepare: function that looks up what the identity needs and refuses bad input; its result is ``job.prepared``.
+        fingerprints: name in the identity -> input whose fingerprint counts, not only its content.
+        versions: the parts of the inputs that belong to the identity, instead of all inputs.
+        extras: what belongs to the identity's configuration besides the settings.
         config: the identity's configuration instead of the settings.
         parts: asset -> description, for a stage that materialises several assets; ``job.name`` says which.
-        read_weekly: read every week; Dagster marks it overdue after nine days.
-        check_specs: of checks that the function evaluates itself.
+        read_weekly: it is read every week, so Dagster shows when it is overdue.
+        check_specs: checks that the function evaluates itself.
     """
 
     group: str
@@ -203,7 +203,7 @@ class Stage(Generic[S]):
 
     @property
     def assets(self) -> tuple[str, ...]:
-        """What it materialises."""
+        """The assets that it materialises."""
         return tuple(self.parts or (self.name,))
 
     def _check(self, function: Callable[..., Any]) -> None:
@@ -212,7 +212,7 @@ class Stage(Generic[S]):
             raise ValueError(f"stage {self.name}: {'; '.join(faults)}")
 
     def _contradictions(self, function: Callable[..., Any]) -> Iterator[tuple[object, str]]:
-        yield not self.track, f"group {self.group!r} has no track; say track=, or add it to TRACK_OF_GROUP"
+        yield not self.track, f"group {self.group!r} has no track; set track=, or add the group to TRACK_OF_GROUP"
         taken = {asset for one in STAGES.values() for asset in (one.name, *one.assets)}
         for name in sorted({self.name, *self.assets} & taken):
             yield True, f"{name} is declared twice"
@@ -325,8 +325,8 @@ STAGES: dict[str, Stage[Any]] = {}
 
 
 def refuse_bad_input(asset: F) -> F:
-    """Turn `InputError` into a Dagster failure that is shown as one message and never retried. A run without a data
-    set is bad input, too.
+    """Turn `InputError` into a Dagster failure that is shown as one message and never retried. A run without a data set
+    is also bad input.
     """
 
     @functools.wraps(asset)
@@ -343,11 +343,11 @@ def refuse_bad_input(asset: F) -> F:
 
 
 def check_declarations(stages: Mapping[str, Stage[Any]] = STAGES) -> None:
-    """Compare the declarations with each other, once all modules are imported.
+    """Check the declarations against each other, once all modules are imported.
 
     Raises:
-        ValueError: a stage depends on an asset that no stage makes, or opens one that keeps no artifact; it names a
-            track or a stage that there is not.
+        ValueError: a stage depends on an asset that no stage builds, opens one that keeps no artifact, or names
+            an unknown track or stage.
     """
     tracks = {
         *TRACK_OF_GROUP.values(),
@@ -357,7 +357,7 @@ def check_declarations(stages: Mapping[str, Stage[Any]] = STAGES) -> None:
     for one in stages.values():
         for name in (*one.inputs, *one.after):
             if name not in made:
-                raise ValueError(f"stage {one.name}: input {name!r} is no asset of any stage")
+                raise ValueError(f"stage {one.name}: no stage builds the input {name!r}")
         for name in one.inputs:
             if not made[name].makes_artifact:
                 raise ValueError(f"stage {one.name}: input {name!r} keeps no artifact; name it in after=")
@@ -371,5 +371,5 @@ def check_declarations(stages: Mapping[str, Stage[Any]] = STAGES) -> None:
 
 
 def stage_of(asset: str) -> Stage[Any]:
-    """The stage that makes this asset."""
+    """The stage that builds this asset."""
     return next(one for one in STAGES.values() if asset in one.assets)

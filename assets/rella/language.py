@@ -1,4 +1,4 @@
-"""Group `language`: LoRA adapters of the language model, and the probabilities that come of them."""
+"""Group `language`: LoRA adapters of the language model, and their predictions."""
 
 import json
 from collections.abc import Mapping
@@ -21,12 +21,12 @@ from resources.artifacts.store import Artifact
 from resources.mlflow.tracked_run import MODEL_NOT_LOGGED, TrackedRun
 
 PROMPTS = ("interactions", "ctr_samples", "textual_samples", "base_language_model", "retrieval_enhanced_samples")
-"""What prompts are read from."""
+"""Artifacts that prompts are built from."""
 FIGURES = ("AUC", "LogLoss", "ACC")
 
 
 def answers(request: Request[Any]) -> dict[str, Any]:
-    """The two answers that are asked for, as part of an identity."""
+    """The two possible answers, as part of an identity."""
     return {"answers": [request.template.yes, request.template.no]}
 
 
@@ -46,7 +46,7 @@ def prompt_fields(request: Request[Any]) -> dict[str, Any]:
     version="2",
     settings=TuningSettings,
     inputs=(*PROMPTS, "semantic_item_vectors", "item_catalog", "user_profiles", "mixed_reit_samples"),
-    # An adapter fits one language model: that one's identity, not only its content, is part of the adapter's.
+    # An adapter fits one language model, so that model's identity is part of the adapter's, not only its content.
     fingerprints={"base": "base_language_model"},
     kinds={"pytorch", "huggingface", "deepspeed"},
     trains=True,
@@ -109,7 +109,7 @@ def ctr_predictions(job: Job[PredictionSettings]) -> Outcome:
     facts = gather_facts(job.folder)
     prompts, dropped = (sum(fact[name] for fact in facts) for name in ("prompts", "behaviours_dropped"))
     values |= {"prompts": prompts, "behaviours_dropped": dropped, "models": len(tables["test"].columns) - 2}
-    if scored := sum(fact["scored"] for fact in facts):  # otherwise an earlier attempt did it all
+    if scored := sum(fact["scored"] for fact in facts):  # otherwise an earlier attempt has finished everything
         values["prompts_per_s"] = round(scored / max(fact["seconds"] for fact in facts), 1)
     return Outcome(values, metrics=dict(values))
 

@@ -1,4 +1,4 @@
-"""Groups `semantic` and `index`: the language model, what it makes of the items, and the index over that."""
+"""Groups `semantic` and `index`: the language model, its item vectors, and the index over them."""
 
 from typing import Any
 
@@ -24,7 +24,7 @@ from rarec.training.engine import worker_device
 from resources.artifacts.store import Artifact
 
 SHOWN_ITEMS, SHOWN_NEIGHBOURS = 5, 4
-# The settings that concern a model that is not trained here.
+# The settings that apply to external models.
 FOREIGN = {"source", "max_tokens", "quantisation"}
 
 
@@ -33,7 +33,7 @@ READ = ("interactions", "ctr_samples", "textual_samples")
 
 
 def _source(request: Request[LanguageModelSettings]) -> ModelReference | dict[str, Artifact]:
-    """What a model that is trained here reads, or a reference to a model whose weights stay where they are."""
+    """Inputs of a model trained here, or a reference to an external model, whose weights are not copied."""
     settings = request.settings
     if settings.source == SCRATCH:
         return upstream(request.context, request.store, *READ)
@@ -47,7 +47,7 @@ def _source(request: Request[LanguageModelSettings]) -> ModelReference | dict[st
 
 
 def _model_versions(request: Request[LanguageModelSettings]) -> dict[str, Artifact | str]:
-    """Of the text everything but the histories, which depend on K; of somebody else's model its revision."""
+    """The text without the histories, which depend on K; of an external model its revision."""
     source = request.prepared
     if isinstance(source, ModelReference):
         return {"model": source.revision}
@@ -105,7 +105,7 @@ def _refer(job: Job[LanguageModelSettings], reference: ModelReference, yes: str,
 
 
 def _vector_versions(request: Request[VectorSettings]) -> dict[str, Artifact | str]:
-    """Of the text only the descriptions count: another wording of prompts or another K gives the same vectors."""
+    """Of the text, only the descriptions: changing K or the wording of prompts does not change the vectors."""
     catalogue = request.inputs["textual_samples"].manifest.files[CATALOGUE].sha256
     place = sentence_encoder_folder(request.settings.encoder)
     return {
@@ -125,7 +125,7 @@ def _vector_versions(request: Request[VectorSettings]) -> dict[str, Artifact | s
     versions=_vector_versions,
 )
 def semantic_item_vectors(job: Job[VectorSettings]) -> Outcome:
-    """What the language model makes of each item's description: mean hidden state, principal components, length one."""
+    """One vector per item: mean hidden state of its description, reduced to principal components, of unit length."""
     texts = Catalogue.load(job.path("textual_samples")).descriptions
     cache = job.workspace.hub_cache
     reference = ModelReference.open(job.path("base_language_model"), cache)
@@ -146,7 +146,7 @@ def semantic_item_vectors(job: Job[VectorSettings]) -> Outcome:
     kinds={"faiss"},
 )
 def item_index(job: Job[IndexSettings]) -> Outcome:
-    """Which items are alike: a Faiss index over the semantic vectors, whose ids are item indices."""
+    """A Faiss index over the semantic item vectors; its ids are item indices."""
     settings = job.settings
     vectors = np.load(job.path("semantic_item_vectors") / VECTORS)
     items = load_table(job.inputs["item_catalog"], "items")["item_index"].to_numpy()
@@ -164,7 +164,7 @@ def item_index(job: Job[IndexSettings]) -> Outcome:
 
 
 def _neighbours(index: ItemIndex, vectors: np.ndarray, names: list[str], shown: np.ndarray) -> pd.DataFrame:
-    """A few items and their nearest others, with cosines."""
+    """A few items and their nearest neighbours, with cosine similarities."""
     found, cosines = index.similar(vectors[shown], SHOWN_NEIGHBOURS + 1)
     rows = []
     for item, others, scores in zip(shown.tolist(), found.tolist(), cosines.tolist(), strict=True):

@@ -36,7 +36,7 @@ class Cell(Generic[S]):
 
 @dataclass(frozen=True)
 class Board:
-    """How cells are ranked and told.
+    """How cells are ranked and reported.
 
     Attributes:
         figures: validation figures that are shown.
@@ -54,10 +54,10 @@ class Board:
 def cells_of(
     kind: type[S], grid: Grid, spec: DatasetSpec, stage: str, without: Collection[str] = ()
 ) -> tuple[Cell[S], ...]:
-    """Every combination; if the settings of one are refused, none is begun.
+    """Every combination. If the settings refuse one, none is trained.
 
     Args:
-        kind: settings of ``stage``, whose defaults in the data set's file hold for what does not vary.
+        kind: settings of ``stage``; its defaults in the data set's file apply to the settings that do not vary.
         without: varied settings that do not belong to the stage.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Which trained model serves: versions registered in MLflow, the alias `champion`, and the evidence behind it."""
+"""The model in use: versions registered in MLflow, the alias `champion`, and the evidence for it."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -88,7 +88,7 @@ class Version:
                 f"version {self.number} of {self.model} has lost {', '.join(missing)} from the artifact store. Restore "
                 f"it from a backup, or run the job `rollback` for {partition} with track: {self.track} (version: picks "
                 "a version other than the previous champion). If there is none, set replace_lost on the candidate so "
-                "that it takes this one's place"
+                "that it replaces this version"
             )
         return found
 
@@ -108,7 +108,7 @@ class ModelRegistry:
         return sorted((_version(one) for one in found), key=lambda version: version.number)
 
     def champion(self) -> Version | None:
-        """The version that serves; None before the first promotion."""
+        """The version in use; None before the first promotion."""
         from mlflow.exceptions import MlflowException
 
         try:

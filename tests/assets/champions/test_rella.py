@@ -238,7 +238,7 @@ def test_a_model_that_mlflow_missed_is_logged_now(plant, challenged, monkeypatch
     uris = [None, "models:/m-1"]
     assert rella.RellaTrack().log_model(SimpleNamespace(run=Run()), made) == "models:/m-1"
     assert logged == [("model", sorted(["adapter", *rella.ASKED]), 3)]
-    with pytest.raises(InputError, match="MLflow went away; materialise rella_candidate again"):
+    with pytest.raises(InputError, match="MLflow was unavailable; materialise rella_candidate again"):
         rella.RellaTrack().log_model(SimpleNamespace(run=Run()), made)
 
 

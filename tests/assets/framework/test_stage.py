@@ -118,7 +118,7 @@ def test_bad_input_in_prepare_stops_before_anything_is_recorded(stages, plant):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"group": "new", "track": ""}, "group 'new' has no track; say track=, or add it to TRACK_OF_GROUP"),
+        ({"group": "new", "track": ""}, "group 'new' has no track; set track=, or add the group to TRACK_OF_GROUP"),
         ({"fingerprints": {"encoder": "raserec_pretrained"}}, "fingerprints= names raserec_pretrained, which is not"),
         ({"inputs": ("a",), "fingerprints": {"a": "a"}}, "fingerprints= would replace the data version of a"),
         ({"inputs": ("a",), "after": ("a",)}, "a is in inputs= and after="),
@@ -139,8 +139,8 @@ def test_a_declaration_that_contradicts_itself_is_refused(stages, changes, messa
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"inputs": ("user_sequenses",)}, "stage toy: input 'user_sequenses' is no asset of any stage"),
-        ({"after": ("nothing",)}, "stage toy: input 'nothing' is no asset of any stage"),
+        ({"inputs": ("user_sequenses",)}, "stage toy: no stage builds the input 'user_sequenses'"),
+        ({"after": ("nothing",)}, "stage toy: no stage builds the input 'nothing'"),
         ({"inputs": ("raserec_champion",)}, "stage toy: input 'raserec_champion' keeps no artifact; name it in after="),
         ({"defaults_of": "raserec_finetune"}, "stage toy: defaults_of='raserec_finetune' is no stage"),
         ({"track": "raserek"}, "stage toy: track='raserek' is no track; there are both, raserec, rella"),
