@@ -170,14 +170,21 @@ def _failures(result: Any, installation: Installation) -> str:
         if error.cls_name in ("KeyboardInterrupt", "DagsterExecutionInterruptedError"):
             return INTERRUPTED
         if data.user_failure_data:
-            lines.append(f"{event.step_key}: {data.user_failure_data.description}")
+            lines.append(f"{_assets_of(event.step_key)}: {data.user_failure_data.description}")
         elif error.cls_name != "DagsterAssetCheckFailedError":
-            lines.append(f"{event.step_key}: {error.to_string()}")
+            lines.append(f"{_assets_of(event.step_key)}: {error.to_string()}")
     return (
         "error: "
         + ("\n".join(lines) or "the run failed")
         + f"\nDetails: make ui (runs are kept in {installation.dagster})"
     )
+
+
+def _assets_of(step: str) -> str:
+    """What a step makes, by the names that users know."""
+    from assets.framework.stage import STAGES
+
+    return ", ".join(STAGES[step].assets) if step in STAGES else step
 
 
 def _summarise(result: Any, dataset: str, track: str, installation: Installation, seconds: float) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from assets.data.incoming import first_rows
-from assets.framework.reuse import Outcome, markdown_table
+from assets.framework.reuse import Outcome, markdown_table, progress_log
 from assets.framework.stage import Job, Request, stage
 from rarec.config import Settings
 from rarec.data.incoming.ledger import Ledger, State
@@ -89,6 +89,7 @@ def raw_interactions(job: Job[Settings]) -> Outcome:
     tables["preview"] = markdown_table(raw.interactions.head())
     if len(raw.quarantine):
         tables["quarantine"] = first_rows(raw.quarantine)
+        progress_log.info("%s", f"  {len(raw.quarantine):,} rows quarantined, {len(raw.interactions):,} read")
     metrics: dict[str, float] = {"rows": len(raw.interactions), "quarantined_rows": len(raw.quarantine), **counts}
     return Outcome(values, tables, metrics)
 
