@@ -62,6 +62,7 @@ def _refusal(fault: dict[str, Any], names: Mapping[str, str], known: tuple[str, 
     first, *rest = map(str, fault["loc"] or ("",))
     key = ".".join((names.get(first, first), *rest))
     if fault["type"] == "extra_forbidden":
+        known = () if rest else known  # those are the names at the top
         listed = f"; known: {', '.join(known) or 'none'}" if known else ""
         return f"{key}: no such setting{closest(key, known)}{listed}"
     if fault["type"] == "missing":

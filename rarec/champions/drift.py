@@ -34,9 +34,9 @@ def _is_chance(
 ) -> bool:
     """Whether a difference like this is within the 95 % interval of no change.
 
-    If nothing has changed, users vary equally at both times, so the larger of both deviations is used: a few users who
-    all missed have no deviation, and would seem to be certain. Many users are measured both times, which makes the
-    difference more certain than assumed here. So the rule believes too few falls rather than too many.
+    If nothing changed, users vary equally at both times, so the larger of the two standard deviations is used. This
+    also protects against a few users who all missed and therefore show no variance. Many users are measured both times,
+    so the test is conservative: it reports too few drops, not too many.
 
     Args:
         choice, error: Names of the figure and of its standard error over users.
@@ -62,7 +62,7 @@ def _other_items(
 
 
 class DriftRule(_Rule):
-    """RaSeRec: when to refresh the memory, fine-tune or pre-train. The most expensive step that is called for wins."""
+    """Which step is due. If several are, the most expensive one is chosen."""
 
     finetune_drop: float = pydantic.Field(
         default=0.15,
@@ -112,7 +112,7 @@ class DriftRule(_Rule):
             return early
         if judged < self.least_events:
             drop = -math.inf
-            fell = f"{CHOICE} not judged, as only {judged} of them are comparable with those of the promotion"
+            fell = f"{CHOICE} not judged: only {judged} new events are comparable with those of the promotion"
         else:
             drop = 1 - now[CHOICE] / before[CHOICE] if before[CHOICE] > 0 else 0.0
             fell = f"{CHOICE} went from {before[CHOICE]:.4f} to {now[CHOICE]:.4f} ({0 - drop:+.1%})"
@@ -128,7 +128,7 @@ class DriftRule(_Rule):
 
 
 class RellaDriftRule(_Rule):
-    """ReLLa: when to tune the language model again."""
+    """When the language model should be tuned again."""
 
     tune_drop: float = pydantic.Field(
         default=0.02,
@@ -169,7 +169,7 @@ class DriftSettings(DriftRule):
     """What asks for which step, and on how many events that is judged."""
 
     most_events: int = pydantic.Field(
-        default=20_000, ge=1, description="Most new events that the champion is asked for, drawn with the seed."
+        default=20_000, ge=1, description="Maximum number of new events to measure, drawn with the seed."
     )
     seed: int = pydantic.Field(default=42, ge=0, description="Seed of the draw.")
 
@@ -178,7 +178,7 @@ class RellaDriftSettings(RellaDriftRule):
     """What asks for tuning again, and on how many events that is judged."""
 
     most_events: int = pydantic.Field(
-        default=10_000, ge=2, description="Most new events that the model is asked about, drawn with the seed."
+        default=10_000, ge=2, description="Maximum number of new events to measure, drawn with the seed."
     )
     seed: int = pydantic.Field(default=42, ge=0, description="Seed of the draw.")
     batch_tokens: int = pydantic.Field(

@@ -75,7 +75,9 @@ class CandidateSettings(Rule):
         default=30, ge=1, description="Least number of users who have these events; the same applies with fewer."
     )
     most_events: int = pydantic.Field(
-        default=20_000, ge=1, description="Most events to compare on, drawn with the seed."
+        default=20_000,
+        ge=1,
+        description="Maximum number of events to compare on, drawn with the seed.",
     )
 
 
@@ -83,7 +85,7 @@ class RellaCandidateSettings(Rule):
     """ReLLa: on how many samples the models are compared, and when a candidate passes."""
 
     test_samples: int = pydantic.Field(
-        default=10_000, ge=2, description="Most test samples to compare on, drawn with the seed."
+        default=10_000, ge=2, description="Maximum number of test samples to compare on, drawn with the seed."
     )
     batch_tokens: int = pydantic.Field(
         default=16_384, ge=64, description="Most tokens of a padded batch of prompts, as for `ctr_predictions`."

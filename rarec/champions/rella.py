@@ -90,8 +90,6 @@ def unseen_targets(
 class AskJob(WorkerJob):
     """Ask a tuned model about interactions that came after its tuning."""
 
-    module = "rarec.champions.rella"
-
     name: str = Field(description="What progress and files call the model.")
     model: dict[str, Path] = Field(description="The model's artifact folders; see `OnlineModel.load`.")
     base: str = Field(description="Fingerprint of the language model.")

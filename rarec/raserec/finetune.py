@@ -220,8 +220,6 @@ def finetune(
 class FinetuneJob(WorkerJob):
     """Train the retrieval-augmented module for a pre-trained encoder and its memory bank."""
 
-    module = "rarec.raserec.finetune"
-
     settings: FinetuneSettings
     sequences: Path
     encoder: Path

@@ -250,8 +250,6 @@ def pretrain(
 class PretrainJob(WorkerJob):
     """Pre-train an encoder on the sequences in a folder."""
 
-    module = "rarec.raserec.pretrain"
-
     settings: PretrainSettings
     sequences: Path
 

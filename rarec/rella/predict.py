@@ -168,8 +168,6 @@ class Adapter(Settings):
 class PredictJob(PromptJob):
     """Score samples with the language model as it is and with each adapter."""
 
-    module = "rarec.rella.predict"
-
     settings: PredictionSettings
     adapters: tuple[Adapter, ...]
 
@@ -187,7 +185,8 @@ def gather_predictions(folder: Path, samples: CtrSamples, settings: PredictionSe
         asked = draw(samples, split, settings.most(split), settings.seed)
         if not np.array_equal(table["sample"], asked):
             raise RuntimeError(
-                f"{len(table)} of {len(asked)} {split} predictions came back from the workers' {len(shares)} shares"
+                f"{len(table)} of {len(asked)} {split} predictions came back from the workers' {len(shares)} shares; "
+                "run again, which keeps what is finished"
             )
         table.insert(1, "label", samples.label[table["sample"].to_numpy()])
         table.to_parquet(folder / f"{split}.parquet", index=False)

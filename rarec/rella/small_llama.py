@@ -186,8 +186,6 @@ def train_small_llama(
 class SmallLlamaJob(WorkerJob):
     """Train a small Llama on a data set's own text; the folders are those of the artifacts of the same name."""
 
-    module = "rarec.rella.small_llama"
-
     settings: LanguageModelSettings
     interactions: Path
     ctr_samples: Path

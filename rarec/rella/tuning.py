@@ -292,8 +292,6 @@ def load_adapter(model: Any, folder: Path, base: str) -> Any:
 class TuningJob(PromptJob):
     """Tune a LoRA adapter of the language model."""
 
-    module = "rarec.rella.tuning"
-
     settings: TuningSettings
     seed: int
     training_samples: Path = Field(description="Folder in which the prompts that train were saved.")

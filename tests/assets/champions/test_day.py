@@ -1,6 +1,6 @@
 """A day of the demo's data engineer: files arrive, sensors and schedules are ticked, and what they ask for is run.
 
-The worked example of docs/operations.md. What is asserted is what one would look up on the pages of Dagster and MLflow.
+The worked example of docs/operations/index.md. It asserts what Dagster and MLflow show.
 """
 
 import json

@@ -171,7 +171,9 @@ def test_the_alias_stays_where_the_champion_changed_after_the_comparison(plant, 
     monkeypatch.setattr("resources.mlflow.registry.ModelRegistry.champion", lambda _: other)
     result = plant.run("own", track="promote", only=["raserec_champion"])
     message = failures(result)["raserec_champion"]
-    assert re.search("changed after the comparison: it was .* and is version 7 now, which stays; run ras", message)
+    assert re.search(
+        "changed after the comparison: it was .* and is version 7 now. Nothing was changed; run ras", message
+    )
 
 
 def test_a_champion_made_by_hand_is_measured_once_it_was_compared(plant, promoted, monkeypatch):
@@ -292,7 +294,7 @@ def test_pretrained_with_a_window_that_no_training_sees(plant, refreshed, grow, 
     ((check, details),) = failed_checks(result).items()
     assert check == ("raserec_candidate", "not_worse")
     assert details["reason"] == told["raserec_candidate"]["reason"] == "planted"
-    assert details["next"].startswith(f"nothing to do: version {before.number} serves on; a larger `tolerance`")
+    assert details["next"].startswith(f"nothing to do: version {before.number} stays in use; a larger `tolerance`")
     assert "raserec_champion" not in told
     assert registry(plant).champion() == before
     alone = run(plant, "promote", only=[])  # what was judged stays judged
@@ -396,7 +398,7 @@ def test_the_sensor_asks_once_for_what_the_newest_report_asks_for(plant, refresh
         return sensor.evaluate_tick(context)
 
     skipped = tick().skip_message
-    measured = re.fullmatch(r"own: the newest drift_report measured version (\d), which no longer serves", skipped)
+    measured = re.fullmatch(r"own: the newest drift_report measured version (\d), which is no longer in use", skipped)
     registry(plant).roll_back(plant.store, int(measured[1]))
     data = tick()
     (request,) = data.run_requests

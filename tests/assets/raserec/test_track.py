@@ -396,7 +396,7 @@ def test_mlflow_gone_after_the_training_costs_the_model_in_mlflow_only(plant, fi
     monkeypatch.setattr(TrackedRun, "log_pyfunc", lambda *_, **__: None)
     result = plant.run(only=["raserec_finetuned"], raserec_finetuned={"seed": 8})
     assert result.success
-    assert metadata(result)["raserec_finetuned"]["mlflow_model"].startswith("not logged, MLflow was away")
+    assert metadata(result)["raserec_finetuned"]["mlflow_model"].startswith("not logged, MLflow was unavailable")
 
 
 def test_a_killed_worker_is_tried_again_and_goes_on(plant, first, monkeypatch):
@@ -429,7 +429,7 @@ def test_time_cut_without_clock_is_refused(plant, first):
     plant.put("raserec_pretrained", "borrowed", plant.artifact(first, "raserec_pretrained").path, {})
     result = plant.run("borrowed", only=["memory_bank"], memory_bank={"time_cut": True})
     assert failures(result) == {
-        "memory_bank": "time_cut needs clock timestamps, which borrowed has not; set time_cut = false"
+        "memory_bank": "time_cut needs clock timestamps, and borrowed has none; set time_cut = false"
     }
 
 

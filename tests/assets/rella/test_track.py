@@ -202,6 +202,19 @@ def test_an_approximate_index(plant, first):
     assert 0.9 < values["recall_at_20"] <= 1
 
 
+def test_another_ones_model_needs_nothing_upstream(plant, tmp_path):
+    tokenizer = train_tokenizer(["A viewer.\n"], 400, answers=("Yes", "No"))
+    shape = {"n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 64}
+    GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), **shape)).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    source = {"base_language_model": {"source": f"path:{tmp_path}"}}
+    result = plant.run("demo", track="rella", only=["base_language_model"], **source)
+    assert result.success, failures(result)
+    manifest = plant.artifact(result, "base_language_model").manifest
+    assert set(manifest.inputs) == {"model"}
+    assert set(manifest.config) == {"source", "max_tokens", "quantisation", "answers"}
+
+
 def test_another_ones_model_passes_the_same_track(plant, first, tmp_path):
     texts = ["A viewer: gender F, age 25, writer.\n", "Film (1999): 4\n"] * 3
     tokenizer = train_tokenizer(texts, 400, answers=("Yes", "No"))

@@ -25,8 +25,8 @@ CALM = {**BEFORE, CHOICE_ERROR: 0.003, RELLA_ERROR: 0.006, "unknown_items": 0.0,
         (100, 100, {"NDCG@10": 0.05}, "pretrain", "(-50.0%), at least pretrain_drop = 40.0%"),
         (100, 100, {"unknown_items": 0.1}, "pretrain", "10.0% of new events have unknown items"),
         (100, 100, {"item_shift": 0.5}, "pretrain", "shifted by 0.500 beyond chance (pretrain_shift = 0.500)"),
-        # Too few are comparable with those of the promotion: the figure tells nothing, the rest does.
-        (100, 99, {"NDCG@10": 0.0}, "refresh", "NDCG@10 not judged, as only 99 of them are comparable"),
+        # Too few can be set beside those of the promotion: the figure tells nothing, the rest does.
+        (100, 99, {"NDCG@10": 0.0}, "refresh", "NDCG@10 not judged: only 99 new events are comparable"),
         (100, 0, {"item_shift": 0.6}, "pretrain", "shifted by 0.600"),
     ],
 )
