@@ -1,4 +1,4 @@
-"""Types that several rooms share: one name for one concept."""
+"""Types that several rooms share: one name per concept."""
 
 from typing import Any, Literal
 
@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 Split = Literal["train", "valid", "test"]
 SPLITS: tuple[Split, ...] = ("train", "valid", "test")
-"""In the order of time."""
+"""In order of time."""
 
 Protocol = Literal["unmasked", "masked"]
 """Candidates of a ranking: all items, or all but those the user has seen (the target always stays)."""
@@ -19,4 +19,4 @@ Float64Array = npt.NDArray[np.float64]
 BoolArray = npt.NDArray[np.bool_]
 
 Distances = npt.NDArray[np.integer[Any]]
-"""(N, K): how many positions before its target each behaviour of a history stands; 0 where there is none."""
+"""(N, K): how many positions each behaviour of a history is before its target; 0 if there is no behaviour."""

@@ -79,5 +79,5 @@ class FinetuneSettings(FitSettings):
 class RecommendSettings(Settings):
     """Settings of the recommendation lists."""
 
-    top_n: int = Field(default=20, ge=1, description="Items a user.")
+    top_n: int = Field(default=20, ge=1, description="Items per user.")
     exclude_seen: bool = Field(default=True, description="Leave out what the user already has.")
