@@ -1,10 +1,16 @@
-"""A whole installation in a temporary folder: tiny data sets, their definitions, and runs of them in this process."""
+"""A whole installation in a temporary folder: tiny data sets, their definitions, and runs of them in this process.
+
+What takes trainings is built once in a process and copied for each file of tests: see `Plant.copy` and the fixtures of
+`tests/assets/conftest.py`.
+"""
 
 import json
 import os
 import shutil
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +21,7 @@ import assets.data.clean
 from pipelines.definitions import build_defs
 from rarec.data.spec import DatasetSpec
 from resources.artifacts.store import Artifact, ArtifactStore, fingerprint
-from resources.settings import RarecHome
+from resources.settings import MLFLOW_DATABASE, RarecHome
 from resources.workspace import Workspace
 
 TINY = """
@@ -84,6 +90,7 @@ domain = "products"
 [[sources]]
 format = "recbole"
 """
+LENIENT = OWN_FILES.replace("\n\n", '\nduplicates = "keep-last"\nquarantine_limit = 0.5\n\n')
 REPOSITORY = Path(assets.data.clean.__file__).parents[2]
 # One step of Dagster may make several assets.
 STEPS = dict.fromkeys(("interactions", "item_catalog", "user_profiles"), "clean_tables")
@@ -117,12 +124,27 @@ class Plant:
                 "RAREC_SETTLE": "0",
             }
         )
-        self.home.datasets.mkdir(parents=True)
+        self.home.datasets.mkdir(parents=True, exist_ok=True)
         for name, text in datasets.items():
             (self.home.datasets / f"{name}.toml").write_text(text.format(name=name))
         self.instance = instance
         self.defs = build_defs(self.home)
         self.store = ArtifactStore(root=self.home.artifacts, cache=str(self.home.cache))
+
+    def copy(self, root: Path, instance: dg.DagsterInstance, **datasets: str) -> "Plant":
+        """The same installation elsewhere: artifacts, MLflow, and in ``instance`` every materialisation so far."""
+        shutil.copytree(self.home.root, root, dirs_exist_ok=True)
+        database = root / "mlflow" / MLFLOW_DATABASE
+        if database.exists():
+            _rename(database, str(self.home.root), str(root))
+        events = [
+            record
+            for key in self.instance.all_asset_keys()
+            for record in self.instance.fetch_materializations(key, limit=1000).records
+        ]
+        for record in sorted(events, key=lambda record: record.storage_id):
+            instance.report_runless_asset_event(record.asset_materialization)
+        return Plant(root, instance, **datasets)
 
     def spec(self, name: str) -> DatasetSpec:
         workspace = Workspace(data="", datasets=str(self.home.datasets), cache="", work="", ledgers="")
@@ -168,6 +190,16 @@ class Plant:
         )  # fmt: skip
         assert process.returncode == 0, process.stderr
         return json.loads(process.stdout.splitlines()[-1])
+
+
+def _rename(database: Path, old: str, new: str) -> None:
+    """Let every path in an SQLite file that lies below ``old`` lie below ``new``."""
+    with closing(sqlite3.connect(database)) as connection, connection:
+        tables = [name for (name,) in connection.execute("select name from sqlite_master where type = 'table'")]
+        for table in tables:
+            for column in [row[1] for row in connection.execute(f'pragma table_info("{table}")')]:
+                update = f'update "{table}" set "{column}" = replace("{column}", ?, ?) where "{column}" like ?'
+                connection.execute(update, (old, new, f"%{old}%"))
 
 
 def metadata(result: dg.ExecuteInProcessResult) -> dict[str, dict]:

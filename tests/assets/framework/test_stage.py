@@ -6,7 +6,7 @@ from plant import TINY, Plant, failures
 
 from assets.framework import stage as framework
 from assets.framework.reuse import Outcome
-from assets.framework.stage import STAGES, Job, check_declarations, settings_of, stage
+from assets.framework.stage import STAGES, Job, check_declarations, refuse_bad_input, settings_of, stage
 from pipelines.definitions import build_defs
 from rarec.config import Settings
 from rarec.errors import InputError
@@ -139,3 +139,19 @@ def test_declarations_are_compared_with_each_other(stages, changes, message):
 def test_settings_are_found_by_asset_also_of_a_stage_with_several():
     assert settings_of("raserec_pretrained") is PretrainSettings
     assert settings_of("item_catalog") is Settings
+
+
+def test_a_run_without_a_data_set_is_told_to_choose_one(plant):
+    result = plant.defs.resolve_job_def("rollback").execute_in_process(instance=plant.instance, raise_on_error=False)
+    assert failures(result) == {"roll_back": "choose a data set (the partition) for this run"}
+
+
+def test_bad_input_is_never_retried():
+    @refuse_bad_input
+    def asset():
+        raise InputError("row 3 is bad")
+
+    with pytest.raises(dg.Failure) as caught:
+        asset()
+    assert caught.value.description == "row 3 is bad"
+    assert caught.value.allow_retries is False
