@@ -1,9 +1,9 @@
-# Everything a contributor types. Each target installs what is missing into .venv first; Python 3.11 is all it needs.
+# Everything a contributor types. Each target first installs what is missing into .venv; all it needs is Python 3.11.
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install run compare ui test test-all test-deploy lint audit bench bench-gpu docs constraints clean-venv
+.PHONY: help install run runs ui test test-all test-deploy lint audit bench bench-gpu docs constraints clean-venv
 
 PYTHON ?= python3.11
 VENV := .venv
@@ -16,7 +16,7 @@ SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 EXTRA := $(or $(shell cat $(STAMP) 2>/dev/null),cpu)
 OTHER := $(if $(filter gpu,$(EXTRA)),cpu,gpu)
 
-# Each may stand before `make` (in the environment) or behind it.
+# Set them as environment variables or as make arguments.
 DATASET ?= demo
 TRACK ?= everything
 CONFIG ?= {}
@@ -36,8 +36,8 @@ help:  ## this list
 run: $(STAMP)  ## run a job of a data set, ending with its figures (DATASET, TRACK, CONFIG, NPROC, RAREC_DATA)
 	@$(BIN)/python -m pipelines.run --dataset '$(DATASET)' --track '$(TRACK)' --config "$$CONFIG"
 
-compare: $(STAMP)  ## MLflow runs side by side: a page and tables (RUNS="id id ...", beginnings of ids or names will do)
-	@$(BIN)/python -m pipelines.compare $(RUNS)
+runs: $(STAMP)  ## list the newest MLflow runs with their main figures
+	@$(BIN)/python -m pipelines.runs
 
 ui: $(STAMP)  ## Dagster and MLflow pages on this machine, until Ctrl-C (DAGSTER_PORT, MLFLOW_PORT)
 	@$(BIN)/python -m pipelines.ui

@@ -1,4 +1,4 @@
-"""What is in use, by Dagster's history and MLflow's registry, and the step that deletes what is not."""
+"""The step that deletes what is not in use, by Dagster's history and MLflow's registry."""
 
 from collections.abc import Collection
 from pathlib import Path
@@ -22,19 +22,19 @@ ACTIVE = [dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.STARTING, dg.DagsterR
 
 
 class CleanConfig(dg.Config):
-    """What goes."""
+    """What is deleted."""
 
     days: float = Field(
         default=30,
         gt=0,
-        description="Artifacts, working folders and what registered models are made of stay while younger than this.",
+        description="Keep artifacts, working folders and the artifacts of registered models for this many days.",
     )
     versions: int = Field(
         default=5,
         ge=1,
-        description="To so many champions before the present one `rollback` can go back: what they are made of stays.",
+        description="Keep the artifacts of this many former champions, so that `rollback` can go back to them.",
     )
-    dry_run: bool = Field(default=True, description="Only tell what would go.")
+    dry_run: bool = Field(default=True, description="Only report what would be deleted.")
 
 
 @dg.op
@@ -45,27 +45,27 @@ def clean_up(
     tracking: MlflowTracking,
     workspace: Workspace,
 ) -> None:
-    """Delete expired artifacts and working folders; never what is in use, nor what that was made from."""
+    """Delete expired artifacts and working folders, but nothing that is in use, nor its inputs."""
     others = context.instance.get_runs(dg.RunsFilter(statuses=ACTIVE))
     others = [run for run in others if run.run_id != context.run_id]
     if not config.dry_run and others:
         named = ", ".join(f"{run.run_id} ({run.job_name})" for run in others)
         raise dg.Failure(
-            "other runs are in progress, which may read what nobody refers to any more; clean up when they have ended, "
-            f"or terminate on Dagster's page those whose process is gone: {named}",
+            "other runs are in progress and may read what would be deleted; run this again when they have ended. If "
+            f"the process of one is gone, terminate that run on Dagster's page: {named}",
             allow_retries=False,
         )
     try:
         held = store.survey()
-        # Also of data sets whose file is absent at the moment: their models are registered all the same.
+        # Data sets whose file is absent at the moment count, too: their models are still registered.
         datasets = {*known_specs(Path(workspace.datasets)), *(one.partition for one in held.manifests)}
         in_use = {**_materialised(context.instance), **_registered(tracking, datasets, config)}
     except InputError as error:
         raise dg.Failure(str(error), allow_retries=False) from error
     for partition, paths in held.damaged.items():
         context.log.warning(
-            f"Nothing of {partition} goes while a manifest is damaged, since what that artifact was made from is not "
-            f"known: materialise it again with force, or delete its folder if nothing needs it: {', '.join(paths)}"
+            f"Nothing of {partition} is deleted while a manifest is damaged: the artifact's inputs are unknown. "
+            f"Materialise it again with force, or delete its folder if nothing needs it: {', '.join(paths)}"
         )
     artifacts = judge_artifacts(held.manifests, in_use, config.days, CHAMPIONS, held.damaged)
     left = judge_leftovers(held.leftovers, config.days, held.damaged)
@@ -88,7 +88,7 @@ def clean_up(
 
 
 def _materialised(instance: dg.DagsterInstance) -> dict[Identity, str]:
-    """The artifact that every asset materialised last, for every data set."""
+    """The last artifact of every asset and data set."""
     found = {}
     for key in instance.all_asset_keys():
         for partition in instance.get_materialized_partitions(key):
@@ -104,7 +104,7 @@ def _materialised(instance: dg.DagsterInstance) -> dict[Identity, str]:
 
 
 def _registered(tracking: MlflowTracking, datasets: Collection[str], config: CleanConfig) -> dict[Identity, str]:
-    """What those registered versions of these data sets' models are made of that may be served (again)."""
+    """The artifacts of all registered versions that are served, or may be again."""
     found: dict[Identity, str] = {}
     for dataset in datasets:
         for track in TRACKS:
@@ -122,4 +122,4 @@ def _registered(tracking: MlflowTracking, datasets: Collection[str], config: Cle
 def _table(verdicts: list[Verdict], word: str) -> str:
     largest = sorted(verdicts, key=lambda one: (bool(one.kept_for), -one.bytes))[:SHOWN]
     rows = [(one.what, f"{one.bytes / 2**20:,.1f}", one.kept_for or word) for one in largest]
-    return markdown_table(pd.DataFrame(rows, columns=["what", "MiB", "why it stays"]))
+    return markdown_table(pd.DataFrame(rows, columns=["what", "MiB", "reason"]))

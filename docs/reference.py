@@ -1,7 +1,7 @@
-"""`python docs/reference.py`: write the reference of settings in docs/configuration.md from the stages' declarations.
+"""`python docs/reference.py`: write the reference of settings, from the stages' declarations and `Installation`.
 
-It stands between `<!-- generated: settings -->` and `<!-- end of generated: settings -->`. With `--check` nothing is
-written, and the exit code is 1 if it is out of date.
+Each part stands between `<!-- generated: NAME -->` and `<!-- end of generated: NAME -->`. With `--check` nothing is
+written, and the exit code is 1 if a page is out of date.
 """
 
 import importlib
@@ -9,23 +9,23 @@ import json
 import pkgutil
 import re
 import sys
-import types
-import typing
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated
 
 import typer
 from pydantic.fields import FieldInfo
 
 ROOT = Path(__file__).parents[1]
-PAGE = ROOT / "docs" / "configuration.md"
-REGION = re.compile(r"(<!-- generated: settings -->\n).*?(\n<!-- end of generated: settings -->)", re.DOTALL)
+REGION = r"(<!-- generated: {name} -->\n).*?(\n<!-- end of generated: {name} -->)"
+TRAINING = (
+    "RAREC_NPROC", "RAREC_THREADS", "RAREC_HEARTBEAT", "RAREC_PRECISION", "RAREC_ZERO_STAGE", "RAREC_OFFLOAD",
+    "RAREC_ACCUMULATION", "RAREC_DEEPSPEED", "RAREC_CHECKPOINT_STEPS", "RAREC_CHECKPOINT_MINUTES", "RAREC_HOSTFILE",
+    "RAREC_REMOTE_SHELL", "RAREC_RENDEZVOUS", "RAREC_NODES", "RAREC_WORKER_ENVIRONMENT",
+)  # fmt: skip
 GROUPS = (
     "raw", "sequences", "recommender", "text", "semantic", "index", "instruction", "language", "baselines", "reports",
     "operations", "sweeps",
 )  # fmt: skip
-WORDS = {int: "whole number", float: "number", str: "text", bool: "true or false"}
-BOUNDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
 
 
 def reference() -> str:
@@ -52,39 +52,48 @@ def reference() -> str:
     return "\n\n".join(parts)
 
 
+def environment(training: bool) -> str:
+    """A table of the installation's variables: those of trainings, or all others."""
+    from resources.settings_table import settings_table
+
+    rows = [
+        f"| `{one.name}` | {one.type} | {one.default if one.default == 'none' else f'`{one.default}`'} "
+        f"| {_cell(one.description)} |"
+        for one in settings_table()
+        if (one.name in TRAINING) == training
+    ]
+    return "\n".join(["| variable | type | default | meaning |", "|---|---|---|---|", *rows])
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
 def _row(name: str, info: FieldInfo) -> str:
+    from rarec.config import type_in_words
+
     value = info.get_default(call_default_factory=True)
     default = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    meaning = (info.description or "").replace("|", "\\|").replace("\n", " ")
-    return f"| `{name}` | {_type(info.annotation, info.metadata)} | `{default}` | {meaning} |"
-
-
-def _type(annotation: Any, metadata: list[Any]) -> str:
-    origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
-    if origin is Annotated:
-        return _type(inner[0], [*(part for one in inner[1:] for part in getattr(one, "metadata", [one])), *metadata])
-    if origin is types.UnionType:
-        return " or ".join(_type(one, metadata) for one in inner if one is not type(None))
-    if origin is Literal:
-        return ", ".join(f"`{value}`" for value in inner)
-    if origin is tuple:
-        return f"list: {_type(inner[0], [])}"
-    bounds = [
-        f"{word} {getattr(one, bound):g}" for one in metadata for bound, word in BOUNDS.items() if hasattr(one, bound)
-    ]
-    return ", ".join([WORDS.get(annotation, str(annotation)), *bounds])
+    return f"| `{name}` | {type_in_words(info)} | `{default}` | {_cell(info.description or '')} |"
 
 
 def main(check: Annotated[bool, typer.Option("--check", help="Write nothing; exit 1 if out of date.")] = False) -> None:
     """Bring the reference up to date."""
     sys.path.insert(0, str(ROOT))
-    before = PAGE.read_text()
-    text = reference()
-    after = REGION.sub(lambda found: f"{found[1]}\n{text}\n{found[2]}", before)
-    if check and after != before:
-        raise SystemExit("error: docs/configuration.md is out of date; run python docs/reference.py")
-    if after != before:
-        PAGE.write_text(after)
+    parts = {
+        "configuration.md": {"settings": reference(), "environment": environment(training=False)},
+        "training.md": {"environment of trainings": environment(training=True)},
+    }
+    for page, texts in parts.items():
+        file = ROOT / "docs" / page
+        after = before = file.read_text()
+        for name, text in texts.items():
+            region = re.compile(REGION.format(name=name), re.DOTALL)
+            after = region.sub(lambda found, text=text: f"{found[1]}\n{text}\n{found[2]}", after)
+        if check and after != before:
+            raise SystemExit(f"error: docs/{page} is out of date; run python docs/reference.py")
+        if after != before:
+            file.write_text(after)
 
 
 if __name__ == "__main__":

@@ -8,8 +8,7 @@ import dagster as dg
 import assets as packages
 from assets.framework.configuration import make_settings
 from assets.framework.stage import STAGES, check_declarations
-from pipelines.jobs import asset_jobs, clean, demo, rollback_job
-from pipelines.partitions import dataset_partitions
+from pipelines.jobs import asset_jobs, clean, dataset_partitions, demo, rollback_job
 from pipelines.pods import step_executor
 from pipelines.schedules import weekly_schedules
 from pipelines.sensors import follow_drift, incoming_sensor, notify_failure, notify_warning, start_demo
@@ -17,7 +16,7 @@ from rarec.data.spec import DatasetSpec
 from rarec.errors import InputError
 from resources.artifacts.store import ArtifactStore
 from resources.mlflow.tracking import MlflowTracking
-from resources.settings import RarecHome
+from resources.settings import Installation
 from resources.workers.launcher import TrainingLauncher
 from resources.workspace import Workspace, known_specs
 
@@ -26,7 +25,7 @@ CHECKS = list(dg.load_asset_checks_from_package_module(packages))
 check_declarations()
 
 
-def default_resources(home: RarecHome) -> dict[str, Any]:
+def default_resources(home: Installation) -> dict[str, Any]:
     """Resources that the environment asks for; with nothing set, all is embedded under RAREC_HOME."""
     return {
         "store": ArtifactStore(root=home.artifacts, cache=str(home.cache / "artifacts")),
@@ -57,14 +56,14 @@ def default_resources(home: RarecHome) -> dict[str, Any]:
     }
 
 
-def build_defs(home: RarecHome | None = None, resource_overrides: Mapping[str, Any] | None = None) -> dg.Definitions:
+def build_defs(home: Installation | None = None, resource_overrides: Mapping[str, Any] | None = None) -> dg.Definitions:
     """The code location for one installation; tests replace resources by name.
 
     Raises:
         InputError: a data set's file is wrong, or sets a default for a stage or setting that does not exist; a data
             set or a time of the schedules is none.
     """
-    home = home or RarecHome.from_environment()
+    home = home or Installation.from_environment()
     specs = known_specs(home.datasets)
     for spec in specs.values():
         check_overrides(spec)

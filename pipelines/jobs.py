@@ -1,5 +1,6 @@
-"""Jobs: which assets run together, and what is done with models in use."""
+"""Jobs: which assets run together for which data set, and what is done with models in use."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import dagster as dg
@@ -8,7 +9,6 @@ from pydantic import Field
 from assets.champions.track import TRACKS as CHAMPIONS
 from assets.framework.stage import TRACK_OF_GROUP, refuse_bad_input
 from assets.retention import CleanConfig, clean_up
-from pipelines.partitions import DEMO
 from rarec.errors import InputError
 from resources.artifacts.store import ArtifactStore
 from resources.mlflow.registry import promote_job
@@ -16,6 +16,12 @@ from resources.mlflow.tracking import MlflowTracking
 
 WINDOW_DAYS = 7  # of the data set's clock that a candidate is compared on, when it is trained for promotion
 OPERATIONS, SWEEPS = "operations", "sweeps"
+DEMO = "demo"
+
+
+def dataset_partitions(names: Iterable[str]) -> dg.StaticPartitionsDefinition:
+    """The one partition dimension: a partition per data set, in alphabetical order."""
+    return dg.StaticPartitionsDefinition(sorted(names))
 
 
 def _groups(track: str) -> dg.AssetSelection:

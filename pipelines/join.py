@@ -17,7 +17,7 @@ from pathlib import Path
 from rarec.errors import InputError
 from rarec.training.worker.node import LOST_S, STACKS, Assignment
 from rarec.training.worker.process_tree import KILL_WAIT_S
-from resources.settings import RarecHome
+from resources.settings import Installation
 
 LOOK_INTERVAL_S = 1.0
 
@@ -135,7 +135,7 @@ def _stop(*_: object) -> None:
 
 def main() -> None:
     """Follow until SIGTERM or Ctrl-C."""
-    folder = RarecHome.from_environment().announced
+    folder = Installation.from_environment().announced
     signal.signal(signal.SIGTERM, _stop)
     follower = Follower(folder)
     print(f"waiting for trainings announced in {folder}", flush=True)

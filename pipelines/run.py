@@ -1,8 +1,7 @@
-"""`make run`: materialise a data set in this process, show progress, end with the figures."""
+"""`make run`: run one job of a data set in this process, show its progress and print the figures."""
 
 import json
 import logging
-import os
 import socket
 import sys
 import time
@@ -14,47 +13,37 @@ from typing import Annotated, Any
 import typer
 from pydantic import BaseModel, ValidationError
 
+from pipelines.dagster_home import prepare_dagster_home
 from rarec.config import refusals
 from rarec.errors import InputError, closest
-from resources.settings import RarecHome
+from resources.settings import Installation
 
 EXAMPLE = """Example: CONFIG='{"raserec_finetuned": {"memories": 50}}'"""
-EVERY = "all data sets"  # of the job `clean`, which knows no partition
-INTERRUPTED = "interrupted; the same command goes on from the last checkpoint"
-
-
-def prepare_dagster_home(home: RarecHome) -> None:
-    """Make the embedded Dagster home, unless DAGSTER_HOME names another; `make ui` then shows the same runs."""
-    if os.environ.get("DAGSTER_HOME"):
-        return
-    home.dagster.mkdir(parents=True, exist_ok=True)
-    settings = home.dagster / "dagster.yaml"
-    if not settings.exists():
-        settings.write_text((Path(__file__).parent / "dagster.yaml").read_text())
-    os.environ["DAGSTER_HOME"] = str(home.dagster)
+EVERY = "all data sets"  # for the job `clean`, which has no partitions
+INTERRUPTED = "interrupted; run the same command again to resume from the last checkpoint"
 
 
 def main(
     dataset: Annotated[str, typer.Option(help="Data set, one of the partitions.")] = "demo",
-    track: Annotated[str, typer.Option(help="Which job: raserec, rella, everything, drift, …")] = "everything",
-    config: Annotated[str, typer.Option(help="Run configuration, JSON: {asset or op: {setting: value}}.")] = "{}",
+    track: Annotated[str, typer.Option(help="Job: raserec, rella, everything, drift, …")] = "everything",
+    config: Annotated[str, typer.Option(help="Run configuration as JSON: {asset or op: {setting: value}}.")] = "{}",
 ) -> None:
-    """Run one job of one data set and print its metric tables, the report's path and how to open the UIs."""
+    """Run one job of one data set. Print its tables of figures, the paths of reports and how to open the UIs."""
     warnings.filterwarnings("ignore")
     started = time.perf_counter()
     dataset = EVERY if track == "clean" else dataset
     print(f"{dataset}, {track}: starting", flush=True)  # at once, as the imports take seconds
     try:
-        home = RarecHome.from_environment()
-        prepare_dagster_home(home)
-        job, run_config = _prepare(dataset, track, config, home)
+        installation = Installation.from_environment()
+        prepare_dagster_home(installation)
+        job, run_config = _prepare(dataset, track, config, installation)
     except InputError as error:
         raise SystemExit(f"error: {error}") from error
     import dagster as dg
 
     from pipelines.run_launcher_local import HOST_TAG
 
-    print(f"everything is kept in {home.root}", flush=True)
+    print(f"everything is stored in {installation.root}", flush=True)
     _show_progress(started)
     with dg.DagsterInstance.get() as instance:
         try:
@@ -71,12 +60,12 @@ def main(
         except (KeyboardInterrupt, dg.DagsterExecutionInterruptedError):
             raise SystemExit(INTERRUPTED) from None
         if not result.success:
-            raise SystemExit(_failures(result, home))
-        _summarise(result, dataset, track, home, time.perf_counter() - started)
+            raise SystemExit(_failures(result, installation))
+        _summarise(result, dataset, track, installation, time.perf_counter() - started)
 
 
-def _prepare(dataset: str, track: str, config: str, home: RarecHome) -> tuple[Any, dict[str, Any]]:
-    """The job and its run configuration; what can be refused is refused here, before anything is built."""
+def _prepare(dataset: str, track: str, config: str, installation: Installation) -> tuple[Any, dict[str, Any]]:
+    """The job and its run configuration. Wrong arguments are refused here, before anything runs."""
     from assets.framework.configuration import make_settings
     from assets.framework.stage import settings_of
     from pipelines.definitions import defs  # seconds to import, and DAGSTER_HOME is set now
@@ -84,17 +73,17 @@ def _prepare(dataset: str, track: str, config: str, home: RarecHome) -> tuple[An
     from rarec.data.spec import find_spec
     from resources.workspace import known_specs
 
-    # But `demo`, which does nothing itself.
+    # All but `demo`, which does nothing itself.
     every = {job.name: job for job in defs.resolve_all_job_defs() if not job.name.startswith("__")}
     jobs = {name: job for name, job in every.items() if job.asset_layer.executable_asset_keys or name in OF_ONE_STEP}
     if track not in jobs:
         raise InputError(f"unknown TRACK {track!r}{closest(track, jobs)}; known: {', '.join(sorted(jobs))}")
     given = _parse(config)
-    overrides = {} if dataset == EVERY else find_spec(dataset, known_specs(home.datasets)).overrides
+    overrides = {} if dataset == EVERY else find_spec(dataset, known_specs(installation.datasets)).overrides
     if track in OF_ONE_STEP:
         return jobs[track], _run_config(_step_config(track, given, *OF_ONE_STEP[track]))
     known = {key.to_user_string() for key in jobs[track].asset_layer.executable_asset_keys}
-    # What is given here stands in place of the job's own configuration, which is therefore part of it.
+    # Dagster takes this in place of the job's own configuration, so that must be in it.
     steps = cascade()
     own = steps[track][2] if track in steps else {}
     ops: dict[str, Any] = {defs.resolve_assets_def(asset).op.name: {"config": dict(own[asset])} for asset in own}
@@ -116,14 +105,14 @@ def _prepare(dataset: str, track: str, config: str, home: RarecHome) -> tuple[An
 
 
 def _run_config(ops: dict[str, Any]) -> dict[str, Any]:
-    # Dagster's own console log would bury the progress lines; the UI has it all.
+    # Dagster's console log would bury the progress lines; the UI shows all of it.
     return {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}, "ops": ops}
 
 
 def _step_config(
     track: str, given: Mapping[str, dict[str, Any]], step: str, settings: type[BaseModel]
 ) -> dict[str, Any]:
-    """Configuration of a job's only step."""
+    """Configuration of the only step of a job."""
     for name, values in given.items():
         if name != step:
             raise InputError(f"CONFIG: TRACK={track} has no step {name!r}{closest(name, [step])}; it has {step}")
@@ -145,12 +134,12 @@ def _parse(config: str) -> dict[str, dict[str, Any]]:
     except json.JSONDecodeError as error:
         raise InputError(f"CONFIG is not JSON: {error}. {EXAMPLE}") from error
     if not isinstance(settings, dict) or not all(isinstance(values, dict) for values in settings.values()):
-        raise InputError(f"CONFIG must hold settings by asset, not {config}. {EXAMPLE}")
+        raise InputError(f"CONFIG must be an object of settings by asset, not {config}. {EXAMPLE}")
     return settings
 
 
 def _show_progress(started: float) -> None:
-    """Print the lines of the logger `rarec.progress`, one after the other, with the time since the start."""
+    """Print what is logged to `rarec.progress`, with the time since the start."""
 
     class Elapsed(logging.Formatter):
         def format(self, record: logging.LogRecord) -> str:
@@ -165,8 +154,8 @@ def _show_progress(started: float) -> None:
     log.propagate = False
 
 
-def _failures(result: Any, home: RarecHome) -> str:
-    """What failed and why, without stack traces where the failure explains itself."""
+def _failures(result: Any, installation: Installation) -> str:
+    """What failed and why. A stack trace is included only if the failure does not explain itself."""
     lines = []
     for check in result.get_asset_check_evaluations():
         if not check.passed:
@@ -183,10 +172,14 @@ def _failures(result: Any, home: RarecHome) -> str:
             lines.append(f"{event.step_key}: {data.user_failure_data.description}")
         elif error.cls_name != "DagsterAssetCheckFailedError":
             lines.append(f"{event.step_key}: {error.to_string()}")
-    return "error: " + ("\n".join(lines) or "the run failed") + f"\nDetails: make ui (runs are kept in {home.dagster})"
+    return (
+        "error: "
+        + ("\n".join(lines) or "the run failed")
+        + f"\nDetails: make ui (runs are kept in {installation.dagster})"
+    )
 
 
-def _summarise(result: Any, dataset: str, track: str, home: RarecHome, seconds: float) -> None:
+def _summarise(result: Any, dataset: str, track: str, installation: Installation, seconds: float) -> None:
     from pipelines.jobs import OF_ONE_STEP
 
     reused: list[str] = []
@@ -200,7 +193,7 @@ def _summarise(result: Any, dataset: str, track: str, home: RarecHome, seconds: 
         metadata = materialization.metadata
         if "before" in metadata:  # a champion
             now, before = metadata["version"].value, metadata["before"].value
-            what = "serves now" if metadata["moved"].value else "serves on"
+            what = "now serves" if metadata["moved"].value else "still serves"
             moved.append(f"{name}: version {now} {what}; before: {before}; {metadata['reason'].value}")
         is_reused = "reused" in metadata and metadata["reused"].value
         (reused if is_reused else built).append(name)
@@ -222,11 +215,11 @@ def _summarise(result: Any, dataset: str, track: str, home: RarecHome, seconds: 
         print(f"lists:  make run DATASET={dataset} TRACK=recommend   (the recommendations of this version)")
     for page in pages.values():
         print(f"report: {page}")
-    print(f"UIs:    make ui   (Dagster at {home.dagster_ui}, MLflow at {home.mlflow_ui})")
+    print(f"UIs:    make ui   (Dagster at {installation.dagster_ui}, MLflow at {installation.mlflow_ui})")
 
 
 def _told_by_step(result: Any) -> Iterator[str]:
-    """Lines of what the outputs of steps tell: tables in full, all else in one line."""
+    """The metadata of the steps' outputs: tables in full, the rest on one line per step."""
     import dagster as dg
 
     for event in result.all_node_events:
@@ -239,7 +232,7 @@ def _told_by_step(result: Any) -> Iterator[str]:
 
 
 def _aligned(table: str) -> list[str]:
-    """A table of `markdown_table` for the terminal."""
+    """The lines of a Markdown table, aligned for the terminal."""
     rows = [line[2:-2].split(" | ") for line in table.splitlines()]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
@@ -251,7 +244,7 @@ def _aligned(table: str) -> list[str]:
 
 
 def _ranking_tables(report: str) -> str:
-    """Tables of the test split; the validation split is on the page, and a terminal shows the result."""
+    """The tables of the test split; those of the validation split are in the report."""
     from rarec.reports.ranking.report import RankingReport, text_tables
 
     figures = RankingReport.model_validate_json(report)

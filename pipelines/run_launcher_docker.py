@@ -1,6 +1,6 @@
-"""Parts of the Dagster instance that docker/dagster.yaml describes; code location, webserver and daemon load them.
+"""Run launcher and storage of the Dagster instance in docker/dagster.yaml, for code location, webserver and daemon.
 
-Imports nothing else of RaRec: the image of webserver and daemon holds Dagster only.
+This file imports nothing else from RaRec: the image of webserver and daemon holds only Dagster.
 """
 
 import logging
@@ -16,16 +16,16 @@ from dagster_postgres import DagsterPostgresStorage
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
 
-# Dagster asks six times, so that it gives up after two minutes.
+# Dagster tries six times, so it gives up after two minutes.
 WAIT_S = 20.0
 LOOK_INTERVAL_S = 0.5
 FINAL = ("authentication failed", "does not exist", "permission denied")
 
 
 class CheckedRunLauncher(DefaultRunLauncher):
-    """Dagster's launcher, which run monitoring can ask whether a run's process still lives.
+    """Dagster's default launcher; run monitoring can also ask it whether the process of a run is alive.
 
-    Without the question a run whose code server was restarted counts as running for ever, and keeps its pool.
+    Otherwise a run whose code server was restarted would count as running for ever, and would block its pool.
     """
 
     @property
@@ -34,9 +34,9 @@ class CheckedRunLauncher(DefaultRunLauncher):
         return True
 
     def check_run_worker_health(self, run: DagsterRun) -> CheckRunHealthResult:
-        """FAILED if the code server does not know the run; a server that does not answer is asked again later."""
+        """FAILED if the code server does not know the run. A server that does not answer is asked again later."""
         client = self._get_grpc_client_for_termination(run.run_id)
-        if client is None:  # it ended meanwhile
+        if client is None:  # the run ended meanwhile
             return CheckRunHealthResult(WorkerStatus.RUNNING)
         try:
             answer = client.can_cancel_execution(CanCancelExecutionRequest(run_id=run.run_id), timeout=10)
@@ -44,16 +44,16 @@ class CheckedRunLauncher(DefaultRunLauncher):
             return CheckRunHealthResult(WorkerStatus.RUNNING, "the code server does not answer")
         if deserialize_value(answer, CanCancelExecutionResult).can_cancel:
             return CheckRunHealthResult(WorkerStatus.RUNNING)
-        return CheckRunHealthResult(WorkerStatus.FAILED, "the code server was restarted and knows nothing of this run")
+        return CheckRunHealthResult(WorkerStatus.FAILED, "the code server was restarted and does not know this run")
 
 
 class PatientPostgresStorage(DagsterPostgresStorage):
-    """Dagster's Postgres storage; connections of every process that loads it wait while the server is away."""
+    """Dagster's Postgres storage. Every process that loads it waits when the server is away."""
 
 
 @event.listens_for(Engine, "do_connect")
 def wait_for_server(dialect: Any, _record: Any, arguments: list[Any], parameters: dict[str, Any]) -> Any:
-    """Connect to Postgres, again and again for WAIT_S if it is away, at once an error if it refuses us."""
+    """Connect to Postgres. Tries for WAIT_S if the server is away; raises at once if it refuses the connection."""
     if dialect.name != "postgresql":
         return None
     deadline = time.monotonic() + WAIT_S

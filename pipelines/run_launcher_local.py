@@ -1,4 +1,4 @@
-"""The run launcher of the embedded Dagster instance (`make run`, `make ui`), which pipelines/dagster.yaml names."""
+"""The run launcher of the embedded Dagster instance (`make run`, `make ui`), named in pipelines/dagster.yaml."""
 
 import socket
 
@@ -9,14 +9,14 @@ from dagster._core.launcher import CheckRunHealthResult, DefaultRunLauncher, Wor
 from dagster._core.storage.tags import GRPC_INFO_TAG
 
 HOST_TAG = "rarec/host"
-SKEW_S = 600.0  # by which the clock may have been set since: what started later than that is another process
+SKEW_S = 600.0  # the clock may have been set by this much; a process that started later is another one
 
 
 class LocalRunLauncher(DefaultRunLauncher):
-    """Dagster's launcher, which run monitoring can ask whether a run's process still lives on this machine.
+    """Dagster's default launcher; run monitoring can also ask it whether the process of a run is alive.
 
-    Without the question a run that a reboot or a kill ended would count as running for ever. The process is asked for
-    by its number: the code servers of `dagster dev` go away with it, and are replaced when definitions are reloaded.
+    Otherwise a run that was killed or ended by a reboot would count as running for ever. The process is found by its
+    id, because the code servers of `dagster dev` end with it and are replaced when definitions are reloaded.
     """
 
     @property
@@ -25,16 +25,18 @@ class LocalRunLauncher(DefaultRunLauncher):
         return True
 
     def check_run_worker_health(self, run: DagsterRun) -> CheckRunHealthResult:
-        """FAILED if the run's process is gone; what was started elsewhere, or has not said its number yet, runs."""
+        """FAILED if the run's process is gone. Runs on other machines or without a process id yet count as running."""
         launched_here = GRPC_INFO_TAG in run.tags or run.tags.get(HOST_TAG) == socket.gethostname()
         found = _process_of(self._instance, run) if launched_here else None
         if found is None or _lives(*found):
             return CheckRunHealthResult(WorkerStatus.RUNNING)
-        return CheckRunHealthResult(WorkerStatus.FAILED, f"its process {found[0]} is gone: it was killed, or a reboot")
+        return CheckRunHealthResult(
+            WorkerStatus.FAILED, f"its process {found[0]} is gone: it was killed, or the machine rebooted"
+        )
 
 
 def _process_of(instance: DagsterInstance, run: DagsterRun) -> tuple[int, float] | None:
-    """Number of the run's first process, and when it said so."""
+    """Id of the run's first process, and when it was logged."""
     for entry in instance.all_logs(run.run_id, of_type=DagsterEventType.ENGINE_EVENT):
         data = entry.get_dagster_event().event_specific_data
         if isinstance(data, EngineEventData) and "pid" in data.metadata:
@@ -43,7 +45,7 @@ def _process_of(instance: DagsterInstance, run: DagsterRun) -> tuple[int, float]
 
 
 def _lives(pid: int, at: float) -> bool:
-    """Whether the process that had this number at that time still runs; a dead one that nobody collects does not."""
+    """Whether the process that had this id at that time is alive; a zombie is not."""
     try:
         process = psutil.Process(pid)
         return process.status() != psutil.STATUS_ZOMBIE and process.create_time() < at + SKEW_S

@@ -1,4 +1,4 @@
-"""Schedules: each track, and drift of each; weekly unless told otherwise, off until somebody turns them on."""
+"""Schedules: every track and every drift job, weekly by default. All are off until you turn them on."""
 
 from collections.abc import Iterator
 
@@ -8,31 +8,30 @@ from assets.champions.track import TRACKS as CHAMPIONS
 from pipelines.jobs import TRACKS, drift_job
 from rarec.data.spec import DatasetSpec, find_spec
 from rarec.errors import InputError
-from resources.settings import SCHEDULE, RarecHome
+from resources.settings import SCHEDULE, Installation
 
 
-def weekly_schedules(home: RarecHome, specs: dict[str, DatasetSpec]) -> list[dg.ScheduleDefinition]:
-    """`rarec_<job>_weekly` for every track and every drift job, over the data sets of RAREC_SCHEDULED at the
-    times of RAREC_SCHEDULE.
+def weekly_schedules(installation: Installation, specs: dict[str, DatasetSpec]) -> list[dg.ScheduleDefinition]:
+    """`rarec_<job>_weekly` for every track and every drift job, over the data sets of RAREC_SCHEDULED.
 
     Raises:
-        InputError: a data set is not known, or the times are no cron expression.
+        InputError: a data set is unknown, or RAREC_SCHEDULE is not a cron expression.
     """
     try:
-        datasets = [find_spec(name, specs).name for name in home.scheduled]
+        datasets = [find_spec(name, specs).name for name in installation.scheduled]
     except InputError as error:
         raise InputError(f"RAREC_SCHEDULED: {error}") from error
     try:
-        return [_schedule(job, home.schedule, datasets) for job in (*TRACKS, *map(drift_job, CHAMPIONS))]
+        return [_schedule(job, installation.schedule, datasets) for job in (*TRACKS, *map(drift_job, CHAMPIONS))]
     except dg.DagsterInvalidDefinitionError as error:
         raise InputError(
-            f"RAREC_SCHEDULE is {home.schedule!r}; set it to a cron expression such as {SCHEDULE}"
+            f"RAREC_SCHEDULE is {installation.schedule!r}; set it to a cron expression such as {SCHEDULE}"
         ) from error
 
 
 def _schedule(job: str, cron: str, datasets: list[str]) -> dg.ScheduleDefinition:
     def runs(_context: dg.ScheduleEvaluationContext) -> Iterator[dg.RunRequest]:
-        # With the tick's time the key tells runs apart: a daemon that was killed within a tick asks for none twice.
+        # Dagster adds the time of the tick to the key, so that a daemon killed during a tick requests no run twice.
         yield from (dg.RunRequest(run_key=name, partition_key=name) for name in datasets)
 
     return dg.ScheduleDefinition(
@@ -41,5 +40,5 @@ def _schedule(job: str, cron: str, datasets: list[str]) -> dg.ScheduleDefinition
         cron_schedule=cron,
         execution_fn=runs,
         default_status=dg.DefaultScheduleStatus.STOPPED,
-        description=f"The job {job} for {', '.join(datasets)} (RAREC_SCHEDULED, RAREC_SCHEDULE).",
+        description=f"Runs {job} for {', '.join(datasets)} (RAREC_SCHEDULED, RAREC_SCHEDULE).",
     )

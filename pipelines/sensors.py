@@ -1,4 +1,4 @@
-"""Sensors: what happens of itself. But for failures and the job `demo` they are off until somebody turns them on."""
+"""Sensors. All are off by default except the notifications and the one for the job `demo`."""
 
 import hashlib
 import time
@@ -9,20 +9,20 @@ import dagster as dg
 import requests
 
 from assets.champions.track import TRACKS
-from pipelines.partitions import DEMO
+from pipelines.jobs import DEMO
 from rarec.data.incoming.ledger import Seen
 from rarec.errors import one_line
 from resources.mlflow.tracking import MlflowTracking
-from resources.settings import RarecHome
+from resources.settings import Installation
 from resources.workspace import Workspace
 
 FOLLOWED = ("refresh", "finetune", "pretrain", "tune")
 INTERVAL_S = 60
-DEMO_INTERVAL_S = 5  # somebody waits
+DEMO_INTERVAL_S = 5  # somebody is waiting for it
 WEBHOOK_TIMEOUT_S = 10
 MESSAGE_LENGTH = 2000
-MOST_REPORTS = 200  # looked at in one tick; the others wait for the next
-# A run after which these files are unjudged still is asked for again so much later, each time after twice as long.
+MOST_REPORTS = 200  # read in one tick; the rest wait for the next one
+# If a run leaves its files unjudged, the next run is requested after this time, which doubles with every attempt.
 RETRY_S = 120
 LONGEST_RETRY_S = 6 * 3600
 NAMES_SHOWN = 10
@@ -31,13 +31,13 @@ GOING_ON = [status for status in dg.DagsterRunStatus if status not in ENDED]
 
 
 def follow_drift(jobs: Sequence[Any], datasets: Sequence[str]) -> dg.SensorDefinition:
-    """The sensor that follows drift reports; ``jobs``: those of the cascade, by the verdicts' names."""
+    """The sensor that acts on drift reports. ``jobs``: those of the cascade; a verdict is the name of one of them."""
 
     @dg.sensor(
         jobs=[job for job in jobs if job.name in FOLLOWED],
         minimum_interval_seconds=INTERVAL_S,
-        description="Asks for the step that the newest drift reports of each data set ask for, once a report, while "
-        "the champion that a report measured is in use.",
+        description="Requests the step that the newest drift report of each data set calls for, once per report, if "
+        "the champion that the report measured still serves.",
     )
     def follow_drift(context: dg.SensorEvaluationContext, tracking: MlflowTracking) -> dg.SensorResult | dg.SkipReason:
         reports = {track.drift_asset: track.name for track in TRACKS.values()}
@@ -50,15 +50,17 @@ def follow_drift(jobs: Sequence[Any], datasets: Sequence[str]) -> dg.SensorDefin
             try:
                 champion = tracking.registry(reports[name], partition).champion()
             except Exception as error:  # MLflow and its stores have errors of their own
-                return dg.SkipReason(f"the champions cannot be looked up, this is tried again: {one_line(error)}")
+                return dg.SkipReason(f"the champions cannot be looked up; the next tick tries again: {one_line(error)}")
             if champion is None or champion.number != report["champion"]:
-                reasons.append(f"{partition}: the newest {name} is of version {report['champion']}, not in use now")
+                reasons.append(
+                    f"{partition}: the newest {name} measured version {report['champion']}, which no longer serves"
+                )
                 continue
             run_requests.append(
                 dg.RunRequest(
                     job_name=verdict,
                     partition_key=partition,
-                    run_key=f"{partition} {report['fingerprint']}",  # a report reused asks for nothing again
+                    run_key=f"{partition} {report['fingerprint']}",  # a reused report requests nothing again
                     tags={"rarec/verdict": verdict, "rarec/reason": str(report["reason"])},
                 )
             )
@@ -73,7 +75,7 @@ def _newest_reports(
 ) -> tuple[dict[tuple[str, str], dict[str, Any]], str | None]:
     """(asset, data set) -> metadata of the newest report since the cursor, and the next cursor.
 
-    Without a cursor, when the sensor is first turned on, the history is passed over.
+    Without a cursor, when the sensor is first turned on, only the newest report of each counts.
     """
 
     def fetch(name: str, limit: int = MOST_REPORTS, **wanted: Any) -> Sequence[dg.EventLogRecord]:
@@ -98,13 +100,13 @@ def _newest_reports(
     for name, record in looked_at:
         assert record.asset_materialization is not None
         metadata = {key: value.value for key, value in record.asset_materialization.metadata.items()}
-        if "verdict" in metadata and record.partition_key:  # else it was reported by hand, and tells nothing
+        if "verdict" in metadata and record.partition_key:  # otherwise it was reported by hand and says nothing
             newest[name, record.partition_key] = metadata
     return newest, cursor
 
 
 def start_demo(demo: dg.JobDefinition, everything: Any) -> dg.SensorDefinition:
-    """The sensor that runs ``everything`` of the demo data set after each run of the job ``demo``."""
+    """The sensor that requests the job ``everything`` for the demo data set after each run of the job ``demo``."""
 
     @dg.run_status_sensor(
         run_status=dg.DagsterRunStatus.SUCCESS,
@@ -113,7 +115,7 @@ def start_demo(demo: dg.JobDefinition, everything: Any) -> dg.SensorDefinition:
         request_job=everything,
         minimum_interval_seconds=DEMO_INTERVAL_S,
         default_status=dg.DefaultSensorStatus.RUNNING,
-        description="Runs `everything` of the demo data set when somebody has launched the job `demo`.",
+        description="Runs `everything` for the demo data set after the job `demo` was launched.",
     )
     def start_demo(context: dg.RunStatusSensorContext) -> dg.RunRequest:
         asked_by = context.dagster_run.run_id
@@ -122,33 +124,33 @@ def start_demo(demo: dg.JobDefinition, everything: Any) -> dg.SensorDefinition:
     return start_demo
 
 
-def notify_failure(home: RarecHome) -> dg.SensorDefinition:
-    """The sensor that tells of failed runs: in the daemon's log, and to RAREC_WEBHOOK where it is set."""
+def notify_failure(installation: Installation) -> dg.SensorDefinition:
+    """The sensor that reports failed runs: in the daemon's log, and to RAREC_WEBHOOK if that is set."""
 
     @dg.run_failure_sensor(
         name="notify_failure",
         default_status=dg.DefaultSensorStatus.RUNNING,
         monitor_all_code_locations=True,  # runs of `make run` belong to none
-        description="Tells of a failed run in the daemon's log, and posts JSON to RAREC_WEBHOOK where that is set.",
+        description="Writes failed runs to the daemon's log and posts them as JSON to RAREC_WEBHOOK if that is set.",
     )
     def notify_failure(context: dg.RunFailureSensorContext) -> None:
         if _is_ours(context):
             failed = [event for event in context.get_step_failure_events() if event.is_step_failure]
             error = _message(failed[0]) if failed else context.failure_event.message or ""
-            _tell(context, home, "failed", [event.step_key or "" for event in failed], error)
+            _notify(context, installation, "failed", [event.step_key or "" for event in failed], error)
 
     return notify_failure
 
 
-def notify_warning(home: RarecHome) -> dg.SensorDefinition:
-    """The sensor that tells, in the same way, of runs that succeeded though a check that blocks nothing failed."""
+def notify_warning(installation: Installation) -> dg.SensorDefinition:
+    """The sensor that reports, in the same way, runs that succeeded although a non-blocking check failed."""
 
     @dg.run_status_sensor(
         run_status=dg.DagsterRunStatus.SUCCESS,
         name="notify_warning",
         default_status=dg.DefaultSensorStatus.RUNNING,
         monitor_all_code_locations=True,
-        description="Tells of failed checks of a run that succeeded, as `notify_failure` does of failed runs.",
+        description="Reports failed checks of runs that succeeded, in the same way as `notify_failure`.",
     )
     def notify_warning(context: dg.RunStatusSensorContext) -> None:
         if not _is_ours(context):
@@ -158,25 +160,27 @@ def notify_warning(home: RarecHome) -> dg.SensorDefinition:
         events = [entry.dagster_event for entry in logged if entry.dagster_event]
         checks = [check for event in events if not (check := event.asset_check_evaluation_data).passed]
         if checks:
-            told = [
+            messages = [
                 f"check {check.check_name} of {check.asset_key.to_user_string()} failed: "
                 + "; ".join(f"{name}: {value.value}" for name, value in check.metadata.items())
                 for check in checks
             ]
             steps = [check.asset_key.to_user_string() for check in checks]
-            _tell(context, home, "succeeded with a warning", steps, "; ".join(told))
+            _notify(context, installation, "succeeded with a warning", steps, "; ".join(messages))
 
     return notify_warning
 
 
 def _is_ours(context: dg.RunStatusSensorContext) -> bool:
-    """Whether a run is of a job and of assets of this code location; others may share the Dagster instance."""
+    """Whether job and assets of a run belong to this code location. Others may share the Dagster instance."""
     run, ours = context.dagster_run, context.repository_def
     assert ours is not None
     return ours.has_job(run.job_name) and (run.asset_selection or set()) <= ours.asset_graph.get_all_asset_keys()
 
 
-def _tell(context: dg.RunStatusSensorContext, home: RarecHome, how: str, steps: list[str], error: str) -> None:
+def _notify(
+    context: dg.RunStatusSensorContext, installation: Installation, how: str, steps: list[str], error: str
+) -> None:
     run = context.dagster_run
     payload = {
         "run": run.run_id,
@@ -184,14 +188,14 @@ def _tell(context: dg.RunStatusSensorContext, home: RarecHome, how: str, steps: 
         "data_set": run.tags.get("dagster/partition", ""),
         "steps": steps,
         "error": error[:MESSAGE_LENGTH],
-        "url": f"{home.dagster_ui}/runs/{run.run_id}",
+        "url": f"{installation.dagster_ui}/runs/{run.run_id}",
     }
     context.log.error(f"{payload['job']} {payload['data_set']} {how}: {payload['error']} ({payload['url']})")
-    if home.webhook:
+    if installation.webhook:
         try:
-            requests.post(home.webhook, json=payload, timeout=WEBHOOK_TIMEOUT_S).raise_for_status()
-        except requests.RequestException as fault:  # its text would hold the address, which is a secret
-            context.log.error(f"RAREC_WEBHOOK could not be told: {type(fault).__name__}")
+            requests.post(installation.webhook, json=payload, timeout=WEBHOOK_TIMEOUT_S).raise_for_status()
+        except requests.RequestException as fault:  # its text would show the address, which is a secret
+            context.log.error(f"The run could not be posted to RAREC_WEBHOOK: {type(fault).__name__}")
 
 
 def _message(event: dg.DagsterEvent) -> str:
@@ -199,16 +203,16 @@ def _message(event: dg.DagsterEvent) -> str:
     if data.user_failure_data and data.user_failure_data.description:
         return data.user_failure_data.description
     error = data.error
-    while error and error.cause:  # what Dagster raises around it tells nothing
+    while error and error.cause:  # the errors that Dagster wraps around it say nothing
         error = error.cause
     return error.message.strip() if error else event.message or ""
 
 
 def incoming_sensor(job: Any, datasets: Sequence[str], interval_s: int) -> dg.SensorDefinition:
-    """Watches the incoming folders of all data sets and asks for `job` where files have settled.
+    """The sensor that watches the incoming folders of all data sets and requests `job` when files have settled.
 
-    The looks that tell whether a file has settled are kept in the data set's ledger, where an ingestion sees them too:
-    a tick that is killed loses at most its own look. What a run is asked for twice is ingested once all the same.
+    Whether a file has settled follows from earlier looks at it, which the data set's ledger keeps. A killed tick loses
+    at most its own look. Files that two runs are requested for are still ingested once.
     """
 
     @dg.sensor(
@@ -216,7 +220,7 @@ def incoming_sensor(job: Any, datasets: Sequence[str], interval_s: int) -> dg.Se
         job=job,
         minimum_interval_seconds=interval_s,
         default_status=dg.DefaultSensorStatus.STOPPED,
-        description="Asks for `ingest` where new interaction files have arrived and are complete.",
+        description="Requests `ingest` when new interaction files have arrived and are complete.",
     )
     def sensor(context: dg.SensorEvaluationContext, workspace: Workspace) -> Iterator[dg.RunRequest | dg.SkipReason]:
         reasons = []
@@ -225,9 +229,9 @@ def incoming_sensor(job: Any, datasets: Sequence[str], interval_s: int) -> dg.Se
             try:
                 files = workspace.incoming_files(name).listing()
                 settled, settling = workspace.ledger(name).look(files, time.time(), workspace.settle_s)
-            except Exception as error:  # a store that is away, of whatever kind, is no reason to leave out the others
-                context.log.warning(f"{name}: its incoming files cannot be looked at: {one_line(error)}")
-                reasons.append(f"{name}: cannot be looked at ({type(error).__name__}: {one_line(error)})")
+            except Exception as error:  # each kind of store has its own; the other data sets go on
+                context.log.warning(f"{name}: its incoming files cannot be listed: {one_line(error)}")
+                reasons.append(f"{name}: cannot be listed ({type(error).__name__}: {one_line(error)})")
                 continue
             if settling:
                 reasons.append(f"{name}: {len(settling)} files have not settled")
@@ -245,12 +249,12 @@ def incoming_sensor(job: Any, datasets: Sequence[str], interval_s: int) -> dg.Se
 
 
 def _request(instance: dg.DagsterInstance, job: str, name: str, settled: list[Seen]) -> dg.RunRequest | str:
-    """A run over these files of the data set called `name`, or why none is asked for now."""
+    """A request for a run over these files of the data set called `name`, or why there is none now."""
     going_on = instance.get_runs(
         dg.RunsFilter(job_name=job, tags={"dagster/partition": name}, statuses=GOING_ON), limit=1
     )
     if going_on:
-        return f"{name}: run {going_on[0].run_id} is at it"
+        return f"{name}: run {going_on[0].run_id} is in progress"
     text = "\n".join(f"{file.name}\t{file.bytes}\t{file.stamp}" for file in settled)
     identity = hashlib.sha256(text.encode()).hexdigest()[:16]
     earlier = instance.get_run_records(dg.RunsFilter(job_name=job, tags={"rarec/files_id": identity}))
@@ -261,7 +265,7 @@ def _request(instance: dg.DagsterInstance, job: str, name: str, settled: list[Se
             last = earlier[0].dagster_run
             return (
                 f"{name}: run {last.run_id} over the same files ended as {last.status.value} {age:.0f} s ago; the next "
-                f"one is asked for in {wait - age:.0f} s"
+                f"one is requested in {wait - age:.0f} s"
             )
     shown = ", ".join(file.name for file in settled[:NAMES_SHOWN])
     more = f" and {len(settled) - NAMES_SHOWN} more" if len(settled) > NAMES_SHOWN else ""

@@ -1,4 +1,4 @@
-"""`make ui`: the Dagster and MLflow pages of this installation, side by side until Ctrl-C."""
+"""`make ui`: the Dagster and MLflow pages of this installation, until Ctrl-C."""
 
 import os
 import signal
@@ -8,54 +8,56 @@ import sys
 import time
 import uuid
 
-from pipelines.run import prepare_dagster_home
+from pipelines.dagster_home import prepare_dagster_home
 from rarec.errors import InputError
 from rarec.training.worker.process_tree import LAUNCH_ID, end_processes
-from resources.settings import LOOPBACK, RarecHome
+from resources.settings import LOOPBACK, Installation
 
-GRACE_S = 30.0  # for runs in progress to end their training workers
+GRACE_S = 30.0  # for runs in progress to stop their training workers
 
 
 def main() -> None:
-    """Start both servers on the loopback interface, wait, and end both together."""
-    home = RarecHome.from_environment()
-    for name, port in (("DAGSTER_PORT", home.dagster_port), ("MLFLOW_PORT", home.mlflow_port)):
+    """Start both servers on the loopback interface, and stop both together."""
+    installation = Installation.from_environment()
+    for name, port in (("DAGSTER_PORT", installation.dagster_port), ("MLFLOW_PORT", installation.mlflow_port)):
         require_free(name, port)
-    prepare_dagster_home(home)
+    prepare_dagster_home(installation)
     os.environ |= {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    # Notices of MLflow's server about itself, and of what it is built with, to whoever develops it.
+    # Hides notices that MLflow's server and its libraries address to their developers.
     os.environ |= {"MLFLOW_LOGGING_LEVEL": "WARNING", "PYTHONWARNINGS": "ignore:starlette"}
     commands = [
         [
             *("dagster", "dev", "-w", "workspace.yaml", "--log-level", "warning"),
-            *("-h", LOOPBACK, "-p", str(home.dagster_port)),
+            *("-h", LOOPBACK, "-p", str(installation.dagster_port)),
         ]
     ]
-    external = home.tracking_uri.startswith(("http://", "https://"))
+    external = installation.tracking_uri.startswith(("http://", "https://"))
     if not external:
-        home.mlflow.mkdir(parents=True, exist_ok=True)
+        installation.mlflow.mkdir(parents=True, exist_ok=True)
         commands.append(
             [
-                *("mlflow", "ui", "--backend-store-uri", home.tracking_uri, "--workers", "1"),
-                *("--registry-store-uri", home.tracking_uri),
-                *("--default-artifact-root", (home.mlflow / "artifacts").as_uri()),
-                *("--host", LOOPBACK, "--port", str(home.mlflow_port), "--uvicorn-opts", "--log-level warning"),
+                *("mlflow", "ui", "--backend-store-uri", installation.tracking_uri, "--workers", "1"),
+                *("--registry-store-uri", installation.tracking_uri),
+                *("--default-artifact-root", (installation.mlflow / "artifacts").as_uri()),
+                *("--host", LOOPBACK, "--port", str(installation.mlflow_port), "--uvicorn-opts", "--log-level warning"),
             ]
         )
-    print(f"Dagster: {home.dagster_ui}   MLflow: {home.mlflow_ui}")
-    print("They open within half a minute on two cores; Ctrl-C ends both.", flush=True)
+    print(f"Dagster: {installation.dagster_ui}   MLflow: {installation.mlflow_ui}")
+    print("They are ready within half a minute on two cores. Ctrl-C stops both.", flush=True)
     run_together(commands)
 
 
 def run_together(commands: list[list[str]]) -> None:
-    """Run Python modules (name and arguments) until one ends or this process is told to; then end all they started."""
+    """Run Python modules (name and arguments) until one exits or this process is stopped; then stop all of them, with
+    every process they started.
+    """
     launch_id = uuid.uuid4().hex
-    for number in (signal.SIGINT, signal.SIGTERM):  # also where a shell started us in the background, deaf to Ctrl-C
+    for number in (signal.SIGINT, signal.SIGTERM):  # a shell that starts us in the background makes us ignore Ctrl-C
         signal.signal(number, signal.default_int_handler)
     environment = {**os.environ, LAUNCH_ID: launch_id}
     processes: list[subprocess.Popen[bytes]] = []
     try:
-        # Sessions of their own: Ctrl-C reaches this process alone, which then ends them in order.
+        # Each gets its own session, so that Ctrl-C reaches only this process, which then stops them in order.
         processes.extend(
             subprocess.Popen([sys.executable, "-W", "ignore", "-m", *command], env=environment, start_new_session=True)
             for command in commands
@@ -63,9 +65,9 @@ def run_together(commands: list[list[str]]) -> None:
         while all(process.poll() is None for process in processes):
             time.sleep(0.2)
         ended = next(i for i, process in enumerate(processes) if process.poll() is not None)
-        raise SystemExit(f"error: {' '.join(commands[ended][:2])} ended with exit code {processes[ended].poll()}")
+        raise SystemExit(f"error: {' '.join(commands[ended][:2])} exited with code {processes[ended].poll()}")
     except KeyboardInterrupt:
-        print("ending both", flush=True)
+        print("stopping both", flush=True)
     finally:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         for process in processes:
@@ -77,7 +79,7 @@ def run_together(commands: list[list[str]]) -> None:
 
 
 def require_free(variable: str, port: int) -> None:
-    """InputError if another process has the port that this environment variable sets."""
+    """Raise InputError if another process uses the port that this environment variable sets."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

@@ -2,9 +2,11 @@
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from types import UnionType
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic.fields import FieldInfo
 
 from rarec.errors import closest
 
@@ -28,6 +30,10 @@ _WANTED = {
     "tuple_type": "a list",
     "dict_type": "a table of names and values",
 }
+
+
+_TYPES = {int: "whole number", float: "number", str: "text", bool: "true or false", dict: "JSON file"}
+_BOUNDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
 
 
 class Settings(BaseModel):
@@ -66,3 +72,27 @@ def _refusal(fault: dict[str, Any], names: Mapping[str, str], known: tuple[str, 
         return f"{key}: {message}" if key else message
     given = fault["input"] if isinstance(fault["input"], str) else json.dumps(fault["input"], default=str)
     return f"{key} is {given}; it must be {wanted.format(**fault.get('ctx', {}))}"
+
+
+def type_in_words(info: FieldInfo) -> str:
+    """What a field may hold, for documentation; a text in the field's `Annotated` type names it instead."""
+    named = [one for one in info.metadata if isinstance(one, str)]
+    return named[0] if named else _in_words(info.annotation, info.metadata)
+
+
+def _in_words(annotation: Any, metadata: Sequence[Any]) -> str:
+    origin, inner = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _in_words(
+            inner[0], [*(part for one in inner[1:] for part in getattr(one, "metadata", [one])), *metadata]
+        )
+    if origin is UnionType:
+        return " or ".join(_in_words(one, metadata) for one in inner if one is not type(None))
+    if origin is Literal:
+        return ", ".join(f"`{value}`" for value in inner)
+    if origin is tuple:
+        return f"list: {_in_words(inner[0], [])}"
+    bounds = [
+        f"{word} {getattr(one, bound):g}" for one in metadata for bound, word in _BOUNDS.items() if hasattr(one, bound)
+    ]
+    return ", ".join([_TYPES.get(origin or annotation, str(annotation)), *bounds])

@@ -1,6 +1,6 @@
-"""Taking in new interaction files: a folder or bucket is listed, what has settled is copied, judged and recorded.
+"""Ingestion of new interaction files: list a folder or bucket, copy the files that have settled, judge and record them.
 
-Nothing is ever written there. All that is known about a file is in the data set's ledger
+Nothing is ever written to the source. Everything known about a file is in the data set's ledger
 (`rarec.data.incoming.ledger`).
 """
 
@@ -19,12 +19,13 @@ import fsspec
 import pandas as pd
 
 from rarec.data.incoming.ledger import Judged, Kind, Ledger, Seen
-from rarec.data.incoming.merge import FILE_ROWS, Parsed, parse_incoming
+from rarec.data.incoming.parse import parse_incoming
+from rarec.data.incoming.rows import FILE_ROWS, Parsed
 from rarec.data.spec import DatasetSpec
 from rarec.errors import InputError, one_line
 
 KINDS: dict[str, Kind] = {".csv": "csv", ".parquet": "parquet"}
-# What a store calls the moment of the last write, and where it has none, what else changes with it.
+# Keys under which stores report the last write or, if they do not, something that changes with it.
 STAMPS = ("mtime", "LastModified", "last_modified", "updated", "modified", "created", "ETag", "etag")
 BATCH_FILES = 256
 BATCH_BYTES = 64 << 20
@@ -33,7 +34,7 @@ OF_THIS_MACHINE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
 class Unreadable(Exception):
-    """One file that its store does not give out, though it answers."""
+    """The store answers but does not hand out this one file."""
 
 
 class IncomingFiles:
@@ -44,11 +45,13 @@ class IncomingFiles:
         self._fs, self._path = fsspec.core.url_to_fs(url)
 
     def listing(self) -> list[Seen]:
-        """The files there; none without the folder. What is not meant, or not finished, by its name is left out.
+        """The files that are ready to be looked at; none if there is no folder.
 
-        That is: links, names that begin with `.` or `_`, end otherwise than `.csv` or `.parquet`, or cannot be printed.
+        Links are left out, and so are names that begin with `.` or `_`, that do not end in `.csv` or `.parquet`, or
+        that cannot be printed.
 
-        Raises whatever the store raises when it cannot be reached.
+        Raises:
+            Exception: whatever the store raises when it cannot be reached.
         """
         self._fs.invalidate_cache()
         try:
@@ -58,13 +61,13 @@ class IncomingFiles:
         return sorted(seen for entry in entries if (seen := _seen(entry)) is not None)
 
     def copy(self, seen: Seen, target: Path, sizes: Collection[int]) -> tuple[str, dict[int, str]] | None:
-        """Copy to `target`: sha256 of the content, and of its first bytes for each of `sizes`.
+        """Copy to `target`. Returns the SHA-256 of the content, and that of its first n bytes for each n in `sizes`.
 
-        None where the file is no longer as it was seen.
+        None if the file is no longer as it was seen.
 
         Raises:
-            Unreadable: it is this file that cannot be read.
-            Exception: whatever the store raises when it cannot be reached, or this machine.
+            Unreadable: this file cannot be read.
+            Exception: whatever the store or this machine raises when something else is wrong.
         """
         path = f"{self._path}/{seen.name}"
         digest, done = hashlib.sha256(), 0
@@ -85,7 +88,7 @@ class IncomingFiles:
         return (digest.hexdigest(), beginnings) if unchanged else None
 
     def _read(self, path: str, marks: Sequence[int]) -> Iterator[bytes]:
-        """The content in chunks, of which one ends at each of the marks."""
+        """The content in chunks; a chunk ends at each mark."""
         done, ahead = 0, list(marks)
         try:
             with self._fs.open(path, "rb") as source:
@@ -102,7 +105,7 @@ class IncomingFiles:
             if error.errno in OF_THIS_MACHINE:
                 raise
             self._fs.invalidate_cache()
-            self._fs.info(path)  # a store that is away says so here
+            self._fs.info(path)  # raises if the store is away
             raise Unreadable(one_line(error)) from error
 
 
@@ -113,20 +116,20 @@ def _seen(entry: Mapping[str, Any]) -> Seen | None:
         return None
     stamp = str(next((entry[key] for key in STAMPS if entry.get(key) is not None), ""))
     if "mtime" in entry and "created" in entry:
-        # Of a local file, when its inode changed: whoever sets the other moment back cannot set this one.
+        # For a local file, when its inode changed. Unlike the time of the last write, nobody can set it back.
         stamp += f" {entry['created']}"
     return Seen(name, int(entry["size"]), stamp)
 
 
 @dataclass
-class Report:
-    """What one ingestion did, as tables of the files that it recorded and the names of those left for the next one.
+class Ingestion:
+    """What one ingestion did: the files it recorded, and those it left for the next one.
 
     Attributes:
-        judged: file, rows, bad_rows, verdict of each file recorded.
-        refused: names of files that were refused as a whole, and why.
-        changing: names of files that were no longer as they were seen.
-        unreadable: names of files that cannot be read, and why.
+        judged: file, rows, bad_rows and verdict of each recorded file.
+        refused: files that were refused as a whole -> why.
+        changing: files that were no longer as they were seen.
+        unreadable: files that cannot be read -> why.
     """
 
     judged: list[dict[str, Any]] = field(default_factory=list)
@@ -136,7 +139,7 @@ class Report:
 
     @property
     def table(self) -> pd.DataFrame:
-        """file, rows, bad_rows, verdict of each file judged now."""
+        """file, rows, bad_rows and verdict of each recorded file."""
         return pd.DataFrame(self.judged, columns=["file", "rows", "bad_rows", "verdict"])
 
 
@@ -147,14 +150,14 @@ def ingest(
     settled: Sequence[Seen],
     batch_files: int = BATCH_FILES,
     judge_again: bool = False,
-) -> Report:
-    """Judge each of the settled files and record it, batch by batch; another process that does the same is waited for.
+) -> Ingestion:
+    """Judge each settled file and record it, batch by batch. Waits if another process is ingesting for this ledger.
 
-    With `judge_again` also those that were withdrawn, refused or had bad rows and still lie there as they were.
-    A file that is no longer as it was seen, or cannot be read, is left for the next look. What was judged before the
-    store goes away is kept, and its error raised.
+    `judge_again` also judges files again that were withdrawn or refused or had bad rows, if they are still there and
+    unchanged. A file that is no longer as it was seen, or that cannot be read, is left for the next ingestion. If the
+    store goes away, its error is raised; what was judged before is kept.
     """
-    report = Report()
+    report = Ingestion()
     with _alone(ledger.folder) as scratch:
         files = [(seen, False) for seen in ledger.unjudged(settled)]
         if judge_again:
@@ -165,7 +168,7 @@ def ingest(
             for seen, again in files:
                 try:
                     judged = _judge(source, spec, seen, earlier.get(seen.name, {}), scratch)
-                except Unreadable as error:  # the others need not wait for it
+                except Unreadable as error:  # the other files go on
                     report.unreadable[seen.name] = str(error)
                     continue
                 if judged is None:
@@ -184,13 +187,13 @@ def ingest(
 
 
 def withdraw(ledger: Ledger, wanted: Sequence[str]) -> list[str]:
-    """`Ledger.withdraw`, between two ingestions: none that began before brings back what is withdrawn."""
+    """`Ledger.withdraw` between two ingestions, so that one that began earlier cannot bring the files back."""
     with _alone(ledger.folder):
         return ledger.withdraw(wanted)
 
 
 def wait_for_settled(source: IncomingFiles, ledger: Ledger, settle_s: float) -> tuple[list[Seen], list[Seen]]:
-    """Files yet to be judged that have settled, and the others. Where all are too new to tell, looks again later."""
+    """Files to judge that have settled, and those that have not. If none has settled yet, waits and looks once more."""
     settled, settling = ledger.look(source.listing(), time.time(), settle_s)
     if settling and not settled:
         time.sleep(settle_s * 1.01)  # the two clocks may differ a little
@@ -202,7 +205,7 @@ def _judge(
     source: IncomingFiles, spec: DatasetSpec, seen: Seen, earlier: Mapping[int, str], scratch: Path
 ) -> Judged | None:
     suffix = Path(seen.name).suffix.lower()
-    copy = scratch / f"content{suffix}"  # a name of our own: what arrives never names a path here
+    copy = scratch / f"content{suffix}"  # a name of our own: the name of an incoming file never becomes a path here
     copied = source.copy(seen, copy, earlier)
     if copied is None:
         return None
@@ -211,18 +214,18 @@ def _judge(
     parsed, refused = Parsed(FILE_ROWS.empty_table(), []), ""
     try:
         parsed = parse_incoming(copy, spec, time.time())
-    except (OSError, MemoryError):  # of this machine, not of the file
+    except (OSError, MemoryError):  # this machine is at fault, not the file
         raise
     except InputError as error:
         refused = str(error).removeprefix(f"{copy.name}: ")
-    except Exception as error:  # whatever a strange file makes a parser raise, the other files go on
+    except Exception as error:  # a strange file can make a parser raise anything; the other files go on
         refused = f"it cannot be read ({type(error).__name__}: {one_line(error)})"
     finally:
         copy.unlink(missing_ok=True)
     return Judged(seen, KINDS[suffix], sha256, parsed.rows, parsed.bad, refused, began_as)
 
 
-def _record(ledger: Ledger, batch: list[Judged], report: Report) -> None:
+def _record(ledger: Ledger, batch: list[Judged], report: Ingestion) -> None:
     if not batch:
         return
     new, withdrawn = ledger.record(batch), ledger.withdrawn()
@@ -233,9 +236,9 @@ def _record(ledger: Ledger, batch: list[Judged], report: Report) -> None:
         if one.again:
             verdict = f"judged again, {verdict}"
         elif since := withdrawn.get((one.sha256, one.kind)):
-            verdict = f"withdrawn {since} and not taken in again"
+            verdict = f"withdrawn {since}, not accepted again"
         elif not any(one is other for other in new):
-            verdict = "known already, under another name or from an earlier look"
+            verdict = "already known, under another name or from an earlier ingestion"
         report.judged.append(
             {"file": one.seen.name, "rows": len(one.rows), "bad_rows": len(one.bad), "verdict": verdict}
         )
@@ -243,7 +246,7 @@ def _record(ledger: Ledger, batch: list[Judged], report: Report) -> None:
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[Path]:
-    """Keep other ingestions of this ledger out; yields an empty folder for copies. A dead process's lock is free."""
+    """Keep other ingestions of this ledger out; yields an empty folder for copies. A dead process holds no lock."""
     folder.mkdir(parents=True, exist_ok=True)
     scratch = folder / "reading"
     with (folder / "lock").open("a") as lock:

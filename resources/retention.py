@@ -1,4 +1,4 @@
-"""What may be deleted: artifacts and working folders that are old and that nothing refers to."""
+"""What may be deleted: artifacts and working folders that are old and that nothing refers to any more."""
 
 import shutil
 import time
@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from resources.artifacts.store import ArtifactStore, Manifest
+from resources.artifacts.manifest import Manifest
+from resources.artifacts.store import ArtifactStore
 from resources.mlflow.registry import Version, rollback_chain
 
 Identity = tuple[str, str, str]
@@ -16,8 +17,10 @@ Identity = tuple[str, str, str]
 
 @dataclass(frozen=True)
 class Verdict:
-    """What becomes of an artifact, of content that belongs to none, or of a working folder: ``kept_for`` says why it
-    stays; empty if it may go.
+    """What happens to an artifact, a leftover or a working folder.
+
+    Attributes:
+        kept_for: why it stays; empty if it may be deleted.
     """
 
     what: str
@@ -35,18 +38,18 @@ def judge_artifacts(
     """A verdict on every artifact.
 
     Args:
-        manifests: of all artifacts in the store.
-        in_use: what is wanted itself, and why; all that it was made from, directly or not, is kept with it.
+        manifests: those of all artifacts in the store.
+        in_use: artifacts that are needed, and why. Everything they were made from, directly or not, is kept as well.
         days: younger artifacts stay, too.
-        told_by: inputs whose name begins with this are told only, and not kept.
-        damaged: partition -> its manifests that cannot be read; any other artifact there may be what one was made
-            from, so all of them stay.
+        told_by: inputs whose name begins with this are only recorded and need not be kept.
+        damaged: partition -> its manifests that cannot be read. Nobody knows what these artifacts were made from, so
+            everything in the partition stays.
     """
     damaged = damaged or {}
     every = {(one.asset, one.partition, one.fingerprint): one for one in manifests}
     by_version: dict[tuple[str, str], list[Identity]] = {}
     for identity, manifest in every.items():
-        for version in (manifest.data_version, manifest.fingerprint):  # inputs are told by one or the other
+        for version in (manifest.data_version, manifest.fingerprint):  # inputs are recorded by one or the other
             by_version.setdefault((manifest.partition, version), []).append(identity)
     kept = {identity: why for identity, why in in_use.items() if identity in every}
     pending = list(kept)
@@ -72,18 +75,18 @@ def judge_artifacts(
 def wanted_versions(
     versions: Sequence[Version], champion: Version | None, rollbacks: int, days: float
 ) -> dict[int, str]:
-    """Numbers of the versions of a model whose artifacts stay, and why: from the weightiest reason to the least.
+    """Versions of a model whose artifacts stay, by number, each with its most important reason.
 
     Args:
         versions: oldest first.
-        rollbacks: to so many before the champion one can go back.
-        days: younger ones stay, too.
+        rollbacks: how many steps back from the champion must stay possible.
+        days: younger versions stay, too.
     """
     wanted: dict[int, str] = {}
     if champion is not None:
         wanted[champion.number] = "is the champion"
         for version in rollback_chain(versions, champion)[:rollbacks]:
-            wanted[version.number] = "is what `rollback` goes back to"
+            wanted[version.number] = "can be restored by `rollback`"
     for version in versions[-1:]:
         wanted.setdefault(version.number, "is the newest")
     for version in versions:
@@ -95,11 +98,11 @@ def wanted_versions(
 def judge_leftovers(
     leftovers: Mapping[str, tuple[int, float | None]], days: float, damaged: Mapping[str, Sequence[str]]
 ) -> dict[str, Verdict]:
-    """A verdict on the leftovers that `ArtifactStore.survey` found; what is young may be of an upload that goes on."""
+    """A verdict on the leftovers that `ArtifactStore.survey` found. A young one may belong to an upload in progress."""
     verdicts = {}
     for folder, (size, written) in leftovers.items():
         if written is None:
-            why = "its age is not known"
+            why = "its age is unknown"
         else:
             why = f"younger than {days:g} days" if written > time.time() - days * 86_400 else ""
         verdicts[folder] = Verdict(folder, size, why or _may_be_needed(folder.split("/")[1], damaged))
@@ -112,7 +115,7 @@ def _may_be_needed(partition: str, damaged: Mapping[str, Sequence[str]]) -> str:
 
 
 def judge_work(work: Path, days: float, is_busy: Callable[[Path], bool]) -> dict[Path, Verdict]:
-    """A verdict on every working folder, ``work/<asset>/<fingerprint>``."""
+    """A verdict on every working folder, work/<asset>/<fingerprint>."""
     verdicts = {}
     for folder in sorted(work.glob("*/*")):
         if not folder.is_dir():
@@ -120,7 +123,7 @@ def judge_work(work: Path, days: float, is_busy: Callable[[Path], bool]) -> dict
         files = [path for path in folder.rglob("*") if path.is_file()]
         newest = max((path.stat().st_mtime for path in files), default=folder.stat().st_mtime)
         age_days = (time.time() - newest) / 86_400
-        why = "a run works in it" if is_busy(folder) else f"younger than {days:g} days" if age_days < days else ""
+        why = "a run is using it" if is_busy(folder) else f"younger than {days:g} days" if age_days < days else ""
         verdicts[folder] = Verdict(
             f"work/{folder.parent.name}/{folder.name}", sum(p.stat().st_size for p in files), why
         )
@@ -133,7 +136,7 @@ def remove(
     leftovers: dict[str, Verdict],
     folders: dict[Path, Verdict],
 ) -> int:
-    """Delete whatever may go; the bytes that were freed."""
+    """Delete everything that no verdict keeps; returns the bytes freed."""
     freed = 0
     for leftover, verdict in leftovers.items():
         if not verdict.kept_for:

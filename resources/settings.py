@@ -1,6 +1,7 @@
-"""Where RaRec keeps things on this machine.
+"""Settings of one installation: where RaRec keeps things on this machine, how it trains, what it schedules.
 
-The only place that reads RaRec's environment variables, but for `rarec.rella.merge`, which stands alone.
+Each setting is an environment variable. This is the only place that reads them, except `rarec.rella.merge`, which
+stands alone. Settings of a single asset are run configuration and do not belong here.
 """
 
 import json
@@ -8,164 +9,219 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import Field, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, field_validator
+from pydantic.fields import FieldInfo
+from pydantic_core import InitErrorDetails
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from rarec.config import Settings, refusals
+from rarec.config import refusals
 from rarec.errors import InputError
 from rarec.training.engine_settings import EngineSettings
 
 MLFLOW_DATABASE = "mlflow.db"  # in the folder `mlflow`, beside `artifacts`
 LOOPBACK = "127.0.0.1"  # where `make ui` serves
-SCHEDULE = "0 3 * * 1"  # Mondays, 03:00 UTC
-REMOTE_SHELL = "ssh -o BatchMode=yes -o ServerAliveInterval=15"  # fails rather than ask; notices a cut network
+# Defaults that resources and messages share with the variables below.
+SCHEDULE = "0 3 * * 1"
+REMOTE_SHELL = "ssh -o BatchMode=yes -o ServerAliveInterval=15"  # fails instead of asking; notices a cut network
 SETTLE_S = 60
-INCOMING_INTERVAL_S = 30
-HEARTBEAT_S = 1800  # validation by rank 0 alone, or a language model's loading, may take long
+HEARTBEAT_S = 1800  # validation by rank 0 alone, or loading a language model, may take long
+ENGINE_VARIABLES = {name: f"RAREC_{name.upper()}" for name in EngineSettings.model_fields}
 
 
-class RarecHome(Settings):
-    """Workspace and addresses of one installation; `from_environment` gives the defaults and honours the variables."""
+def _names(given: object) -> object:
+    return tuple(part.strip() for part in given.split(",") if part.strip()) if isinstance(given, str) else given
 
-    root: Path = Field(
-        description="RAREC_HOME: the folder that holds everything RaRec writes. Default: .rarec/ in the checkout."
-    )
-    data: Path = Field(description="RAREC_DATA: raw data sets, one folder each. Default: data/ under RAREC_HOME.")
-    artifacts: str = Field(
-        description="RAREC_ARTIFACTS: artifact store, a folder or any fsspec URL. Default: artifacts/ under RAREC_HOME."
-    )
-    tracking_uri: str = Field(
-        description="MLFLOW_TRACKING_URI: where MLflow runs go. Default: a sqlite file in mlflow/ under RAREC_HOME."
-    )
-    mlflow_ui: str = Field(
-        description="MLFLOW_UI_URL: address of the MLflow page that links in Dagster point to. Default: the tracking "
-        "server itself, or that of `make ui` for the sqlite file."
-    )
-    dagster_ui: str = Field(
-        description="DAGSTER_UI_URL: address of the Dagster page that notices of failed runs point to. Default: that "
-        "of `make ui`."
-    )
-    dagster_port: int = Field(default=3000, description="DAGSTER_PORT: of `make ui`. Default: 3000.")
-    mlflow_port: int = Field(default=5000, description="MLFLOW_PORT: of `make ui`. Default: 5000.")
 
-    scheduled: tuple[str, ...] = Field(
-        default=("demo",),
-        description="RAREC_SCHEDULED: data sets of the schedules, separated by commas. Default: demo.",
+# The text in each says how the documentation names the type.
+Folder = Annotated[Path, AfterValidator(lambda path: path.expanduser().resolve()), "folder"]
+Place = Annotated[
+    str, AfterValidator(lambda text: text if "://" in text else str(Path(text).expanduser().resolve())), "folder or URL"
+]
+Address = Annotated[str, AfterValidator(lambda text: text.rstrip("/")), "URL"]
+Port = Annotated[int, Field(ge=1, le=65535), "port"]
+Names = Annotated[tuple[str, ...], BeforeValidator(_names), "names, separated by commas"]
+
+
+def default_root() -> Path:
+    """The folder .rarec beside the nearest pyproject.toml, looking upwards; without one, in the current folder."""
+    here = Path.cwd()
+    checkout = next((folder for folder in (here, *here.parents) if (folder / "pyproject.toml").is_file()), here)
+    return checkout / ".rarec"
+
+
+def _own_mlflow_page(given: dict[str, Any]) -> str:
+    served = given["tracking_uri"].startswith(("http://", "https://"))
+    return given["tracking_uri"] if served else f"http://{LOOPBACK}:{given['mlflow_port']}"
+
+
+class Installation(BaseSettings):
+    """Folders, addresses and defaults of one installation. Tests pass an environment to `from_environment`."""
+
+    model_config = SettingsConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+    root: Folder = Field(
+        default_factory=default_root,
+        validation_alias="RAREC_HOME",
+        description="Folder that holds everything RaRec writes.",
     )
-    schedule: str = Field(
-        default=SCHEDULE,
-        description="RAREC_SCHEDULE: when the schedules run, as a cron expression in UTC. Default: Mondays at 03:00.",
+    data: Folder = Field(
+        default_factory=lambda given: given["root"] / "data",
+        validation_alias="RAREC_DATA",
+        description="Raw data sets, one folder each; never written to.",
     )
-    webhook: str = Field(
+    artifacts: Annotated[str, "folder or URL"] = Field(
+        default_factory=lambda given: str(given["root"] / "artifacts"),
+        validation_alias="RAREC_ARTIFACTS",
+        description="Artifact store: a folder or any fsspec URL.",
+    )
+    tracking_uri: Annotated[str, "URL"] = Field(
+        default_factory=lambda given: f"sqlite:///{given['root'] / 'mlflow' / MLFLOW_DATABASE}",
+        validation_alias="MLFLOW_TRACKING_URI",
+        description="Where MLflow runs are recorded: a tracking server or a database.",
+    )
+    dagster_port: Port = Field(
+        default=3000, validation_alias="DAGSTER_PORT", description="Dagster's port in `make ui`."
+    )
+    mlflow_port: Port = Field(default=5000, validation_alias="MLFLOW_PORT", description="MLflow's port in `make ui`.")
+    dagster_ui: Address = Field(
+        default_factory=lambda given: f"http://{LOOPBACK}:{given['dagster_port']}",
+        validation_alias="DAGSTER_UI_URL",
+        description="Address of the Dagster page, for links in notifications.",
+    )
+    mlflow_ui: Address = Field(
+        default_factory=_own_mlflow_page,
+        validation_alias="MLFLOW_UI_URL",
+        description="Address of the MLflow page, for links in Dagster. If MLFLOW_TRACKING_URI names a server, the "
+        "default is that server.",
+    )
+
+    scheduled: Names = Field(
+        default=("demo",), validation_alias="RAREC_SCHEDULED", description="Data sets that the schedules run."
+    )
+    schedule: Annotated[str, "cron expression"] = Field(
+        default=SCHEDULE, validation_alias="RAREC_SCHEDULE", description="When the schedules run, in UTC."
+    )
+    webhook: Annotated[str, "URL"] = Field(
         default="",
         repr=False,
-        description="RAREC_WEBHOOK: address to which failed runs are posted as JSON; a secret. Default: none.",
+        validation_alias="RAREC_WEBHOOK",
+        description="Address to which failed runs are posted as JSON; a secret.",
     )
     pod_gpus: int = Field(
         default=0,
         ge=0,
-        description="RAREC_POD_GPUS: on Kubernetes, every step in a pod of its own, with so many GPUs where it trains. "
-        "Default 0: steps are processes beside each other.",
+        validation_alias="RAREC_POD_GPUS",
+        description="On Kubernetes, run each step in its own pod, with this many GPUs if it trains. 0 runs steps as "
+        "processes of one pod.",
     )
 
-    incoming: str = Field(
-        default="",
-        description="RAREC_INCOMING: where new interaction files arrive, a folder or any fsspec URL with a folder "
-        "<data set>/incoming/ for each data set. Default: RAREC_DATA.",
+    incoming: Place = Field(
+        default_factory=lambda given: str(given["data"]),
+        validation_alias="RAREC_INCOMING",
+        description="Where new interaction files arrive, in `<data set>/incoming/` below it. Follows RAREC_DATA.",
     )
     settle_s: int = Field(
         default=SETTLE_S,
         ge=0,
-        description="RAREC_SETTLE: seconds a new file must stay as it is before it is read. Default: 60.",
+        validation_alias="RAREC_SETTLE",
+        description="Seconds that a new file must stay unchanged before it is read.",
     )
     incoming_interval_s: int = Field(
-        default=INCOMING_INTERVAL_S,
+        default=30,
         ge=1,
-        description="RAREC_INCOMING_INTERVAL: least seconds between two ticks of `incoming_sensor`. Default: 30.",
+        validation_alias="RAREC_INCOMING_INTERVAL",
+        description="Minimum seconds between two ticks of `incoming_sensor`.",
     )
 
     nproc: int = Field(
-        default=0, ge=0, description="RAREC_NPROC: training processes. Default: one a GPU, or one without GPUs."
+        default=0,
+        ge=0,
+        validation_alias="RAREC_NPROC",
+        description="Training processes on each machine. 0 starts one per GPU, or one without a GPU.",
     )
     threads: int = Field(
         default=0,
         ge=0,
-        description="RAREC_THREADS: CPU threads of each training process. Default: its share of the cores.",
+        validation_alias="RAREC_THREADS",
+        description="CPU threads of each training process. 0 shares out the cores.",
     )
-
-    hostfile: str = Field(
-        default="", description="RAREC_HOSTFILE: DeepSpeed hostfile of the machines to train on. Default: this machine."
+    hostfile: Annotated[str, "file"] = Field(
+        default="", validation_alias="RAREC_HOSTFILE", description="DeepSpeed hostfile of the machines to train on."
     )
-    remote_shell: str = Field(
+    remote_shell: Annotated[str, "command"] = Field(
         default=REMOTE_SHELL,
-        description="RAREC_REMOTE_SHELL: what runs a command on a host of the hostfile. Default: ssh.",
+        validation_alias="RAREC_REMOTE_SHELL",
+        description="Command that runs a shell line on a host of the hostfile.",
     )
-    rendezvous: str = Field(
+    rendezvous: Annotated[str, "host or host:port"] = Field(
         default="",
-        description="RAREC_RENDEZVOUS: host[:port] under which machines that join reach this one. Default: none join.",
+        validation_alias="RAREC_RENDEZVOUS",
+        description="Address at which machines that join a training reach this one.",
     )
     nodes: int = Field(
-        default=1, ge=1, description="RAREC_NODES: machines that train together through the rendezvous. Default: 1."
+        default=1,
+        ge=1,
+        validation_alias="RAREC_NODES",
+        description="Machines that train together through the rendezvous, this one included.",
     )
     heartbeat_s: int = Field(
         default=HEARTBEAT_S,
         ge=0,
-        description="RAREC_HEARTBEAT: seconds after which a silent worker counts as hung, 0: never. Default: 1800.",
+        validation_alias="RAREC_HEARTBEAT",
+        description="Seconds without a report after which a worker counts as hung. 0 means never.",
     )
-    worker_environment: tuple[str, ...] = Field(
+    worker_environment: Names = Field(
         default=(),
-        description="RAREC_WORKER_ENVIRONMENT: names, separated by commas, of further variables that workers on other "
-        "machines get. Default: only those listed in docs/training.md.",
+        validation_alias="RAREC_WORKER_ENVIRONMENT",
+        description="Further variables that workers on other machines get, by name.",
     )
 
     engine: EngineSettings = Field(
         default=EngineSettings(),
-        description="RAREC_PRECISION, RAREC_ZERO_STAGE, RAREC_OFFLOAD, RAREC_ACCUMULATION, RAREC_CHECKPOINT_STEPS, "
-        "RAREC_CHECKPOINT_MINUTES, and RAREC_DEEPSPEED, a file of further settings in DeepSpeed's own format: how "
-        "trainings are held, computed and saved.",
+        description="How trainings compute, share memory and save. Its fields are variables, such as RAREC_PRECISION.",
     )
 
+    @field_validator("root")
     @classmethod
-    def from_environment(cls, environment: Mapping[str, str] | None = None) -> "RarecHome":
-        """Read the variables above from `environment` (default: the process's own); an empty value counts as unset."""
-        values = {k: v for k, v in (os.environ if environment is None else environment).items() if v.strip()}
-        root = Path(values["RAREC_HOME"]).expanduser() if "RAREC_HOME" in values else _project_root() / ".rarec"
-        root = root.resolve()
+    def _is_no_file(cls, root: Path) -> Path:
         if root.exists() and not root.is_dir():
-            raise InputError(f"RAREC_HOME is {root}, which is a file; set it to a folder.")
-        data = Path(values.get("RAREC_DATA", root / "data")).expanduser().resolve()
-        tracking_uri = values.get("MLFLOW_TRACKING_URI", f"sqlite:///{root / 'mlflow' / MLFLOW_DATABASE}")
-        mlflow_port = _port(values, "MLFLOW_PORT", 5000)
-        dagster_port = _port(values, "DAGSTER_PORT", 3000)
-        served = tracking_uri.startswith(("http://", "https://"))
-        own_page = tracking_uri if served else f"http://{LOOPBACK}:{mlflow_port}"
-        return cls(
-            root=root,
-            incoming=_place(values.get("RAREC_INCOMING", "")),
-            settle_s=_whole_number(values, "RAREC_SETTLE", SETTLE_S),
-            incoming_interval_s=max(1, _whole_number(values, "RAREC_INCOMING_INTERVAL", INCOMING_INTERVAL_S)),
-            dagster_ui=values.get("DAGSTER_UI_URL", f"http://{LOOPBACK}:{dagster_port}").rstrip("/"),
-            dagster_port=dagster_port,
-            mlflow_port=mlflow_port,
-            scheduled=_names(values.get("RAREC_SCHEDULED", "demo")),
-            schedule=values.get("RAREC_SCHEDULE", SCHEDULE),
-            webhook=values.get("RAREC_WEBHOOK", ""),
-            pod_gpus=_whole_number(values, "RAREC_POD_GPUS"),
-            nproc=_whole_number(values, "RAREC_NPROC"),
-            threads=_whole_number(values, "RAREC_THREADS"),
-            hostfile=values.get("RAREC_HOSTFILE", ""),
-            remote_shell=values.get("RAREC_REMOTE_SHELL", REMOTE_SHELL),
-            rendezvous=values.get("RAREC_RENDEZVOUS", ""),
-            nodes=_whole_number(values, "RAREC_NODES", 1),
-            heartbeat_s=_whole_number(values, "RAREC_HEARTBEAT", HEARTBEAT_S),
-            worker_environment=_present_names(values, "RAREC_WORKER_ENVIRONMENT"),
-            engine=_engine(values),
-            data=data,
-            artifacts=values.get("RAREC_ARTIFACTS", str(root / "artifacts")),
-            tracking_uri=tracking_uri,
-            mlflow_ui=values.get("MLFLOW_UI_URL", own_page).rstrip("/"),
-        )
+            raise ValueError(f"{root} is a file; set it to a folder")
+        return root
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Arguments, then environment variables; nothing else."""
+        return init_settings, _Variables(settings_cls, os.environ)
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] | None = None) -> "Installation":
+        """Read the variables from ``environment`` (default: this process's). An empty value counts as unset.
+
+        Raises:
+            InputError: a value is refused; names the variable, what it must be and what to do.
+        """
+        environment = os.environ if environment is None else environment
+        try:
+            # mypy takes the fields for the only arguments.
+            installation = cls(_build_sources=((_Variables(cls, environment),), {}))  # type: ignore[call-arg]
+        except ValidationError as error:
+            raise InputError(_refusal(error)) from error
+        missing = [name for name in installation.worker_environment if not environment.get(name, "").strip()]
+        if missing:
+            raise InputError(
+                f"RAREC_WORKER_ENVIRONMENT names variables that are not set: {', '.join(missing)}. Set them or remove "
+                "their names."
+            )
+        return installation
 
     @property
     def mlflow(self) -> Path:
@@ -174,7 +230,7 @@ class RarecHome(Settings):
 
     @property
     def cache(self) -> Path:
-        """Downloaded copies of remote artifacts; may be deleted at any time."""
+        """Local copies of remote files; may be deleted at any time."""
         return self.root / "cache"
 
     @property
@@ -184,17 +240,17 @@ class RarecHome(Settings):
 
     @property
     def work(self) -> Path:
-        """Working folders of training runs: job, log and checkpoints."""
+        """Working folders of trainings: job, log and checkpoints."""
         return self.root / "work"
 
     @property
     def announced(self) -> Path:
-        """Where trainings are announced to the machines that join them."""
+        """Where trainings are announced to machines that join."""
         return self.root / "announced"
 
     @property
     def ledgers(self) -> Path:
-        """What came out of incoming files, a folder for each data set; it cannot be made again from anything else."""
+        """What was taken in from incoming files, one folder per data set. It cannot be rebuilt: back it up."""
         return self.root / "incoming"
 
     @property
@@ -203,60 +259,56 @@ class RarecHome(Settings):
         return self.root / "datasets"
 
 
-def _place(text: str) -> str:
-    """A URL as it is, a folder in full."""
-    return text if not text or "://" in text else str(Path(text).expanduser().resolve())
+class _Variables(PydanticBaseSettingsSource):
+    """The variables of one environment."""
+
+    def __init__(self, settings_cls: type[BaseSettings], environment: Mapping[str, str]) -> None:
+        super().__init__(settings_cls)
+        self._given = {name: value for name, value in environment.items() if value.strip()}
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
+        """Value and variable of one field; None if the variable is not set."""
+        variable = str(field.validation_alias or field_name)
+        return self._given.get(variable), variable, False
+
+    def __call__(self) -> dict[str, Any]:
+        """All that are set, by variable, and the engine's as one object."""
+        found = [self.get_field_value(field, name) for name, field in self.settings_cls.model_fields.items()]
+        values = {variable: value for value, variable, _ in found if value is not None and variable != "engine"}
+        engine = {name: self._given[variable] for name, variable in ENGINE_VARIABLES.items() if variable in self._given}
+        return {**values, "engine": _engine(engine)} if engine else values
 
 
-def _whole_number(values: Mapping[str, str], name: str, default: int = 0) -> int:
-    text = values.get(name, str(default))
-    if not text.isdigit():
-        raise InputError(f"{name} is {text!r}; set it to a whole number.")
-    return int(text)
-
-
-def _port(values: Mapping[str, str], name: str, default: int) -> int:
-    port = _whole_number(values, name, default)
-    if not 0 < port < 65536:
-        raise InputError(f"{name} is {port}; set it to a port number, 1 to 65535.")
-    return port
-
-
-def _engine(values: Mapping[str, str]) -> EngineSettings:
-    variables = {f"RAREC_{name.upper()}": name for name in EngineSettings.model_fields}
-    given: dict[str, Any] = {name: values[variable] for variable, name in variables.items() if variable in values}
-    if "deepspeed" in given:
-        file = Path(given["deepspeed"]).expanduser()
-        if not file.is_file():
-            raise InputError(f"RAREC_DEEPSPEED is {file}, and there is no such file; correct or unset it.")
-        try:
-            given["deepspeed"] = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise InputError(f"RAREC_DEEPSPEED is {file}, which cannot be read as JSON: {error}") from error
-        if not isinstance(given["deepspeed"], dict):
-            raise InputError(f"RAREC_DEEPSPEED: {file} must hold a JSON object.")
+def _engine(given: dict[str, Any]) -> EngineSettings:
+    file = given.get("deepspeed")
+    if file is not None:
+        given["deepspeed"] = _read_object(Path(file).expanduser())
     try:
         return EngineSettings(**given)
     except ValidationError as error:
-        # Contradictions speak of fields; here they are set by variables.
-        said = re.sub(rf"\b({'|'.join(variables.values())})\b", lambda m: f"RAREC_{m[0].upper()}", refusals(error))
-        file_of = f" (RAREC_DEEPSPEED is {values['RAREC_DEEPSPEED']})" if "RAREC_DEEPSPEED" in values else ""
-        raise InputError(said + file_of) from error
+        # Contradictions name fields; users set variables.
+        text = re.sub(rf"\b({'|'.join(ENGINE_VARIABLES)})\b", lambda match: ENGINE_VARIABLES[match[0]], _refusal(error))
+        raise InputError(f"{text} (RAREC_DEEPSPEED is {file})" if file is not None else text) from error
 
 
-def _present_names(values: Mapping[str, str], name: str) -> tuple[str, ...]:
-    names = _names(values.get(name, ""))
-    missing = [one for one in names if one not in values]
-    if missing:
-        raise InputError(f"{name} names {', '.join(missing)}, which is not set; set it or leave its name out.")
-    return names
+def _read_object(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        raise InputError(f"RAREC_DEEPSPEED is {file}, and there is no such file; correct or unset it.")
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"RAREC_DEEPSPEED is {file}, which cannot be read as JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise InputError(f"RAREC_DEEPSPEED: {file} must hold a JSON object.")
+    return content
 
 
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(part.strip() for part in text.split(",") if part.strip())
-
-
-def _project_root() -> Path:
-    """The checkout around the current folder: the nearest parent with a pyproject.toml, else the folder itself."""
-    here = Path.cwd()
-    return next((folder for folder in (here, *here.parents) if (folder / "pyproject.toml").is_file()), here)
+def _refusal(error: ValidationError) -> str:
+    """Which variables were refused, and what to do."""
+    faults = [fault for fault in error.errors() if fault["type"] != "default_factory_not_called"]  # a consequence
+    details = [
+        InitErrorDetails(type=fault["type"], loc=fault["loc"], input=fault["input"], ctx=fault.get("ctx", {}))
+        for fault in faults
+    ]
+    text = refusals(ValidationError.from_exception_data(error.title, details))
+    return text if all(fault["type"] == "value_error" for fault in faults) else f"{text}. Correct or unset it."

@@ -9,28 +9,33 @@ from rarec.data.incoming.ledger import Ledger
 from rarec.data.sources.download import INCOMING
 from rarec.data.spec import DatasetSpec, find_spec, load_specs
 from resources.incoming import IncomingFiles
+from resources.settings import SETTLE_S
 
 
 class Workspace(dg.ConfigurableResource):
     """Where raw data, data set declarations, caches and working folders are."""
 
     data: str = Field(description="Raw data sets, one folder each (RAREC_DATA).")
-    datasets: str = Field(description="TOML files that declare the user's own data sets; need not exist.")
+    datasets: str = Field(description="Folder of TOML files that declare the user's own data sets; need not exist.")
     cache: str = Field(description="Unpacked, downloaded and generated files; may be deleted at any time.")
     work: str = Field(description="Working folders of trainings: job, log and checkpoint.")
     incoming: str = Field(
-        default="", description="Folder or fsspec URL where new files arrive (RAREC_INCOMING); empty: `data`."
+        default="", description="Folder or fsspec URL where new files arrive (RAREC_INCOMING). Empty means `data`."
     )
     ledgers: str = Field(description="Ledgers of incoming files, one folder a data set.")
-    settle_s: float = Field(default=60, ge=0, description="How long a new file must stay as it is (RAREC_SETTLE).")
+    settle_s: float = Field(
+        default=SETTLE_S,
+        ge=0,
+        description="Seconds that a new file must stay unchanged before it is read (RAREC_SETTLE).",
+    )
 
     @property
     def hub_cache(self) -> Path:
-        """Language models fetched from a hub."""
+        """Language models downloaded from a hub."""
         return Path(self.cache) / "hub"
 
     def workdir(self, asset: str, fingerprint: str) -> Path:
-        """Where this artifact is trained. Keyed by fingerprint: asked for again after a crash, the training resumes."""
+        """Where this artifact is trained. The fingerprint is the key, so that a training resumes after a crash."""
         return Path(self.work) / asset / fingerprint
 
     def spec(self, name: str) -> DatasetSpec:
@@ -42,7 +47,7 @@ class Workspace(dg.ConfigurableResource):
         return IncomingFiles(f"{(self.incoming or self.data).rstrip('/')}/{name}/{INCOMING}")
 
     def ledger(self, name: str) -> Ledger:
-        """What came out of the new files of the data set called ``name``."""
+        """What was taken in from the new files of the data set called ``name``."""
         return Ledger(Path(self.ledgers) / name)
 
 

@@ -3,6 +3,7 @@ import gc
 import fsspec
 import pytest
 import torch.distributed as dist
+from lone_worker import lone_worker
 from shaky_store import ShakyStore
 
 
@@ -21,3 +22,10 @@ def shaky():
     store = type("Shaky", (ShakyStore,), {})
     fsspec.register_implementation("shaky", store, clobber=True)
     return store
+
+
+@pytest.fixture
+def single_process(_process_group):
+    """This process is a lone CPU worker."""
+    with lone_worker():
+        yield

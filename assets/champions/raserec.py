@@ -13,12 +13,12 @@ from assets.raserec.finetuned import log_recommender
 from rarec.champions.drift import DriftSettings
 from rarec.champions.promotion import CandidateSettings, Kind
 from rarec.champions.raserec import ServedRecommender, unremembered
-from rarec.champions.window import CHOICE, Window, item_distances, newest_window, unknown_shares
+from rarec.champions.window import CHOICE, Window, choose_window, newest_window, shift_of_items, unknown_shares
 from rarec.errors import InputError
 from rarec.types import Float64Array
 from resources.artifacts.store import Artifact
 from resources.mlflow.registry import Version
-from resources.mlflow.tracking import MODEL_NOT_LOGGED
+from resources.mlflow.tracked_run import MODEL_NOT_LOGGED
 
 ARTIFACTS = (
     "raserec_pretrained",
@@ -168,41 +168,6 @@ class RaserecTrack:
 
 def _window(events: Events) -> Window:
     return Window(events.rows, events.table["user_index"].to_numpy(np.int64)[events.rows])
-
-
-def shift_of_items(table: pd.DataFrame, since: int) -> dict[str, float]:
-    """How far the items of the events from ``since`` (seconds) on are from those before."""
-    new = table["timestamp"].to_numpy() >= since
-    return item_distances(table["item_id"][~new], table["item_id"][new])
-
-
-def choose_window(
-    table: pd.DataFrame, clock: bool, since: int, settings: CandidateSettings
-) -> tuple[Window, dict[str, object]]:
-    """The events that none of the models was trained on, and what they are in words and numbers.
-
-    Args:
-        since: the time (seconds) from which on no model was trained.
-    """
-    window, what, protocol = newest_window(table, since), "all events that came after the training data", "since"
-    few = len(window) < settings.least_events or len(np.unique(window.users)) < settings.least_users
-    if not clock or few:
-        window, what = newest_window(table, None), "the last event of every user (leave-one-out)"
-        protocol = "last"
-    if len(window) == 0:
-        raise InputError("there is no event by which models could be compared: no user has three different items")
-    if len(window) > settings.most_events:
-        window, what = window.drawn(settings.most_events, settings.seed), f"{settings.most_events:,} of {what}"
-    times = table["timestamp"].to_numpy()
-    return window, {
-        "what": what,
-        "protocol": protocol,
-        "events": len(window),
-        "users": len(np.unique(window.users)),
-        "from": int(times[window.events].min()),
-        "to": int(times[window.events].max()),
-        "newest": int(times.max()),
-    }
 
 
 (raserec_candidate, raserec_champion, drift_report), not_worse = champion_stages(RaserecTrack())

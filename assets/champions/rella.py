@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from assets.champions.raserec import shift_of_items
 from assets.champions.stages import champion_stages
 from assets.champions.track import Artifacts, Compared, Drift, Events
 from assets.data.clean import load_table
@@ -19,7 +18,8 @@ from assets.framework.stage import Job, Request
 from assets.rella.language import log_language_model
 from rarec.champions.drift import RELLA_CHOICE, RELLA_ERROR, RellaDriftSettings
 from rarec.champions.promotion import Kind, RellaCandidateSettings, compare_answers, with_unknown
-from rarec.champions.rella import AskJob, unseen_targets
+from rarec.champions.rella import AskJob, gather_answers, unseen_targets
+from rarec.champions.window import new_events, shift_of_items
 from rarec.data.ctr import CtrSamples
 from rarec.data.ids import IdLookup
 from rarec.data.sequences import draw_rows
@@ -30,7 +30,7 @@ from rarec.rella.training_samples import load_variants
 from rarec.types import Float64Array, IntArray
 from resources.artifacts.store import Artifact
 from resources.mlflow.registry import Version
-from resources.mlflow.tracking import MODEL_NOT_LOGGED
+from resources.mlflow.tracked_run import MODEL_NOT_LOGGED
 
 ASKED = ("base_language_model", "item_catalog", "user_profiles", "semantic_item_vectors")
 """What a model is asked with, beside its adapter."""
@@ -129,7 +129,7 @@ class RellaTrack:
     def measure(self, job: Job[RellaDriftSettings], champion: Champion, table: pd.DataFrame, since: int) -> Drift:
         """Answers about new events that have enough history."""
         settings, model, before = job.settings, champion.artifacts, champion.version.evidence["candidate"]
-        rows = _new_events(table, since, model["ctr_samples"].manifest.config["minimum_history"])
+        rows = new_events(table, since, model["ctr_samples"].manifest.config["minimum_history"])
         asked = draw_rows(rows, settings.most_events, settings.seed)
         liked = job.spec.is_positive(table["rating"].to_numpy()[asked])
         events = Events(job.inputs["interactions"], table, asked, liked, {})
@@ -194,32 +194,13 @@ def ask_model(
         batch_tokens=batch_tokens,
     )
     job.train(work, output)
-    return _gathered(output, name, targets)
+    return gather_answers(output, name, targets)
 
 
 def _adapter(model: Artifacts) -> Path:
     """Of several adapters the first one is the model."""
     lora = model["lora_checkpoint"].path
     return lora / load_variants(lora)[0].name
-
-
-def _gathered(folder: Path, name: str, targets: IntArray) -> Float64Array:
-    """(B,) what the ranks answered, in the order of the targets; their files are removed."""
-    files = list(folder.glob(f"{name}-*.parquet"))
-    answered = pd.concat([pd.read_parquet(file) for file in files]).set_index("target")["probability"]
-    for file in files:
-        file.unlink()
-    return answered.loc[pd.Index(targets)].to_numpy()
-
-
-def _new_events(table: pd.DataFrame, since: int, minimum_history: int) -> IntArray:
-    """Rows from ``since`` (seconds) on that have enough behaviours of their user before them.
-
-    Args:
-        table: clean interactions, sorted by (user, time).
-    """
-    place = table.groupby("user_index", sort=False).cumcount().to_numpy()
-    return np.flatnonzero((table["timestamp"].to_numpy() >= since) & (place >= minimum_history))
 
 
 (rella_candidate, rella_champion, rella_drift_report), not_worse = champion_stages(RellaTrack())

@@ -11,7 +11,6 @@ from typing import Any, Generic, Protocol, TypeVar
 import dagster as dg
 import numpy as np
 import pandas as pd
-from rarec.types import Float64Array, IntArray
 
 from assets.framework.champion import Champion
 from assets.framework.stage import Job, Request
@@ -19,6 +18,7 @@ from rarec.champions.drift import Verdict
 from rarec.champions.promotion import Kind, Rule
 from rarec.config import Settings
 from rarec.metrics.significance import PairedComparison
+from rarec.types import Float64Array, IntArray
 from resources.artifacts.store import Artifact
 from resources.mlflow.registry import Version
 

@@ -9,7 +9,7 @@ from assets.framework.reuse import markdown_table, progress_log
 from assets.framework.stage import Request, stage
 from rarec.config import Settings
 from rarec.errors import one_line
-from resources.incoming import Report, ingest, wait_for_settled, withdraw
+from resources.incoming import Ingestion, ingest, wait_for_settled, withdraw
 
 SHOWN = 20  # files and bad rows in metadata
 
@@ -55,7 +55,7 @@ def incoming_interactions(request: Request[IncomingSettings]) -> dg.MaterializeR
     withdrawn = withdraw(ledger, settings.withdraw) if settings.withdraw else []
     try:
         settled, settling = wait_for_settled(source, ledger, request.workspace.settle_s)
-        report = Report()
+        report = Ingestion()
         if settled or settings.judge_again:
             report = ingest(source, ledger, request.spec, settled, judge_again=settings.judge_again)
     except Exception as error:  # each kind of store has errors of its own

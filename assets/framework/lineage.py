@@ -39,7 +39,7 @@ def upstream(context: AnyContext, store: ArtifactStore, *names: str) -> dict[str
         for other, version in artifact.manifest.inputs.items():
             if other in found and found[other].data_version != version:
                 raise InputError(
-                    f"the {name} of {context.partition_key} was made from another {other} than the present one; "
+                    f"the {name} of {context.partition_key} was made from another {other} than the current one; "
                     f"materialise {name} again{_made_by(context, name)}"
                 )
     return found

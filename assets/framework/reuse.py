@@ -12,8 +12,11 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 
 from assets.framework.build_lock import build_lock, forget_checkpoints, forget_idle_checkpoints
-from resources.artifacts.store import Artifact, ArtifactStore, DamagedArtifact, fingerprint
-from resources.mlflow.tracking import MlflowTracking, TrackedRun
+from resources.artifacts.identity import fingerprint
+from resources.artifacts.manifest import DamagedArtifact
+from resources.artifacts.store import Artifact, ArtifactStore
+from resources.mlflow.tracked_run import TrackedRun
+from resources.mlflow.tracking import MlflowTracking
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -29,7 +29,8 @@ from rarec.data.templates import Template, find_template
 from rarec.errors import InputError
 from rarec.training.job import WorkerJob
 from resources.artifacts.store import Artifact, ArtifactStore
-from resources.mlflow.tracking import MlflowTracking, TrackedRun
+from resources.mlflow.tracked_run import TrackedRun
+from resources.mlflow.tracking import MlflowTracking
 from resources.workers.launcher import TrainingLauncher
 from resources.workspace import Workspace
 
@@ -131,60 +132,11 @@ class Job(Request[S]):
         )
 
 
-@dataclass(frozen=True)
-class Stage:
-    """A declaration, as `STAGES` keeps it.
+@dataclass(frozen=True, kw_only=True)
+class Stage(Generic[S]):
+    """A declaration, which decorates the function that builds: ``function(job: Job) -> Outcome``.
 
     Attributes:
-        assets: what it materialises; a stage with parts has several.
-        inputs: assets whose artifacts are opened.
-        after: further dependencies, which are not opened by name.
-        makes_artifact: False for stages whose result lies elsewhere, as in a registry.
-    """
-
-    name: str
-    assets: tuple[str, ...]
-    group: str
-    version: str
-    settings: type[Settings]
-    inputs: tuple[str, ...]
-    after: tuple[str, ...]
-    makes_artifact: bool
-
-
-STAGES: dict[str, Stage] = {}
-"""Every stage that has been declared, by its name."""
-
-
-def stage(
-    *,
-    group: str,
-    version: str,
-    kinds: Collection[str],
-    settings: type[S] = Settings,  # type: ignore[assignment]
-    inputs: Sequence[str] = (),
-    after: Sequence[str] = (),
-    name: str = "",
-    track: str = "",
-    champion: str = "",
-    trains: bool = False,
-    scores: bool = False,
-    computes: bool = False,
-    makes_artifact: bool = True,
-    defaults_of: str = "",
-    prepare: Callable[[Request[S]], Any] | None = None,
-    fingerprints: Mapping[str, str] | None = None,
-    versions: Callable[[Request[S]], Mapping[str, Artifact | str]] | None = None,
-    extras: Callable[[Request[S]], Mapping[str, Any]] | None = None,
-    config: Callable[[Request[S]], Mapping[str, Any]] | None = None,
-    parts: Mapping[str, str] | None = None,
-    automation: dg.AutomationCondition | None = None,
-    read_weekly: bool = False,
-    check_specs: Sequence[dg.AssetCheckSpec] = (),
-) -> Callable[[Callable[..., Any]], dg.AssetsDefinition]:
-    """Declare an asset whose artifact the decorated function builds: ``function(job: Job) -> Outcome``.
-
-    Args:
         inputs: assets that are opened upstream; they are dependencies and, unless ``versions`` says otherwise, part of
             the identity.
         after: further dependencies, such as what is read through a registry.
@@ -206,110 +158,160 @@ def stage(
         parts: asset -> description, for a stage that materialises several assets; ``job.name`` says which.
         read_weekly: somebody reads it every week, so Dagster's pages say when it is late.
         check_specs: of checks that the function evaluates itself.
-
-    Raises:
-        ValueError: the declaration contradicts itself, or its name is taken.
     """
 
-    def declare(function: Callable[..., Any]) -> dg.AssetsDefinition:
-        own_name = name or function.__name__
-        names = tuple(parts or (own_name,))
-        own_track = track or TRACK_OF_GROUP.get(group)
-        if own_track is None:
-            raise ValueError(f"stage {own_name}: group {group!r} has no track; say track=, or add it to TRACK_OF_GROUP")
-        if own_name in STAGES:
-            raise ValueError(f"stage {own_name} is declared twice, in {function.__module__} and before")
-        if unopened := sorted(set((fingerprints or {}).values()) - set(inputs)):
+    group: str
+    version: str
+    kinds: Collection[str]
+    settings: type[S] = Settings  # type: ignore[assignment]
+    inputs: Sequence[str] = ()
+    after: Sequence[str] = ()
+    name: str = ""
+    track: str = ""
+    champion: str = ""
+    trains: bool = False
+    scores: bool = False
+    computes: bool = False
+    makes_artifact: bool = True
+    defaults_of: str = ""
+    prepare: Callable[[Request[S]], Any] | None = None
+    fingerprints: Mapping[str, str] = field(default_factory=dict)
+    versions: Callable[[Request[S]], Mapping[str, Artifact | str]] | None = None
+    extras: Callable[[Request[S]], Mapping[str, Any]] | None = None
+    config: Callable[[Request[S]], Mapping[str, Any]] | None = None
+    parts: Mapping[str, str] = field(default_factory=dict)
+    automation: dg.AutomationCondition | None = None
+    read_weekly: bool = False
+    check_specs: Sequence[dg.AssetCheckSpec] = ()
+
+    def __call__(self, function: Callable[..., Any]) -> dg.AssetsDefinition:
+        """The asset that the function builds, registered in `STAGES`.
+
+        Raises:
+            ValueError: the declaration contradicts itself, or its name is taken.
+        """
+        declared = replace(
+            self, name=self.name or function.__name__, track=self.track or TRACK_OF_GROUP.get(self.group, "")
+        )
+        declared._check()
+        STAGES[declared.name] = declared
+        return declared._asset(function)
+
+    @property
+    def assets(self) -> tuple[str, ...]:
+        """What it materialises."""
+        return tuple(self.parts or (self.name,))
+
+    @property
+    def launches(self) -> bool:
+        """Whether it has workers."""
+        return self.trains or self.scores
+
+    def _check(self) -> None:
+        if not self.track:
             raise ValueError(
-                f"stage {own_name}: fingerprints= names {', '.join(unopened)}, which is not among its inputs"
+                f"stage {self.name}: group {self.group!r} has no track; say track=, or add it to TRACK_OF_GROUP"
             )
-        launches = trains or scores
-        configuration = run_configuration(own_name, settings, StageConfig if makes_artifact else EventConfig)
-
-        def request_of(context: dg.AssetExecutionContext, given: EventConfig) -> Request[S]:
-            resources = context.resources
-            spec = resources.workspace.spec(context.partition_key)
-            own = resolve(settings, given, spec, own_name, defaults_of)
-            registered = open_champion(resources.tracking, resources.store, champion, spec.name) if champion else None
-            request = Request(
-                name=own_name,
-                settings=own,
-                spec=spec,
-                registered=registered,
-                inputs=upstream(context, resources.store, *inputs),
-                context=context,
-                store=resources.store,
-                tracking=resources.tracking,
-                workspace=resources.workspace,
-                force=getattr(given, "force", False),
+        if self.name in STAGES:
+            raise ValueError(f"stage {self.name} is declared twice")
+        if unopened := sorted(set(self.fingerprints.values()) - set(self.inputs)):
+            raise ValueError(
+                f"stage {self.name}: fingerprints= names {', '.join(unopened)}, which is not among its inputs"
             )
-            return replace(request, prepared=prepare(request)) if prepare else request
 
-        def config_of(request: Request[S]) -> dict[str, Any]:
-            if config:
-                return dict(config(request))
-            precision = request.launcher.result_settings() if trains else {}
-            own = request.settings.model_dump(mode="json")
-            return {**own, **precision, **(extras(request) if extras else {})}
-
-        def identity_of(request: Request[S]) -> Identity:
-            used = request.registered.inputs if request.registered else {}
-            opened: Mapping[str, Artifact | str]
-            opened = versions(request) if versions else {**request.inputs, **used}
-            marked = {key: request.inputs[one].fingerprint for key, one in (fingerprints or {}).items()}
-            return Identity(request.name, request.dataset, version, config_of(request), {**opened, **marked})
-
-        def run(context: dg.AssetExecutionContext, given: EventConfig) -> Iterator[dg.MaterializeResult]:
-            request = request_of(context, given)
-            if not makes_artifact:
-                yield function(request)
-                return
-            for asset in names:
-                part = replace(request, name=asset)
-                identity = identity_of(part)
-
-                def build(folder: Path, tracked: TrackedRun, part: Request[S] = part) -> Outcome:
-                    outcome: Outcome = function(Job(**vars(part), folder=folder, run=tracked))
-                    return outcome
-
-                workdir = request.workspace.workdir(asset, identity.fingerprint) if launches else None
-                yield materialise(
-                    context, request.store, request.tracking, identity, build, force=request.force, workdir=workdir
-                )
-
+    def _asset(self, function: Callable[..., Any]) -> dg.AssetsDefinition:
+        configuration = run_configuration(self.name, self.settings, StageConfig if self.makes_artifact else EventConfig)
         one = dg.MaterializeResult
-        returned = tuple[(one,) * len(names)] if parts else one  # type: ignore[misc]  # Dagster reads the annotation
+        returned = tuple[(one,) * len(self.parts)] if self.parts else one  # type: ignore[misc]  # read by Dagster
 
         @refuse_bad_input
         def asset(context: dg.AssetExecutionContext, config: configuration) -> returned:  # type: ignore[valid-type]
-            results = tuple(run(context, config))
-            return results if parts else results[0]
+            results = tuple(self._run(function, context, config))
+            return results if self.parts else results[0]
 
-        STAGES[own_name] = Stage(own_name, names, group, version, settings, tuple(inputs), tuple(after), makes_artifact)
+        in_pool = self.launches or self.computes
         shared: dict[str, Any] = {
-            "group_name": group,
-            "kinds": set(kinds),
+            "group_name": self.group,
+            "kinds": set(self.kinds),
             "owners": [OWNER],
-            "code_version": version,
-            "deps": [*inputs, *after],
-            "tags": {"track": own_track, "compute": "training" if launches or computes else "light"},
-            "freshness_policy": WEEKLY if read_weekly else None,
-            "automation_condition": automation,
+            "code_version": self.version,
+            "deps": [*self.inputs, *self.after],
+            "tags": {"track": self.track, "compute": "training" if in_pool else "light"},
+            "freshness_policy": WEEKLY if self.read_weekly else None,
+            "automation_condition": self.automation,
         }
         step: dict[str, Any] = {
-            "name": own_name,
-            "pool": TRAINING_POOL if launches or computes else None,
-            "retry_policy": training.RETRIES if launches else None,
-            "required_resource_keys": {"store", "tracking", "workspace", *({"launcher"} if launches else ())},
+            "name": self.name,
+            "pool": TRAINING_POOL if in_pool else None,
+            "retry_policy": training.RETRIES if self.launches else None,
+            "required_resource_keys": {"store", "tracking", "workspace", *(("launcher",) if self.launches else ())},
         }
-        body = training.cancellable(asset) if launches else asset
-        if parts:
-            specs = [dg.AssetSpec(part, description=text, **shared) for part, text in parts.items()]
+        body = training.cancellable(asset) if self.launches else asset
+        if self.parts:
+            specs = [dg.AssetSpec(part, description=text, **shared) for part, text in self.parts.items()]
             return dg.multi_asset(specs=specs, **step)(body)
         description = inspect.cleandoc(function.__doc__ or "")
-        return dg.asset(description=description, check_specs=list(check_specs), **shared, **step)(body)
+        return dg.asset(description=description, check_specs=list(self.check_specs), **shared, **step)(body)
 
-    return declare
+    def _run(
+        self, function: Callable[..., Any], context: dg.AssetExecutionContext, given: EventConfig
+    ) -> Iterator[dg.MaterializeResult]:
+        """Every asset of this stage, reused or built."""
+        request = self._request(context, given)
+        if not self.makes_artifact:
+            yield function(request)
+            return
+        for asset in self.assets:
+            part = replace(request, name=asset)
+            identity = self._identity(part)
+
+            def build(folder: Path, run: TrackedRun, part: Request[S] = part) -> Outcome:
+                outcome: Outcome = function(Job(**vars(part), folder=folder, run=run))
+                return outcome
+
+            workdir = request.workspace.workdir(asset, identity.fingerprint) if self.launches else None
+            yield materialise(
+                context, request.store, request.tracking, identity, build, force=request.force, workdir=workdir
+            )
+
+    def _request(self, context: dg.AssetExecutionContext, given: EventConfig) -> Request[S]:
+        store, tracking, workspace = (getattr(context.resources, one) for one in ("store", "tracking", "workspace"))
+        spec = workspace.spec(context.partition_key)
+        settings = resolve(self.settings, given, spec, self.name, self.defaults_of)
+        registered = open_champion(tracking, store, self.champion, spec.name) if self.champion else None
+        request = Request(
+            name=self.name,
+            settings=settings,
+            spec=spec,
+            inputs=upstream(context, store, *self.inputs),
+            context=context,
+            store=store,
+            tracking=tracking,
+            workspace=workspace,
+            force=getattr(given, "force", False),
+            registered=registered,
+        )
+        return replace(request, prepared=self.prepare(request)) if self.prepare else request
+
+    def _identity(self, request: Request[S]) -> Identity:
+        used = request.registered.inputs if request.registered else {}
+        opened: Mapping[str, Artifact | str]
+        opened = self.versions(request) if self.versions else {**request.inputs, **used}
+        marked = {name: request.inputs[one].fingerprint for name, one in self.fingerprints.items()}
+        inputs = {**opened, **marked}
+        return Identity(request.name, request.dataset, self.version, self._configuration(request), inputs)
+
+    def _configuration(self, request: Request[S]) -> dict[str, Any]:
+        if self.config:
+            return dict(self.config(request))
+        precision = request.launcher.result_settings() if self.trains else {}
+        extras = self.extras(request) if self.extras else {}
+        return {**request.settings.model_dump(mode="json"), **precision, **extras}
+
+
+stage = Stage
+STAGES: dict[str, Stage[Any]] = {}
+"""Every stage that has been declared, by its name."""
 
 
 def refuse_bad_input(asset: F) -> F:
@@ -330,7 +332,7 @@ def refuse_bad_input(asset: F) -> F:
     return wrapper  # type: ignore[return-value]
 
 
-def check_declarations(stages: Mapping[str, Stage] = STAGES) -> None:
+def check_declarations(stages: Mapping[str, Stage[Any]] = STAGES) -> None:
     """Compare the declarations with each other, once all modules are imported.
 
     Raises:

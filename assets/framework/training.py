@@ -23,7 +23,7 @@ from rarec.errors import one_line
 from rarec.training.fit import HISTORY, SUMMARY
 from rarec.training.job import WorkerJob
 from rarec.training.progress import Progress
-from resources.mlflow.tracking import TrackedRun
+from resources.mlflow.tracked_run import TrackedRun
 from resources.workers.launcher import TrainingLauncher
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -51,13 +51,13 @@ progress_log = logging.getLogger("rarec.progress")  # `make run` shows it in the
 
 
 class Cancelled(dg.DagsterError, dg.DagsterExecutionInterruptedError):
-    """A cancel or Ctrl-C. Dagster's own exception would be retried where there is a retry policy; its errors never."""
+    """A cancel or Ctrl-C. Dagster would retry its own interrupt under a retry policy, but never one of its errors."""
 
 
 def cancellable(asset: F) -> F:
-    """For assets with `RETRIES`: a cancel ends them for good, and the terminal hears of what is tried again.
+    """For assets with `RETRIES`: a cancel ends them for good, and the terminal shows each retry.
 
-    So does kill -9 of the run's process: Dagster holds the run for failed and lets its step train on.
+    Kill -9 of the run's process ends them, too: Dagster marks the run as failed, but its step would go on training.
     """
 
     @functools.wraps(asset)
@@ -72,14 +72,14 @@ def cancellable(asset: F) -> F:
             attempt = context.retry_number + 1
             if attempt <= RETRIES.max_retries and getattr(error, "allow_retries", True):
                 name, delay = context.asset_key.to_user_string(), RETRIES.calculate_delay(attempt)
-                progress_log.info("%s", f"{name}: failed, tried again in {delay:.0f} s: {one_line(error)}")
+                progress_log.info("%s", f"{name}: failed, next attempt in {delay:.0f} s: {one_line(error)}")
             raise
 
     return typing.cast(F, wrapper)
 
 
 def _end_with_run() -> None:
-    """Cancel this process, if it was started for one step, when the process of its run is gone."""
+    """If this process was started for one step, cancel it when its run's process is gone."""
     run = multiprocessing.parent_process()
     if run is None or any(thread.name == WATCH for thread in threading.enumerate()):
         return
@@ -110,14 +110,14 @@ def train(
 
 
 def training_progress(run: TrackedRun) -> Callable[[Progress], None]:
-    """Shows a worker's progress in the terminal and sends it to MLflow: some steps, and every epoch's figures."""
+    """A function that shows progress in the terminal and sends it to MLflow: some steps, and every epoch's figures."""
     started = time.monotonic()
     shown_at = sent_at = -math.inf
 
     def show(progress: Progress) -> None:
         nonlocal shown_at, sent_at
         now = time.monotonic()
-        # Of what has no epochs the last step is all that tells of its end.
+        # Without epochs, only the last step shows the end.
         ended = progress.step is None or (progress.epoch is None and progress.step == progress.steps)
         if ended or now - shown_at >= TERMINAL_INTERVAL_S:
             few = {name: progress.metrics[name] for name in TERMINAL_METRICS if name in progress.metrics}
@@ -141,7 +141,7 @@ def training_progress(run: TrackedRun) -> Callable[[Progress], None]:
 def training_outcome(
     run: TrackedRun, summary: Mapping[str, Any] | None, figures: Sequence[str], shown: Sequence[str]
 ) -> Outcome:
-    """What a training tells in metadata and MLflow.
+    """What a training shows in metadata and MLflow.
 
     Args:
         figures: validation figures of the best epoch.
@@ -170,7 +170,7 @@ def training_outcome(
 
 
 def _effort(summary: Mapping[str, Any], history: pd.DataFrame) -> dict[str, float]:
-    """What the training took, as far as its worker told: the memory is that of the rank that took most."""
+    """Time, memory and pace of the training, as far as its worker recorded them; memory is the highest of any rank."""
     effort = {"seconds": float(summary["seconds"]), "peak_memory_mib": float(summary["peak_memory_mib"])}
     for unit in ("samples", "tokens"):
         if unit in summary:

@@ -21,7 +21,7 @@ from rarec.raserec.retrieval_module import MODULE_FILES
 from rarec.raserec.settings import FinetuneSettings
 from rarec.retrieval.memory import BANK_FILES
 from resources.artifacts.store import Artifact
-from resources.mlflow.tracking import MODEL_NOT_LOGGED, TrackedRun
+from resources.mlflow.tracked_run import MODEL_NOT_LOGGED, TrackedRun
 
 MODEL = ("user_sequences", "raserec_pretrained", "memory_bank", "raserec_finetuned")
 """What the trained model is made of."""

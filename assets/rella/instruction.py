@@ -7,7 +7,7 @@ from assets.framework.stage import Job, stage
 from rarec.config import Settings
 from rarec.data.ctr import CtrSamples
 from rarec.rella.prompt_source import RECENT, load_items, save_retrieved
-from rarec.rella.training_samples import ShotSettings, draw_shots, save_variants
+from rarec.rella.training_samples import TrainingSampleSettings, draw_training_samples, save_variants
 from rarec.rella.vectors import VECTORS
 
 SHARED_SAMPLES = 20_000
@@ -44,17 +44,17 @@ def retrieval_enhanced_samples(job: Job[Settings]) -> Outcome:
 @stage(
     group="instruction",
     version="1",
-    settings=ShotSettings,
+    settings=TrainingSampleSettings,
     inputs=("ctr_samples", "retrieval_enhanced_samples"),
     kinds={"numpy"},
 )
-def mixed_reit_samples(job: Job[ShotSettings]) -> Outcome:
+def mixed_reit_samples(job: Job[TrainingSampleSettings]) -> Outcome:
     """ReiT: the samples that tune the adapters, each with its recent and its retrieved history, 1:1."""
     samples, settings = CtrSamples.load(job.path("ctr_samples")), job.settings
     values: dict[str, float | int] = {}
     save_variants(settings.variants(), job.folder)
     for variant in settings.variants():
-        drawn = draw_shots(samples, settings.shots, variant.mode, variant.seed)
+        drawn = draw_training_samples(samples, settings.shots, variant.mode, variant.seed)
         drawn.save(job.folder / variant.name)
         values |= {
             f"{variant.name} prompts": len(drawn),

@@ -5,22 +5,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import dagster as dg
-import numpy as np
-import pandas as pd
-
 import rarec
 from assets.framework.mlflow_models import pinned
 from assets.framework.reuse import Outcome
 from assets.framework.stage import Job, Request, stage
 from assets.framework.training import training_outcome
-from rarec.data.ctr import CtrSamples, draw
+from rarec.data.ctr import CtrSamples
 from rarec.data.templates import Template
-from rarec.rella.predict import SCORED, Adapter, PredictionSettings, PredictJob
+from rarec.rella.predict import Adapter, PredictionSettings, PredictJob, gather_facts, gather_predictions
 from rarec.rella.training_samples import Variant, load_variants, save_variants
 from rarec.rella.tuning import TUNING, TuningJob, TuningSettings
 from resources.artifacts.store import Artifact
-from resources.mlflow.tracking import MODEL_NOT_LOGGED, TrackedRun
+from resources.mlflow.tracked_run import MODEL_NOT_LOGGED, TrackedRun
 
 PROMPTS = ("interactions", "ctr_samples", "textual_samples", "base_language_model", "retrieval_enhanced_samples")
 """What prompts are read from."""
@@ -102,26 +98,12 @@ def ctr_predictions(job: Job[PredictionSettings]) -> Outcome:
     adapters = tuple(Adapter(name=one.name, folder=lora / one.name) for one in load_variants(lora))
     job.train(PredictJob(settings=job.settings, adapters=adapters, **prompt_fields(job)))
     samples = CtrSamples.load(job.path("ctr_samples"))
-    values: dict[str, Any] = {}
-    for split in SCORED:
-        shares = sorted(job.folder.glob(f"{split}-*.parquet"))
-        table = pd.concat([pd.read_parquet(share) for share in shares]).sort_values("sample", ignore_index=True)
-        asked = draw(samples, split, job.settings.most(split), job.settings.seed)
-        if not np.array_equal(table["sample"], asked):  # never a table without some rank's share
-            raise dg.Failure(
-                f"{len(table)} of {len(asked)} {split} predictions came back from the workers' {len(shares)} shares"
-            )
-        table.insert(1, "label", samples.label[table["sample"].to_numpy()])
-        table.to_parquet(job.folder / f"{split}.parquet", index=False)
-        for share in shares:
-            share.unlink()
-        values[f"{split} samples"] = len(table)
-    facts = [json.loads(file.read_text()) for file in sorted(job.folder.glob("facts-*.json"))]
-    for file in job.folder.glob("facts-*.json"):
-        file.unlink()
+    tables = gather_predictions(job.folder, samples, job.settings)
+    values: dict[str, Any] = {f"{split} samples": len(table) for split, table in tables.items()}
+    facts = gather_facts(job.folder)
     prompts, dropped = (sum(fact[name] for fact in facts) for name in ("prompts", "behaviours_dropped"))
-    values |= {"prompts": prompts, "behaviours_dropped": dropped, "models": len(table.columns) - 2}
-    if scored := sum(fact["scored"] for fact in facts):  # else an attempt before this one did it all
+    values |= {"prompts": prompts, "behaviours_dropped": dropped, "models": len(tables["test"].columns) - 2}
+    if scored := sum(fact["scored"] for fact in facts):  # otherwise an earlier attempt did it all
         values["prompts_per_s"] = round(scored / max(fact["seconds"] for fact in facts), 1)
     return Outcome(values, metrics=dict(values))
 

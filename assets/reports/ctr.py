@@ -10,24 +10,21 @@ from assets.data.clean import load_counts, load_table
 from assets.framework.reuse import Outcome
 from assets.framework.stage import Job, stage
 from assets.reports.publish import course, image, links_to, log_report
-from rarec.baselines.ctr_logistic import fit_and_predict, five_numbers
+from rarec.baselines.ctr_logistic import features_of, fit_and_predict
 from rarec.data.ctr import CtrSamples
-from rarec.metrics.histories import distinct_genres, genre_matrix, mean_similarity, random_behaviours
-from rarec.rella.predict import SCORED, untuned
+from rarec.rella.predict import SCORED, comparisons
 from rarec.rella.prompt_source import PromptSource
-from rarec.rella.training_samples import HISTORIES, Variant, load_variants
+from rarec.rella.training_samples import HISTORIES, load_variants
 from rarec.rella.vectors import VECTORS
 from rarec.reports.ctr import report as reports
+from rarec.reports.ctr.histories import heterogeneity, similarity
 from rarec.reports.ctr.inputs import CtrReportSettings
 from rarec.reports.records import SPLIT_NAMES
-from rarec.retrieval.subr import recent_behaviours, retrieve_behaviours
 from rarec.training.fit import HISTORY
 from resources.artifacts.store import Artifact
-from resources.mlflow.tracking import TrackedRun
+from resources.mlflow.tracked_run import TrackedRun
 
 YARDSTICK = "logistic regression on five numbers"
-STUDIED = 5000  # test samples whose histories are looked at
-SIZES = (5, 10, 15, 20, 25, 30)
 PROMPT_SOURCE = ("interactions", "ctr_samples", "textual_samples", "retrieval_enhanced_samples")
 
 
@@ -106,7 +103,7 @@ def _report(job: Job[CtrReportSettings]) -> reports.CtrReport:
     genres = load_table(inputs["item_catalog"], "items")["genres"]
     predicted = {split: pd.read_parquet(inputs["ctr_predictions"].file(f"{split}.parquet")) for split in SCORED}
     rows = {split: own["sample"].to_numpy() for split, own in predicted.items()}
-    yardstick = fit_and_predict(five_numbers(samples, items, rating, spec.is_positive(rating)), samples)
+    yardstick = fit_and_predict(features_of(samples, items, rating, spec.is_positive(rating)), samples)
     names = [name for name in predicted["test"].columns if name not in ("sample", "label")]
     outcomes = [
         reports.CtrOutcome(name, split, own[name].to_numpy()) for name in names for split, own in predicted.items()
@@ -129,9 +126,9 @@ def _report(job: Job[CtrReportSettings]) -> reports.CtrReport:
         split_rule=_split_rule(inputs, samples, time),
         yardstick=YARDSTICK,
         chosen=variants[0].label("retrieved"),
-        comparisons=_comparisons(variants),
-        heterogeneity=_heterogeneity(source, vectors, genres, rows["test"]),
-        similarity=_similarity(source, vectors, rows["test"]),
+        comparisons=comparisons(variants),
+        heterogeneity=heterogeneity(source, vectors, genres, rows["test"]),
+        similarity=similarity(source, vectors, rows["test"]),
         seed_runs=[
             reports.SeedRun(mode=v.mode, seed=v.seed, history=history, model=v.label(history))
             for v in variants
@@ -165,61 +162,6 @@ def _split_rule(inputs: Mapping[str, Artifact], samples: CtrSamples, time: str) 
         if predicted.metadata["values"][f"{split} samples"] < samples.rows(split).stop - samples.rows(split).start
     ]
     return " ".join([rule, *drawn])
-
-
-def _comparisons(variants: list[Variant]) -> list[tuple[str, str]]:
-    """(baseline, candidate): does tuning help, does retrieval help, does the mixture help; seed by seed."""
-    pairs = [(untuned("recent"), untuned("retrieved")), (untuned("retrieved"), variants[0].label("retrieved"))]
-    for mixed in (variant for variant in variants if variant.mode == "mixed"):
-        pairs.append((mixed.label("recent"), mixed.label("retrieved")))
-        pairs += [
-            (other.label("retrieved"), mixed.label("retrieved"))
-            for other in variants
-            if other.seed == mixed.seed and other.mode != "mixed"
-        ]
-    return pairs
-
-
-def _heterogeneity(
-    source: PromptSource, vectors: np.ndarray, genres: pd.Series, test: np.ndarray
-) -> list[reports.Heterogeneity]:
-    """Distinct genres among the K behaviours kept, by K; nothing for a catalogue without genres."""
-    if genres.isna().all():
-        return []
-    matrix = genre_matrix(genres)
-    offsets, items = source.samples.offsets, source.items
-    position = source.samples.position[_studied(test)]
-    found = []
-    for k in SIZES:
-        kept = {
-            "recent": recent_behaviours(offsets, position, k),
-            "retrieved": retrieve_behaviours(vectors, items, offsets, position, k),
-        }
-        for history, distances in kept.items():
-            genres_kept = distinct_genres(matrix, items, position, distances)
-            found.append(reports.Heterogeneity(history=history, k=k, distinct_genres=genres_kept))  # type: ignore[arg-type]
-    return found
-
-
-def _similarity(source: PromptSource, vectors: np.ndarray, test: np.ndarray) -> list[reports.Similarity]:
-    shown = _studied(test)
-    samples = source.samples
-    position = samples.position[shown]
-    lengths = position - samples.offsets[source.user(shown)]
-    histories = {
-        "retrieved": source.retrieved[shown],
-        "recent": source.recent[shown],
-        "random": random_behaviours(lengths, source.recent.shape[1], seed=0),
-    }
-    return [
-        reports.Similarity(history=name, cosine=mean_similarity(vectors, source.items, position, distances))  # type: ignore[arg-type]
-        for name, distances in histories.items()
-    ]
-
-
-def _studied(test: np.ndarray) -> np.ndarray:
-    """Some of the test samples, evenly spread over time."""
-    return test[:: max(1, len(test) // STUDIED)]
 
 
 def _prompts(source: PromptSource, shown: np.ndarray) -> list[reports.PromptPreview]:

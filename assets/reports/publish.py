@@ -11,7 +11,7 @@ from PIL import Image
 
 from rarec.reports.page import ReportPaths
 from rarec.reports.records import Epoch, Link
-from resources.mlflow.tracking import TrackedRun
+from resources.mlflow.tracked_run import TrackedRun
 
 
 def log_report(run: TrackedRun, paths: ReportPaths) -> None:

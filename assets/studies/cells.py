@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
-from rarec.training.job import WorkerJob
-
 from assets.framework.configuration import make_settings
 from assets.framework.reuse import Outcome, markdown_table
 from assets.framework.stage import Job
@@ -20,6 +18,7 @@ from rarec.config import Settings
 from rarec.data.spec import DatasetSpec
 from rarec.studies.grid import Grid, leaderboard, trial_name
 from rarec.training.fit import HISTORY
+from rarec.training.job import WorkerJob
 
 S = TypeVar("S", bound=Settings)
 

@@ -16,7 +16,7 @@ from assets.studies.cells import Board, Cell, cells_of, run_cells, trials_identi
 from rarec.data.ctr import CtrSamples
 from rarec.raserec.settings import FinetuneSettings
 from rarec.rella.prompt_source import load_items, save_histories
-from rarec.rella.training_samples import Mode, draw_shots
+from rarec.rella.training_samples import Mode, draw_training_samples
 from rarec.rella.tuning import TuningJob, TuningSettings
 from rarec.rella.vectors import VECTORS
 from rarec.studies.sweeps import RaserecSweepSettings, RellaSweepSettings
@@ -98,7 +98,7 @@ def rella_sweep(job: Job[RellaSweepSettings]) -> Outcome:
 
         def trains(cell: Cell[TuningSettings]) -> TuningJob:
             drawn = place / cell.name
-            draw_shots(samples, cell.values["shots"], MODE, grid.seed).save(drawn)
+            draw_training_samples(samples, cell.values["shots"], MODE, grid.seed).save(drawn)
             k = cell.values.get("behaviours")
             return TuningJob(
                 settings=cell.settings,

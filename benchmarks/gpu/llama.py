@@ -24,7 +24,7 @@ from rarec.data.ctr import CtrSamples
 from rarec.rella.language_model import Answers, last_logits, pad
 from rarec.rella.prompt_source import PromptSource
 from rarec.rella.scoring import score
-from rarec.rella.training_samples import Shots
+from rarec.rella.training_samples import TrainingSamples
 from rarec.rella.tuning import TuningObjective, TuningSettings, add_adapter
 from rarec.text.prompts import PromptParts
 from rarec.text.tokens import PromptTokens, TokenTable
@@ -159,7 +159,7 @@ def tuning_case(shape: LlamaShape, zero_stage: int, length: int, rate: float, ef
         validation_prompts=2,
         gradient_checkpointing=checkpointing,
     )
-    shots = Shots(np.arange(prompts_a_step * effort.steps), np.full(prompts_a_step * effort.steps, True))
+    shots = TrainingSamples(np.arange(prompts_a_step * effort.steps), np.full(prompts_a_step * effort.steps, True))
     adapted = add_adapter(model, settings, seed=0)
     objective = TuningObjective(adapted, prompts.source, prompts.tokens, shots, Answers(3, 4), settings, 0, device)
     assert (objective.lengths == length).all()

@@ -19,7 +19,7 @@ from benchmarks.workloads import (
 from rarec.rella import scoring as rella_scoring
 from rarec.rella.language_model import find_answers, pad
 from rarec.rella.scoring import score
-from rarec.rella.small_llama import scratch_model
+from rarec.rella.small_llama import new_small_llama
 from rarec.text.tokens import PromptTokens, by_length
 from rarec.types import IntArray
 
@@ -115,7 +115,7 @@ def _scoring(films: Films, effort: Effort) -> Column:
     assert len(samples) >= rella_scoring.MANY, "so few prompts do not go through CpuDecoder"
     tokens = PromptTokens.of(source.parts, films.tokenizer, films.language_model.max_tokens)
     answers = find_answers(films.tokenizer, films.template.yes, films.template.no)
-    model = scratch_model(films.tokenizer, films.language_model).eval()
+    model = new_small_llama(films.tokenizer, films.language_model).eval()
     parts = source.rows(samples, True)
     ready = split_prompts(tokens, parts)
     found: dict[str, Any] = {}

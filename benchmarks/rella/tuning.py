@@ -15,8 +15,8 @@ from benchmarks.workloads import (
     Setup,
 )
 from rarec.rella.language_model import find_answers
-from rarec.rella.small_llama import scratch_model
-from rarec.rella.training_samples import Shots
+from rarec.rella.small_llama import new_small_llama
+from rarec.rella.training_samples import TrainingSamples
 from rarec.rella.tuning import TuningObjective, TuningSettings, add_adapter
 from rarec.text.tokens import PromptTokens
 
@@ -43,7 +43,7 @@ def _tuning(films: Films, effort: Effort) -> Column:
     samples = np.random.default_rng(0).permutation(training.stop)[: effort.tuned]
     tokens = PromptTokens.of(source.parts, films.tokenizer, films.language_model.max_tokens)
     answers = find_answers(films.tokenizer, films.template.yes, films.template.no)
-    model = add_adapter(scratch_model(films.tokenizer, films.language_model), TUNING, seed=0)
+    model = add_adapter(new_small_llama(films.tokenizer, films.language_model), TUNING, seed=0)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.requires_grad:
@@ -51,7 +51,7 @@ def _tuning(films: Films, effort: Effort) -> Column:
     ready = split_prompts(tokens, source.rows(samples, True))
     labels = [answers.tokens[int(label)] for label in source.samples.label[samples]]
     plain = PlainTuning(copy.deepcopy(model), ready, labels, TUNING.learning_rate)
-    shots = Shots(samples, np.ones(len(samples), dtype=bool))
+    shots = TrainingSamples(samples, np.ones(len(samples), dtype=bool))
     objective = TuningObjective(model, source, tokens, shots, answers, TUNING, 0, CPU)
     losses = _losses(objective, plain)
     assert abs(losses[0] - losses[1]) < 1e-4, losses

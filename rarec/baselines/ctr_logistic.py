@@ -10,12 +10,10 @@ from rarec.data.ctr import CtrSamples
 from rarec.types import Float64Array, IntArray
 
 SMOOTHING = 10.0  # likes and dislikes at the overall share that every user and item begins with
-NAMES = ("history length", "history mean rating", "history share of likes", "item count", "item share of likes")
+FEATURES = ("history length", "history mean rating", "history share of likes", "item count", "item share of likes")
 
 
-def five_numbers(
-    samples: CtrSamples, item_index: IntArray, rating: npt.ArrayLike, liked: npt.ArrayLike
-) -> Float64Array:
+def features_of(samples: CtrSamples, item_index: IntArray, rating: npt.ArrayLike, liked: npt.ArrayLike) -> Float64Array:
     """(N, 5) `NAMES` of every sample; counts as logarithms.
 
     The item's two numbers are of the training split; for a training sample itself they leave it out.

@@ -100,6 +100,15 @@ class AskJob(WorkerJob):
     batch_tokens: int = Field(description="Most tokens of a padded batch of prompts.")
 
 
+def gather_answers(folder: Path, name: str, targets: IntArray) -> Float64Array:
+    """(B,) what the ranks answered, in the order of the targets; their files are removed."""
+    files = list(folder.glob(f"{name}-*.parquet"))
+    answered = pd.concat([pd.read_parquet(file) for file in files]).set_index("target")["probability"]
+    for file in files:
+        file.unlink()
+    return answered.loc[pd.Index(targets)].to_numpy()
+
+
 def work(job: AskJob, place: Place, reporter: ProgressReporter) -> None:
     """Worker entry: writes this rank's share as ``<name>-<rank>.parquet``."""
     keep_freed_memory()

@@ -7,7 +7,9 @@ import numpy.typing as npt
 import pandas as pd
 from scipy.spatial.distance import jensenshannon
 
+from rarec.champions.promotion import CandidateSettings
 from rarec.data.sequences import HELD_OUT, draw_rows
+from rarec.errors import InputError
 from rarec.metrics.ranking import hit_rate, ndcg
 from rarec.metrics.significance import PairedComparison, compare_paired
 from rarec.types import Float64Array, IntArray
@@ -122,3 +124,48 @@ def item_distances(before: pd.Series, after: pd.Series, seed: int = 42) -> dict[
     chance = float(np.mean([jensenshannon(old, draw, base=2) for draw in draws]))
     shift = max(0.0, distance - chance) / (1 - chance) if chance < 1 else 0.0
     return {"item_distance": distance, "item_distance_by_chance": chance, "item_shift": shift}
+
+
+def shift_of_items(table: pd.DataFrame, since: int) -> dict[str, float]:
+    """How far the items of the events from ``since`` (seconds) on are from those before."""
+    new = table["timestamp"].to_numpy() >= since
+    return item_distances(table["item_id"][~new], table["item_id"][new])
+
+
+def choose_window(
+    table: pd.DataFrame, clock: bool, since: int, settings: CandidateSettings
+) -> tuple[Window, dict[str, object]]:
+    """The events that none of the models was trained on, and what they are in words and numbers.
+
+    Args:
+        since: the time (seconds) from which on no model was trained.
+    """
+    window, what, protocol = newest_window(table, since), "all events that came after the training data", "since"
+    few = len(window) < settings.least_events or len(np.unique(window.users)) < settings.least_users
+    if not clock or few:
+        window, what = newest_window(table, None), "the last event of every user (leave-one-out)"
+        protocol = "last"
+    if len(window) == 0:
+        raise InputError("there is no event by which models could be compared: no user has three different items")
+    if len(window) > settings.most_events:
+        window, what = window.drawn(settings.most_events, settings.seed), f"{settings.most_events:,} of {what}"
+    times = table["timestamp"].to_numpy()
+    return window, {
+        "what": what,
+        "protocol": protocol,
+        "events": len(window),
+        "users": len(np.unique(window.users)),
+        "from": int(times[window.events].min()),
+        "to": int(times[window.events].max()),
+        "newest": int(times.max()),
+    }
+
+
+def new_events(table: pd.DataFrame, since: int, minimum_history: int) -> IntArray:
+    """Rows from ``since`` (seconds) on that have enough behaviours of their user before them.
+
+    Args:
+        table: clean interactions, sorted by (user, time).
+    """
+    place = table.groupby("user_index", sort=False).cumcount().to_numpy()
+    return np.flatnonzero((table["timestamp"].to_numpy() >= since) & (place >= minimum_history))

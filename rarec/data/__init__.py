@@ -1,1 +1,1 @@
-"""Raw formats to three clean tables: interactions, items, users."""
+"""Raw formats to three clean tables (interactions, items, users), and these to sequences and samples."""

@@ -1,4 +1,4 @@
-"""Checks of the clean tables: pure functions giving (passed, details); details are plain values fit for a report."""
+"""Checks of the clean tables. Each returns (passed, details); details are plain values, fit for a report."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,7 +15,7 @@ SHOWN = 10
 
 
 def check_schema(table: pd.DataFrame, schema: pa.DataFrameSchema) -> Result:
-    """Whether the table has the schema's columns, types and values; details list the first faults."""
+    """Whether the table has the schema's columns, types and values. Details list the first faults."""
     try:
         schema.validate(table, lazy=True)
     except pandera.errors.SchemaErrors as error:
@@ -28,7 +28,7 @@ def check_schema(table: pd.DataFrame, schema: pa.DataFrameSchema) -> Result:
 
 
 def check_unique_interactions(spec: DatasetSpec, interactions: pd.DataFrame) -> Result:
-    """Whether no key occurs twice: (user, item), and with its timestamp where the data set keeps repetitions."""
+    """Whether (user, item) is unique, or (user, item, timestamp) if the data set keeps repeated interactions."""
     key = ["user_index", "item_index", *(["timestamp"] if spec.duplicates == "keep-all" else [])]
     repeated = interactions.duplicated(key)
     shown = interactions.loc[repeated, ["user_id", "item_id", "timestamp"]].head(SHOWN)
@@ -49,9 +49,9 @@ def check_time_order(interactions: pd.DataFrame) -> Result:
 
 
 def check_published_counts(spec: DatasetSpec, counts: Mapping[str, int]) -> Result:
-    """Whether the counts of `Tables` equal the published ones; details give found, published and difference of each.
+    """Whether the counts of `Tables` equal the published ones. Details give found, published and difference of each.
 
-    Where rows arrived after publication, counts differ rightly: the differences are shown and pass.
+    Once rows have arrived after publication, counts are expected to differ: the check shows the differences and passes.
     """
     details: dict[str, Any] = {}
     for expected, suffix in ((spec.expected_raw, "_read"), (spec.expected, "")):

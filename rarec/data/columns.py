@@ -1,6 +1,6 @@
-"""Typed columns out of published text: ids, numbers, times and plain text, block by block, bad values marked.
+"""Parsing published text into typed columns (ids, numbers, times, plain text), block by block.
 
-Each builder takes blocks of strings, says which rows it cannot read and why, and at the end gives one column.
+A builder takes blocks of strings, marks the rows that it cannot read, says why, and finally returns one column.
 """
 
 from typing import Protocol
@@ -13,18 +13,18 @@ import pyarrow.compute as pc
 from rarec.data.spec import DatasetSpec, SourceSpec
 
 NUMBER = r"^[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?$"
-LATEST_SECOND = 2**33  # the year 2242; times in milliseconds lie above it
+LATEST_SECOND = 2**33  # in the year 2242; times in milliseconds are larger
 ID_COLUMNS = ("user_id", "item_id")
 
 
 class Column(Protocol):
-    """One column being read."""
+    """A column that is being read."""
 
     def parse(self, strings: pa.Array) -> np.ndarray:
-        """Read a block (N,) of strings; returns the (N,) bool mask of rows it cannot read. Keeps the block."""
+        """Read a block (N,) of strings; return a mask (N,) of the rows that cannot be read. The block is kept."""
 
     def keep(self, rows: np.ndarray | None) -> None:
-        """Keep only `rows` ((N,) bool mask; None = all) of the block just parsed."""
+        """Of the block just parsed, keep only `rows`, a mask (N,); None keeps all."""
 
     def reason(self, text: str) -> str:
         """Why `text` cannot be read."""
@@ -34,7 +34,7 @@ class Column(Protocol):
 
 
 def _numbers(strings: pa.Array) -> np.ndarray:
-    """(N,) float64 of the strings; NaN where a string is no finite decimal number."""
+    """(N,) float64 values of the strings; NaN where a string is not a finite decimal number."""
     try:
         values = pc.cast(strings, pa.float64())
     except pa.ArrowInvalid:
@@ -62,7 +62,13 @@ class NumberColumn:
         optional: bool = False,
         hint: str = "",
     ) -> None:
-        """`also`: a value allowed outside [low, high]; `optional`: an empty string is NaN; `hint`: ends the reasons."""
+        """Set the bounds.
+
+        Args:
+            also: A value that is allowed outside [low, high].
+            optional: Whether an empty string means NaN.
+            hint: Ends every reason.
+        """
         self.name, self.dtype, self.low, self.high, self.also, self.optional = name, dtype, low, high, also, optional
         self.hint = hint
         self._blocks: list[np.ndarray] = []
@@ -95,7 +101,7 @@ class NumberColumn:
 
 
 class IdColumn:
-    """Ids: int64 if every one is a whole number in canonical form (no sign, no leading zero), else strings."""
+    """Ids: int64 if all are whole numbers in canonical form (no sign, no leading zeros), else strings."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -112,7 +118,7 @@ class IdColumn:
             self._blocks.append(integers)
             return _mask(pc.less(integers, 0))
         self._blocks.append(strings)
-        # An id that is only white space, or a negative number, cannot be meant.
+        # Nobody means blanks or a negative number as an id.
         return _mask(pc.match_substring_regex(strings, r"^(\s*|-[0-9]+)$"))
 
     def keep(self, rows: np.ndarray | None) -> None:
@@ -120,7 +126,7 @@ class IdColumn:
         if rows is not None:
             block = self._blocks.pop()
             kept = block.filter(pa.array(rows))
-            # The bad rows may have been what made the block strings.
+            # Perhaps only the bad rows made the block one of strings.
             if pa.types.is_string(kept.type):
                 self.parse(kept)
             else:
@@ -166,7 +172,11 @@ class TextColumn:
 
 
 def make_column(name: str, spec: DatasetSpec, numeric: bool = False) -> Column:
-    """The builder of the column called `name`; `numeric`: the file declares an otherwise unknown column a number."""
+    """The builder for the column called `name`.
+
+    Args:
+        numeric: Whether the file declares a column unknown to us as a number.
+    """
     if name in ID_COLUMNS:
         return IdColumn(name)
     if name == "rating":

@@ -1,7 +1,7 @@
-"""Samples of the click-through task: will this user like this item, given all they did before?
+"""Samples of the click-through task: will this user like this item, given everything they did before?
 
-A sample is named by the position of its target in the sorted interactions; its history is everything of the same user
-before it. Positions are all that is stored: MovieLens-25M has 24 million samples with 590 behaviours on average.
+A sample is the position of its target in the sorted interactions. Its history is everything that the same user did
+before. Only positions are stored: MovieLens-25M has 24 million samples with 590 behaviours on average.
 """
 
 from dataclasses import dataclass
@@ -22,12 +22,12 @@ from rarec.types import SPLITS, BoolArray, IntArray, Split
 class CtrSettings(Settings):
     """Which interactions become samples, and how they are split (ReLLa, section 4.1.1)."""
 
-    minimum_history: int = Field(default=5, ge=1, description="Behaviours that a user must have had before a target.")
-    train_share: float = Field(default=0.8, gt=0, lt=1, description="Share of the samples, the earliest, that train.")
+    minimum_history: int = Field(default=5, ge=1, description="Behaviours that a target must have before it.")
+    train_share: float = Field(default=0.8, gt=0, lt=1, description="Share of samples for training, the earliest.")
     valid_share: float = Field(
-        default=0.1, gt=0, lt=1, description="Share of the samples, the next, that validate; the rest is the test."
+        default=0.1, gt=0, lt=1, description="Share of samples for validation, the next; the rest is the test split."
     )
-    seed: int = Field(default=42, ge=0, description="Seed of the split of data without time.")
+    seed: int = Field(default=42, ge=0, description="Seed of the split if the data have no clock.")
 
     @model_validator(mode="after")
     def _consistent(self) -> "CtrSettings":
@@ -40,7 +40,7 @@ class CtrSettings(Settings):
 
 @dataclass(frozen=True)
 class CtrSamples:
-    """N samples over interactions sorted by (user, time), in the order in which the split was cut.
+    """N samples over interactions sorted by (user, time), in the order in which the splits follow each other.
 
     Attributes:
         offsets: (U + 1,) int64; user ``u`` owns interactions ``offsets[u]`` to ``offsets[u + 1] - 1``.
@@ -91,20 +91,20 @@ def build_ctr_samples(
     time: Time,
     settings: CtrSettings,
 ) -> CtrSamples:
-    """Samples from interactions sorted by (user, time).
+    """Make samples from interactions sorted by (user, time).
 
-    With a clock every interaction with enough history is a sample, and the split is cut in global time, ties by user
-    and position. Without one an order across users does not exist: each user's last interaction is their only sample,
-    and the split is drawn by user.
+    If the data have a clock, every interaction with enough history is a sample, and the splits follow each other in
+    global time, ties ordered by user and position. Otherwise there is no order between users: each user's last
+    interaction is their only sample, and users are split at random.
 
     Args:
         user_index: (M,) user of each interaction, ascending.
         timestamp: (M,) int64.
         liked: (M,) bool.
-        time: what ``timestamp`` means.
+        time: What ``timestamp`` means.
 
     Raises:
-        InputError: no samples, an empty split, or a split with one class only.
+        InputError: There are no samples, or a split is empty or has only one class.
     """
     users = np.asarray(user_index, dtype=np.int64)
     times, likes = np.asarray(timestamp, dtype=np.int64), np.asarray(liked, dtype=bool)
@@ -129,22 +129,22 @@ def _require_both_classes(samples: CtrSamples, settings: CtrSettings) -> None:
         labels = samples.label[samples.rows(split)]
         if len(labels) == 0:
             raise InputError(
-                f"the {split} split is empty: {len(samples)} interactions have {settings.minimum_history} or more "
-                "before them by the same user; lower minimum_history, or use more data"
+                f"the {split} split is empty: only {len(samples)} interactions have {settings.minimum_history} or more "
+                "by the same user before them; lower minimum_history, or use more data"
             )
         if labels.all() or not labels.any():
             only = "liked" if labels.all() else "disliked"
             raise InputError(
-                f"all {len(labels)} targets of the {split} split are {only}, so nothing can be told apart; change the "
-                "data set's label_threshold, or the split's shares"
+                f"all {len(labels)} targets of the {split} split are {only}, so there is nothing to learn or measure; "
+                "change the data set's label_threshold, or the shares of the splits"
             )
 
 
 def ctr_leaks(samples: CtrSamples, timestamp: npt.ArrayLike, time: Time) -> dict[str, int]:
-    """How many targets are in two splits, and with a clock how many are earlier than the split before theirs ends.
+    """Count targets in two splits and, if there is a clock, targets earlier than the end of the split before theirs.
 
     Args:
-        timestamp: (M,) of each interaction.
+        timestamp: (M,) time of each interaction.
     """
     leaks = {"repeated": len(samples) - len(np.unique(samples.position)), "out_of_order": 0}
     if time == "clock":
@@ -157,6 +157,6 @@ def ctr_leaks(samples: CtrSamples, timestamp: npt.ArrayLike, time: Time) -> dict
 
 
 def draw(samples: CtrSamples, split: Split, most: int, seed: int) -> IntArray:
-    """Ascending samples of a split: all, or ``most`` drawn with the seed; with one seed, few are a part of many."""
+    """Ascending samples of a split: all, or ``most`` drawn at random. See `draw_rows`."""
     rows = samples.rows(split)
     return draw_rows(np.arange(rows.start, rows.stop), most, seed)

@@ -1,27 +1,32 @@
-"""Rows that cannot be read: set aside with file, line and reason, and too many of them stop the reading."""
+"""Unreadable rows are quarantined with file, line and reason. Too many of them are an error."""
 
 import pandas as pd
 
 from rarec.errors import InputError
 
 COLUMNS = ["file", "line", "reason", "text"]
-TEXT_LIMIT = 500  # characters of a bad row kept, enough to recognise it
+TEXT_LIMIT = 500  # characters kept of a bad row
 SHOWN = 3
-ADVICE = "Correct the file, or raise `quarantine_limit` of the data set."
+ADVICE = "Correct the file, or raise the data set's `quarantine_limit`."
 
 
 class Quarantine:
-    """Collects the bad rows of one reading."""
+    """Collects bad rows while files are read."""
 
     def __init__(self, limit: float, advice: str = ADVICE) -> None:
-        """`limit`: share of a file's rows above which `check` fails; `advice`: what it then says should be done."""
+        """Start empty.
+
+        Args:
+            limit: Share of a file's rows above which `check` fails.
+            advice: What the error then tells the user to do.
+        """
         self.limit = limit
         self.advice = advice
         self._rows: list[tuple[str, int, str, str]] = []
         self._counts: dict[str, int] = {}
 
     def add(self, file: str, line: int, reason: str, text: str) -> None:
-        """Set aside one row; `line` counts from 1. Blank lines are no rows and are not kept."""
+        """Quarantine one row. `line` counts from 1. Blank lines are ignored."""
         if not text.strip(" \r\n"):
             return
         self._rows.append((file, line, reason, text[:TEXT_LIMIT]))
@@ -36,7 +41,7 @@ class Quarantine:
         return sorted((row[1:] for row in self._rows if row[0] == file), key=lambda row: row[0])
 
     def check(self, file: str, rows: int) -> None:
-        """Raise InputError if more than the allowed share of the `rows` rows of `file` is bad."""
+        """Raise InputError if too large a share of the `rows` rows of `file` is bad."""
         bad = self.count(file)
         if bad <= self.limit * rows:
             return

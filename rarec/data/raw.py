@@ -1,4 +1,4 @@
-"""A data set as published: its tables under our column names, their provenance, and the rows that cannot be read."""
+"""Reading a data set as published: tables with our column names, their provenance, and the unreadable rows."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,13 +20,13 @@ class RawTables:
     """What was read.
 
     Attributes:
-        interactions: user_id, item_id; `rating` if published; `timestamp` (seconds) or `order` if published; other
-            columns as published. Ids are int64 where every id of that name is a whole number, else strings.
+        interactions: user_id, item_id; `rating` if published; `timestamp` (seconds) or `order` if published; and other
+            published columns. Ids are int64 if all ids of that column are whole numbers, else strings.
         items: item_id and other columns, unique by item_id; None if not published.
         users: user_id and other columns, unique by user_id; None if not published.
-        quarantine: [file, line, reason, text] of the rows that cannot be read.
-        sources: role, file, bytes, sha256 and rows (readable ones) of each file.
-        incoming_rows: how many of the interactions arrived after publication (`rarec.data.incoming.merge`).
+        quarantine: file, line, reason and text of each unreadable row.
+        sources: role, file, bytes, sha256 and number of readable rows of each file.
+        incoming_rows: Number of interactions that arrived after publication (`rarec.data.incoming.merge`).
     """
 
     interactions: pd.DataFrame
@@ -38,16 +38,16 @@ class RawTables:
 
 
 def read_raw(spec: DatasetSpec, folder: Path) -> RawTables:
-    """Read the data set from `folder`, in the first form of `spec.sources` whose files are all there.
+    """Read a data set from `folder`, in the first form of `spec.sources` whose files are all there.
 
     Raises:
-        InputError: a file missing, empty, damaged or of another shape; more unreadable rows than `quarantine_limit`;
-            or an id twice in the item or user file.
+        InputError: A file is missing, empty, damaged or of another shape; has more unreadable rows than
+            `quarantine_limit` allows; or is an item or user file that repeats an id.
     """
     source = find_source(spec, folder)
     if source is None:
         choices = " or ".join(", ".join(spec.files(source).values()) for source in spec.sources)
-        raise InputError(f"{spec.name}: {folder} lacks its files; put {choices} there.")
+        raise InputError(f"{spec.name}: its files are not in {folder}; put {choices} there.")
     files: dict[Role, Path] = {role: folder / name for role, name in spec.files(source).items()}
     for role, name in spec.optional_files(source).items():
         if (folder / name).is_file():
@@ -100,13 +100,13 @@ def _check_unique(table: pd.DataFrame, key: str, path: Path) -> None:
     repeated = table[key].duplicated()
     if repeated.any():
         raise InputError(
-            f"{path.name}: {key} {table[key][repeated].iloc[0]} stands in more than one row "
-            f"({int(repeated.sum())} rows repeat an id); keep one row an id."
+            f"{path.name}: {key} {table[key][repeated].iloc[0]} is in more than one row "
+            f"({int(repeated.sum())} rows repeat an id); keep one row per id."
         )
 
 
 def _unify_ids(interactions: pd.DataFrame, table: pd.DataFrame, key: str) -> None:
-    """Give the id one type in both tables: strings if either has strings."""
+    """Give the id column the same type in both tables: strings if either has strings."""
     if interactions[key].dtype != table[key].dtype:
         interactions[key] = interactions[key].astype("str")
         table[key] = table[key].astype("str")

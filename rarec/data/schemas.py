@@ -1,4 +1,4 @@
-"""Column names, types and value rules of the three clean tables."""
+"""Columns, types and value rules of the three clean tables."""
 
 import numpy as np
 import pandas as pd
@@ -6,7 +6,7 @@ import pandera.pandas as pa
 
 
 def _is_id(column: pd.Series) -> bool:
-    """Whole numbers from 0, or strings that are not empty; one kind in a column."""
+    """Either all whole numbers from 0, or all strings that are not blank."""
     if column.dtype == np.int64:
         return bool((column >= 0).all())
     return isinstance(column.dtype, pd.StringDtype) and bool((column.str.strip() != "").all())

@@ -1,8 +1,8 @@
 """User sequences in time order, their leave-one-out split, and the windows that a sequence encoder reads.
 
-A *prefix* is named by the absolute position ``p`` of its last item in the concatenated sequences: the prefix of user
-``u`` at ``p`` is ``items[offsets[u] : p + 1]`` and its next item is ``items[p + 1]``. Training samples, memories,
-validation and test queries are all such positions, so no sequence is ever copied.
+A *prefix* is identified by the position ``p`` of its last item in the concatenated sequences: the prefix of user ``u``
+at ``p`` is ``items[offsets[u] : p + 1]``, and its next item is ``items[p + 1]``. Training samples, memories, validation
+and test queries are all such positions, so sequences are never copied.
 """
 
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from rarec.errors import InputError
 from rarec.types import IntArray, Split
 
 DAY_S = 86_400
-HELD_OUT = 2  # leave-one-out: the last item is the test target, the last but one the validation target
+HELD_OUT = 2  # leave-one-out: the last item is the test target, the one before it the validation target
 
 
 class SequenceSettings(Settings):
@@ -27,25 +27,25 @@ class SequenceSettings(Settings):
     window_days: float = Field(
         default=0,
         ge=0,
-        description="Newest days (of the data set's own clock) that no training sees, so that a model can be compared "
-        "with the champion on them; 0: none.",
+        description="Newest days, by the data set's own clock, that are kept out of all training, so that a candidate "
+        "can be compared with the champion on them. 0 means none.",
     )
 
     def window_start(self, timestamps: IntArray, clock: bool) -> int | None:
-        """The time (seconds) from which on events stay out of every training; None without a window.
+        """Time in seconds from which on events are kept out of all training; None without a window.
 
         Raises:
-            InputError: a window of data without a clock.
+            InputError: There is a window, but the data have no clock.
         """
         if not self.window_days:
             return None
         if not clock:
-            raise InputError("window_days needs clock timestamps, which this data set has not; set window_days = 0")
+            raise InputError("window_days needs clock timestamps, but this data set has none; set window_days = 0")
         return int(timestamps.max()) + 1 - round(self.window_days * DAY_S)
 
 
 def draw_rows(rows: IntArray, most: int, seed: int) -> IntArray:
-    """Ascending rows: all, or ``most`` of these drawn with the seed; with one seed, few are a part of many."""
+    """Ascending rows: all, or ``most`` drawn at random. With the same seed, a smaller draw is part of a larger one."""
     return np.sort(np.random.default_rng(seed).permutation(rows)[:most])
 
 
@@ -61,8 +61,8 @@ class UserSequences:
     Attributes:
         offsets: (U + 1,) int64; user ``u`` owns positions ``offsets[u]`` to ``offsets[u + 1] - 1``.
         items: (N,) int64 item indices in ``[0, n_items)``.
-        timestamps: (N,) int64 seconds (or order, where the data have no clock).
-        n_items: size of the catalogue.
+        timestamps: (N,) int64 seconds, or the order if the data have no clock.
+        n_items: Size of the catalogue.
     """
 
     offsets: IntArray
@@ -77,12 +77,12 @@ class UserSequences:
 
     @property
     def lengths(self) -> IntArray:
-        """(U,) interactions of each user, held-out ones included."""
+        """(U,) interactions of each user, including held-out ones."""
         return np.diff(self.offsets)
 
     @property
     def train_ends(self) -> IntArray:
-        """(U,) position just behind each user's last training item; short users train on all they have."""
+        """(U,) position after each user's last training item. Short users train on everything they have."""
         lengths = self.lengths
         return self.offsets[1:] - np.where(lengths > HELD_OUT, HELD_OUT, 0)
 
@@ -92,19 +92,19 @@ class UserSequences:
         return np.repeat(np.arange(self.n_users), self.lengths)
 
     def evaluated_users(self) -> IntArray:
-        """Users with a validation and a test target: those with at least three interactions."""
+        """Users with a validation and a test target, that is, with at least three interactions."""
         return np.flatnonzero(self.lengths > HELD_OUT)
 
     def prefixes(self, split: Split) -> IntArray:
-        """Positions of the split's prefixes, ascending.
+        """Ascending positions of the split's prefixes.
 
-        ``train``: every proper prefix of every user's training part. ``valid`` and ``test``: one per evaluated user, in
-        user order; the prefix is all the user did before the target.
+        ``train``: all proper prefixes of each user's training part. ``valid`` and ``test``: one prefix per evaluated
+        user, in user order, of everything that the user did before the target.
         """
         if split == "train":
             starts, ends = self.offsets[:-1], self.train_ends
             users = np.flatnonzero(ends - starts > 1)
-            # +1 at the first prefix, -1 behind the last: the running sum marks every training prefix.
+            # +1 at the first prefix and -1 after the last: the running sum marks every training prefix.
             marks = np.zeros(len(self.items) + 1, dtype=np.int64)
             np.add.at(marks, starts[users], 1)
             np.add.at(marks, ends[users] - 1, -1)
@@ -114,8 +114,9 @@ class UserSequences:
         return ends - 1 if split == "valid" else ends
 
     def tied_test_targets(self) -> float:
-        """Share of the evaluated users whose test and validation items have the same time: which of the two came last
-        is then a matter of the order in the data. NaN without evaluated users.
+        """Share of evaluated users whose validation and test items have the same time; NaN if there are no such users.
+
+        Which of the two comes last then depends on the order in the data.
         """
         last = self.offsets[1:][self.evaluated_users()] - 1
         return float((self.timestamps[last] == self.timestamps[last - 1]).mean()) if len(last) else float("nan")
@@ -125,13 +126,13 @@ class UserSequences:
         return self.items[prefixes + 1]
 
     def train_counts(self) -> IntArray:
-        """(n_items,) interactions of every item in the training parts."""
+        """(n_items,) training interactions of every item."""
         position = np.arange(len(self.items))
         in_train = position < np.repeat(self.train_ends, self.lengths)
         return np.bincount(self.items[in_train], minlength=self.n_items)
 
     def seen_before(self, prefixes: IntArray) -> tuple[IntArray, IntArray]:
-        """Everything each prefix's user did up to and with the prefix, as CSR (offsets, items)."""
+        """All items of each prefix, as CSR (offsets, items)."""
         starts = self.offsets[self.user_of[prefixes]]
         counts = prefixes + 1 - starts
         offsets = np.concatenate([[0], np.cumsum(counts)])
@@ -171,10 +172,10 @@ def build_sequences(
     short_users: Literal["error", "train-only"] = "error",
     user_names: npt.ArrayLike | None = None,
 ) -> UserSequences:
-    """Sequences from interactions that are already sorted by (user, time).
+    """Make sequences from interactions that are sorted by (user, time).
 
     Raises:
-        InputError: interactions out of order, or a user too short to be split while ``short_users`` is "error".
+        InputError: The interactions are not sorted, or a user is too short to be split and ``short_users`` is "error".
     """
     users = np.asarray(user_index, dtype=np.int64)
     times = np.asarray(timestamp, dtype=np.int64)
@@ -196,10 +197,10 @@ def build_sequences(
 
 @dataclass(frozen=True)
 class Windows:
-    """Pieces of sequences that an encoder reads in one causal pass.
+    """Pieces of sequences that an encoder reads in one pass.
 
-    Window ``w`` covers positions ``start[w]`` to ``start[w] + length[w] - 1`` and yields the representation of its last
-    ``outputs[w]`` prefixes.
+    Window ``w`` covers positions ``start[w]`` to ``start[w] + length[w] - 1``. It yields the representations of its
+    last ``outputs[w]`` prefixes.
     """
 
     start: IntArray
@@ -215,7 +216,7 @@ class Windows:
 
     @classmethod
     def join(cls, *parts: "Windows") -> "Windows":
-        """The windows of all parts, one after the other."""
+        """Concatenate the windows of all parts."""
         return cls(
             np.concatenate([part.start for part in parts]),
             np.concatenate([part.length for part in parts]),
@@ -228,25 +229,24 @@ class Windows:
 
 
 def context_starts(sequences: UserSequences, prefixes: IntArray, max_length: int, stride: int) -> IntArray:
-    """Position of the first item that an encoder may read for each prefix.
+    """Position of the first item that an encoder reads for each prefix.
 
-    A prefix of at most ``max_length`` items is read whole. A longer one is read from a multiple of ``stride`` behind
-    the sequence's start, so that between ``max_length - stride + 1`` and ``max_length`` of its latest items are read.
-    ``stride = 1`` is the papers' "last ``max_length`` items"; a larger stride lets neighbouring prefixes share one
-    pass.
+    A prefix of at most ``max_length`` items is read from its start. A longer one is read from a multiple of ``stride``
+    after the start, so that ``max_length - stride + 1`` to ``max_length`` of its latest items are read. ``stride = 1``
+    is the papers' "last ``max_length`` items". With a larger stride, neighbouring prefixes can share one pass.
     """
     if not 1 <= stride <= max_length:
-        raise InputError(f"context_stride is {stride}; it must lie between 1 and max_length = {max_length}")
-    # A search, as `user_of` would cost every training step time and memory for all interactions.
+        raise InputError(f"context_stride is {stride}; it must be between 1 and max_length = {max_length}")
+    # A search: `user_of` would take time and memory for all interactions at every training step.
     first = sequences.offsets[user_at(sequences.offsets, prefixes)]
     surplus = np.maximum(prefixes + 1 - first - max_length, 0)
     return first + -(-surplus // stride) * stride
 
 
 def shared_windows(sequences: UserSequences, prefixes: IntArray, max_length: int, stride: int) -> Windows:
-    """The fewest windows whose causal passes yield exactly ``prefixes`` (ascending), each from its own context start.
+    """The fewest windows whose causal passes yield exactly ``prefixes`` (ascending), each with its own context.
 
-    Prefixes of one user with the same context start share a window if they follow each other without a gap.
+    Consecutive prefixes of a user share a window if their contexts start at the same position.
     """
     starts = context_starts(sequences, prefixes, max_length, stride)
     opens = np.ones(len(prefixes), dtype=bool)
@@ -258,13 +258,13 @@ def shared_windows(sequences: UserSequences, prefixes: IntArray, max_length: int
 
 
 def single_windows(sequences: UserSequences, prefixes: IntArray, max_length: int, stride: int) -> Windows:
-    """One window a prefix, in the order given; each yields its last position only."""
+    """One window per prefix, in the order given; each yields only its last prefix."""
     start = context_starts(sequences, prefixes, max_length, stride)
     return Windows(start, prefixes + 1 - start, np.ones(len(prefixes), dtype=np.int64))
 
 
 def check_splits(sequences: UserSequences) -> tuple[bool, dict[str, int]]:
-    """Whether no target is in two splits, and each user's training targets precede the validation and test target.
+    """Whether no target is in two splits, and each user's training targets come before the validation and test target.
 
     Returns (passed, counts of targets and of faults).
     """

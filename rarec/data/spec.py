@@ -1,7 +1,7 @@
-"""What a data set is: where its files are, how they are read, and the protocol it is used under.
+"""The declaration of a data set: where its files are, how to read them, and under which protocol to use it.
 
-A data set is one TOML file. The built-in ones lie in `rarec/data/datasets`; a folder of the user's own adds to them or
-replaces one by name. Nothing here reads data.
+A data set is one TOML file. The built-in ones are in `rarec/data/datasets`. A folder of your own adds data sets, or
+replaces built-in ones of the same name. Nothing here reads data.
 """
 
 import tomllib
@@ -31,7 +31,7 @@ Format = Literal[
 Role = Literal["interactions", "items", "users"]
 Time = Literal["clock", "order", "none"]
 
-# What the format's time column means; RecBole files leave it to the data set.
+# What the format's time column means. For RecBole files, the data set says it.
 FORMAT_TIME: dict[str, Time] = {
     "movielens-dat": "clock",
     "movielens-100k": "clock",
@@ -40,7 +40,7 @@ FORMAT_TIME: dict[str, Time] = {
     "synthetic": "clock",
     "bookcrossing-csv": "none",
 }
-# Files of each format where the data set does not name its own. RecBole's are `<data set>.inter|item|user`.
+# Files of each format, unless the data set names its own. RecBole's are `<data set>.inter|item|user`.
 STANDARD_FILES: dict[str, dict[Role, str]] = {
     "movielens-dat": {"interactions": "ratings.dat", "items": "movies.dat", "users": "users.dat"},
     "movielens-100k": {"interactions": "u.data", "items": "u.item", "users": "u.user"},
@@ -51,21 +51,21 @@ STANDARD_FILES: dict[str, dict[Role, str]] = {
 
 
 class SourceSpec(Settings):
-    """One form in which a data set is distributed."""
+    """One of the forms in which a data set is distributed."""
 
-    format: Format = Field(description="Which reader reads it.")
+    format: Format = Field(description="Format of the files.")
     files: dict[Role, str] = Field(
         default={},
-        description="File name by role. Empty: the format's standard names; for recbole `<name>.inter`, and "
-        "`<name>.item` and `<name>.user` where they exist.",
+        description="File name of each role. By default the format's standard names; for recbole `<name>.inter`, and "
+        "`<name>.item` and `<name>.user` if they exist.",
     )
     columns: dict[Role, dict[str, str]] = Field(
-        default={}, description="recbole only: published column name -> ours, by role, e.g. `movie_title` -> `title`."
+        default={}, description="recbole only: published column name -> ours for each role: `movie_title` -> `title`."
     )
     genres_separator: str = Field(
-        default="|", min_length=1, description="recbole only: what stands between two genres in the `genres` column."
+        default="|", min_length=1, description="recbole only: separator of genres in the `genres` column."
     )
-    encoding: Literal["utf-8", "latin-1"] = Field(default="utf-8", description="recbole only: the files' encoding.")
+    encoding: Literal["utf-8", "latin-1"] = Field(default="utf-8", description="recbole only: encoding of the files.")
     time: Time | None = Field(default=None, description="Overrides the data set's `time` for this source.")
     demo: DemoSettings | None = Field(default=None, description="synthetic only: what to generate.")
 
@@ -74,13 +74,13 @@ class SourceSpec(Settings):
         if self.format != "recbole":
             for name in ("columns", "genres_separator", "encoding"):
                 if name in self.model_fields_set:
-                    raise ValueError(f"`{name}` can be set for the recbole format only; {self.format} has a fixed one")
+                    raise ValueError(f"`{name}` can be set only for the recbole format; it is fixed for {self.format}")
         if self.files and "interactions" not in self.files:
-            raise ValueError("`files` names no file for `interactions`")
+            raise ValueError("`files` must name a file for `interactions`")
         if self.format == "amazon-2014" and not self.files:
-            raise ValueError("amazon-2014 has no standard file names: name `interactions` and `items` in `files`")
+            raise ValueError("amazon-2014 has no standard file names; name `interactions` and `items` in `files`")
         if (self.demo is not None) != (self.format == "synthetic"):
-            raise ValueError("`demo` settings belong to the synthetic format, and it needs them")
+            raise ValueError("`demo` must be set for the synthetic format, and for no other")
         for role, name in self.files.items():
             if Path(name).name != name:
                 raise ValueError(f"`files.{role}` must be a plain file name, not {name!r}")
@@ -94,12 +94,12 @@ class DownloadSpec(Settings):
     checksum: str | None = Field(
         default=None,
         pattern=r"^(md5:[0-9a-f]{32}|sha256:[0-9a-f]{64})$",
-        description="`md5:…` or `sha256:…`; none where the publisher replaces the file now and then.",
+        description="`md5:…` or `sha256:…`; leave it out if the publisher replaces the file from time to time.",
     )
 
 
 class ExpectedCounts(Settings):
-    """Published counts; a missing one is not compared."""
+    """Published counts. Those left out are not compared."""
 
     users: int | None = Field(default=None, description="Number of users.")
     items: int | None = Field(default=None, description="Number of items.")
@@ -110,9 +110,9 @@ Override = bool | int | float | str | list[int] | list[str]
 
 
 class PublishedFigures(Settings):
-    """Test figures of others under the ranking protocol, shown beside our own."""
+    """Test metrics that others published, shown beside our own."""
 
-    source: str = Field(description="Model and where the figures stand.")
+    source: str = Field(description="Model, and where the figures were published.")
     protocol: Protocol = Field(description="Whether items the user has seen were candidates.")
     metrics: dict[str, float] = Field(description="For example `HR@10` -> 0.0860.")
 
@@ -120,68 +120,66 @@ class PublishedFigures(Settings):
 class DatasetSpec(Settings):
     """A data set and the protocol it is used under."""
 
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", description="Name, also its folder under RAREC_DATA.")
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", description="Name, and its folder under RAREC_DATA.")
     title: str = Field(description="Name as published, for reports.")
-    domain: str = Field(description="What the items are: movies, books, products, … Chooses the prompt wording.")
-    homepage: str = Field(default="", description="Where a person gets the files.")
+    domain: str = Field(description="What the items are: movies, books, products, … It decides how prompts are worded.")
+    homepage: str = Field(default="", description="Web page from which to get the files.")
     sources: tuple[SourceSpec, ...] = Field(
-        description="Forms it comes in, at least one; the first one whose files all exist is read."
+        description="Forms in which the data set comes. The first one whose files all exist is read."
     )
-    download: DownloadSpec | None = Field(default=None, description="Public archive fetched when no file is found.")
+    download: DownloadSpec | None = Field(default=None, description="Public archive to download if no files are found.")
 
     rating_scale: tuple[float, float] | None = Field(
-        default=None, description="Least and greatest rating; none where there are no ratings."
+        default=None, description="Lowest and highest rating; leave it out if there are no ratings."
     )
-    label_threshold: float | None = Field(default=None, description="t of the positive label.")
+    label_threshold: float | None = Field(default=None, description="Threshold t of a positive label.")
     label_comparison: Literal[">", ">="] = Field(
-        default=">", description="A sample is positive if its rating > t, or >= t."
+        default=">", description="Whether a sample is positive if its rating is > t, or >= t."
     )
     implicit_rating: float | None = Field(
-        default=None, description="Rating that marks a mere contact, not an opinion; such rows are dropped and counted."
+        default=None, description="Rating that means a contact without an opinion; such rows are dropped and counted."
     )
     time: Time = Field(
         default="clock",
-        description="What `timestamp` means: seconds since 1970, the order within a user, or nothing (no such column; "
-        "the order is then drawn with `split_seed`).",
+        description="What `timestamp` means: seconds since 1970 (clock), the order within a user, or none: there is no "
+        "such column, and the order is drawn with `split_seed`.",
     )
 
-    k_core: int = Field(
-        default=0, ge=0, description="Every user and item keeps at least this many interactions; 0 = none."
-    )
+    k_core: int = Field(default=0, ge=0, description="Least interactions of every user and item; 0 means no k-core.")
     duplicates: Literal["error", "keep-last", "keep-all"] = Field(
         default="error",
-        description="A user meeting an item again: an error; only the latest kept; or all kept. The two latter drop "
-        "exact copies (same user, item and timestamp).",
+        description="What to do if a user interacts with an item again: raise an error, keep the last, or keep all. "
+        "The last two drop exact copies (same user, item and timestamp).",
     )
     unknown_items: Literal["error", "drop"] = Field(
-        default="error", description="Interactions with an item that the item file lacks: an error, or dropped."
+        default="error", description="What to do with interactions whose item is not in the item file."
     )
     quarantine_limit: float = Field(
-        default=0.01, ge=0, le=1, description="Share of unreadable rows of a file above which reading fails."
+        default=0.01, ge=0, le=1, description="Share of unreadable rows in a file above which reading fails."
     )
 
     split: Literal["leave-one-out"] = Field(
-        default="leave-one-out", description="Ranking: a user's last item is test, the one before it validation."
+        default="leave-one-out", description="Ranking: a user's last item is for test, the one before for validation."
     )
-    split_seed: int = Field(default=42, ge=0, description="Seed of the order within a user where there is no time.")
+    split_seed: int = Field(default=42, ge=0, description="Seed of the order within a user if there is no time.")
     short_users: Literal["error", "train-only"] = Field(
-        default="error", description="Users with fewer than three interactions: an error, or training data only."
+        default="error", description="What to do with users who have fewer than three interactions."
     )
 
-    expected_raw: ExpectedCounts = Field(default=ExpectedCounts(), description="Published counts of rows as received.")
+    expected_raw: ExpectedCounts = Field(default=ExpectedCounts(), description="Published counts of the files' rows.")
     expected: ExpectedCounts = Field(
         default=ExpectedCounts(), description="Published counts after cleaning and k-core."
     )
-    published: tuple[PublishedFigures, ...] = Field(default=(), description="Test figures of others, for the report.")
-    template: Template | None = Field(default=None, description="Wording of prompts; by default the domain's.")
+    published: tuple[PublishedFigures, ...] = Field(default=(), description="Test metrics that others published.")
+    template: Template | None = Field(default=None, description="Wording of prompts; by default that of the domain.")
     overrides: dict[str, dict[str, Override]] = Field(
-        default={}, description="Defaults of stage settings on this data set: stage name -> setting -> value."
+        default={}, description="Defaults of stages for this data set: asset -> setting -> value."
     )
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if not self.sources:
-            raise ValueError("`sources` names no form in which the data set comes")
+            raise ValueError("`sources` must name at least one form in which the data set comes")
         for source in self.sources:
             time = source.time or self.time
             if FORMAT_TIME.get(source.format, time) != time:
@@ -192,15 +190,15 @@ class DatasetSpec(Settings):
         else:
             low, high = self.rating_scale
             if not low < high:
-                raise ValueError(f"`rating_scale` [{low:g}, {high:g}] must rise")
+                raise ValueError(f"`rating_scale` [{low:g}, {high:g}] must be in ascending order")
             if self.label_threshold is not None and not low <= self.label_threshold <= high:
-                raise ValueError(f"`label_threshold` {self.label_threshold:g} lies outside [{low:g}, {high:g}]")
+                raise ValueError(f"`label_threshold` {self.label_threshold:g} is outside [{low:g}, {high:g}]")
             if self.implicit_rating is not None and low <= self.implicit_rating <= high:
-                raise ValueError(f"`implicit_rating` {self.implicit_rating:g} lies inside [{low:g}, {high:g}]")
+                raise ValueError(f"`implicit_rating` {self.implicit_rating:g} is inside [{low:g}, {high:g}]")
         return self
 
     def files(self, source: SourceSpec) -> dict[Role, str]:
-        """File name by role that `source` must have (RecBole's optional ones excluded)."""
+        """Name of each file that `source` must have, by role."""
         if source.files:
             return source.files
         if source.format == "recbole":
@@ -208,17 +206,21 @@ class DatasetSpec(Settings):
         return STANDARD_FILES[source.format]
 
     def optional_files(self, source: SourceSpec) -> dict[Role, str]:
-        """File name by role that is read where it exists: RecBole's item and user files when none was named."""
+        """Name of each file that is read if it exists, by role: RecBole's item and user file, unless `files` is set."""
         if source.format == "recbole" and not source.files:
             return {"items": f"{self.name}.item", "users": f"{self.name}.user"}
         return {}
 
     def is_positive(self, ratings: np.ndarray) -> np.ndarray:
-        """Label of each rating, (N,) bool; raises InputError for a data set without a label threshold or ratings."""
+        """(N,) bool label of each rating.
+
+        Raises:
+            InputError: The data set has no label threshold, or an interaction has no rating.
+        """
         if self.label_threshold is None:
-            raise InputError(f"{self.name}: no `label_threshold` is set, so its ratings give no label.")
+            raise InputError(f"{self.name}: set `label_threshold`, without which ratings have no label.")
         if np.isnan(ratings).any():
-            raise InputError(f"{self.name}: some interactions have no rating, so they give no label.")
+            raise InputError(f"{self.name}: some interactions have no rating, so they have no label.")
         return ratings > self.label_threshold if self.label_comparison == ">" else ratings >= self.label_threshold
 
 
@@ -230,7 +232,7 @@ def _load(text: str, where: str, stem: str) -> DatasetSpec:
     except ValidationError as error:
         raise InputError(f"{where}: {refusals(error)}.") from error
     if spec.name != stem:
-        raise InputError(f"{where}: name is {spec.name!r}, but the file is called {stem}.toml; make them equal.")
+        raise InputError(f"{where}: name is {spec.name!r}, but the file is {stem}.toml; give both the same name.")
     return spec
 
 
@@ -245,22 +247,26 @@ def builtin_specs() -> dict[str, DatasetSpec]:
 
 
 def load_specs(*extra_folders: Path) -> dict[str, DatasetSpec]:
-    """Built-in data sets and those of the folders, by name; a later folder replaces an earlier data set of its name."""
+    """Built-in data sets and those of the folders, by name. Later folders replace data sets of earlier ones."""
     specs = builtin_specs()
     for folder in extra_folders:
         if not Path(folder).is_dir():
-            raise InputError(f"{folder}: no such folder of data set files (*.toml).")
+            raise InputError(f"{folder}: there is no such folder; it should hold data set files (*.toml).")
         for file in sorted(Path(folder).glob("*.toml")):
             try:
                 text = file.read_text(encoding="utf-8")
             except UnicodeDecodeError as error:
-                raise InputError(f"{file}: not valid UTF-8, which TOML must be.") from error
+                raise InputError(f"{file}: not valid UTF-8; save the file as UTF-8.") from error
             specs[file.stem] = _load(text, str(file), file.stem)
     return specs
 
 
 def find_spec(name: str, specs: Mapping[str, DatasetSpec]) -> DatasetSpec:
-    """The data set called `name`; InputError listing the known ones if there is none."""
+    """The data set called `name`.
+
+    Raises:
+        InputError: There is none; lists the known ones.
+    """
     if name not in specs:
         raise InputError(f"Unknown data set {name!r}{closest(name, specs)}; known: {', '.join(sorted(specs))}.")
     return specs[name]

@@ -1,7 +1,7 @@
-"""The three clean tables every track starts from: interactions, items, users.
+"""The three clean tables that both tracks start from: interactions, items, users.
 
-Cleaning drops and counts; it repairs no value: text that means "nothing" and implausible numbers become missing. All of
-it is deterministic, and apart from ties in time nothing depends on the order of rows in the files.
+Cleaning drops rows and counts them. It repairs no values: text that means "nothing" and implausible numbers become
+missing. It is deterministic and, apart from ties in time, independent of the order of rows in the files.
 """
 
 import html
@@ -17,9 +17,9 @@ from rarec.errors import InputError
 ITEM_TEXT = ("title", "genres", "category", "author", "publisher")
 USER_TEXT = ("gender", "age_group", "occupation", "zip_code", "location")
 PLAUSIBLE_AGES = (5, 100)
-PLAUSIBLE_YEARS = (1450, 2029)  # printing onwards; Book-Crossing has books of the years 0, 1376 and 2050
+PLAUSIBLE_YEARS = (1450, 2029)  # from the first printed books; Book-Crossing has the years 0, 1376 and 2050
 NO_GENRES = ("(no genres listed)", "unknown")
-# A film's year behind its title: "Heat (1995)", "Death Note (2006–2007)".
+# A film's year after its title: "Heat (1995)", "Death Note (2006–2007)".
 TITLE_YEAR = r"^(?P<title>.+?)\s*\((?P<year>\d{4})(?:[-–]\d{0,4})?\)$"
 
 
@@ -29,12 +29,12 @@ class Tables:
 
     Attributes:
         interactions: user_id, item_id, rating (float32, NaN if none), timestamp (int64), user_index, item_index
-            (int32); sorted by (user, timestamp, order of appearance). `timestamp` is seconds where the data have a
+            (int32); sorted by (user, timestamp, order of appearance). `timestamp` is in seconds if the data have a
             clock, else the order within the user: as published, or drawn with `split_seed` and counted from 1.
-        items: one row an item with interactions, sorted by item_id; item_index is the row number.
-        users: one row a user with interactions, sorted by user_id; user_index is the row number.
-        counts: rows read and dropped, by reason, and sizes before and after k-core.
-        time: what `timestamp` means.
+        items: One row per item with interactions, sorted by item_id; item_index is the row number.
+        users: One row per user with interactions, sorted by user_id; user_index is the row number.
+        counts: Rows read, rows dropped by reason, and sizes before and after k-core.
+        time: What `timestamp` means.
     """
 
     interactions: pd.DataFrame
@@ -45,10 +45,11 @@ class Tables:
 
 
 def build_tables(spec: DatasetSpec, raw: RawTables) -> Tables:
-    """Clean, typed, sorted tables of a data set; `raw` is left as it is.
+    """Make the clean, typed, sorted tables of a data set. `raw` is not changed.
 
     Raises:
-        InputError: repeated interactions or unknown items where the data set does not allow them; or nothing left.
+        InputError: There are repeated interactions or unknown items that the data set does not allow, or nothing is
+            left.
     """
     data = raw.interactions
     counts = _read_counts(raw)
@@ -59,7 +60,7 @@ def build_tables(spec: DatasetSpec, raw: RawTables) -> Tables:
     if time != "none":
         clock = data["timestamp" if time == "clock" else "order"].to_numpy(np.int64)
 
-    # lexsort is stable: rows of equal user and time stay in order of appearance.
+    # lexsort is stable: rows of the same user and time stay in order of appearance.
     rows = np.lexsort((clock, users))
     rows = _drop_implicit(spec, data, rows, counts)
     rows = _drop_unknown(spec, raw, rows, items, item_ids, counts)
@@ -73,7 +74,7 @@ def build_tables(spec: DatasetSpec, raw: RawTables) -> Tables:
         raise InputError(
             f"{spec.name}: the {spec.k_core}-core of its {before} interactions is empty; lower `k_core`."
             if before
-            else f"{spec.name}: every interaction was dropped; see its `implicit_rating` and `unknown_items`."
+            else f"{spec.name}: all interactions were dropped; check its `implicit_rating` and `unknown_items`."
         )
     counts |= _sizes(users[rows], items[rows], "")
 
@@ -101,12 +102,12 @@ def build_tables(spec: DatasetSpec, raw: RawTables) -> Tables:
 
 
 def k_core(users: np.ndarray, items: np.ndarray, k: int) -> np.ndarray:
-    """Positions (ascending) of the largest subset in which every user and every item has at least k interactions.
+    """Ascending positions of the largest subset in which each user and each item has at least k interactions.
 
     Args:
         users: (N,) non-negative codes.
         items: (N,) non-negative codes.
-        k: least number of interactions.
+        k: Least number of interactions.
     """
     rows = np.arange(len(users))
     while len(rows):
@@ -157,9 +158,9 @@ def _drop_unknown(
         first = raw.interactions[["user_id", "item_id"]].iloc[[unknown.min()]].to_dict("records")[0]
         files = {str(source["role"]): source["file"] for source in raw.sources}
         bad = counts.get("items_quarantined", 0)
-        aside = f" ({bad} of its rows are unreadable and in the quarantine)" if bad else ""
+        aside = f" ({bad} of its rows are unreadable and quarantined)" if bad else ""
         raise InputError(
-            f"{files.get('interactions', spec.name)}: {len(unknown)} interactions name "
+            f"{files.get('interactions', spec.name)}: {len(unknown)} interactions have "
             f"{len(np.unique(items[unknown]))} items that {files.get('items', 'the item file')} lacks{aside}; first: "
             f"item_id {first['item_id']} of user_id {first['user_id']}. Complete the item file, or set "
             "unknown_items = 'drop' for the data set."
@@ -176,7 +177,7 @@ def _drop_repeated(
     clock: np.ndarray,
     counts: dict[str, int],
 ) -> np.ndarray:
-    """`rows` are in time order, so the last of a pair is its latest."""
+    """Apply the rule for repeated interactions. `rows` are in time order, so the last of a pair is its latest."""
     pairs = pd.Series(users[rows].astype(np.int64) * (int(items.max(initial=0)) + 1) + items[rows])
     counts["dropped_duplicates"] = 0
     repeated = pairs.duplicated(keep="last").to_numpy()
@@ -196,14 +197,14 @@ def _drop_repeated(
 
 
 def _compact(codes: np.ndarray, ids: pd.Index) -> tuple[np.ndarray, pd.Index]:
-    """Codes (N,) int32 without gaps, in the same order, and the ids that are left."""
+    """Codes (N,) int32 without gaps, in the same order, and the remaining ids."""
     used = np.bincount(codes, minlength=len(ids)) > 0
     return (np.cumsum(used) - 1).astype(np.int32)[codes], pd.Index(ids)[used]
 
 
 def _draw_order(users: np.ndarray, items: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """A random order within each user: positions (N,) sorted by user, and (N,) int64 places within the user from 1."""
-    # From a canonical order, so that the draw does not depend on the order of rows in the file.
+    """A random order within each user: (N,) positions sorted by user, and (N,) int64 places within the user, from 1."""
+    # Starting from a canonical order, so that the draw does not depend on the order of rows in the file.
     start = np.lexsort((items, users))
     lottery = np.random.default_rng(seed).random(len(users))
     order = start[np.lexsort((lottery, users[start]))]
@@ -220,7 +221,7 @@ def _item_table(spec: DatasetSpec, ids: pd.Index, published: pd.DataFrame | None
         parts = text["title"].str.extract(TITLE_YEAR)
         year = _whole_number(parts, "year", PLAUSIBLE_YEARS)
         text["title"] = parts["title"].where(year.notna(), text["title"])
-    # An item without a title still needs words: its id is the only ones there are.
+    # An item without a title still needs a name; all there is is its id.
     text["title"] = text["title"].fillna("item " + pd.Series(ids).astype("str"))
     text["genres"] = text["genres"].mask(text["genres"].isin(NO_GENRES))
     return pd.DataFrame({"item_id": ids, "item_index": np.arange(len(ids), dtype=np.int32), **text, "year": year})
@@ -234,14 +235,14 @@ def _user_table(ids: pd.Index, published: pd.DataFrame | None) -> pd.DataFrame:
 
 
 def _aligned(ids: pd.Index, published: pd.DataFrame | None, key: str) -> pd.DataFrame:
-    """Published rows in the order of `ids`, missing where there is none; row numbers as index."""
+    """Published rows in the order of `ids`, with missing values for ids that were not published."""
     if published is None:
         return pd.DataFrame(index=range(len(ids)))
     return published.set_index(key).reindex(ids).reset_index(drop=True)
 
 
 def _text(source: pd.DataFrame, name: str) -> pd.Series:
-    """Clean text: HTML entities resolved, white space single, empty means missing."""
+    """Clean text: HTML entities are resolved, white space is collapsed, and empty text is missing."""
     if name not in source:
         return pd.Series([None] * len(source), dtype="str")
     text = source[name].astype("str")
@@ -252,7 +253,7 @@ def _text(source: pd.DataFrame, name: str) -> pd.Series:
 
 
 def _whole_number(source: pd.DataFrame, name: str, bounds: tuple[int, int]) -> pd.Series:
-    """Nullable integers; missing where the text is no whole number within the bounds."""
+    """Nullable integers; missing if the text is not a whole number within the bounds."""
     if name not in source:
         return pd.Series([pd.NA] * len(source), dtype="Int64")
     numbers = pd.to_numeric(source[name], errors="coerce").astype("float64")

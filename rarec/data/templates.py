@@ -1,8 +1,8 @@
-"""What a data set's domain sounds like: one template for all prompts, so that histories are all they differ in.
+"""How prompts are worded: one template for each domain, so that the prompts of a data set differ only in their content.
 
-A prompt has a profile (left out where nothing is known), a heading, one line a behaviour, and a question that ends as a
-behaviour's line begins, so that a model finds the answer where it has learned to find a rating. Every line is made of
-columns of the clean tables; a missing value leaves its piece out.
+A prompt has a profile (if anything is known of the user), a heading, one line per behaviour, and a question. The
+question ends like the beginning of a behaviour's line, so the model finds the answer where it learned to find a rating.
+Lines are made of columns of the clean tables; a missing value leaves its piece out.
 """
 
 from collections.abc import Sequence
@@ -19,16 +19,16 @@ USER_COLUMNS = ("gender", "age_group", "age", "occupation", "location", "zip_cod
 
 
 class Piece(Settings):
-    """Words around one column's value; nothing where the value is missing."""
+    """Words around a column's value; nothing if the value is missing."""
 
     column: str = Field(description="Column of the item or user table.")
-    text: str = Field(default="{}", description="The words, with {} where the value stands.")
-    unless: str | None = Field(default=None, description="Left out where this column has a value.")
+    text: str = Field(default="{}", description="The words, with {} for the value.")
+    unless: str | None = Field(default=None, description="Leave the piece out if this column has a value.")
 
     @model_validator(mode="after")
     def _consistent(self) -> "Piece":
         if self.text.count("{}") != 1:
-            raise ValueError(f"`text` must hold {{}} once, for the value of {self.column!r}; it is {self.text!r}")
+            raise ValueError(f"`text` must contain {{}} once, for the value of {self.column!r}; it is {self.text!r}")
         return self
 
 
@@ -39,11 +39,11 @@ class Template(Settings):
     profile_line: str = Field(description="The profile line, with {} for the pieces.")
     heading: str = Field(description="The line above the history.")
     behaviour: str = Field(description="One behaviour, with {item} and {rating}.")
-    question: str = Field(description="The question, with {item}; the answer follows at once.")
-    item: tuple[Piece, ...] = Field(description="How an item is called in prompts: pieces, joined without a space.")
-    description: tuple[Piece, ...] = Field(description="What an item's vector is made of: pieces, likewise.")
-    yes: str = Field(default="Yes", description="Answer of a user who likes the item.")
-    no: str = Field(default="No", description="Answer of one who does not.")
+    question: str = Field(description="The question, with {item}. The answer follows directly.")
+    item: tuple[Piece, ...] = Field(description="An item's name in prompts: pieces, joined without a space.")
+    description: tuple[Piece, ...] = Field(description="The text behind an item's vector: pieces, joined likewise.")
+    yes: str = Field(default="Yes", description="The answer if the user likes the item.")
+    no: str = Field(default="No", description="The answer if not.")
 
     @model_validator(mode="after")
     def _consistent(self) -> "Template":
@@ -55,17 +55,17 @@ class Template(Settings):
                 raise ValueError(f"`{name}` = {text!r}: {error}") from error
             if fields != needed:
                 wanted = " and ".join(f"{{{field}}}" for field in needed)
-                raise ValueError(f"`{name}` must hold {wanted} once, and nothing else in braces; it is {text!r}")
+                raise ValueError(f"`{name}` must contain {wanted} once, and nothing else in braces; it is {text!r}")
         if self.yes == self.no:
             raise ValueError(f"`yes` and `no` are the same word, {self.yes!r}")
         for name, known in (("profile", USER_COLUMNS), ("item", ITEM_COLUMNS), ("description", ITEM_COLUMNS)):
             named = [column for piece in getattr(self, name) for column in (piece.column, piece.unless) if column]
             unknown = [column for column in named if column not in known]
             if unknown:
-                raise ValueError(f"`{name}` names the column {unknown[0]!r}; there are {', '.join(known)}")
+                raise ValueError(f"`{name}` names an unknown column {unknown[0]!r}; known: {', '.join(known)}")
         for name in ("item", "description"):
             if not getattr(self, name):
-                raise ValueError(f"`{name}` needs a piece at least")
+                raise ValueError(f"`{name}` needs at least one piece")
         return self
 
 
@@ -76,7 +76,7 @@ def _piece(column: str, text: str = "{}") -> Piece:
 _PERSON = (
     _piece("gender", "gender {}"),
     _piece("age_group", "age {}"),
-    Piece(column="age", text="{} years old", unless="age_group"),  # ml-1m's ages are codes of the groups
+    Piece(column="age", text="{} years old", unless="age_group"),  # ml-1m's ages are codes for groups
     _piece("occupation"),
     _piece("location", "from {}"),
 )
@@ -120,22 +120,26 @@ TEMPLATES: dict[str, Template] = {
 
 
 def find_template(domain: str, own: Template | None = None) -> Template:
-    """The data set's own template, else its domain's; InputError if there is none."""
+    """The data set's own template, else that of its domain.
+
+    Raises:
+        InputError: There is neither.
+    """
     if own is not None:
         return own
     if domain not in TEMPLATES:
         raise InputError(
-            f"there is no prompt template for the domain {domain!r} (there are {', '.join(TEMPLATES)}); give the data "
-            "set's file a [template]"
+            f"there is no prompt template for the domain {domain!r} (known: {', '.join(TEMPLATES)}); add a [template] "
+            "to the data set's file"
         )
     return TEMPLATES[domain]
 
 
 def item_texts(items: pd.DataFrame, pieces: Sequence[Piece]) -> list[str]:
-    """One text an item.
+    """One text per item.
 
     Raises:
-        InputError: an item has none of the columns that the pieces name.
+        InputError: An item has no value in any of the columns that the pieces name.
     """
     texts = _join(items, pieces, "")
     empty = [row for row, text in enumerate(texts) if not text.strip()]
@@ -143,13 +147,13 @@ def item_texts(items: pd.DataFrame, pieces: Sequence[Piece]) -> list[str]:
         names = ", ".join(piece.column for piece in pieces)
         raise InputError(
             f"{len(empty)} items have no text (first: item_id {items['item_id'].iloc[empty[0]]}): {names} are all "
-            "missing; complete the item file or let the template use another column"
+            "missing; complete the item file, or use another column in the template"
         )
     return texts
 
 
 def profile_texts(users: pd.DataFrame, template: Template) -> list[str]:
-    """One profile line a user; empty where nothing is known of them."""
+    """One profile line per user; empty if nothing is known of them."""
     return [template.profile_line.format(text) if text else "" for text in _join(users, template.profile, ", ")]
 
 

@@ -23,7 +23,7 @@ from rarec.raserec.settings import FinetuneSettings
 from rarec.retrieval.memory import MemoryBank, Queries
 from rarec.training.device import on_device
 from rarec.training.dropout import DropoutBits
-from rarec.training.engine import keep_freed_memory, rank, shares, worker_device
+from rarec.training.engine import keep_freed_memory, rank, shard, worker_device
 from rarec.training.engine_settings import EngineSettings
 from rarec.training.fit import fit
 from rarec.training.job import Place, WorkerJob
@@ -152,7 +152,7 @@ class FinetuneObjective:
     def batches(self, first: int = 0) -> Iterator[tuple[list[tuple[Tensor, Neighbours, Tensor]], int]]:
         """This rank's part of every step."""
         for step in self._steps[first:]:
-            parts = np.array_split(shares(step), self.accumulation)
+            parts = np.array_split(shard(step), self.accumulation)
             pieces = [on_device(torch.from_numpy(part), self.device) for part in parts]
             yield [(self.queries[rows], self.neighbours[rows], self.targets[rows]) for rows in pieces], len(step)
 

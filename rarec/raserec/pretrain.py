@@ -30,12 +30,12 @@ from rarec.training.device import on_device
 from rarec.training.dropout import DropoutBits
 from rarec.training.engine import (
     gather_rows,
-    is_shared_out,
-    joined,
+    gathered,
+    is_sharded,
     keep_freed_memory,
     rank,
-    shares,
-    whole,
+    shard,
+    unshard,
     worker_device,
     world_size,
 )
@@ -151,7 +151,7 @@ class PretrainObjective:
         """This rank's windows of every step: window w goes to rank w modulo the world size."""
         for step in self._steps[first:]:
             samples = int(self.windows.outputs[step].sum())
-            yield [self._piece(rows) for rows in np.array_split(shares(step), self.accumulation)], samples
+            yield [self._piece(rows) for rows in np.array_split(shard(step), self.accumulation)], samples
 
     def _piece(self, rows: IntArray) -> tuple[Any, Tensor]:
         windows = self.windows.take(rows)
@@ -208,12 +208,12 @@ def validation_metrics(
     """
     every = sequences.prefixes("valid")
     # With ZeRO-3 a forward pass needs all ranks, so all go through the same batches.
-    alone = is_shared_out(model) or world_size() == 1
-    chosen = np.arange(len(every)) if alone else shares(np.arange(len(every)))
+    alone = is_sharded(model) or world_size() == 1
+    chosen = np.arange(len(every)) if alone else shard(np.arange(len(every)))
     prefixes = every[chosen]
     offsets, seen = sequences.seen_before(prefixes)
     queries = represent(chosen)
-    with whole(encoder.item_embedding) as items:
+    with gathered(encoder.item_embedding) as items:
         result = full_ranking(
             queries,
             items.detach(),
@@ -222,7 +222,7 @@ def validation_metrics(
             torch.from_numpy(seen),
             report=report,
         )
-    unmasked, masked = (ranks if alone else joined(ranks, len(every)) for ranks in (result.rank, result.rank_masked))
+    unmasked, masked = (ranks if alone else unshard(ranks, len(every)) for ranks in (result.rank, result.rank_masked))
     figures = {f"masked_{name}": value for name, value in ranking_table(masked, (10,)).items()}
     return {**ranking_table(unmasked, (5, 10, 20)), **figures}
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rarec.rella.language_model import PaddedBatch
-from rarec.training.engine import is_shared_out
+from rarec.training.engine import is_sharded
 
 KINDS = frozenset({"LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM"})
 MOST_PARAMETERS = 200_000_000  # weights are copied; with larger ones the products take all the time
@@ -182,7 +182,7 @@ def cpu_decoder(model: Any, answers: list[int], longest: int) -> CpuDecoder | No
     window = getattr(base.config, "sliding_window", None)
     parameters = list(base.parameters())
     fits = (
-        not is_shared_out(base)
+        not is_sharded(base)
         and base.config.hidden_act == "silu"
         and type(base.model.embed_tokens) is nn.Embedding
         and type(base.lm_head) is nn.Linear

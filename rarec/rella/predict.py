@@ -17,7 +17,7 @@ import torch
 from pydantic import Field
 
 from rarec.config import Settings
-from rarec.data.ctr import draw
+from rarec.data.ctr import CtrSamples, draw
 from rarec.rella.language_model import Answers
 from rarec.rella.prompt_source import PromptJob, PromptSource, open_prompts
 from rarec.rella.scoring import score
@@ -54,6 +54,19 @@ class PredictionSettings(Settings):
 def untuned(history: History) -> str:
     """What predictions of the language model without adapter are called."""
     return f"{ZERO_SHOT}, {history}"
+
+
+def comparisons(variants: Sequence[Variant]) -> list[tuple[str, str]]:
+    """(baseline, candidate) of each question: does tuning help, does retrieval help, does the mixture help; by seed."""
+    pairs = [(untuned("recent"), untuned("retrieved")), (untuned("retrieved"), variants[0].label("retrieved"))]
+    for mixed in (variant for variant in variants if variant.mode == "mixed"):
+        pairs.append((mixed.label("recent"), mixed.label("retrieved")))
+        pairs += [
+            (other.label("retrieved"), mixed.label("retrieved"))
+            for other in variants
+            if other.seed == mixed.seed and other.mode != "mixed"
+        ]
+    return pairs
 
 
 @dataclass(frozen=True)
@@ -157,6 +170,38 @@ class PredictJob(PromptJob):
 
     settings: PredictionSettings
     adapters: tuple[Adapter, ...]
+
+
+def gather_predictions(folder: Path, samples: CtrSamples, settings: PredictionSettings) -> dict[Split, pd.DataFrame]:
+    """Put the ranks' shares together as ``<split>.parquet``, with labels, in the order of the samples.
+
+    Raises:
+        RuntimeError: the share of a rank is missing.
+    """
+    tables: dict[Split, pd.DataFrame] = {}
+    for split in SCORED:
+        shares = sorted(folder.glob(f"{split}-*.parquet"))
+        table = pd.concat([pd.read_parquet(share) for share in shares]).sort_values("sample", ignore_index=True)
+        asked = draw(samples, split, settings.most(split), settings.seed)
+        if not np.array_equal(table["sample"], asked):
+            raise RuntimeError(
+                f"{len(table)} of {len(asked)} {split} predictions came back from the workers' {len(shares)} shares"
+            )
+        table.insert(1, "label", samples.label[table["sample"].to_numpy()])
+        table.to_parquet(folder / f"{split}.parquet", index=False)
+        for share in shares:
+            share.unlink()
+        tables[split] = table
+    return tables
+
+
+def gather_facts(folder: Path) -> list[dict[str, float]]:
+    """What each rank left about its work; the files are removed."""
+    files = sorted(folder.glob("facts-*.json"))
+    facts = [json.loads(file.read_text()) for file in files]
+    for file in files:
+        file.unlink()
+    return facts
 
 
 def work(job: PredictJob, place: Place, reporter: ProgressReporter) -> None:

@@ -75,7 +75,7 @@ def train_tokenizer(texts: list[str], vocabulary: int, names: Sequence[str] = ()
     )
 
 
-def scratch_model(tokenizer: Any, settings: LanguageModelSettings) -> Any:
+def new_small_llama(tokenizer: Any, settings: LanguageModelSettings) -> Any:
     """A small Llama for the tokens of ``tokenizer``, with random weights drawn with the settings' seed."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -112,7 +112,7 @@ def training_positions(samples: CtrSamples, timestamp: IntArray, has_clock: bool
     return np.sort(ranges(samples.offsets[users], lengths))
 
 
-def train_scratch(
+def train_small_llama(
     parts: PromptParts,
     catalogue: Catalogue,
     items: IntArray,
@@ -157,7 +157,7 @@ def train_scratch(
     tokens = PromptTokens.of(known, tokenizer, settings.max_tokens)
     described = np.full((len(catalogue.descriptions), settings.behaviours + 3), NO_PART)
     described[:, -1] = len(parts.texts) + np.arange(len(described))
-    model = scratch_model(tokenizer, settings)
+    model = new_small_llama(tokenizer, settings)
     pieces = HistoryPieces(parts, offsets, allowed, settings.behaviours)
     objective = ScratchObjective(model, tokens, pieces, described, settings, device, engine.accumulation)
     summary = fit(
@@ -203,7 +203,7 @@ def work(job: SmallLlamaJob, place: Place, reporter: ProgressReporter) -> None:
     settings, output = job.settings, place.output
     samples = CtrSamples.load(job.ctr_samples)
     timestamp = pd.read_parquet(job.interactions / "interactions.parquet", columns=["timestamp"])["timestamp"]
-    train_scratch(
+    train_small_llama(
         PromptParts.load(job.textual_samples),
         Catalogue.load(job.textual_samples),
         load_items(job.interactions),

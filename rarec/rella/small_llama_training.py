@@ -13,7 +13,7 @@ from rarec.rella.language_model import LanguageModelSettings, PaddedBatch, pad
 from rarec.text.prompts import NO_PART, PromptParts
 from rarec.text.tokens import PromptTokens, by_length
 from rarec.training.dropout import random_state, restore_random_state
-from rarec.training.engine import rank, shares
+from rarec.training.engine import rank, shard
 from rarec.training.fit import FitSettings
 from rarec.training.softmax import full_softmax_loss
 from rarec.types import IntArray
@@ -110,7 +110,7 @@ class ScratchObjective:
     def batches(self, first: int = 0) -> Iterator[tuple[Sequence[tuple[PaddedBatch, float]], int]]:
         """This rank's documents of every step."""
         for step in self._steps[first:]:
-            parts = np.array_split(shares(step), self.accumulation)
+            parts = np.array_split(shard(step), self.accumulation)
             # A rank without a document goes along with one that counts for nothing.
             pieces = [(self._padded(rows if len(rows) else step[-1:]), float(len(rows) > 0)) for rows in parts]
             yield pieces, int((self._documents.lengths[step] - 1).sum())

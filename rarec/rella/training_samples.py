@@ -46,7 +46,7 @@ class Variant:
         return ("retrieved",) if self.mode == "retrieved" else HISTORIES
 
 
-class ShotSettings(Settings):
+class TrainingSampleSettings(Settings):
     """Which samples train the adapters, and with which histories."""
 
     shots: int = Field(default=8192, ge=1, description="Samples of the training split, or all if there are fewer.")
@@ -60,7 +60,7 @@ class ShotSettings(Settings):
     )
 
     @model_validator(mode="after")
-    def _consistent(self) -> "ShotSettings":
+    def _consistent(self) -> "TrainingSampleSettings":
         for name in ("modes", "seeds"):
             require_distinct(name, getattr(self, name))
         return self
@@ -81,7 +81,7 @@ def load_variants(folder: Path) -> list[Variant]:
 
 
 @dataclass(frozen=True)
-class Shots:
+class TrainingSamples:
     """Prompts that train.
 
     Attributes:
@@ -102,17 +102,18 @@ class Shots:
         np.save(folder / "retrieved.npy", self.retrieved)
 
     @classmethod
-    def load(cls, folder: Path) -> "Shots":
+    def load(cls, folder: Path) -> "TrainingSamples":
         """Read what `save` wrote."""
         return cls(np.load(folder / "sample.npy"), np.load(folder / "retrieved.npy"))
 
 
-def draw_shots(samples: CtrSamples, shots: int, mode: Mode, seed: int) -> Shots:
-    """``shots`` samples of the training split, or all if there are fewer; with one seed, few are a part of many.
+def draw_training_samples(samples: CtrSamples, count: int, mode: Mode, seed: int) -> TrainingSamples:
+    """Draw ``count`` samples of the training split, or all if there are fewer.
 
-    ``mixed`` gives each sample twice, once with either history (1:1, so twice as many prompts).
+    With the same seed, a smaller draw is part of a larger one. ``mixed`` gives each sample twice, once with each
+    history, so there are twice as many prompts.
     """
-    chosen = draw(samples, "train", shots, seed)
+    chosen = draw(samples, "train", count, seed)
     if mode == "mixed":
-        return Shots(np.concatenate([chosen, chosen]), np.arange(2 * len(chosen)) >= len(chosen))
-    return Shots(chosen, np.full(len(chosen), mode == "retrieved"))
+        return TrainingSamples(np.concatenate([chosen, chosen]), np.arange(2 * len(chosen)) >= len(chosen))
+    return TrainingSamples(chosen, np.full(len(chosen), mode == "retrieved"))

@@ -23,19 +23,11 @@ from rarec.metrics.ctr import METRICS, ctr_metrics
 from rarec.rella.language_model import Answers, PaddedBatch, last_logits, pad
 from rarec.rella.prompt_source import PromptJob, PromptSource, open_prompts
 from rarec.rella.scoring import out_of_memory, score
-from rarec.rella.training_samples import Shots
+from rarec.rella.training_samples import TrainingSamples
 from rarec.text.tokens import PromptTokens, by_length
 from rarec.training.device import on_device
 from rarec.training.dropout import random_state, restore_random_state
-from rarec.training.engine import (
-    is_shared_out,
-    joined,
-    keep_freed_memory,
-    rank,
-    shares,
-    worker_device,
-    world_size,
-)
+from rarec.training.engine import is_sharded, keep_freed_memory, rank, shard, unshard, worker_device, world_size
 from rarec.training.engine_settings import EngineSettings
 from rarec.training.fit import FitSettings, fit
 from rarec.training.job import Place
@@ -147,7 +139,7 @@ class TuningObjective:
         model: Any,
         source: PromptSource,
         prompts: PromptTokens,
-        shots: Shots,
+        training: TrainingSamples,
         answers: Answers,
         settings: TuningSettings,
         seed: int,
@@ -166,8 +158,8 @@ class TuningObjective:
         self.device = device
         self.accumulation = accumulation
         self.report = partial(report, stage="adapter tuning, validation")
-        self.parts = source.rows(shots.sample, shots.retrieved)
-        self.label = source.samples.label[shots.sample]
+        self.parts = source.rows(training.sample, training.retrieved)
+        self.label = source.samples.label[training.sample]
         made = prompts.prompts(self.parts)
         self.lengths, self.dropped = made.lengths, int(made.dropped.sum())
         validation = draw(source.samples, "valid", settings.validation_prompts, seed)
@@ -178,7 +170,7 @@ class TuningObjective:
                 "choose by; raise validation_prompts"
             )
         # Chosen as it will be used: with retrieved histories, unless none were trained.
-        self.validation_parts = source.rows(validation, bool(shots.retrieved.any()))
+        self.validation_parts = source.rows(validation, bool(training.retrieved.any()))
         self._steps: list[IntArray] = []
 
     def start_epoch(self, epoch: int) -> int:
@@ -224,12 +216,12 @@ class TuningObjective:
         """(V,) of the validation samples."""
         every = np.arange(len(self.validation_parts))
         # With ZeRO-3 a forward pass needs all ranks, so all go through the same batches.
-        chosen = every if is_shared_out(self.model) else shares(every)
+        chosen = every if is_sharded(self.model) else shard(every)
         own, _ = score(
             self.model.model, self.prompts, self.validation_parts[chosen], self.answers, self.device,
             self.settings.piece_tokens, self.report, setting="piece_tokens",
         )  # fmt: skip
-        return own if len(own) == len(every) else joined(torch.from_numpy(own), len(every)).numpy()
+        return own if len(own) == len(every) else unshard(torch.from_numpy(own), len(every)).numpy()
 
     def validate(self) -> dict[str, float]:
         """Figures of `METRICS` on the drawn validation samples."""
@@ -318,7 +310,7 @@ def work(job: TuningJob, place: Place, reporter: ProgressReporter) -> None:
         add_adapter(reference.model(worker_device()), job.settings, job.seed),
         source,
         prompts,
-        Shots.load(job.training_samples),
+        TrainingSamples.load(job.training_samples),
         answers,
         job.settings,
         job.seed,

@@ -6,10 +6,8 @@ chronological order. What is stored of a kept behaviour is how many positions be
 """
 
 from collections.abc import Iterator
-from functools import partial
 from typing import Any
 
-import faiss
 import numpy as np
 import torch
 from torch import Tensor
@@ -21,7 +19,6 @@ from rarec.types import BoolArray, Distances, Float32Array, IntArray
 # compared with behaviours that came after it.
 _BLOCK_ELEMENTS = 1_000_000
 _BLOCK_TARGETS = 128
-_SURPLUS = 16  # items that the Faiss path fetches beyond K, to see whether the K-th is tied
 
 
 def retrieve_behaviours(
@@ -58,7 +55,7 @@ def retrieve_behaviours(
             if same is not None:
                 similar = similar[:, same[:width]]
             kept = most_similar(similar, torch.from_numpy(lengths[block]), k)
-            _write(out, samples[block], kept.numpy(), lengths[block])
+            write_distances(out, samples[block], kept.numpy(), lengths[block])
     return out
 
 
@@ -105,55 +102,6 @@ def most_similar(similar: Tensor, lengths: Tensor, k: int) -> Tensor:
     return kept
 
 
-def retrieve_behaviours_by_index(
-    index: Any, vectors: Float32Array, items: IntArray, offsets: IntArray, position: IntArray, k: int
-) -> Distances:
-    """`retrieve_behaviours` by a Faiss index over the item vectors, whose ids are the items.
-
-    The search of each target is confined to the items of its history by an id selector; slower than block products, it
-    shows that index and products agree.
-    """
-    index, parameters = _exhaustive(index)
-    out = np.zeros((len(position), k), dtype=distance_type(offsets))
-    starts = offsets[user_at(offsets, position)]
-    for sample, (target, start) in enumerate(zip(position.tolist(), starts.tolist(), strict=True)):
-        history = items[start:target]
-        allowed = parameters(sel=faiss.IDSelectorBatch(np.unique(history)))
-        fetch = k + _SURPLUS
-        while True:
-            scores, found = index.search(vectors[None, items[target]], min(fetch, len(vectors)), params=allowed)
-            real = found[0] >= 0
-            # Items that tie with the K-th may lie behind the last one fetched.
-            if not real.all() or fetch >= len(vectors) or scores[0, k - 1] > scores[0, -1]:
-                break
-            fetch *= 4
-        score = np.full(len(vectors), -np.inf, dtype=np.float32)
-        score[found[0, real]] = scores[0, real]
-        kept = most_similar(torch.from_numpy(score[history])[None], torch.tensor([len(history)]), k)
-        reached = kept.numpy() & np.isfinite(score[history])
-        _write(out, np.array([sample]), reached, np.array([target - start]))
-    return out
-
-
-def _exhaustive(index: Any) -> tuple[Any, Any]:
-    """An index and the maker of its search parameters, such that a search confined to few items misses none of them.
-
-    Inverted lists are all looked into. A graph would be left before it reaches a history's items: its vectors are
-    searched without it.
-    """
-    plain: Any = faiss.SearchParameters  # whose keywords its types do not know
-    of_lists: Any = faiss.SearchParametersIVF
-    within = faiss.downcast_index(index.index) if isinstance(index, faiss.IndexIDMap) else index
-    if isinstance(within, faiss.IndexIVF):
-        return index, partial(of_lists, nprobe=within.nlist)
-    if isinstance(within, faiss.IndexHNSW):
-        flat = faiss.IndexIDMap2(faiss.IndexFlatIP(within.d))
-        ids = np.arange(within.ntotal) if within is index else faiss.vector_to_array(index.id_map)
-        flat.add_with_ids(within.storage.reconstruct_n(0, within.ntotal), ids)
-        return flat, plain
-    return index, plain
-
-
 def _users(position: IntArray, offsets: IntArray) -> Iterator[tuple[slice, int]]:
     """The rows of each user's ascending targets, and the first position of the user."""
     bounds = np.searchsorted(position, offsets)
@@ -169,7 +117,7 @@ def _blocks(lengths: IntArray) -> Iterator[slice]:
         yield slice(first, min(first + step, len(lengths)))
 
 
-def _write(out: Distances, samples: IntArray, kept: BoolArray, lengths: IntArray) -> None:
+def write_distances(out: Distances, samples: IntArray, kept: BoolArray, lengths: IntArray) -> None:
     """Put the distances of the kept columns at the end of each sample's row."""
     row, column = np.divmod(np.flatnonzero(kept), kept.shape[1])  # faster than `nonzero` of a matrix
     count = kept.sum(1)

@@ -1,6 +1,7 @@
-"""The state of a training, whole in one file whatever ZeRO shares out, from which it goes on bit by bit.
+"""Checkpoints: the full state of a training in one file, from which it resumes bit by bit.
 
-Rank 0 alone writes and reads it; what it reads goes to the others through the process group.
+The file is the same for every ZeRO stage: sharded weights and optimizer states are gathered first. Only rank 0 writes
+and reads it; the others get what it reads through the process group.
 """
 
 import json
@@ -24,17 +25,17 @@ _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 @dataclass
 class TrainingState:
-    """Where a training stands.
+    """How far a training has come.
 
     Attributes:
-        history: one record a finished epoch.
-        best: the weights of the best of them.
-        seconds: time it took so far.
-        step: steps done of the epoch after those in ``history``; 0 between epochs.
-        seen: samples of these steps.
-        sums: what these steps' losses add up to on each rank.
-        total: samples of all steps so far.
-        train_seconds: that these steps took.
+        history: One record per finished epoch.
+        best: Weights after the best of these epochs.
+        seconds: Time taken so far.
+        step: Steps done in the current epoch; 0 between epochs.
+        seen: Samples in these steps.
+        sums: Sums of the loss and its parts over these steps, for each rank.
+        total: Samples in all steps so far.
+        train_seconds: Time that the current epoch's steps took.
     """
 
     history: list[dict[str, float]] = field(default_factory=list)
@@ -48,12 +49,12 @@ class TrainingState:
 
 
 def trained(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters that require gradients: what a frozen model below an adapter weighs is not copied."""
+    """The parameters that require gradients. The frozen model below an adapter is not saved."""
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
-def whole_weights(engine: Any) -> dict[str, Tensor]:
-    """Copies of the trained weights, whole and in float32; to be called on all ranks."""
+def full_weights(engine: Any) -> dict[str, Tensor]:
+    """Copies of the trained weights, gathered and in float32. Call it on all ranks."""
     from deepspeed.utils import safe_get_full_fp32_param
 
     names = trained(engine.module)
@@ -63,7 +64,7 @@ def whole_weights(engine: Any) -> dict[str, Tensor]:
 
 
 def put_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Replace the trained weights, for good: a model that ZeRO has shared out is whole, and no longer the engine's."""
+    """Replace the trained weights by full ones. The engine cannot use a sharded model afterwards."""
     names = _matching(model, weights)
     for name, parameter in names.items():
         parameter.data = weights[name].to(worker_device())
@@ -72,16 +73,18 @@ def put_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
 def save_state(
     folder: Path, engine: Any, random: Mapping[str, Tensor], state: TrainingState, accumulation: int = 1
 ) -> None:
-    """Write the state beside its place and rename it, so that a crash leaves the last good one; on all ranks.
+    """Write a checkpoint. Call it on all ranks.
+
+    The file is written under another name and renamed, so a crash leaves the last good one.
 
     Args:
-        random: this rank's random states.
-        accumulation: pieces of a rank's part of a step.
+        random: This rank's random states.
+        accumulation: Number of pieces into which a rank's part of a step is cut.
 
     Raises:
-        InputError: it cannot be written; the last one stays.
+        InputError: It cannot be written; the last checkpoint stays.
     """
-    tensors = {f"model.{name}": weight for name, weight in whole_weights(engine).items()}
+    tensors = {f"model.{name}": weight for name, weight in full_weights(engine).items()}
     tensors |= {f"adam.{name}": value for name, value in _optimizer_state(engine).items()}
     tensors |= {f"best.{name}": weight for name, weight in state.best.items()}
     for number, states in enumerate(from_every_rank(dict(random))):
@@ -114,16 +117,18 @@ def save_state(
     except (OSError, SafetensorError) as error:
         beside.unlink(missing_ok=True)
         raise InputError(
-            f"the checkpoint {folder / STATE} cannot be written: {error}; make room there, then run again: it goes on "
-            "from the checkpoint before"
+            f"the checkpoint {folder / STATE} cannot be written: {error}; free disk space there and run again: "
+            "training resumes from the previous checkpoint"
         ) from error
 
 
 def restore_state(folder: Path, engine: Any, accumulation: int = 1) -> tuple[TrainingState, dict[str, Tensor]]:
-    """The state in ``folder``, put into the engine, and this rank's random states; nothing where there is none.
+    """Load the checkpoint in ``folder`` into the engine; return it with this rank's random states.
+
+    Without a checkpoint the state is that of a training that has not begun.
 
     Raises:
-        InputError: it is the state of a training with another number of processes or pieces, device or precision.
+        InputError: The checkpoint was written with another number of processes or pieces, device or precision.
     """
     found = from_rank_0(_read(folder, _workers(engine, accumulation)) if rank() == 0 else None)
     if found is None:
@@ -155,26 +160,26 @@ def _read(folder: Path, workers: str) -> tuple[dict[str, Any], dict[str, Tensor]
             record = json.loads(reader.metadata()["state"])
         tensors = load_file(file)
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
-        print(f"the checkpoint {file} is damaged ({error}); training starts from the beginning", flush=True)
+        print(f"the checkpoint {file} is damaged ({error}); training starts over", flush=True)
         return None
     if record["workers"] != workers:
         raise InputError(
-            f"the checkpoint {file} is of a training with {record['workers']} and cannot go on with {workers}: the "
-            "result would be neither's; use the same number of processes, device, precision and accumulation, or "
-            "start afresh with force"
+            f"the checkpoint {file} was written with {record['workers']}; resuming it with {workers} would give "
+            "another result. Use the same number of processes, device, precision and accumulation, or start over with "
+            "force"
         )
     return record, tensors
 
 
 def _workers(engine: Any, accumulation: int) -> str:
-    """What the course of a training depends on besides its settings: dropout differs with ranks, pieces and device."""
+    """What a training depends on besides its settings: dropout differs between ranks, pieces and devices."""
     dtype = engine.torch_autocast_dtype() if engine.torch_autocast_enabled() else torch.float32
     pieces = f", accumulation {accumulation}" if accumulation > 1 else ""
     return f"{world_size()} on {worker_device().type} in {str(dtype).removeprefix('torch.')}{pieces}"
 
 
 def _optimizer_state(engine: Any) -> dict[str, Tensor]:
-    """Adam's moments of every weight, whole, and its count of steps; on all ranks."""
+    """Adam's moments of every weight, gathered, and its step count. Call it on all ranks."""
     from deepspeed.utils import safe_get_full_optimizer_state
 
     names = trained(engine.module)
@@ -193,7 +198,7 @@ def _optimizer_state(engine: Any) -> dict[str, Tensor]:
 
 
 def _put(engine: Any, weights: Mapping[str, Tensor], optimizer: Mapping[str, Tensor]) -> None:
-    """Put whole weights and moments into the engine, wherever ZeRO keeps which part of them."""
+    """Put full weights and moments into the engine, whichever way ZeRO shards them."""
     names = _matching(engine.module, weights)
     if not engine.zero_optimization():
         layout = engine.optimizer.state_dict()
@@ -224,7 +229,7 @@ def _put(engine: Any, weights: Mapping[str, Tensor], optimizer: Mapping[str, Ten
 
 
 def _begin_moments(engine: Any, step: float) -> None:
-    """Make the moments of ZeRO's flat parts, which a fresh optimizer has none of before its first step."""
+    """Create the moments of ZeRO's flat shards, which a new optimizer lacks before its first step."""
     zero = engine.optimizer
     third = engine.zero_optimization_stage() == 3
     for part in zero.fp32_partitioned_groups_flat if third else zero.single_partition_of_fp32_groups:
@@ -237,7 +242,7 @@ def _begin_moments(engine: Any, step: float) -> None:
 
 
 def _put_part(weight: Any, whole: Tensor, moments: Mapping[str, Tensor]) -> None:
-    """ZeRO-3: this rank's part of a weight and its moments. (DeepSpeed's own way fails where parts are unequal.)"""
+    """ZeRO-3: set this rank's shard of a weight and its moments. DeepSpeed's own function fails on unequal shards."""
     import deepspeed
     from deepspeed.utils import safe_set_local_fp32_param, safe_set_local_optimizer_state
 

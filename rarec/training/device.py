@@ -1,4 +1,4 @@
-"""Batches on their way to the device."""
+"""Moving batches to the device."""
 
 import torch
 from torch import Tensor
@@ -7,8 +7,8 @@ from torch import Tensor
 def on_device(tensor: Tensor, device: torch.device) -> Tensor:
     """A CPU tensor on ``device``.
 
-    A GPU fetches it by itself, from memory that stays in place: the CPU goes on, and lays out the next batch while the
-    GPU computes. (A plain copy waits until all that the GPU was asked before is done.)
+    The copy to a GPU is asynchronous, from pinned memory: the CPU prepares the next batch while the GPU computes. A
+    plain copy would wait for all earlier work of the GPU.
     """
     if device.type != "cuda":
         return tensor.to(device)

@@ -1,4 +1,4 @@
-"""Dropout whose random bits cost next to nothing on a CPU."""
+"""Dropout with random bits that cost next to nothing on a CPU."""
 
 import json
 from collections.abc import Sequence
@@ -11,9 +11,9 @@ from torch import Tensor, nn
 class DropoutBits:
     """A seeded source of dropout masks, shared by the modules of one model.
 
-    PyTorch draws dropout masks on a CPU with a serial Mersenne twister: a third of an epoch of a small encoder. Eight
-    random bits an element from SFC64 are 30 times cheaper; the drop probability is rounded to a multiple of 1/256 and
-    the scale matches the rounded value, so that the expectation is exact.
+    On a CPU, PyTorch draws dropout masks with a serial Mersenne Twister, which takes a third of the time of a small
+    encoder's epoch. Eight random bits per element from SFC64 are 30 times cheaper. The drop probability is rounded to a
+    multiple of 1/256, and the scale matches the rounded value, so the expectation is exact.
     """
 
     def __init__(self, seed: int = 0):
@@ -26,18 +26,18 @@ class DropoutBits:
         self._restored: dict[str, Tensor] = {}
 
     def state(self) -> dict[str, Tensor]:
-        """Where the streams are, uint8."""
+        """Positions of the streams, as uint8 tensors."""
         own = json.dumps(self._bits.state, default=lambda array: array.tolist())
         states = {"bits": torch.frombuffer(bytearray(own.encode()), dtype=torch.uint8)}
         return states | self._restored | {kind: one.get_state() for kind, one in self._generators.items()}
 
     def restore(self, state: dict[str, Tensor]) -> None:
-        """Go on from what `state` gave."""
+        """Continue from what `state` returned."""
         own = json.loads(state["bits"].numpy().tobytes())
         own["state"]["state"] = np.array(own["state"]["state"], dtype=np.uint64)
         self._bits.state = own
         self._generators = {}
-        # By kind of device: on another machine the same rank may have a GPU of another number.
+        # Keyed by kind of device: the same rank may get another GPU on another machine.
         self._restored = {kind: value for kind, value in state.items() if kind != "bits"}
 
     def scaled_mask(self, shape: torch.Size, p: float) -> Tensor:
@@ -49,7 +49,7 @@ class DropoutBits:
         return torch.from_numpy(keep.view(np.uint8)).float().mul_(256 / (256 - dropped)).view(shape)
 
     def generator(self, device: torch.device) -> torch.Generator:
-        """A generator of ``device`` that restarts with this stream, so that ranks differ and a resumed run does not."""
+        """A generator on ``device``, seeded from this stream: ranks differ, and a resumed run repeats."""
         kind = device.type
         if kind in self._restored:
             self._generators[kind] = torch.Generator(device)
@@ -61,20 +61,20 @@ class DropoutBits:
 
 
 def random_state(device: torch.device) -> dict[str, Tensor]:
-    """The states of PyTorch's own generators on a CPU and on ``device``, uint8."""
+    """The states of PyTorch's own generators on the CPU and on ``device``, as uint8 tensors."""
     states = {"cpu": torch.get_rng_state()}
     return states | ({"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {})
 
 
 def restore_random_state(state: dict[str, Tensor], device: torch.device) -> None:
-    """Go on from what `random_state` gave."""
+    """Continue from what `random_state` returned."""
     torch.set_rng_state(state["cpu"])
     if device.type == "cuda":
         torch.cuda.set_rng_state(state["cuda"], device)
 
 
 class Dropout(nn.Module):
-    """Inverted dropout; on a CPU with masks from `DropoutBits`, elsewhere from PyTorch's generator, seeded by them."""
+    """Inverted dropout, with masks from `DropoutBits` on a CPU and from a generator that they seed elsewhere."""
 
     def __init__(self, p: float, bits: DropoutBits):
         super().__init__()
@@ -82,7 +82,7 @@ class Dropout(nn.Module):
         self.bits = bits
 
     def mask(self, shape: Sequence[int], device: torch.device) -> Tensor | None:
-        """The scaled mask to multiply with; None where nothing is dropped."""
+        """The scaled mask to multiply with; None if nothing is dropped."""
         if not self.training or round(self.p * 256) == 0:
             return None
         if device.type == "cpu":

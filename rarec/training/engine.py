@@ -1,4 +1,4 @@
-"""The DeepSpeed engine of a training worker, and the collectives that make a result independent of the world size."""
+"""The DeepSpeed engine of a training worker, and collectives that keep results independent of the world size."""
 
 import contextlib
 import ctypes
@@ -24,8 +24,8 @@ _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
 def keep_freed_memory() -> None:
     """Make glibc keep freed blocks of up to 32 MiB instead of returning them to the system.
 
-    A training step allocates the same large tensors over and over; faulting their pages in anew doubles the time of a
-    step of a small model. Without effect where the C library is not glibc.
+    Every training step allocates the same large tensors. Faulting their pages in again doubles the step time of a small
+    model. Does nothing if the C library is not glibc.
     """
     try:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
@@ -37,13 +37,13 @@ def keep_freed_memory() -> None:
 
 
 def return_freed_memory() -> None:
-    """Give back what `keep_freed_memory` has piled up; batches of ever new shapes would fragment it without bound."""
+    """Return what `keep_freed_memory` made glibc keep: batches of ever new shapes would fragment it without bound."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def worker_device() -> torch.device:
-    """The device of this rank: its GPU if the launcher chose CUDA, else the CPU."""
+    """This rank's device: its GPU if the launcher chose CUDA, else the CPU."""
     if os.environ.get("DS_ACCELERATOR") == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
@@ -55,14 +55,14 @@ def adam(parameters: list[nn.Parameter], learning_rate: float) -> torch.optim.Op
 
 
 def join_group(device: torch.device) -> None:
-    """Begin the process group of all workers, if it has not begun."""
+    """Join the process group of all workers, unless that is done."""
     if device.type == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    for name, value in LONE_WORKER.items():  # outside the launcher there is nobody else to set it
+    for name, value in LONE_WORKER.items():  # outside the launcher nobody else sets it
         os.environ.setdefault(name, value)
-    import deepspeed  # imported here: it takes seconds, and only training workers need it
+    import deepspeed  # takes seconds, and only training workers need it
 
-    # The shared-memory all-reduce is compiled at first use; gloo does without a compiler on the machine.
+    # The shared-memory all-reduce is compiled on first use; gloo needs no compiler.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     if not dist.is_initialized():
         deepspeed.init_distributed()
@@ -76,14 +76,14 @@ def initialise_engine(
     *,
     clip: float = 0.0,
 ) -> Any:
-    """A DeepSpeed engine around ``model``; gradients are averaged over ranks.
+    """A DeepSpeed engine around ``model``, which averages gradients over ranks.
 
-    The caller's loss is normalised over the global batch and multiplied by the world size, so that the average over
+    The caller normalises its loss over the global batch and multiplies it by the world size, so that the average over
     ranks is the gradient of the global mean.
 
     Args:
-        optimizer: makes the optimizer of the parameters to be trained.
-        clip: greatest norm of a step's gradient; 0: any.
+        optimizer: Makes the optimizer for the parameters that are trained.
+        clip: Largest norm of a step's gradient; 0 means no limit.
     """
     join_group(device)
     import deepspeed
@@ -93,18 +93,18 @@ def initialise_engine(
         model=model.to(device), optimizer=optimizer(parameters), config=settings.configuration(device.type, clip)
     )
     if world_size() == 1 and settings.stage == 0:
-        engine.enable_backward_allreduce = False  # it would copy every gradient twice, to add it to nothing
+        engine.enable_backward_allreduce = False  # a lone rank would copy every gradient twice for nothing
     return engine
 
 
-def is_shared_out(model: nn.Module) -> bool:
-    """Whether ZeRO-3 has shared out the weights, so that this process holds parts of them only."""
+def is_sharded(model: nn.Module) -> bool:
+    """Whether ZeRO-3 has sharded the weights, so that this process holds only part of them."""
     return any(hasattr(parameter, "ds_id") for parameter in model.parameters())
 
 
 @contextlib.contextmanager
-def whole(parameter: Tensor) -> Iterator[Tensor]:
-    """The parameter, whole on every rank for as long as the block lasts, whatever ZeRO-3 has shared out."""
+def gathered(parameter: Tensor) -> Iterator[Tensor]:
+    """The whole parameter on every rank, inside the block, even if ZeRO-3 has sharded it."""
     if not hasattr(parameter, "ds_id"):
         yield parameter
         return
@@ -132,7 +132,7 @@ def all_sum(value: Tensor) -> Tensor:
 
 
 def from_rank_0(value: T) -> T:
-    """Rank 0's ``value`` on every rank, so that all of them go on alike."""
+    """Rank 0's ``value`` on every rank, so that all of them decide alike."""
     if world_size() > 1:
         box = [value]
         dist.broadcast_object_list(box, device=worker_device())
@@ -141,26 +141,26 @@ def from_rank_0(value: T) -> T:
 
 
 def from_every_rank(value: T) -> list[T]:
-    """The values of all ranks, in their order, on every rank."""
+    """The values of all ranks, in rank order, on every rank."""
     values = [value] * world_size()
     if world_size() > 1:
         dist.all_gather_object(values, value)
     return values
 
 
-def shares(rows: IntArray) -> IntArray:
-    """This rank's part of ``rows``; `joined` puts what all ranks made of theirs together."""
+def shard(rows: IntArray) -> IntArray:
+    """This rank's part of ``rows``: every world-size-th one. `unshard` puts the ranks' results together."""
     return rows[rank() :: world_size()]
 
 
-def joined(parts: Tensor, count: int) -> Tensor:
-    """The (count, ...) whole of which every rank has the rows that `shares` gave it, on every rank."""
+def unshard(parts: Tensor, count: int) -> Tensor:
+    """The (count, ...) results of all ranks, in the order of the rows that `shard` cut; on every rank."""
     if world_size() == 1:
         return parts
-    whole = parts.new_empty(count, *parts.shape[1:])
+    together = parts.new_empty(count, *parts.shape[1:])
     for number, part in enumerate(from_every_rank(parts.cpu())):
-        whole[number :: world_size()] = part.to(whole.device)
-    return whole
+        together[number :: world_size()] = part.to(together.device)
+    return together
 
 
 class _GatherRows(torch.autograd.Function):
@@ -184,17 +184,17 @@ class _GatherRows(torch.autograd.Function):
 
 
 def gather_rows(rows: Tensor) -> tuple[Tensor, int]:
-    """All ranks' rows in rank order, differentiable, and the place of this rank's first row among them."""
+    """All ranks' rows in rank order, differentiable, and the index of this rank's first row among them."""
     if world_size() == 1:
         return rows, 0
     counts = torch.zeros(world_size(), dtype=torch.int64, device=rows.device)
     counts[rank()] = len(rows)
-    gathered: Tensor = _GatherRows.apply(rows)
-    return gathered, int(all_sum(counts)[: rank()].sum())
+    together: Tensor = _GatherRows.apply(rows)
+    return together, int(all_sum(counts)[: rank()].sum())
 
 
 def peak_memory_mib() -> float:
-    """Largest resident size of this process so far, in MiB (Linux)."""
+    """Peak resident size of this process in MiB (Linux)."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("VmHWM"):
             return int(line.split()[1]) / 1024

@@ -1,4 +1,4 @@
-"""The loop of every training: steps, checkpoints, validation, the best weights, early stopping, resuming."""
+"""The training loop of every stage: steps, checkpoints, validation, early stopping, resuming."""
 
 import json
 import math
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from rarec.config import Settings
 from rarec.errors import InputError
-from rarec.training.checkpoint import TrainingState, put_weights, restore_state, save_state, whole_weights
+from rarec.training.checkpoint import TrainingState, full_weights, put_weights, restore_state, save_state
 from rarec.training.engine import (
     adam,
     all_sum,
@@ -33,27 +33,27 @@ from rarec.training.progress import ReportProgress
 HISTORY = "history.json"
 ENGINE = "deepspeed.json"
 SUMMARY = "summary.json"
-WARM_UP = 0.02  # of the cosine's steps
-_LOOK_STEPS = 20  # between looks at the loss, which make a GPU wait
+WARM_UP = 0.02  # share of the cosine schedule's steps
+_LOOK_STEPS = 20  # steps between looks at the loss, which make a GPU wait
 _LOOK_S = 5.0
 
 
 class FitSettings(Settings):
-    """What every training has."""
+    """Settings of every training."""
 
     learning_rate: float = Field(default=1e-3, gt=0, description="Adam's learning rate.")
-    epochs: int = Field(default=100, ge=1, description="Most epochs.")
+    epochs: int = Field(default=100, ge=1, description="Most epochs to train.")
     patience: int = Field(
-        default=10, ge=1, description="Stop after this many epochs without a better validation figure."
+        default=10, ge=1, description="Epochs without a better validation metric after which training stops."
     )
     schedule: Literal["constant", "linear", "cosine"] = Field(
         default="constant",
-        description="Whether the learning rate stays, or falls to zero over the epochs allowed: evenly, or after a "
-        "short rise along a cosine.",
+        description="Learning rate schedule over all epochs: constant, linear to zero, or a short warm-up and a cosine "
+        "to zero.",
     )
 
     def rate(self, epoch: int, step: int, steps: int) -> float:
-        """Learning rate of a step, counted from 0, of an epoch, counted from 0."""
+        """Learning rate of a step in an epoch, both counted from 0."""
         done = (epoch + step / steps) / self.epochs
         if self.schedule == "linear":
             return self.learning_rate * (1 - done)
@@ -64,37 +64,39 @@ class FitSettings(Settings):
 
 
 class Objective(Protocol):
-    """What a stage gives the loop."""
+    """What a stage gives the loop: a model, batches and validation."""
 
     @property
     def choice(self) -> str | None:
-        """The validation metric by which weights are chosen, the greater, the better; None: the last are taken."""
+        """The validation metric, higher is better, by which weights are chosen; None takes the last weights."""
 
     @property
     def model(self) -> nn.Module:
-        """Maps one batch to ``(summed loss of this rank's share, {name: summed value})``; its parameters that require
-        gradients are trained, saved and restored, everything else stays as it is.
+        """Maps one batch to ``(summed loss of this rank's part, {name: summed value})``.
+
+        Parameters that require gradients are trained, saved and restored. All others stay as they are.
         """
 
     def start_epoch(self, epoch: int) -> int:
-        """Fix the epoch's data order and random bits from (seed, epoch); return the number of steps."""
+        """Seed the epoch's data order and random bits by (seed, epoch); return the number of steps."""
 
     def batches(self, first: int) -> Iterator[tuple[Sequence[Any], int]]:
-        """From step ``first`` on, this rank's share of every step, in one piece or several whose gradients are added
-        up (as many on every rank), and the number of samples in the step over all ranks.
+        """For every step from ``first`` on: this rank's part, and the number of samples over all ranks.
+
+        The part is one piece, or several whose gradients are added up; every rank has the same number of pieces.
         """
 
     def random_state(self) -> dict[str, Tensor]:
-        """The states of this rank's random generators, uint8."""
+        """The states of this rank's random generators, as uint8 tensors."""
 
     def restore_random_state(self, state: dict[str, Tensor]) -> None:
-        """Go on from what `random_state` gave."""
+        """Continue from what `random_state` returned."""
 
     def validate(self) -> dict[str, float]:
-        """Validation metrics of the current weights; holds ``choice``.
+        """Validation metrics of the current weights, among them ``choice``.
 
-        Called on all ranks: they share the work, or, where a forward pass needs them all (`is_shared_out`), go through
-        the same batches.
+        Called on all ranks. They share the work, unless the model is sharded (`is_sharded`): then a forward pass needs
+        all of them, and all go through the same batches.
         """
 
 
@@ -113,23 +115,24 @@ def fit(
 ) -> dict[str, Any]:
     """Train until ``patience`` epochs bring no better validation ``choice``; leave the best weights in the model.
 
-    After each epoch, and within it as ``engine`` says, the state is written to ``checkpoint`` (a folder); a call that
-    finds one goes on from there and ends with the same weights as an undisturbed run. At the end ``output`` gets
-    `HISTORY`, the figures of every epoch, which repeat, and `ENGINE`, DeepSpeed's configuration; and ``checkpoint``
-    gets `SUMMARY`: all that is returned, times included, which do not.
+    A checkpoint is written into the folder ``checkpoint`` after each epoch, and within epochs as ``engine`` says. A
+    call that finds one resumes it and ends with the same weights as an uninterrupted run.
+
+    At the end, ``output`` gets `HISTORY`, the metrics of every epoch, and `ENGINE`, DeepSpeed's configuration; both are
+    reproducible. ``checkpoint`` gets `SUMMARY`: everything that is returned, including times.
 
     Args:
-        optimizer: of parameters and learning rate.
-        clip: greatest norm of a step's gradient; 0: any.
-        unit: what the objective counts.
+        optimizer: Makes the optimizer from parameters and learning rate.
+        clip: Largest norm of a step's gradient; 0 means no limit.
+        unit: What the objective counts as samples.
 
     Returns:
-        ``history`` (one record an epoch), ``best_epoch``, ``seconds``, how many of the ``unit`` under its own name,
-        ``peak_memory_mib``, ``world_size``, and ``ranks``: peak memory of each, on a GPU that one's and its
-        seconds, too.
+        ``history`` (one record per epoch), ``best_epoch``, ``seconds``, the number of samples under the name of their
+        ``unit``, ``peak_memory_mib``, ``world_size``, and ``ranks``: peak memory of each rank, and its GPU's memory and
+        seconds if it has one.
 
     Raises:
-        InputError: the loss is not finite, memory does not hold a step, a checkpoint does not fit or cannot be
+        InputError: The loss is not finite, a step does not fit into memory, or a checkpoint does not match or cannot be
             written.
     """
     engine = engine or EngineSettings()
@@ -148,7 +151,7 @@ def fit(
 
 
 class _Loop:
-    """One training from its last checkpoint to its end."""
+    """One training, from its last checkpoint to its end."""
 
     def __init__(
         self,
@@ -173,11 +176,11 @@ class _Loop:
         )
         self.state, self._random = restore_state(checkpoint, self.engine, engine.accumulation)
         if rank() == 0 and self.state.total:
-            # Into the log of the run, where an operator looks for whether a second attempt lost anything.
-            print(f"{stage}: goes on after {len(self.state.history)} epochs and {self.state.step} steps", flush=True)
+            # For the run's log, which tells whether a second attempt lost anything.
+            print(f"{stage}: resuming after {len(self.state.history)} epochs and {self.state.step} steps", flush=True)
         self._began = time.perf_counter() - self.state.seconds
         self._saved_at = time.perf_counter()
-        self._look_at = 0  # the step of the epoch at which the next checkpoint's time is looked at
+        self._look_at = 0  # step of the epoch at which to check again whether a checkpoint is due
 
     def run(self) -> None:
         """Train, epoch by epoch."""
@@ -193,7 +196,7 @@ class _Loop:
             record["validation_seconds"] = time.perf_counter() - clock
             history.append(record)
             if best_epoch(history, choice) == epoch:
-                self.state.best = whole_weights(self.engine)
+                self.state.best = full_weights(self.engine)
             self._save({})
             self.report(
                 stage=self.stage,
@@ -224,7 +227,7 @@ class _Loop:
     def _train_epoch(self, epoch: int) -> dict[str, float]:
         state, settings = self.state, self.settings
         clock = looked_at = time.perf_counter()
-        before = state.train_seconds  # of this epoch, in earlier attempts
+        before = state.train_seconds  # that earlier attempts spent on this epoch
         self._look_at = 0
         self.objective.model.train()
         steps = self.objective.start_epoch(epoch)
@@ -252,10 +255,10 @@ class _Loop:
                     **{f"{self.unit}_per_s": (seen - state.seen) / elapsed},
                 )  # fmt: skip
             if step < steps and self._is_due(step, (now - clock) / (step - first)):
-                # Each rank's own: shares of their total would round otherwise than in an undisturbed run.
+                # Each rank's own sums: parts of their total would round differently from an uninterrupted run.
                 ranks = from_every_rank({name: float(value) for name, value in sums.items()})
                 own = {name: [one[name] for one in ranks] for name in sums}
-                self._look(sum(own["loss"]) / seen, epoch, step, steps)  # nothing broken replaces the last good one
+                self._look(sum(own["loss"]) / seen, epoch, step, steps)  # a broken state never replaces a good one
                 took = before + time.perf_counter() - clock
                 self._save(self.objective.random_state(), step=step, seen=seen, sums=own, train_seconds=took)
         state.step, state.seen, state.sums, state.train_seconds = 0, 0, {}, 0.0
@@ -264,12 +267,12 @@ class _Loop:
         return {"epoch": epoch + 1, **record, "train_seconds": before + time.perf_counter() - clock}
 
     def _step(self, pieces: Sequence[Any], samples: int, where: str) -> dict[str, Tensor]:
-        """One step of the optimizer; the sums of the loss and its parts over this rank's pieces."""
+        """Do one step of the optimizer; return sums of the loss and its parts over this rank's pieces."""
         sums: dict[str, Tensor] = {}
         for number, piece in enumerate(pieces, start=1):
             self.engine.set_gradient_accumulation_boundary(number == len(pieces))
             with explain_out_of_memory(
-                f"{self.stage}: out of memory in {where} ({samples} samples a step, in {len(pieces)} pieces a "
+                f"{self.stage}: out of memory in {where} ({samples} samples per step, in {len(pieces)} pieces per "
                 "process); lower batch_size, or raise the launcher's accumulation"
             ):
                 loss, parts = self.engine(piece)
@@ -287,10 +290,10 @@ class _Loop:
             )
 
     def _is_due(self, step: int, pace: float) -> bool:
-        """Whether a checkpoint within the epoch is due; all ranks decide alike, by the clock of rank 0.
+        """Whether a checkpoint within the epoch is due. All ranks decide alike, by the clock of rank 0.
 
         Args:
-            pace: seconds a step has taken in this epoch.
+            pace: Mean seconds per step in this epoch.
         """
         options = self.options
         if options.checkpoint_steps and step % options.checkpoint_steps == 0:
@@ -299,13 +302,13 @@ class _Loop:
             return False
         interval = 60 * options.checkpoint_minutes
         left = interval - (time.perf_counter() - self._saved_at)
-        # As ranks must ask rank 0 for it, not at every step, unless steps are slow.
+        # Ranks must ask rank 0, so they do not ask at every step unless steps are slow.
         pause = max(1, min(_LOOK_STEPS, int((left if left > 0 else interval) / pace)))
         due, self._look_at = from_rank_0((left <= 0, step + pause))
         return due
 
     def _save(self, random: dict[str, Tensor], **within: Any) -> None:
-        """Write a checkpoint; ``within``: where in the epoch."""
+        """Write a checkpoint; ``within`` says where in the epoch."""
         state = self.state
         state.seconds = time.perf_counter() - self._began
         written = TrainingState(state.history, state.best, state.seconds, total=state.total, **within)
@@ -314,7 +317,7 @@ class _Loop:
 
 
 def best_epoch(history: list[dict[str, float]], choice: str | None) -> int:
-    """Index of the first epoch with the highest ``choice``; of the last epoch without a choice."""
+    """Index of the first epoch with the highest ``choice``; without a choice, of the last epoch."""
     if choice is None:
         return len(history) - 1
     return max(range(len(history)), key=lambda e: (history[e][choice], -e))

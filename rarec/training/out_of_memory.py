@@ -1,4 +1,4 @@
-"""What a device that is out of memory raises, and what a user is told then."""
+"""Recognising and explaining out-of-memory errors."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,7 +9,7 @@ from rarec.errors import InputError
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether ``error`` tells that memory is short: on a CPU, PyTorch raises no `torch.OutOfMemoryError`."""
+    """Whether ``error`` means out of memory. On a CPU, PyTorch does not raise `torch.OutOfMemoryError`."""
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
         isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
     )
@@ -17,10 +17,10 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 @contextmanager
 def explain_out_of_memory(message: str) -> Iterator[None]:
-    """Say ``message``, which names what to lower, where what is done within runs out of memory.
+    """Turn an out-of-memory error inside the block into ``message``, which names the setting to lower.
 
     Raises:
-        InputError: it did.
+        InputError: The block ran out of memory.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""What a training worker tells the process that launched it, and how it dies with that process.
+"""How a training worker reports to the process that launched it, and dies with it.
 
 A worker module ends with `if __name__ == "__main__": worker_main(SomeJob, work)` and runs as `python -m <module>
 job.json`, alone or under torchrun. Under Dagster rank 0 reports through Dagster Pipes; otherwise it prints.
@@ -26,7 +26,7 @@ from rarec.training.job import J, Place, read_job
 from rarec.training.worker.worker_files import Heartbeat, clear_signs, leave_error, log_file, stacks_file
 
 LAUNCHER_PID = "RAREC_LAUNCHER_PID"  # set by the process that starts the worker, with which the worker ends
-# What torchrun would set for a single process; port 0 lets the system choose a free one.
+# What torchrun sets for a single process; port 0 lets the system choose a free one.
 LONE_WORKER = {
     "RANK": "0",
     "LOCAL_RANK": "0",
@@ -36,7 +36,7 @@ LONE_WORKER = {
     "MASTER_PORT": "0",
 }
 INPUT_ERROR_EXIT = 2
-REPORT_SHARE = 0.0005  # of the time so far, between reports: the launcher's Pipes session keeps them all
+REPORT_SHARE = 0.0005  # least time between reports, as a share of the time so far: Pipes keeps them all
 PARENT_CHECK_S = 1.0
 
 ReportProgress = Callable[..., None]
@@ -51,7 +51,7 @@ def quiet(**_: object) -> None:
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a training stands; what is unknown is None."""
+    """How far a training has come; None where it is unknown."""
 
     stage: str
     epoch: int | None = None
@@ -61,7 +61,7 @@ class Progress:
     loss: float | None = None
     eta_s: float | None = None  # seconds to the end of the stage
     metrics: dict[str, float] = field(default_factory=dict)
-    unit: str = "step"  # what steps are
+    unit: str = "step"  # what a step is called
 
     def line(self) -> str:
         """One line for a terminal."""
@@ -88,9 +88,9 @@ def duration(seconds: float) -> str:
 
 
 class ProgressReporter:
-    """Reports the progress of rank 0; on every rank a report is a sign of life.
+    """Reports the progress of rank 0. On every rank, a report is also a sign of life.
 
-    At most one every `interval_s` seconds, and in long trainings fewer, so that a day's are some ten thousand.
+    There is at most one report every `interval_s` seconds, and fewer in long trainings: about ten thousand a day.
     """
 
     def __init__(self, interval_s: float = 0.5, heartbeat: Heartbeat | None = None) -> None:
@@ -125,13 +125,13 @@ class ProgressReporter:
         unit: str = "step",
         **metrics: float,
     ) -> None:
-        """Report where the stage stands; dropped if the last report is too recent, unless `force` (end of an epoch).
+        """Report progress. A report that follows the last one too soon is dropped, unless `force` is set.
 
-        What is forced is a sign of life at once, too: long work may follow it.
+        Force the last report before long work, such as the end of an epoch: it counts as a sign of life at once.
 
-        Without `eta_s` the time to the end of the stage is estimated from the pace of the steps since its first report.
-        The training loop of every rank must report: a rank that does not for the launcher's `heartbeat_s` seconds is
-        taken for hung.
+        Without `eta_s`, the time to the end of the stage is estimated from the pace since its first report. The
+        training loop of every rank must report: a rank that is silent for the launcher's `heartbeat_s` seconds counts
+        as hung.
         """
         if self._heartbeat is not None and (force or self._heartbeat.is_due()):
             self._heartbeat.beat(Progress(stage=stage, epoch=epoch, epochs=epochs, step=step, steps=steps).line())
@@ -166,7 +166,7 @@ class ProgressReporter:
         return (steps - step) * (now - since) / (step - first_step)
 
     def _open_pipes(self) -> Callable[[Progress], None]:
-        from dagster_pipes import open_dagster_pipes  # workers run without Dagster too
+        from dagster_pipes import open_dagster_pipes  # workers also run without Dagster
 
         pipes = self._resources.enter_context(open_dagster_pipes())
         return lambda progress: pipes.report_custom_message(asdict(progress))
@@ -175,11 +175,11 @@ class ProgressReporter:
 def worker_main(kind: type[J], work: Callable[[J, Place, ProgressReporter], None]) -> None:
     """Run `work(job, place, reporter)` on the job file named on the command line, which holds a job of this kind.
 
-    An exception is left as error-<rank>.json beside the job file, for the launcher to show, and ends the process at
-    once with exit code 2 for InputError and 1 otherwise: a failed rank must not wait in the teardown of a broken group.
+    An exception is written to error-<rank>.json beside the job file, for the launcher to show, and ends the process at
+    once, with exit code 2 for InputError and 1 otherwise: a failed rank must not wait for a broken process group.
     """
     if len(sys.argv) != 2:
-        raise SystemExit("Give one argument, the job file: python -m <module> job.json")
+        raise SystemExit("Give exactly one argument, the job file: python -m <module> job.json")
     job_file = Path(sys.argv[1])
     rank, folder = launched_rank(), job_file.parent
     _die_with_launcher()
@@ -194,14 +194,14 @@ def worker_main(kind: type[J], work: Callable[[J, Place, ProgressReporter], None
             work(job, place, reporter)
         heartbeat.end()
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            # At once here, too: gloo's threads may abort a process whose interpreter shuts down under them.
+            # Exit at once: gloo's threads may abort a process whose interpreter shuts down under them.
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(0)
     except Exception as error:
         bad_input = isinstance(error, InputError)
         exit_code = INPUT_ERROR_EXIT if bad_input else 1
-        with suppress(OSError):  # a full disk takes no output, but perhaps the small file below
+        with suppress(OSError):  # a full disk may still take the small file below
             if bad_input:
                 print(f"InputError: {error}", file=sys.stderr, flush=True)
             else:
@@ -224,19 +224,19 @@ def worker_main(kind: type[J], work: Callable[[J, Place, ProgressReporter], None
 
 
 def _tell_launcher(folder: Path, rank: int) -> None:
-    """Let the launcher read this rank's output apart from the others', and ask it for its stacks with SIGUSR1."""
+    """Give this rank a log file of its own, and dump its stacks on SIGUSR1."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         output = os.open(log_file(folder, rank), os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         os.dup2(output, 1)
         os.dup2(output, 2)
         os.close(output)
-    faulthandler.enable()  # a crash in native code shows where, too
+    faulthandler.enable()  # shows where native code crashed
     stacks = os.open(stacks_file(folder, rank), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)  # stays open for good
     faulthandler.register(signal.SIGUSR1, stacks)
 
 
 def launched_rank() -> int:
-    """Rank that the launcher gave this worker, before or without any process group; 0 outside the launcher."""
+    """Rank that the launcher gave this worker, known before there is a process group; 0 outside the launcher."""
     return int(os.environ.get("RANK", "0"))
 
 
@@ -245,9 +245,9 @@ def _print(progress: Progress) -> None:
 
 
 def _die_with_launcher() -> None:
-    """Make sure that a launcher killed with -9 leaves no worker: by the kernel's signal and by a watching thread.
+    """End this worker when its launcher dies, even by kill -9.
 
-    The kernel only tells the direct child, which is torchrun when there are several ranks; hence the thread.
+    The kernel signals only the direct child, which is torchrun if there are several ranks. So a thread watches, too.
     """
     if LAUNCHER_PID not in os.environ:
         return
@@ -255,7 +255,7 @@ def _die_with_launcher() -> None:
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     ancestors = {process.pid: process for process in psutil.Process().parents()}
-    if launcher not in ancestors:  # it died before we got here
+    if launcher not in ancestors:  # it is dead already
         _kill_self()
     threading.Thread(target=_watch, args=(ancestors[launcher],), name="launcher-watch", daemon=True).start()
 
@@ -267,7 +267,7 @@ def _watch(launcher: psutil.Process) -> None:
 
 
 def _kill_self() -> None:
-    """End this worker and, where it leads its process group, what it started."""
+    """End this worker and, if it leads its process group, the processes it started."""
     if os.getpgid(0) == os.getpid():
         os.killpg(0, signal.SIGKILL)
     os.kill(os.getpid(), signal.SIGKILL)

@@ -1,1 +1,1 @@
-"""The artifact store."""
+"""The artifact store. Read in this order: identity, manifest, local, remote, store."""

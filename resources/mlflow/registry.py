@@ -1,4 +1,4 @@
-"""Which trained model is in use: versions registered in MLflow, the alias `champion`, and the evidence for it."""
+"""Which trained model serves: versions registered in MLflow, the alias `champion`, and the evidence behind it."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 from rarec.champions.promotion import Kind
 from rarec.errors import InputError
-from resources.artifacts.store import Artifact, ArtifactStore, DamagedArtifact
+from resources.artifacts.manifest import DamagedArtifact
+from resources.artifacts.store import Artifact, ArtifactStore
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -36,13 +37,13 @@ class Version:
     Attributes:
         model: its registered name.
         number: counted from 1.
-        artifacts: asset to fingerprint: what it is made of in the artifact store.
-        kind: trained as a whole, or another version with a refreshed memory, or with stage 2 trained anew on that.
-        evidence: how it compared with the champion of then.
-        replaced: number of the champion it took the place of.
-        rolled_back: when it was taken back as champion (ISO 8601); empty if it was not, or was promoted again since.
-        rolled_back_to: number of the version in favour of which.
-        registered: when (Unix time).
+        artifacts: asset -> fingerprint, of everything it consists of in the artifact store.
+        kind: trained from scratch, or another version with a refreshed memory, or with stage 2 retrained on that.
+        evidence: how it compared with the champion at the time.
+        replaced: number of the champion that it replaced.
+        rolled_back: when it was rolled back (ISO 8601); empty if never, or if it was promoted again since.
+        rolled_back_to: number of the version that it was rolled back to.
+        registered: when it was registered (Unix time).
     """
 
     model: str
@@ -57,12 +58,12 @@ class Version:
 
     @property
     def uri(self) -> str:
-        """For `mlflow.pyfunc.load_model`."""
+        """URI for `mlflow.pyfunc.load_model`."""
         return f"models:/{self.model}/{self.number}"
 
     @property
     def track(self) -> str:
-        """Of its model."""
+        """The track of its model."""
         return self.model.rsplit("-", 1)[1]
 
     def open(self, store: ArtifactStore, partition: str) -> dict[str, Artifact]:
@@ -75,7 +76,7 @@ class Version:
         for asset, identity in self.artifacts.items():
             try:
                 artifact = store.find(asset, partition, identity)
-            except DamagedArtifact:  # as good as lost: of an old model nobody makes it again
+            except DamagedArtifact:  # as good as lost: nobody rebuilds an artifact of an old model
                 artifact = None
             if artifact is None:
                 missing.append(f"{asset}/{partition}/{identity}")
@@ -84,9 +85,9 @@ class Version:
         if missing:
             raise InputError(
                 f"version {self.number} of {self.model} has lost {', '.join(missing)} from the artifact store. Restore "
-                f"it from a backup, or run the job `rollback` for {partition} (its setting track: "
-                f"{self.track}) to use the champion before it, or with version: any other; where there is none, let a "
-                "candidate take its place (its setting replace_lost)"
+                f"it from a backup, or run the job `rollback` for {partition} with track: {self.track} (version: picks "
+                "a version other than the previous champion). If there is none, set replace_lost on the candidate so "
+                "that it takes this one's place"
             )
         return found
 
@@ -101,12 +102,12 @@ class ModelRegistry:
         self.name = f"rarec-{dataset}-{track}"
 
     def versions(self) -> list[Version]:
-        """All of them, oldest first."""
+        """All versions, oldest first."""
         found = self._client.search_model_versions(f"name='{self.name}'", max_results=10_000)
         return sorted((_version(one) for one in found), key=lambda version: version.number)
 
     def champion(self) -> Version | None:
-        """The version in use; None before the first promotion."""
+        """The version that serves; None before the first promotion."""
         from mlflow.exceptions import MlflowException
 
         try:
@@ -117,7 +118,7 @@ class ModelRegistry:
             raise
 
     def register(self, model_uri: str, artifacts: Mapping[str, str], kind: Kind) -> Version:
-        """A version of the logged model; the present one where these artifacts are registered already."""
+        """Register the logged model; if these artifacts are registered already, return that version."""
         import mlflow
 
         for version in self.versions():
@@ -128,7 +129,7 @@ class ModelRegistry:
         return self._get(int(made.version))
 
     def record(self, version: Version, evidence: Mapping[str, Any]) -> None:
-        """Put the evidence into the version's tags."""
+        """Store the evidence in the version's tags."""
         self._tag(version, _EVIDENCE, json.dumps(dict(evidence), sort_keys=True))
 
     def promote(self, version: Version) -> Version:
@@ -138,22 +139,22 @@ class ModelRegistry:
             if before is not None:
                 self._tag(version, _REPLACED, str(before.number))
             self._unmark(version)
-            # Last, so that a champion always tells whom it replaced.
+            # Last, so that a champion always records which one it replaced.
             self._client.set_registered_model_alias(self.name, CHAMPION, str(version.number))
         return self._get(version.number)
 
     def roll_back(self, store: ArtifactStore, number: int | None = None) -> tuple[Version, Version]:
-        """Take the champion back: the alias goes to the one it replaced, or to version ``number``.
+        """Move the alias `champion` to the version that the champion replaced, or to version ``number``.
 
-        A version once rolled back is passed over, so that repeated calls go ever further back. One that is named is
-        no longer held for rolled back; and where it had given way to the present champion, neither is that.
+        Versions that were rolled back before are skipped, so that repeated calls go further and further back. Going to
+        a version by its number clears its own mark; if that version had been rolled back to the present champion, the
+        present champion gets no mark, either.
 
         Returns:
-            The champion before and now.
+            The champion before and after.
 
         Raises:
-            InputError: there is no champion, no such version, none before, or what it is made of is lost. Nothing was
-                changed then.
+            InputError: there is no champion or no such version, or its artifacts are lost. Nothing has changed then.
         """
         known = {version.number: version for version in self.versions()}
         before = self.champion()
@@ -165,8 +166,8 @@ class ModelRegistry:
             wanted = "before the champion" if number is None or number == before.number else f"with number {number}"
             others = ", ".join(str(one) for one in known if one != before.number)
             raise InputError(
-                f"{self.name} has no version {wanted}; the champion is version {before.number} and serves on. "
-                + (f"Set `version` to one of {others}" if others else "There is no other")
+                f"{self.name} has no version {wanted}; version {before.number} remains the champion. "
+                + (f"Set `version` to one of {others}" if others else "There is no other version")
             )
         known[number].open(store, self._dataset)
         if not _gave_way(known, number, before.number):
@@ -203,9 +204,7 @@ def _version(found: "ModelVersion") -> Version:
 
 
 def rollback_chain(versions: Iterable[Version], champion: Version) -> list[Version]:
-    """To which versions rollbacks go, one after the other: each replaced the next one; what was rolled back already
-    is passed over.
-    """
+    """The versions that repeated rollbacks go to, in order. Versions that were rolled back before are skipped."""
     known = {version.number: version for version in versions}
     chain, passed = [], {champion.number}
     number = champion.replaced
@@ -218,7 +217,7 @@ def rollback_chain(versions: Iterable[Version], champion: Version) -> list[Versi
 
 
 def _gave_way(known: Mapping[int, Version], number: int, to: int) -> bool:
-    """Whether the version was rolled back in favour of version ``to``, at once or step by step."""
+    """Whether the version was rolled back to version ``to``, directly or step by step."""
     passed: list[Version] = []
     version = known.get(number)
     while version is not None and version.rolled_back_to is not None and version not in passed:

@@ -1,4 +1,4 @@
-"""Why a training ended: which rank, what happened to it and what it said last, as one Dagster failure."""
+"""Why a training failed: which rank, what happened to it and its last output, as one Dagster failure."""
 
 import json
 import shutil
@@ -12,9 +12,9 @@ from rarec.training.progress import duration
 from resources.workers.heartbeat_monitor import Silence
 from resources.workers.log_follower import OutputFollower
 
-FULL_BYTES = 1 << 20  # less than this is left on a disk that is full
+FULL_BYTES = 1 << 20  # a disk with less than this left counts as full
 OUT_OF_MEMORY = ("OutOfMemoryError", "MemoryError")
-# What a rank says whose peer went away: a consequence, not the cause.
+# Words of a rank whose peer went away: a consequence, not the cause.
 LOST_PEER = ("connection closed by peer", "connection reset by peer", "broken pipe", "distbackenderror", "distnetwork")
 
 
@@ -23,28 +23,28 @@ class Ending:
     """How the launcher's wait ended."""
 
     exit_code: int | None = None  # of the agent that ended first
-    timed_out_s: float = 0  # the limit, if it was reached
+    timed_out_s: float = 0  # the time limit, if it was reached
     hung: tuple[Silence, ...] = ()
     heartbeat_s: float = 0
 
 
 class Errors:
-    """The `error` files of a training in the order in which they came to be seen here."""
+    """The `error` files of a training, in the order in which they were first seen here."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._seen: dict[Path, dict[str, Any]] = {}
 
     def look(self) -> bool:
-        """Whether there is any."""
+        """Look for new files; whether there is any file at all."""
         files = [path for path in self._folder.glob("error-*.json") if path not in self._seen]
         new = [(path, json.loads(path.read_text(encoding="utf-8"))) for path in files]
-        # Seen together: ordered by the machine's monotonic clock, which no change of the time touches.
+        # Those seen together are ordered by the machine's monotonic clock, which setting the clock does not change.
         self._seen |= dict(sorted(new, key=lambda one: one[1]["time"]))
         return bool(self._seen)
 
     def cause(self) -> dict[str, Any] | None:
-        """The error that explains the others."""
+        """The error that explains the others; None if there is none."""
         return min(self._seen.values(), key=_is_consequence, default=None)
 
 
@@ -61,33 +61,33 @@ def _is_consequence(error: dict[str, Any]) -> int:
 
 
 def full_disk(folder: Path) -> str:
-    """That a working folder's disk is full and what to do; empty where there is room."""
+    """A message if the disk of a working folder is full; empty if there is room."""
     free = shutil.disk_usage(folder).free
     if free >= FULL_BYTES:
         return ""
     return (
-        f"the disk of the working folder {folder} is full ({free:,} bytes are left); make room there, then run again: "
-        "the training goes on from its last checkpoint"
+        f"the disk of the working folder {folder} is full ({free:,} bytes are left). Free some space and run again; "
+        "the training resumes from its last checkpoint"
     )
 
 
 def failure(ending: Ending, errors: Errors, output: OutputFollower, stacks: dict[int, str], folder: Path) -> dg.Failure:
-    """What the asset fails with.
+    """The failure of the asset.
 
     Args:
-        stacks: of each rank, where it was asked for them.
+        stacks: rank -> its stacks, if the ranks were asked for them.
         folder: the training's working folder.
     """
     errors.look()
     error = errors.cause()
-    # On a full disk ranks cannot leave why they ended, or they speak of the file that happened to be the next.
+    # On a full disk, ranks cannot leave an error file, or they blame the file that they happened to write next.
     if not (error and error.get("input_error")) and (full := full_disk(folder)):
         said = f"worker {error['rank']}: {error['message']}" if error else output.last_lines()
-        return _failure(f"Training failed: {full}. Last words: {said}", ending.exit_code, output, allow_retries=False)
+        return _failure(f"Training failed: {full}. Last output: {said}", ending.exit_code, output, allow_retries=False)
     if ending.hung:
         return _hung(ending, output, stacks)
     if ending.timed_out_s:
-        text = f"Training ran longer than timeout_s = {ending.timed_out_s:g} s and was ended. Last lines:\n"
+        text = f"Training was stopped after timeout_s = {ending.timed_out_s:g} s. Last lines:\n"
         return _failure(text + output.last_lines(0), ending.exit_code, output, allow_retries=False)
     if error is None:
         text = f"Training failed: exit code {ending.exit_code}. Last lines of {output.log_of()}:\n"
@@ -101,7 +101,7 @@ def _of_rank(error: dict[str, Any], output: OutputFollower) -> dg.Failure:
         return _failure(error["message"], exit_code, output, rank, allow_retries=False)
     who = f"Training worker {rank}" if isinstance(rank, int) else f"The process manager on {rank}"
     if error.get("type") in OUT_OF_MEMORY:
-        text = f"{who} ran out of memory: {error['type']}: {error['message']}; use smaller batches or more machines"
+        text = f"{who} ran out of memory: {error['type']}: {error['message']}. Use smaller batches or more machines"
     elif "type" in error:
         text = f"{who} failed: {error['type']}: {error['message']}"
     else:
@@ -114,11 +114,11 @@ def _of_rank(error: dict[str, Any], output: OutputFollower) -> dg.Failure:
 def _hung(ending: Ending, output: OutputFollower, stacks: dict[int, str]) -> dg.Failure:
     lines = [
         f"Training worker {one.rank} hung: no sign of life for {duration(one.seconds)} (heartbeat_s = "
-        f"{ending.heartbeat_s:g}); it last reported: {one.doing}"
+        f"{ending.heartbeat_s:g}). It last reported: {one.doing}"
         for one in ending.hung
     ]
     first = ending.hung[0].rank
-    lines.append(f"Where worker {first} stood:\n{stacks.get(first) or '(it did not say)'}")
+    lines.append(f"Stack of worker {first}:\n{stacks.get(first) or '(it did not answer)'}")
     lines.append(f"Last lines of {output.log_of(first)}:\n{output.last_lines(first)}")
     return _failure("\n".join(lines), None, output, first)
 

@@ -1,4 +1,4 @@
-"""Whether every rank of a training shows life."""
+"""Whether every rank of a training is alive."""
 
 import time
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ LOOK_INTERVAL_S = 1.0
 
 @dataclass(frozen=True)
 class Silence:
-    """A rank that does not show life."""
+    """A rank that shows no sign of life."""
 
     rank: int
     seconds: float
@@ -19,7 +19,7 @@ class Silence:
 
 
 class Pulse:
-    """Watches the `alive` files: a change is a sign of life, whatever this or another machine's clock says."""
+    """Watches the `alive` files. Any change is a sign of life, so the clocks of the machines need not agree."""
 
     def __init__(self, folder: Path, ranks: int) -> None:
         now = time.monotonic()
@@ -29,16 +29,16 @@ class Pulse:
         self._looked_at = -float("inf")
 
     def all_ended(self) -> bool:
-        """Whether every rank's work is done."""
+        """Whether every rank has finished."""
         now = time.monotonic()
         for rank in self._files:
             self._look(rank, now)
         return all(self._doing(rank) == ENDED for rank in self._files)
 
     def silent(self, limit_s: float) -> list[Silence]:
-        """Ranks at work that have not changed their file for `limit_s` seconds, the longest silent first.
+        """Unfinished ranks that have not changed their file for `limit_s` seconds, the longest silent first.
 
-        Looks at most once a second; in between there is nothing new to tell.
+        Looks at most once a second; in between it returns nothing.
         """
         now = time.monotonic()
         if now - self._looked_at < LOOK_INTERVAL_S:
@@ -57,7 +57,7 @@ class Pulse:
         try:
             with self._files[rank].open(encoding="utf-8") as file:
                 sign = (self._files[rank].stat().st_mtime_ns, file.read())
-        except OSError:  # not there yet, or the shared folder is away for a moment
+        except OSError:  # not there yet, or the shared folder is unavailable for a moment
             return
         if self._signs.get(rank) != sign:
             self._signs[rank], self._changed[rank] = sign, now

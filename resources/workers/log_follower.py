@@ -1,4 +1,4 @@
-"""The output of a training's ranks and agents, from the files that they write to the Dagster log."""
+"""Forwards the output of a training's ranks and agents from their files to the Dagster log."""
 
 from collections import deque
 from pathlib import Path
@@ -10,15 +10,15 @@ LAST_LINES = 25  # of a file, shown when a worker fails
 
 
 class OutputFollower:
-    """Forwards what is new in log.txt, log-<rank>.txt and node-<name>.txt of a working folder to the Dagster log.
+    """Follows log.txt, log-<rank>.txt and node-<name>.txt of a working folder.
 
-    Each file is opened anew for every look, which is how a network file system shows what another machine wrote.
+    Each file is reopened for every look; otherwise a network file system may not show what another machine wrote.
     """
 
     def __init__(self, folder: Path, context: dg.AssetExecutionContext) -> None:
         self._folder = folder
         self._context = context
-        # Earlier attempts stay in the files and are not told again.
+        # The files keep the output of earlier attempts, which is not logged again.
         self._offsets = {path: path.stat().st_size for path in self._files()}
         self._rests: dict[Path, bytes] = {}
         self._last: dict[Path, deque[str]] = {}
@@ -34,21 +34,21 @@ class OutputFollower:
             self._tell(path, lines)
 
     def finish(self) -> None:
-        """Log the rest, also lines without an end."""
+        """Log the rest, including a last line without a line break."""
         self.forward()
         for path, rest in self._rests.items():
             self._tell(path, [rest] if rest else [])
         self._rests.clear()
 
     def last_lines(self, rank: int | str | None = None) -> str:
-        """The end of what a rank (or all together, where they share one file) wrote in this attempt."""
+        """The last lines of a rank in this attempt, or of all ranks if they share one file."""
         said = self._last.get(self.log_of(rank))
         if said is None:
             said = deque((line for lines in self._last.values() for line in lines), LAST_LINES)
         return "\n".join(said) or "(no output)"
 
     def log_of(self, rank: int | str | None = None) -> Path:
-        """The file with a rank's whole output, or a machine's agent's; the folder if it said nothing in any."""
+        """The file with the whole output of a rank or of a machine's agent; the folder if there is no output."""
         files = [self._folder / f"log-{rank}.txt", self._folder / f"{rank}.txt", self._folder / "log.txt"]
         return next((path for path in files if path in self._last), self._folder)
 
@@ -60,7 +60,7 @@ class OutputFollower:
         ]
 
     def _tell(self, path: Path, lines: list[bytes]) -> None:
-        # A progress bar redraws its line with carriage returns: keep its last state.
+        # A progress bar redraws its line with carriage returns; keep its last state.
         texts = [line.decode("utf-8", errors="replace").rstrip("\r").rsplit("\r", 1)[-1] for line in lines]
         texts = [text for text in texts if text.strip()]
         if not texts:

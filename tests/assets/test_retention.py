@@ -12,7 +12,9 @@ import pytest
 
 from assets.framework.champion import Champion
 from assets.retention import clean_up
-from resources.artifacts.store import ArtifactStore, fingerprint, written_at
+from resources.artifacts.identity import fingerprint
+from resources.artifacts.remote import written_at
+from resources.artifacts.store import ArtifactStore
 from resources.mlflow.registry import Version
 from resources.mlflow.tracking import MlflowTracking
 from resources.workspace import Workspace
@@ -148,7 +150,7 @@ def test_memories_of_old_champions_go(refreshed_weekly, tmp_path):
     assert banks == {
         1: "gone",
         2: "gone",
-        **{number: f"version {number} of {Registered.name} is what `rollback` goes back to" for number in range(3, 8)},
+        **{number: f"version {number} of {Registered.name} can be restored by `rollback`" for number in range(3, 8)},
         8: f"version 8 of {Registered.name} is the champion",
     }
 
@@ -262,7 +264,7 @@ def test_content_stays_while_a_manifest_is_damaged_or_its_file_system_tells_no_t
             name: {"name": name, "size": info["size"]} for name, info in find(self, path, detail=True).items()
         },
     )  # fmt: skip
-    assert f"{place_of(first)} | 0.0 | its age is not known" in clean_all(store, tmp_path, days=30)
+    assert f"{place_of(first)} | 0.0 | its age is unknown" in clean_all(store, tmp_path, days=30)
     monkeypatch.undo()
     assert f"{place_of(first)}/deep/file" in stored(store)
 

@@ -13,8 +13,8 @@ from deploy_stack import DOCKER, IMAGE, LISTENS, SERVICES, SETTINGS, compose, in
 from places import ROOT
 
 from pipelines.definitions import build_defs
-from rarec.training.engine_settings import EngineSettings
-from resources.settings import RarecHome
+from resources.settings import Installation
+from resources.settings_table import settings_table
 
 pytestmark = pytest.mark.deploy
 
@@ -97,8 +97,7 @@ def test_every_setting_of_rarec_reaches_the_code_location_or_makes_no_sense_ther
     """The image sets RAREC_HOME; several machines need a network of their own, pods Kubernetes."""
     senseless = {"RAREC_HOME", "RAREC_POD_GPUS", "RAREC_HOSTFILE", "RAREC_REMOTE_SHELL", "RAREC_RENDEZVOUS"}
     senseless |= {"RAREC_NODES", "RAREC_WORKER_ENVIRONMENT"}
-    known = set(re.findall(r"\bRAREC_[A-Z_]+\b", (ROOT / "resources" / "home.py").read_text()))
-    known |= {f"RAREC_{name.upper()}" for name in EngineSettings.model_fields}
+    known = {variable.name for variable in settings_table() if variable.name.startswith("RAREC_")}
     passed = {name for name in compose(SETTINGS)["services"]["code"]["environment"] if name.startswith("RAREC_")}
     assert not passed & senseless
     assert passed | senseless == known
@@ -107,7 +106,7 @@ def test_every_setting_of_rarec_reaches_the_code_location_or_makes_no_sense_ther
 def test_links_point_to_the_published_ports_or_to_what_is_set():
     def home(**settings):
         given = compose({**SETTINGS, **settings})["services"]["code"]["environment"]
-        return RarecHome.from_environment({name: value for name, value in given.items() if value is not None})
+        return Installation.from_environment({name: value for name, value in given.items() if value is not None})
 
     default = home(DAGSTER_PORT="3333", MLFLOW_PORT="5555")
     assert (default.dagster_ui, default.mlflow_ui) == ("http://127.0.0.1:3333", "http://127.0.0.1:5555")
@@ -125,7 +124,7 @@ def test_documented_one_off_containers_start_no_other_service():
 def test_documented_backup_of_rarec_brings_back_ledgers_and_data_sets(tmp_path):
     docs = (ROOT / "docs" / "deployment.md").read_text()
     there, back = tmp_path / "there", tmp_path / "back"
-    home, restored = (RarecHome.from_environment({"RAREC_HOME": str(folder)}) for folder in (there, back))
+    home, restored = (Installation.from_environment({"RAREC_HOME": str(folder)}) for folder in (there, back))
     kept = [Path(one.ledgers) / "ml-100k" / "ledger.sqlite" for one in (home, restored)]
     declared = [one.datasets / "shop.toml" for one in (home, restored)]
     stored = [Path(one.artifacts) / "raserec_finetuned" / "work" / "model" for one in (home, restored)]
@@ -158,13 +157,13 @@ def test_kubernetes_runs_the_pinned_dagster_with_gpus_a_step():
     assert values["dagsterDaemon"]["image"]["tag"] == values["dagsterWebserver"]["image"]["tag"]
     (deployment,) = values["dagster-user-deployments"]["deployments"]
     assert int(deployment["env"]["RAREC_POD_GPUS"]) > 0
-    home = RarecHome.from_environment({"RAREC_POD_GPUS": deployment["env"]["RAREC_POD_GPUS"]})
+    home = Installation.from_environment({"RAREC_POD_GPUS": deployment["env"]["RAREC_POD_GPUS"]})
     executor = build_defs(home).executor
     assert executor.name == "k8s", "dagster-k8s takes our settings of steps"
 
 
 def test_webserver_and_daemon_load_nothing_but_dagster():
-    source = (ROOT / "pipelines" / "instance.py").read_text()
+    source = (ROOT / "pipelines" / "run_launcher_docker.py").read_text()
     modules = set(re.findall(r"^(?:from|import) (\w+)", source, re.MULTILINE))
     assert modules == {"logging", "time", "typing", "dagster", "dagster_postgres", "sqlalchemy"}
     (install,) = re.findall(r"AS services\n.*?pip install [^\n]*constraints.txt ([^\n]*)", DOCKERFILE, re.DOTALL)

@@ -20,7 +20,8 @@ import pytest
 from drill_record import record_part
 from places import ROOT
 
-from rarec.data.incoming.ledger import FILE, Ledger
+from rarec.data.incoming.ledger import Ledger
+from rarec.data.incoming.schema import FILE
 from rarec.data.spec import builtin_specs
 from resources.incoming import IncomingFiles, ingest
 

@@ -106,7 +106,7 @@ class Stack:
         server = workspace["load_from"][0]["grpc_server"]
         server |= {"host": "127.0.0.1", "port": self.ports[server["host"]]}
         (self.folder / "instance" / "workspace.yaml").write_text(yaml.safe_dump(workspace))
-        for name in ("__init__.py", "instance.py"):
+        for name in ("__init__.py", "run_launcher_docker.py"):
             shutil.copy(ROOT / "pipelines" / name, self.folder / "services" / "pipelines")
 
     # ---- Postgres and object store

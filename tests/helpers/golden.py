@@ -1,7 +1,7 @@
-"""What `tests/data/golden.json` holds of the graph as it was, and how a run is compared with it.
+"""What `tests/data/golden.json` holds of the graph, and how a run is compared with it.
 
-The file was recorded before stages were declared by `@stage`. What it says is meant to change only on purpose: then
-edit it, so that the change shows in the diff.
+The file was recorded before stages were declared by `@stage`, and changes only on purpose. `python
+tests/helpers/golden.py` writes today's definitions into it, a new asset's too; read the diff before you commit it.
 """
 
 import json
@@ -11,7 +11,9 @@ import dagster as dg
 import mlflow
 from places import TESTS
 
-GOLDEN = json.loads((TESTS / "data" / "golden.json").read_text())
+FILE = TESTS / "data" / "golden.json"
+GOLDEN = json.loads(FILE.read_text())
+WIDTH = 118
 
 
 def unlike_golden(defs: dg.Definitions) -> dict[str, dict]:
@@ -63,7 +65,9 @@ def check_keys(plant, result: dg.ExecuteInProcessResult) -> None:
         name, told = event.asset_key.to_user_string(), event.materialization.metadata
         if told.get("reused", dg.MetadataValue.bool(False)).value or name not in GOLDEN["assets"]:
             continue
-        recorded = GOLDEN["assets"][name]["keys"]
+        recorded = GOLDEN["assets"][name].get("keys")
+        if recorded is None:
+            continue
         _check(f"metadata of {name}", recorded["dagster"], set(told))
         if "mlflow_run" in told:
             run = client.get_run(Path(str(told["mlflow_run"].value)).name).data
@@ -77,3 +81,30 @@ def _check(what: str, recorded: dict[str, list[str]], keys: set[str]) -> None:
     always, sometimes = set(recorded["always"]), set(recorded["sometimes"])
     assert always <= keys, f"{what}: missing {sorted(always - keys)}"
     assert keys <= always | sometimes, f"{what}: new {sorted(keys - always - sometimes)}"
+
+
+def _text(value, indent=0) -> str:
+    """JSON on as few lines as fit the width."""
+    pad, flat = " " * indent, json.dumps(value, sort_keys=True, ensure_ascii=False)
+    if len(flat) + indent < WIDTH or not value or not isinstance(value, dict | list):
+        return flat
+    if isinstance(value, dict):
+        lines = [f"{pad} {json.dumps(key)}: {_text(value[key], indent + 1)}" for key in sorted(value)]
+        return "{\n" + ",\n".join(lines) + f"\n{pad}}}"
+    if not all(isinstance(one, str) for one in value):
+        return "[\n" + ",\n".join(f"{pad} {_text(one, indent + 1)}" for one in value) + f"\n{pad}]"
+    lines = [""]
+    for word in value:
+        word = json.dumps(word, ensure_ascii=False)
+        if len(lines[-1]) + len(word) + indent > WIDTH - 4:
+            lines.append("")
+        lines[-1] += f"{', ' if lines[-1] else ''}{word}"
+    return "[\n" + ",\n".join(f"{pad} {line}" for line in lines) + f"\n{pad}]"
+
+
+if __name__ == "__main__":
+    from pipelines.definitions import defs
+
+    for name, definition in definitions(defs).items():
+        GOLDEN["assets"].setdefault(name, {})["definition"] = definition
+    FILE.write_text(_text(GOLDEN) + "\n")

@@ -20,8 +20,9 @@ from golden import check_keys
 import assets.data.clean
 from pipelines.definitions import build_defs
 from rarec.data.spec import DatasetSpec
-from resources.artifacts.store import Artifact, ArtifactStore, fingerprint
-from resources.settings import MLFLOW_DATABASE, RarecHome
+from resources.artifacts.identity import fingerprint
+from resources.artifacts.store import Artifact, ArtifactStore
+from resources.settings import MLFLOW_DATABASE, Installation
 from resources.workspace import Workspace
 
 TINY = """
@@ -115,7 +116,7 @@ class Plant:
     """One installation and its Dagster instance."""
 
     def __init__(self, root: Path, instance: dg.DagsterInstance, **datasets: str) -> None:
-        self.home = RarecHome.from_environment(
+        self.home = Installation.from_environment(
             {
                 "RAREC_HOME": str(root),
                 "RAREC_DATA": str(root / "data"),

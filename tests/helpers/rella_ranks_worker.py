@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from rella_toys import BASE, CPU, toy_data
-from small_llama_toys import CATALOGUE, OFFSETS, scratch_data
+from small_llama_toys import CATALOGUE, OFFSETS, small_llama_data
 
 from rarec.rella.language_model import LanguageModelSettings
-from rarec.rella.small_llama import train_scratch
-from rarec.rella.training_samples import draw_shots
+from rarec.rella.small_llama import train_small_llama
+from rarec.rella.training_samples import draw_training_samples
 from rarec.rella.tuning import TuningObjective, TuningSettings, add_adapter, tune
 from rarec.training.engine import join_group, rank, world_size
 from rarec.training.engine_settings import EngineSettings
@@ -28,7 +28,7 @@ def new_objective() -> TuningObjective:
     """The same objective on every rank."""
     data = toy_data()
     model = add_adapter(data.model(), SETTINGS, 5)
-    shots = draw_shots(data.source.samples, 10, "mixed", 5)
+    shots = draw_training_samples(data.source.samples, 10, "mixed", 5)
     return TuningObjective(model, data.source, data.prompts, shots, data.answers, SETTINGS, 5, CPU)
 
 
@@ -47,11 +47,11 @@ def tune_on_ranks(folder: Path) -> None:
     settings = LanguageModelSettings(
         vocabulary=300, dim=16, layers=1, heads=2, epochs=3, batch_tokens=96, max_tokens=300, learning_rate=5e-3
     )
-    parts, item, _, times, _ = scratch_data()
+    parts, item, _, times, _ = small_llama_data()
     for stage in stages:
         output, checkpoint = folder / f"scratch-{stage}", folder / f"scratch-checkpoint-{stage}"
         output.mkdir(exist_ok=True)
-        train_scratch(
+        train_small_llama(
             parts, CATALOGUE, item, OFFSETS, np.arange(len(times)), ("Yes", "No"), settings, output, checkpoint,
             lambda **_: None, EngineSettings(zero_stage=stage, accumulation=1 + stage % 2),
         )  # fmt: skip

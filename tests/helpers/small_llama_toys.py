@@ -14,7 +14,7 @@ NAMES = [f"Film {letter}" for letter in "abcdefgh"]
 CATALOGUE = Catalogue(NAMES, [f"{name}: drama" for name in NAMES])
 
 
-def scratch_data():
+def small_llama_data():
     """Parts of prompts, item, rating and time of each interaction, samples."""
     rng = np.random.default_rng(0)
     items = pd.DataFrame(

@@ -14,7 +14,7 @@ from setuptools import find_packages
 
 from pipelines.definitions import build_defs
 from rarec.data.spec import builtin_specs
-from resources.settings import RarecHome
+from resources.settings import Installation
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
@@ -48,7 +48,7 @@ RASEREC = GROUPS["raw"] | GROUPS["sequences"] | GROUPS["recommender"] | {"rankin
 @pytest.fixture(scope="module")
 def defs(tmp_path_factory):
     home = tmp_path_factory.mktemp("home")
-    return build_defs(RarecHome.from_environment({"RAREC_HOME": str(home)}))
+    return build_defs(Installation.from_environment({"RAREC_HOME": str(home)}))
 
 
 @pytest.fixture(scope="module")

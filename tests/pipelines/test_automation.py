@@ -4,14 +4,14 @@ import dagster as dg
 import pytest
 
 from pipelines.definitions import build_defs
-from resources.settings import RarecHome
+from resources.settings import Installation
 
 CHAMPIONS = {"drift_report": "raserec_champion", "rella_drift_report": "rella_champion"}
 
 
 @pytest.fixture(scope="module")
 def defs(tmp_path_factory):
-    return build_defs(RarecHome.from_environment({"RAREC_HOME": str(tmp_path_factory.mktemp("home"))}))
+    return build_defs(Installation.from_environment({"RAREC_HOME": str(tmp_path_factory.mktemp("home"))}))
 
 
 def made(instance, asset, version):

@@ -1,19 +1,15 @@
-import json
-import re
 import sys
 from types import SimpleNamespace
 
 import dagster as dg
 import pytest
-from places import ROOT
 
-from assets.framework.stage import STAGES
 from pipelines.definitions import build_defs, default_resources
 from pipelines.jobs import TRACKS, cascade
 from rarec.errors import InputError
 from rarec.training.engine_settings import EngineSettings
 from resources.mlflow.tracking import MlflowTracking
-from resources.settings import RarecHome
+from resources.settings import Installation
 
 OWN = """
 name = "own"
@@ -25,8 +21,8 @@ format = "recbole"
 """
 
 
-def home_with(tmp_path, text: str = "") -> RarecHome:
-    home = RarecHome.from_environment({"RAREC_HOME": str(tmp_path)})
+def home_with(tmp_path, text: str = "") -> Installation:
+    home = Installation.from_environment({"RAREC_HOME": str(tmp_path)})
     home.datasets.mkdir()
     if text:
         (home.datasets / "own.toml").write_text(text)
@@ -87,7 +83,7 @@ def test_jobs_cover_their_groups(tmp_path):
 
 
 def test_resources_follow_the_environment_and_can_be_replaced(tmp_path):
-    home = RarecHome.from_environment(
+    home = Installation.from_environment(
         {"RAREC_HOME": str(tmp_path), "RAREC_NPROC": "2", "RAREC_THREADS": "1", "RAREC_ARTIFACTS": "memory://store"}
     )
     tracking = MlflowTracking(tracking_uri="sqlite:///x.db", ui_url="http://ui", artifact_root="")
@@ -101,7 +97,7 @@ def test_resources_follow_the_environment_and_can_be_replaced(tmp_path):
 def test_several_machines_come_from_the_environment(tmp_path):
     variables = {"RAREC_RENDEZVOUS": "a", "RAREC_NODES": "2", "RAREC_HEARTBEAT": "60", "TOKEN": "secret-7"}
     variables |= {"RAREC_HOME": str(tmp_path), "RAREC_WORKER_ENVIRONMENT": "TOKEN"}
-    launcher = default_resources(RarecHome.from_environment(variables))["launcher"]
+    launcher = default_resources(Installation.from_environment(variables))["launcher"]
     assert (launcher.rendezvous, launcher.nodes, launcher.heartbeat_s) == ("a", 2, 60)
     assert launcher.announced == str(tmp_path / "announced")  # where pipelines.join looks
     assert "secret-7" not in repr(launcher)
@@ -112,30 +108,30 @@ def test_deepspeed_comes_from_the_environment(tmp_path):
     (tmp_path / "own.json").write_text('{"zero_optimization": {"stage": 2}, "wall_clock_breakdown": true}')
     variables = {"RAREC_HOME": str(tmp_path), "RAREC_PRECISION": "bf16", "RAREC_CHECKPOINT_MINUTES": "2.5"}
     variables |= {"RAREC_DEEPSPEED": str(tmp_path / "own.json"), "RAREC_OFFLOAD": "true"}
-    launcher = default_resources(RarecHome.from_environment(variables))["launcher"]
+    launcher = default_resources(Installation.from_environment(variables))["launcher"]
     engine = EngineSettings(**launcher.engine)
     assert (engine.precision, engine.stage, engine.offload, engine.checkpoint_minutes) == ("bf16", 2, True, 2.5)
     assert engine.configuration("cuda")["wall_clock_breakdown"] is True
     assert launcher.result_settings() == {"precision": "bf16"}
-    assert default_resources(RarecHome.from_environment({}))["launcher"].result_settings() == {}
+    assert default_resources(Installation.from_environment({}))["launcher"].result_settings() == {}
     for name, value, message in (
         (
             "RAREC_ZERO_STAGE",
             "3",
-            r"RAREC_ZERO_STAGE is 3, but RAREC_DEEPSPEED says stage 2: keep one \(RAREC_DEEPSPEED is .*own.json\)",
+            r"RAREC_ZERO_STAGE is 3, but RAREC_DEEPSPEED sets stage 2; set only one \(RAREC_DEEPSPEED is .*own.json\)",
         ),
         ("RAREC_ZERO_STAGE", "5", "RAREC_ZERO_STAGE is 5; it must be at most 3"),
         ("RAREC_PRECISION", "int8", "RAREC_PRECISION is int8; it must be 'fp32', 'bf16' or 'fp16'"),
         ("RAREC_DEEPSPEED", str(tmp_path / "none.json"), r"RAREC_DEEPSPEED is .*none\.json, and there is no such file"),
     ):
         with pytest.raises(InputError, match=message):
-            RarecHome.from_environment({**variables, name: value})
+            Installation.from_environment({**variables, name: value})
     (tmp_path / "own.json").write_text('{"optimizer": {}}')
-    with pytest.raises(InputError, match="RAREC_DEEPSPEED: optimizer is RaRec's own: each stage brings its own"):
-        RarecHome.from_environment(variables)
+    with pytest.raises(InputError, match="RAREC_DEEPSPEED: optimizer is set by RaRec; each stage has its own"):
+        Installation.from_environment(variables)
     (tmp_path / "own.json").write_text("[]")
     with pytest.raises(InputError, match="must hold a JSON object"):
-        RarecHome.from_environment(variables)
+        Installation.from_environment(variables)
 
 
 def test_schedules_are_weekly_and_off_and_ask_for_each_data_set_once(tmp_path):
@@ -161,7 +157,7 @@ def test_schedules_are_weekly_and_off_and_ask_for_each_data_set_once(tmp_path):
 )
 def test_wrong_schedules_are_refused_when_they_are_loaded(tmp_path, variable, value, message):
     with pytest.raises(InputError, match=message):
-        build_defs(RarecHome.from_environment({"RAREC_HOME": str(tmp_path), variable: value}))
+        build_defs(Installation.from_environment({"RAREC_HOME": str(tmp_path), variable: value}))
 
 
 def test_pods_are_asked_for_gpus_where_they_train(tmp_path, monkeypatch):
@@ -179,7 +175,7 @@ def test_pods_are_asked_for_gpus_where_they_train(tmp_path, monkeypatch):
     assert taken == [{"per_step_k8s_config": dict.fromkeys(training, limits)}]
     assert {"raserec_pretrained", "lora_checkpoint"} <= training
     monkeypatch.setitem(sys.modules, "dagster_k8s", None)
-    with pytest.raises(InputError, match=r"RAREC_POD_GPUS is set, but dagster-k8s is missing; install rarec\[kube"):
+    with pytest.raises(InputError, match=r"RAREC_POD_GPUS is set, but dagster-k8s is not installed. Install"):
         build_defs(home.model_copy(update={"pod_gpus": 2}))
 
 
@@ -278,49 +274,3 @@ def test_every_setting_is_described_where_it_is_typed(tmp_path):
 
 def test_definitions_are_loadable_as_a_whole(tmp_path):
     dg.Definitions.validate_loadable(build_defs(home_with(tmp_path, OWN)))
-
-
-SETTINGS = {name: one.settings for name, one in STAGES.items() if one.settings.model_fields}
-
-
-@pytest.mark.parametrize("stage", SETTINGS)
-def test_the_readme_lists_every_setting_and_its_default(stage):
-    told = _told_settings()[stage]
-    fields = SETTINGS[stage].model_fields
-    assert told == {name: json.loads(json.dumps(field.default)) for name, field in fields.items()}
-
-
-def test_the_readme_lists_the_settings_of_every_asset(tmp_path):
-    defs = build_defs(home_with(tmp_path))
-    told = _told_settings()
-    exceptions = re.search(r"^\| every asset except (.*?) \| `force` \(false\)", _settings_table(), re.MULTILINE)[1]
-    names = {key.to_user_string() for key in defs.resolve_asset_graph().materializable_asset_keys}
-    assert set(told) <= names
-    for name in names:
-        fields = getattr(defs.resolve_assets_def(name).op.config_schema.config_type, "fields", {})
-        force = set() if f"`{name}`" in exceptions else {"force"}
-        assert set(fields) == set(told.get(name, {})) | force, name
-
-
-def _settings_table():
-    readme = (ROOT / "README.md").read_text()
-    return readme.split("| asset | settings (default) |")[1].split("\n\n")[0]
-
-
-def _told_settings():
-    """Setting -> default, by asset, but for `force`."""
-    rows = {match[1]: match[2] for match in re.finditer(r"^\| `(\w+)` \| (.*) \|$", _settings_table(), re.MULTILINE)}
-    for stage, row in rows.items():
-        if match := re.match(r"as `(\w+)`(?:, without `(\w+)`)?$", row):
-            rows[stage] = re.sub(rf" `{match[2]}` \([^)]*\),?", "", rows[match[1]])
-    return {
-        stage: {name: _value(text) for name, text in re.findall(r"`(\w+)` \(([^;)]*)", row)}
-        for stage, row in rows.items()
-    }
-
-
-def _value(text):
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError:
-        return text

@@ -108,7 +108,7 @@ def test_a_store_away_for_a_minute_costs_a_minute(watch, shaky):
     for _ in range(2):
         data = watch.tick()
         assert data.run_requests == []
-        said = "cannot be looked at (ConnectionError: could not connect to the endpoint: Connection refused)"
+        said = "cannot be listed (ConnectionError: could not connect to the endpoint: Connection refused)"
         assert data.skip_message == f"demo: {said}; ml-100k: {said}"
         assert data.cursor == "as it was"
     shaky.away = ""
@@ -130,9 +130,7 @@ def test_one_data_set_that_cannot_be_looked_at_keeps_none_of_the_others_waiting(
         return reach(workspace, name)
 
     monkeypatch.setattr(Workspace, "ledger", ledger)
-    assert watch.tick().skip_message.startswith(
-        "demo: cannot be looked at (OSError: [Errno 5] Input/output error); ml-"
-    )
+    assert watch.tick().skip_message.startswith("demo: cannot be listed (OSError: [Errno 5] Input/output error); ml-")
     assert only_request(watch.tick(SETTLE_S)).partition_key == "ml-100k"
 
 
@@ -145,7 +143,7 @@ def test_the_store_goes_away_between_the_look_and_the_run(watch, shaky):
     with pytest.raises(ConnectionError):
         watch.take_in(request)
     assert watch.users() == [1]
-    assert "cannot be looked at" in watch.tick().skip_message
+    assert "cannot be listed" in watch.tick().skip_message
     shaky.away, shaky.opens_left = "", None
     request = only_request(watch.tick())
     assert request.tags["rarec/files"] == "b.csv, c.csv"

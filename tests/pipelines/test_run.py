@@ -1,22 +1,15 @@
-import os
-import signal
-import socket
 import subprocess
 import sys
-import time
 
-import psutil
 import pytest
-import yaml
 from places import ROOT
 
-from pipelines import ui
 from pipelines.definitions import build_defs
 from pipelines.jobs import cascade
-from pipelines.run import _prepare, main, prepare_dagster_home
+from pipelines.run import _prepare, main
 from rarec.errors import InputError
-from resources.artifacts.store import fingerprint
-from resources.settings import RarecHome
+from resources.artifacts.identity import fingerprint
+from resources.settings import Installation
 
 BANK = fingerprint("memory_bank", "1", {}, {})
 
@@ -29,26 +22,10 @@ def _home(tmp_path, monkeypatch):
         monkeypatch.delenv(name, raising=False)
 
 
-def test_dagster_home_is_made_once_and_not_for_one_who_has_it(tmp_path, monkeypatch):
-    home = RarecHome.from_environment()
-    prepare_dagster_home(home)
-    assert not home.dagster.exists()
-    assert os.environ["DAGSTER_HOME"] == str(tmp_path)
-    monkeypatch.delenv("DAGSTER_HOME")
-    prepare_dagster_home(home)
-    assert os.environ["DAGSTER_HOME"] == str(home.dagster)
-    settings = home.dagster / "dagster.yaml"
-    assert yaml.safe_load(settings.read_text())["nux"] == {"enabled": False}
-    settings.write_text("telemetry: {enabled: false}\n")
-    monkeypatch.delenv("DAGSTER_HOME")
-    prepare_dagster_home(home)
-    assert settings.read_text() == "telemetry: {enabled: false}\n"
-
-
 @pytest.mark.parametrize("track", cascade())
 def test_a_job_keeps_its_own_configuration_beside_what_is_given(track, tmp_path):
     """Else `make run TRACK=refresh` would compare the model trained last, not the refreshed one."""
-    home = RarecHome.from_environment({"RAREC_HOME": str(tmp_path)})
+    home = Installation.from_environment({"RAREC_HOME": str(tmp_path)})
     job, config = _prepare("demo", track, '{"incoming_interactions": {}}' if track == "ingest" else "{}", home)
     assert job.name == track
     for asset, settings in cascade()[track][2].items():
@@ -69,8 +46,8 @@ def test_a_job_keeps_its_own_configuration_beside_what_is_given(track, tmp_path)
         ({"track": "demo"}, "error: unknown TRACK 'demo'"),  # its sensor would do what `everything` does
         ({"dataset": "ml-100"}, "error: Unknown data set 'ml-100' (did you mean 'ml-100k'?); known: amazon-beauty,"),
         ({"config": "{alpha: 1}"}, "error: CONFIG is not JSON: Expecting property name"),
-        ({"config": "[]"}, "error: CONFIG must hold settings by asset, not []. Example: CONFIG="),
-        ({"config": '{"raserec_finetuned": 3}'}, "error: CONFIG must hold settings by asset, not {"),
+        ({"config": "[]"}, "error: CONFIG must be an object of settings by asset, not []. Example: CONFIG="),
+        ({"config": '{"raserec_finetuned": 3}'}, "error: CONFIG must be an object of settings by asset, not {"),
         (
             {"config": '{"finetuned": {}}'},
             "error: CONFIG: TRACK=everything has no asset 'finetuned' (did you mean 'raserec_finetuned'?)",
@@ -127,7 +104,7 @@ def test_wrong_settings_of_jobs_of_one_step_are_told(track, config, message):
 @pytest.fixture
 def planted(tmp_path, monkeypatch):
     """The code location of this test's home, where two versions of demo's model were champion, and an old artifact."""
-    home = RarecHome.from_environment()
+    home = Installation.from_environment()
     defs = build_defs(home)
     monkeypatch.setattr("pipelines.definitions.defs", defs)
     registry = defs.resources["tracking"].registry("raserec", "demo")
@@ -146,7 +123,7 @@ def test_a_rollback_tells_what_serves_now_and_a_second_one_fails_in_one_line(pla
     main("demo", "rollback", '{"roll_back": {"track": "raserec"}}')
     assert registry.champion().number == 1
     lines = capsys.readouterr().out.splitlines()
-    assert "raserec_champion: version 1 serves now; before: version 2; rolled back" in lines
+    assert "raserec_champion: version 1 now serves; before: version 2; rolled back" in lines
     assert any(line.startswith("demo rollback: done in ") and "assets" not in line for line in lines)
     assert any(line.startswith("lists:  make run DATASET=demo TRACK=recommend ") for line in lines)
     with pytest.raises(SystemExit) as caught:
@@ -171,7 +148,7 @@ def test_clean_tells_its_verdicts_first_and_deletes_when_told(planted, capsys):
 
 def test_make_help_lists_all_that_track_may_be(tmp_path):
     with pytest.raises(InputError) as caught:
-        _prepare("demo", "no such", "{}", RarecHome.from_environment({"RAREC_HOME": str(tmp_path)}))
+        _prepare("demo", "no such", "{}", Installation.from_environment({"RAREC_HOME": str(tmp_path)}))
     known = str(caught.value).split("known: ")[1].split(", ")
     shown = subprocess.run(["make", "-s", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     (listed,) = [line for line in shown.splitlines() if line.startswith("TRACK:")]
@@ -180,7 +157,9 @@ def test_make_help_lists_all_that_track_may_be(tmp_path):
 
 def test_wrong_environment_ends_with_one_line(monkeypatch):
     monkeypatch.setenv("RAREC_NPROC", "two")
-    with pytest.raises(SystemExit, match=r"^error: RAREC_NPROC is 'two'; set it to a whole number\.$"):
+    with pytest.raises(
+        SystemExit, match=r"^error: RAREC_NPROC is two; it must be a whole number\. Correct or unset it\.$"
+    ):
         main("demo", "everything", "{}")
 
 
@@ -208,83 +187,3 @@ def test_the_command_ends_with_one_line_and_a_code(tmp_path):
     assert process.stdout == "demo, everything: starting\n"
     assert process.stderr.startswith("error: own.toml: [overrides.raserec_pretraining]: no such stage; stages with set")
     assert process.stderr.count("\n") == 1
-
-
-def test_the_pages_are_served_on_the_loopback_interface_alone(monkeypatch):
-    with socket.socket() as one, socket.socket() as other:
-        ports = []
-        for probe in (one, other):
-            probe.bind(("127.0.0.1", 0))
-            ports.append(str(probe.getsockname()[1]))
-    monkeypatch.setattr(os, "environ", {**os.environ, "DAGSTER_PORT": ports[0], "MLFLOW_PORT": ports[1]})
-    started = []
-    monkeypatch.setattr(ui, "run_together", started.extend)
-    ui.main()
-    dagster, mlflow = started
-    assert dagster[dagster.index("-h") + 1 : dagster.index("-p") + 2] == ["127.0.0.1", "-p", ports[0]]
-    assert mlflow[mlflow.index("--host") + 1 : mlflow.index("--port") + 2] == ["127.0.0.1", "--port", ports[1]]
-
-
-SERVE = """
-import sys
-from pipelines.ui import run_together
-run_together([[module] for module in sys.argv[1:]])
-"""
-
-
-@pytest.fixture
-def servers(tmp_path):
-    """Modules: `waits` starts a child and both would run for minutes; `fails` ends at once with code 3."""
-    (tmp_path / "waits.py").write_text(
-        "import subprocess, sys, time\n"
-        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(300)'], start_new_session=True)\n"
-        "open(f'{__file__}.{child.pid}', 'w').close()\n"
-        "time.sleep(300)\n"
-    )
-    (tmp_path / "fails.py").write_text(
-        "import glob, sys, time\nwhile not glob.glob(f'{sys.path[0]}/waits.py.*'): time.sleep(0.1)\nsys.exit(3)\n"
-    )
-
-    def start(*modules: str) -> subprocess.Popen:
-        environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"}
-        return subprocess.Popen(
-            [sys.executable, "-c", SERVE, *modules],
-            cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )  # fmt: skip
-
-    return start
-
-
-def grandchildren(tmp_path) -> list[int]:
-    return [int(path.suffix[1:]) for path in tmp_path.glob("waits.py.*")]
-
-
-def lives(pid: int) -> bool:
-    """Whether it runs; where nobody collects orphans, a dead one stays as a zombie."""
-    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-
-
-def wait_until(condition, seconds=60):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_pages_end_together_with_all_they_started(servers, tmp_path, number):
-    process = servers("waits", "waits")
-    wait_until(lambda: len(grandchildren(tmp_path)) == 2)
-    process.send_signal(number)
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 0, err
-    assert out == "ending both\n"
-    assert not any(map(lives, grandchildren(tmp_path)))
-
-
-def test_pages_end_when_one_of_them_fails(servers, tmp_path):
-    process = servers("waits", "fails")
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 1
-    assert "error: fails ended with exit code 3" in err
-    assert not any(map(lives, grandchildren(tmp_path)))

@@ -13,9 +13,9 @@ import psutil
 import pytest
 from dagster._daemon.monitoring.run_monitoring import execute_run_monitoring_iteration
 
-from pipelines.run import prepare_dagster_home
+from pipelines.dagster_home import prepare_dagster_home
 from pipelines.run_launcher_local import HOST_TAG, SKEW_S, LocalRunLauncher, _lives, _process_of
-from resources.settings import RarecHome
+from resources.settings import Installation
 
 WAITS = """
 import os, socket, time
@@ -41,7 +41,7 @@ def instance(tmp_path, monkeypatch):
     monkeypatch.delenv("DAGSTER_HOME", raising=False)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "waits.py").write_text(WAITS)
-    prepare_dagster_home(RarecHome.from_environment({"RAREC_HOME": str(tmp_path)}))
+    prepare_dagster_home(Installation.from_environment({"RAREC_HOME": str(tmp_path)}))
     with dg.DagsterInstance.get() as instance:
         yield instance
     del os.environ["DAGSTER_HOME"]

@@ -12,7 +12,7 @@ from pipelines import sensors
 from pipelines.sensors import follow_drift, notify_failure, notify_warning
 from resources.mlflow.registry import ModelRegistry, Version
 from resources.mlflow.tracking import MlflowTracking
-from resources.settings import RarecHome
+from resources.settings import Installation
 
 
 @dg.asset(partitions_def=dg.StaticPartitionsDefinition(["demo"]))
@@ -50,7 +50,7 @@ class Told:
     def __init__(self, instance, folder, address):
         self.instance = instance
         variables = {"RAREC_HOME": str(folder), "RAREC_WEBHOOK": address, "DAGSTER_PORT": "3333"}
-        self.home = RarecHome.from_environment(variables)
+        self.home = Installation.from_environment(variables)
         assert "secret" not in repr(self.home)
         self.sensors = {sensor.name: sensor for sensor in (notify_failure(self.home), notify_warning(self.home))}
         assets = [broken, unforeseen, doubtful]
@@ -253,7 +253,7 @@ def test_a_materialisation_reported_by_hand_is_no_report(followed):
 
 def test_a_report_on_a_champion_of_before_asks_for_nothing(followed):
     followed.report("refresh", 2)
-    assert followed.tick() == ([], "own: the newest drift_report is of version 2, not in use now")
+    assert followed.tick() == ([], "own: the newest drift_report measured version 2, which no longer serves")
     followed.report("tune", 1, dataset="demo", asset="rella_drift_report")  # of a model that has no champion
     followed.report("refresh", 3)
     assert followed.tick() == ([("own", "refresh")], "")
@@ -267,7 +267,7 @@ def test_while_mlflow_is_away_reports_wait(followed):
     followed.report("refresh", 3)
     followed.away = True
     for _ in range(2):
-        reason = "the champions cannot be looked up, this is tried again: connection refused"
+        reason = "the champions cannot be looked up; the next tick tries again: connection refused"
         assert followed.tick() == ([], reason)
         assert followed.cursor == before
     followed.away = False

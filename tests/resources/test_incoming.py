@@ -21,7 +21,7 @@ from fsspec.implementations.local import LocalFileSystem
 from rarec.data.incoming.ledger import Ledger, Seen
 from rarec.data.spec import builtin_specs
 from rarec.errors import InputError
-from resources.incoming import IncomingFiles, Report, ingest, withdraw
+from resources.incoming import IncomingFiles, Ingestion, ingest, withdraw
 
 SPEC = builtin_specs()["ml-100k"]
 
@@ -193,7 +193,7 @@ def test_a_ledger_that_cannot_be_written_keeps_what_was_judged_before(arrivals, 
     def full(_):
         raise OSError("No space left on device")
 
-    monkeypatch.setattr("rarec.data.incoming.ledger._parquet", full)
+    monkeypatch.setattr("rarec.data.incoming.ledger.as_parquet", full)
     with pytest.raises(OSError, match="No space"):
         arrivals.take_in(WIDE, judge_again=True)
     assert arrivals.ledger.state() == before
@@ -225,7 +225,7 @@ def test_a_correction_takes_the_place_of_what_is_withdrawn(arrivals):
     with sqlite3.connect(arrivals.ledger.folder / "ledger.sqlite") as database:
         parts = [pd.read_parquet(io.BytesIO(content)) for (content,) in database.execute("SELECT content FROM parts")]
     assert [len(part) for part in parts] == [4]
-    with pytest.raises(InputError, match="1 files were withdrawn while this run was about to read them; run it again"):
+    with pytest.raises(InputError, match="1 files were withdrawn just before this run could read them; run it again"):
         arrivals.ledger.read(before)
     line = arrivals.ledger.files().set_index("names").loc["b.csv"]
     assert (line["sha256"], line["rows"], line["withdrawn"][:3]) == (wrong, 10, "202")
@@ -234,7 +234,7 @@ def test_a_correction_takes_the_place_of_what_is_withdrawn(arrivals):
     assert arrivals.rows() == sorted(TOLD[:4] + TOLD)
     corrected = arrivals.ledger.state()
     assert withdraw(arrivals.ledger, [wrong[:8].upper(), wrong]) == []  # it is already, and a retry may ask again
-    with pytest.raises(InputError, match=r"'b.csv' stands for 2 contents, so give the beginning of one's hash.*withdr"):
+    with pytest.raises(InputError, match=r"'b.csv' matches 2 contents; give the beginning of a hash instead.*withdr"):
         withdraw(arrivals.ledger, ["b.csv"])
     assert arrivals.ledger.state() == corrected
 
@@ -247,7 +247,7 @@ def test_a_withdrawn_content_comes_back_when_it_is_judged_again_only(arrivals):
     arrivals.drop("b.csv", WRONG)
     (judged,) = arrivals.take_in().judged
     assert judged["verdict"].startswith("withdrawn 202")
-    assert judged["verdict"].endswith("and not taken in again")
+    assert judged["verdict"].endswith("not accepted again")
     assert arrivals.rows() == []
     assert withdraw(arrivals.ledger, ["b.csv"]) == []
     (judged,) = arrivals.take_in(judge_again=True).judged  # one file a content
@@ -275,7 +275,7 @@ def test_with_a_file_that_grew_goes_what_it_began_as(arrivals):
     assert arrivals.ledger.files()["withdrawn"].notna().tolist() == [True, True, True, False]
     assert withdraw(arrivals.ledger, ["a.csv"]) == []
     arrivals.drop("a.csv", ROWS[:3])  # as it was before something wrong was written behind it
-    assert "not taken in again" in arrivals.take_in().judged[0]["verdict"]
+    assert "not accepted again" in arrivals.take_in().judged[0]["verdict"]
     arrivals.take_in(judge_again=True)
     assert arrivals.rows() == sorted([*TOLD[:3], ("1", "60", ROWS[0][3])])
     arrivals.drop("a.csv", ROWS[:5])
@@ -286,10 +286,13 @@ def test_with_a_file_that_grew_goes_what_it_began_as(arrivals):
 @pytest.mark.parametrize(
     ("wanted", "problem"),
     [
-        ("c.csv", r"'c.csv' is neither a file's name nor the beginning \(4 characters or more\) of a content's hash"),
+        (
+            "c.csv",
+            r"'c.csv' is neither the name of a file nor the beginning \(4 characters or more\) of a content's hash",
+        ),
         ("", "'' is neither"),
         ("0", "'0' is neither"),
-        ("twice.csv", "'twice.csv' stands for 2 contents, so give the beginning of one's hash"),
+        ("twice.csv", "'twice.csv' matches 2 contents; give the beginning of a hash instead"),
         ("refused.csv", "'refused.csv' is neither"),
     ],
 )
@@ -309,19 +312,19 @@ def test_what_names_nothing_or_two_withdraws_nothing(arrivals, wanted, problem):
 
 
 def test_nothing_can_be_withdrawn_before_anything_is_taken_in(arrivals):
-    with pytest.raises(InputError, match=r"withdraw: 'a.csv' names nothing; no file was taken in yet"):
+    with pytest.raises(InputError, match=r"withdraw: 'a.csv' is unknown, as no file has been ingested yet"):
         withdraw(arrivals.ledger, ["a.csv"])
     arrivals.ledger.look([Seen("a.csv", 1, "")], 0.0, 0.0)
-    with pytest.raises(InputError, match=r"'a.csv' is neither .* There is none\. Nothing was withdrawn"):
+    with pytest.raises(InputError, match=r"'a.csv' is neither .* Known contents: none\. Nothing was withdrawn"):
         withdraw(arrivals.ledger, ["a.csv"])
 
 
 def test_a_hash_beginning_of_two_contents_withdraws_neither(arrivals, monkeypatch):
-    monkeypatch.setattr("rarec.data.incoming.ledger.HASH_LEAST", 0)
+    monkeypatch.setattr("rarec.data.incoming.withdrawal.HASH_LEAST", 0)
     arrivals.drop("a.csv", ROWS)
     arrivals.drop("b.csv", WRONG)
     arrivals.take_in()
-    with pytest.raises(InputError, match=r"withdraw: '' stands for 2 contents.*\(b.csv: .*\(a.csv: "):
+    with pytest.raises(InputError, match=r"withdraw: '' matches 2 contents.*\(b.csv: .*\(a.csv: "):
         withdraw(arrivals.ledger, [""])
     assert len(arrivals.rows()) == 20
 
@@ -334,9 +337,9 @@ def test_a_process_killed_while_it_withdraws_has_withdrawn_nothing(arrivals):
     before, files, rows = arrivals.ledger.state(), arrivals.ledger.files(), arrivals.rows()
     bad = arrivals.ledger.read(before).bad
     assert len(bad) == 1
-    kill = (
-        "import os, signal, sys; from pathlib import Path; from rarec.data import ledger; "
-        "ledger._parquet = lambda _: os.kill(os.getpid(), signal.SIGKILL); "  # bad rows are deleted, good ones not yet
+    kill = (  # when bad rows are deleted and good ones are not yet
+        "import os, signal, sys; from pathlib import Path; from rarec.data.incoming import ledger, withdrawal; "
+        "withdrawal.as_parquet = lambda _: os.kill(os.getpid(), signal.SIGKILL); "
         "ledger.Ledger(Path(sys.argv[1])).withdraw(['b.csv'])"
     )
     root = Path(__file__).parents[2]
@@ -380,17 +383,6 @@ def test_what_is_being_judged_again_is_withdrawn_after_that(arrivals):
     assert arrivals.ledger.files()["withdrawn"].notna().tolist() == [True, True]
 
 
-def test_a_ledger_of_before_withdrawals_is_gone_on_with(arrivals):
-    arrivals.drop("a.csv", ROWS)
-    arrivals.take_in()
-    before = arrivals.ledger.state()
-    with sqlite3.connect(arrivals.ledger.folder / "ledger.sqlite") as database:
-        database.execute("DROP TABLE withdrawals")
-    assert arrivals.ledger.state() == before
-    assert withdraw(arrivals.ledger, ["a.csv"]) == ["a.csv"]
-    assert arrivals.rows() == []
-
-
 def test_a_file_that_changes_has_not_settled_whatever_the_clock_says(arrivals):
     arrivals.drop("a.csv", ROWS[:5])
     assert arrivals.ledger.look(arrivals.source.listing(), 1000.0, 60) == ([], arrivals.source.listing())
@@ -420,7 +412,7 @@ def test_a_name_with_other_content_is_another_file(arrivals):
     version = arrivals.ledger.state().version
     arrivals.drop("a.csv", ROWS[:4])  # as at first: nothing new
     (judged,) = arrivals.take_in().judged
-    assert judged["verdict"] == "known already, under another name or from an earlier look"
+    assert judged["verdict"] == "already known, under another name or from an earlier ingestion"
     assert arrivals.ledger.state().version == version
 
 
@@ -628,7 +620,7 @@ def test_two_ingestions_at_once_judge_each_file_once(arrivals):
     for number in range(60):
         arrivals.drop(f"{number:02}.csv", [(str(number + 1), "50", 4, 893_000_000)])
     settled, _ = arrivals.ledger.look(arrivals.source.listing(), 0.0, 0.0)
-    reports: list[Report] = []
+    reports: list[Ingestion] = []
 
     def work():
         reports.append(ingest(arrivals.source, Ledger(arrivals.ledger.folder), SPEC, settled, batch_files=5))

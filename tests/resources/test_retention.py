@@ -4,7 +4,8 @@ import time
 import fsspec
 import pytest
 
-from resources.artifacts.store import ArtifactStore, fingerprint
+from resources.artifacts.identity import fingerprint
+from resources.artifacts.store import ArtifactStore
 from resources.retention import judge_artifacts, judge_work, remove
 
 
@@ -89,7 +90,7 @@ def test_working_folders_stay_while_they_are_young_or_busy(tmp_path):
         os.utime(tmp_path / "model" / name / "log.txt", (long_ago, long_ago))
     verdicts = judge_work(tmp_path, 30, lambda folder: folder.name == "busy")
     assert {path.name: verdict.kept_for for path, verdict in verdicts.items()} == {
-        "busy": "a run works in it",
+        "busy": "a run is using it",
         "old": "",
         "young": "younger than 30 days",
     }

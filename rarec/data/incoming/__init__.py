@@ -1,1 +1,1 @@
-"""Files that arrive after publication: parsed, merged, and the ledger of what came out."""
+"""Interactions that arrive after a data set was published. Read in this order: rows, parse, ledger, merge."""

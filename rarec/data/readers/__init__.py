@@ -1,1 +1,1 @@
-"""One module a published format; `rarec.data.raw.read_raw` chooses among them."""
+"""One module per published format; `rarec.data.raw.read_raw` chooses among them."""

@@ -1,4 +1,4 @@
-"""Amazon reviews of 2014 (McAuley), gzipped: reviews, a JSON object a line, and products, a Python literal a line."""
+"""Amazon reviews of 2014 (McAuley), gzipped: one JSON object per review, and one Python literal per product."""
 
 import ast
 import json
@@ -22,9 +22,9 @@ ASIN = re.compile(rb"'asin': '([^']*)'")
 
 
 def read(files: dict[Role, Path], spec: DatasetSpec, quarantine: Quarantine) -> dict[Role, pd.DataFrame]:
-    """Tables by role. Of the products only those reviewed are kept: the file lists a category's whole catalogue.
+    """Tables by role. Only reviewed products are kept: the file lists the whole catalogue of a category.
 
-    Keys are kept as columns: strings as they are, anything else as JSON. `category` is the first category path.
+    All keys become columns: strings as they are, other values as JSON. `category` is the first category path.
     """
     reviews = _reviews(files["interactions"], spec, quarantine)
     tables: dict[Role, pd.DataFrame] = {"interactions": reviews}
@@ -42,7 +42,7 @@ def _reviews(path: Path, spec: DatasetSpec, quarantine: Quarantine) -> pd.DataFr
 def _products(path: Path, spec: DatasetSpec, wanted: set[str], quarantine: Quarantine) -> pd.DataFrame:
     def of_interest() -> Iterator[bytes]:
         for line in gzip_lines(path):
-            # Parsing a literal costs a hundred times this search; a line where it finds nothing is parsed and judged.
+            # Parsing a literal takes a hundred times as long as this search. Lines without a match are parsed.
             asin = ASIN.search(line)
             yield b"" if asin and asin[1].decode("latin-1") not in wanted else line
 
@@ -63,7 +63,7 @@ def _records(
     required: tuple[str, ...],
     quarantine: Quarantine,
 ) -> list[tuple[int, dict[str, Any]]]:
-    """(line number, object) of every line that is an object with the required keys."""
+    """(line number, object) of each line that is an object with the required keys."""
     records = []
     count = 0
     for count, raw in enumerate(lines, start=1):
@@ -72,9 +72,9 @@ def _records(
         text = raw.decode("utf-8", errors="replace").strip()
         try:
             record = parse(text)
-        # literal_eval raises any of these on a line that is no literal.
+        # literal_eval may raise any of these.
         except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-            quarantine.add(path.name, count, "not one object a line", text)
+            quarantine.add(path.name, count, "not one object per line", text)
             continue
         missing = [key for key in required if not isinstance(record, dict) or record.get(key) is None]
         if missing:
@@ -88,9 +88,9 @@ def _records(
 
 
 def _table(rows: list[tuple[int, dict[str, Any]]], path: Path) -> pd.DataFrame:
-    """Strings under every key met, "" where a row lacks it, and the line number of each row."""
+    """A column of strings for every key, "" if a row lacks it, and the line number of each row."""
     if not rows:
-        raise InputError(f"{path.name}: none of its rows can be used; is it the file that belongs to the other one?")
+        raise InputError(f"{path.name}: no row can be used; check that both files belong to the same category.")
     names = dict.fromkeys(key for _, row in rows for key in row)
 
     def text(value: object) -> str:
@@ -103,7 +103,7 @@ def _table(rows: list[tuple[int, dict[str, Any]]], path: Path) -> pd.DataFrame:
 
 
 def _typed(table: pd.DataFrame, path: Path, spec: DatasetSpec, quarantine: Quarantine) -> pd.DataFrame:
-    """The table with its id, rating and time columns converted; rows that cannot be go to the quarantine."""
+    """Convert the id, rating and time columns; quarantine the rows where that fails."""
     lines = table.pop("line").to_numpy()
     bad = np.zeros(len(table), dtype=bool)
     columns = []

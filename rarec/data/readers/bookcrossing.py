@@ -24,7 +24,7 @@ COLUMNS: dict[Role, dict[str, str]] = {
 
 
 def read(files: dict[Role, Path], spec: DatasetSpec, quarantine: Quarantine) -> dict[Role, pd.DataFrame]:
-    """Tables by role; the image addresses of the books keep their published column names."""
+    """Tables by role. The addresses of the books' images keep their published column names."""
     return {
         role: read_delimited(path, LAYOUT, COLUMNS[role], (), lambda name: make_column(name, spec), quarantine)
         for role, path in files.items()

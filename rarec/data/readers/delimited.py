@@ -1,9 +1,9 @@
-"""Delimited text read in blocks: bounded memory, exact line numbers, bad rows set aside.
+"""Reading delimited text in blocks: bounded memory, exact line numbers, bad rows quarantined.
 
-A block of whole lines goes through pyarrow's CSV parser. Where that cannot be trusted to keep one row a line (a quote
-left open, a lone carriage return, bytes that are not UTF-8), the block is read again line by line, slowly, and each bad
-line is named. Lines that one quoted value spans are one row, of the first one's number; a quote that nothing closes
-costs its own line only.
+A block of complete lines goes through pyarrow's CSV parser. If pyarrow may have lost track of lines (an open quote, a
+lone carriage return, bytes that are not UTF-8), the block is read again line by line, slowly, to find each bad line.
+Lines that a quoted value spans are one row, numbered by the first line. A quote that is never closed spoils only its
+own line.
 """
 
 import csv
@@ -22,12 +22,12 @@ from rarec.data.quarantine import Quarantine
 from rarec.data.sources.files import count_lines
 from rarec.errors import InputError
 
-BLOCK = 16 << 20  # bytes; large enough for vectors, small beside the data
-STAND_IN = b"\x1f"  # pyarrow takes one-byte delimiters only: `::` becomes the ASCII unit separator
-ROWS_WITHIN = 3  # so many whole rows in a value, and nothing else, are no value: the quote before them was left open
+BLOCK = 16 << 20  # bytes; large enough for vectorised work, small compared with the data
+STAND_IN = b"\x1f"  # ASCII unit separator, in place of `::`: pyarrow takes only one-byte delimiters
+ROWS_WITHIN = 3  # a value of this many complete rows and nothing else means that a quote was left open
 UTF8_MARK = b"\xef\xbb\xbf"
 MakeColumn = Callable[[str], Column]
-# Strings of each column, the line (from 0) of each row, and (line, reason) of the lines with a wrong shape.
+# Strings of each column, the line (from 0) of each row, and (line, reason) of each line with a wrong shape.
 Rows = tuple[list[pa.Array], np.ndarray, list[tuple[int, str]]]
 
 
@@ -36,11 +36,11 @@ class Layout:
     """How a delimited text file is written.
 
     Attributes:
-        delimiter: what stands between two values.
-        names: published column names, in order; None if the first line holds them.
+        delimiter: Text between two values.
+        names: Published column names, in order; None if they are in the first line.
         encoding: "utf-8" or "latin-1".
-        quoted: values may stand in double quotes.
-        escape: character before a quote inside a quoted value, besides the doubled quote.
+        quoted: Whether values may be in double quotes.
+        escape: Character that escapes a quote inside a quoted value, apart from doubling it.
     """
 
     delimiter: str
@@ -59,7 +59,7 @@ def read_delimited(
     quarantine: Quarantine,
     block_size: int = BLOCK,
 ) -> pd.DataFrame:
-    """Table of the file's readable rows, in file order. Arguments and errors: `read_columns`; no rows are an error."""
+    """Table of the file's readable rows, in file order. See `read_columns`; a file without rows is also an error."""
     columns = read_columns(path, layout, rename, required, make_column, quarantine, block_size)
     table = pd.DataFrame({name: column.finish() for name, column in columns.items()})
     if not len(table):
@@ -80,17 +80,18 @@ def read_columns(
     """Columns of the file's readable rows, in file order, ready to be finished.
 
     Args:
-        path: the file.
-        layout: how it is written.
-        rename: published column name -> ours; other columns keep their names.
-        required: our names that must be there.
-        make_column: builder of each column, by our name.
-        quarantine: takes the unreadable rows.
-        block_size: bytes parsed at a time.
-        kept_lines: takes the line numbers of the readable rows, block by block.
+        path: The file.
+        layout: How it is written.
+        rename: Published column name -> ours; other columns keep their names.
+        required: Our names of columns that must be there.
+        make_column: Returns a builder for a column, by our name.
+        quarantine: Receives the unreadable rows.
+        block_size: Bytes parsed at a time.
+        kept_lines: Receives the line numbers of the readable rows, block by block.
 
     Raises:
-        InputError: a required column missing, UTF-8 where the layout says latin-1, or too many unreadable rows.
+        InputError: A required column is missing, the text is UTF-8 but the layout says latin-1, or too many rows are
+            unreadable.
     """
     total, kept = count_lines(path), 0
     with path.open("rb") as stream:
@@ -123,13 +124,13 @@ def read_columns(
                 kept_lines.append(line + lines[~bad])
             kept += int((~bad).sum())
             line += _count(block)
-            # Checked against the whole file at once, so that a wholly unreadable one is not hoarded line by line.
+            # Checked after each block, so that an unreadable file is not collected line by line.
             quarantine.check(path.name, total)
     if utf8 and utf8.confirmed:
         raise InputError(
-            f"{path.name}: the text is UTF-8, but this format is read as latin-1, which would garble its accented "
-            f"letters. Use the file as published, convert it (iconv -f UTF-8 -t LATIN1 {path.name}), or, for a recbole "
-            "source, set its `encoding` to utf-8."
+            f"{path.name}: the text is UTF-8, but this format is read as latin-1, which would garble accented letters. "
+            f"Use the file as published, convert it (iconv -f UTF-8 -t LATIN1 {path.name}), or set `encoding` to utf-8 "
+            "if it is a recbole source."
         )
     quarantine.check(path.name, kept + quarantine.count(path.name))
     return dict(zip(names, columns, strict=True))
@@ -147,15 +148,15 @@ def _our_names(
             raise InputError(_missing(path, name, published, layout))
     repeated = {name for name in names if names.count(name) > 1}
     if repeated:
-        raise InputError(f"{path.name}: two columns are called {sorted(repeated)[0]!r}; correct the column mapping.")
+        raise InputError(f"{path.name}: two columns have the name {sorted(repeated)[0]!r}; correct the column mapping.")
     return names
 
 
 def _missing(path: Path, name: str, published: tuple[str, ...], layout: Layout) -> str:
     found = ", ".join(repr(column) for column in published)
     return (
-        f"{path.name}: no column {name!r} in its first line, which has {found} when split at {layout.delimiter!r}. "
-        "Check the file's delimiter, encoding and header, or the data set's column mapping if it has one."
+        f"{path.name}: the first line has no column {name!r}; split at {layout.delimiter!r}, it has {found}. Check the "
+        "file's delimiter, encoding and header, and the data set's column mapping if it has one."
     )
 
 
@@ -169,7 +170,7 @@ def _header(line: bytes, layout: Layout) -> tuple[str, ...]:
 
 
 def _blocks(stream: BinaryIO, size: int) -> Iterator[bytes]:
-    """Blocks of whole lines."""
+    """Blocks of complete lines."""
     held: list[bytes] = []
     while chunk := stream.read(size):
         cut = chunk.rfind(b"\n") + 1
@@ -183,10 +184,10 @@ def _blocks(stream: BinaryIO, size: int) -> Iterator[bytes]:
 
 
 class _Utf8Suspicion:
-    """Whether a file read as latin-1 was meant as UTF-8.
+    """Whether a file that is read as latin-1 is really UTF-8.
 
-    Any bytes are valid latin-1. Ones that are valid UTF-8 as well, throughout the file, are no coincidence; a single
-    such pair may be.
+    All bytes are valid latin-1. If a whole file is valid UTF-8, too, that is no coincidence, unless it has only one
+    character beyond ASCII.
     """
 
     def __init__(self) -> None:
@@ -194,7 +195,7 @@ class _Utf8Suspicion:
         self._valid = True
 
     def look(self, block: bytes) -> None:
-        """Take a block of whole lines into account."""
+        """Look at a block of complete lines."""
         if self._valid and not block.isascii():
             try:
                 self._accents += sum(not character.isascii() for character in block.decode("utf-8"))
@@ -203,7 +204,7 @@ class _Utf8Suspicion:
 
     @property
     def confirmed(self) -> bool:
-        """Whether all that was looked at is UTF-8 and holds two characters beyond ASCII at least."""
+        """Whether everything so far is UTF-8, with at least two characters beyond ASCII."""
         return self._valid and self._accents >= 2
 
 
@@ -212,7 +213,7 @@ def _count(block: bytes) -> int:
 
 
 def _line_texts(block: bytes, layout: Layout) -> Callable[[int], str]:
-    """Function giving line `number` (from 0) of the block to show a person; splits the block when first asked."""
+    """A function that returns line `number` (from 0) of the block as text. It splits the block on its first call."""
     lines: list[bytes] = []
 
     def text(number: int) -> str:
@@ -224,7 +225,7 @@ def _line_texts(block: bytes, layout: Layout) -> Callable[[int], str]:
 
 
 def _parsed(stream: BinaryIO, size: int, names: list[str], layout: Layout) -> Iterator[tuple[bytes, Rows]]:
-    """Blocks of whole lines and what stands in them; the lines of a value that a block leaves open begin the next."""
+    """Blocks of complete lines and their rows. Lines of a value that is still open begin the next block."""
     rest = b""
     for chunk in _blocks(stream, size):
         block = rest + chunk
@@ -236,13 +237,13 @@ def _parsed(stream: BinaryIO, size: int, names: list[str], layout: Layout) -> It
 
 
 def _parse(block: bytes, names: list[str], layout: Layout) -> tuple[Rows, bytes]:
-    """What stands in the block, and the lines at its end that belong to a value still open there."""
+    """The rows of the block, and the lines at its end that belong to a value that is still open."""
     fast = _parse_fast(block, names, layout)
     return _parse_slowly(block, names, layout, last=False) if fast is None else (fast, b"")
 
 
 def _parse_fast(block: bytes, names: list[str], layout: Layout) -> Rows | None:
-    """As `_parse`; None where rows and lines may differ, or the text is not in its encoding."""
+    """Like `_parse`; None if rows and lines may differ, or the text is not in its encoding."""
     if block.count(b"\r") != block.count(b"\r\n"):
         return None
     data, delimiter = block, layout.delimiter
@@ -286,7 +287,7 @@ def _parse_fast(block: bytes, names: list[str], layout: Layout) -> Rows | None:
 
 
 def _parse_slowly(block: bytes, names: list[str], layout: Layout, last: bool) -> tuple[Rows, bytes]:
-    """As `_parse`, one line at a time; the `last` block leaves nothing for another."""
+    """Like `_parse`, one line at a time. The `last` block leaves no lines over."""
     rows: list[list[str]] = []
     lines: list[int] = []
     failures: list[tuple[int, str]] = []
@@ -338,9 +339,10 @@ def _split(text: str, layout: Layout) -> list[str]:
 
 
 def _join(texts: list[bytes], number: int, width: int, layout: Layout) -> tuple[list[str], int]:
-    """Values of the row of several lines that begins in line `number`, and how many it spans.
+    """Values of a row that begins in line `number` and spans several lines, and how many.
 
-    None and 1 where no quote is open or it is so by mistake; none and 0 where it is still open behind the last line.
+    Returns no values and 1 if no quote is open, or one was left open by mistake; no values and 0 if the quote is still
+    open after the last line.
     """
 
     def following() -> Iterator[str]:

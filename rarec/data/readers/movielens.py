@@ -10,7 +10,7 @@ from rarec.data.quarantine import Quarantine
 from rarec.data.readers.delimited import Layout, read_delimited
 from rarec.data.spec import DatasetSpec, Role
 
-# ml-1m publishes codes; these are the labels of its README.
+# ml-1m has codes; these are the labels from its README.
 OCCUPATIONS = (
     "other or not specified",
     "academic/educator",
@@ -83,7 +83,7 @@ def _read(
 
 
 def read_dat(files: dict[Role, Path], spec: DatasetSpec, quarantine: Quarantine) -> dict[Role, pd.DataFrame]:
-    """ml-1m. `occupation` gets its published label, and `age_group` the label of the age code."""
+    """ml-1m. `occupation` becomes the published label, and `age_group` the label of the age code."""
     names: dict[Role, tuple[str, ...]] = {
         "interactions": RATINGS,
         "items": ("item_id", "title", "genres"),
@@ -101,7 +101,7 @@ def read_dat(files: dict[Role, Path], spec: DatasetSpec, quarantine: Quarantine)
 
 
 def read_100k(files: dict[Role, Path], spec: DatasetSpec, quarantine: Quarantine) -> dict[Role, pd.DataFrame]:
-    """ml-100k. The 19 genre flags become one `genres` column; "unknown" is none."""
+    """ml-100k. The genre flags become one `genres` column, without "unknown"."""
     items = ("item_id", "title", "release_date", "video_release_date", "imdb_url", *GENRES_100K)
     layouts: dict[Role, Layout] = {
         "interactions": Layout("\t", RATINGS),

@@ -1,7 +1,7 @@
 """RecBole atomic files: tab-separated, a typed header (`user_id:token`), UTF-8 unless the data set says otherwise.
 
-The general form to bring one's own data in: `.inter` with user_id and item_id, optionally rating and timestamp; `.item`
-and `.user` with any columns. Published names are mapped to ours by the data set's `columns`.
+This is the form for your own data: `.inter` with user_id, item_id and optionally rating and timestamp; `.item` and
+`.user` with any columns. The data set's `columns` map your names to ours.
 """
 
 from pathlib import Path
@@ -34,7 +34,7 @@ def _read_file(role: Role, path: Path, spec: DatasetSpec, source: SourceSpec, qu
     rename = dict(source.columns.get(role, {}))
     unknown = sorted(set(rename) - set(types))
     if unknown:
-        raise InputError(f"{path.name}: no column {unknown[0]!r} in its first line, which has {', '.join(types)}.")
+        raise InputError(f"{path.name}: the first line has no column {unknown[0]!r}; it has {', '.join(types)}.")
     required = KEYS[role]
     if role == "interactions":
         time = time_column(spec, source)
@@ -42,12 +42,12 @@ def _read_file(role: Role, path: Path, spec: DatasetSpec, source: SourceSpec, qu
             rename["timestamp"] = "order"
         if time and time not in [rename.get(name, name) for name in types]:
             raise InputError(
-                f'{path.name}: no column for the time; map one to `{time}`, or set time = "none" for the data set.'
+                f'{path.name}: there is no time column; map one to `{time}`, or set time = "none" for the data set.'
             )
         if time:
             required = (*required, time)
         elif "timestamp" in types:
-            raise InputError(f'{path.name}: has a `timestamp` column although the data set says time = "none".')
+            raise InputError(f'{path.name}: has a `timestamp` column, but the data set says time = "none".')
     numeric = {rename.get(name, name) for name, kind in types.items() if kind == "float"}
 
     def make(name: str) -> Column:
@@ -70,8 +70,8 @@ def _header(path: Path, encoding: str) -> dict[str, str]:
         name, colon, kind = field.partition(":")
         if not colon or kind not in TYPES:
             raise InputError(
-                f"{path.name}: {field!r} in its first line is no RecBole column; tab-separated name:type is "
-                f"expected, with type one of {', '.join(TYPES)}."
+                f"{path.name}: {field!r} in the first line is not a RecBole column; expected is tab-separated "
+                f"name:type, with one of the types {', '.join(TYPES)}."
             )
         types[name] = kind
     return types

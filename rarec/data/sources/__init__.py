@@ -1,1 +1,1 @@
-"""Where published files come from: folders, downloads, archives, or made here."""
+"""Where published files come from: folders, downloads, archives, or a generator."""

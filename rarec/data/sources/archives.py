@@ -1,4 +1,4 @@
-"""Official archives (zip, tar) unpacked into a cache folder: only the files asked for, nothing outside the folder."""
+"""Unpacking published archives (zip, tar) into a cache folder: only wanted files, and nothing outside the folder."""
 
 import gzip
 import hashlib
@@ -16,12 +16,12 @@ from rarec.data.sources.files import check_file, sha256_of, whole_folder
 from rarec.errors import InputError
 
 SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz")
-# Rating files shrink five- to tenfold; far above that the archive is a bomb, not data.
+# Rating files compress five- to tenfold. Far above that, the archive is a zip bomb.
 LARGEST_RATIO = 100
 SMALL = 1 << 20
-# Python unpacks the others of a zip without bound, however little is asked for.
+# Python unpacks other methods without a limit, however little is read.
 ZIP_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-# RuntimeError: a zip encrypted or packed in a way unknown to Python. A full disk (OSError) is no fault of the archive.
+# RuntimeError: a zip that is encrypted, or packed in a way unknown to Python. OSError is missing: the disk may be full.
 DAMAGED = (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile, RuntimeError)
 
 
@@ -35,22 +35,22 @@ class _Member:
 
 
 def find_archives(folder: Path) -> list[Path]:
-    """Archives lying in the folder, by name."""
+    """Archives in the folder, by name."""
     return sorted(path for path in folder.iterdir() if path.name.lower().endswith(SUFFIXES) and path.is_file())
 
 
 def unpack(archive: Path, wanted: set[str], cache: Path) -> Path:
-    """Folder inside `cache` with those `wanted` file names that the archive holds, whatever their folder in it.
+    """Unpack the `wanted` file names, from whatever folder in the archive, into a folder inside `cache`.
 
-    The folder is named after the archive's content and the names wanted, and appears whole or not at all; a second
-    call reuses it.
+    The folder is named after the archive's content and the wanted names. It appears complete or not at all, and a
+    second call reuses it.
 
     Raises:
-        InputError: damaged or cut short; a path leading outside, or a link; two files of one wanted name; or
-            suspiciously large content.
+        InputError: The archive is damaged, holds a link or a path that leads outside, two files with the same wanted
+            name, or suspiciously large content.
     """
     check_file(archive)
-    # Another wish list of the same archive is another folder: a name added to it must not be missed.
+    # Other wanted names make another folder, so that added names are not missed.
     names = hashlib.sha256("\0".join(sorted(wanted)).encode()).hexdigest()
     target = cache / "unpacked" / f"{archive.name.split('.')[0]}-{sha256_of(archive)[:16]}-{names[:8]}"
     if target.is_dir():
@@ -60,12 +60,12 @@ def unpack(archive: Path, wanted: set[str], cache: Path) -> Path:
             with _members(archive) as members:
                 _extract(archive, members, wanted, folder)
         except DAMAGED as error:
-            raise InputError(f"{archive}: damaged or cut short ({error}); get a complete copy of it.") from error
+            raise InputError(f"{archive}: damaged or incomplete ({error}); get a complete copy of it.") from error
     return target
 
 
 class _Bounded:
-    """What a compressed tar unpacks to, up to a size: headers alone may be a bomb, and tarfile reads them whole."""
+    """The content of a tar, up to a size: tarfile reads headers whole, so headers alone can be a bomb."""
 
     def __init__(self, stream: IO[bytes], archive: Path) -> None:
         self._stream = stream
@@ -84,7 +84,7 @@ class _Bounded:
         return self._stream.tell()
 
     def _check(self, position: int) -> None:
-        # tarfile asks for whole blocks, also behind the end.
+        # tarfile reads whole blocks, even beyond the end.
         if position > self._most + tarfile.RECORDSIZE:
             raise _too_large(self._archive)
 
@@ -95,8 +95,8 @@ def _largest_content(archive: Path) -> int:
 
 def _too_large(archive: Path) -> InputError:
     return InputError(
-        f"{archive}: its files are more than {LARGEST_RATIO} times its size; not unpacked. Unpack it by hand if it is "
-        "right."
+        f"{archive}: its files are more than {LARGEST_RATIO} times as large as the archive, so it was not unpacked. If "
+        "that is right, unpack it yourself."
     )
 
 
@@ -105,20 +105,20 @@ def _extract(archive: Path, members: Iterator[_Member], wanted: set[str], folder
     for member in members:
         path = PurePosixPath(member.name.replace("\\", "/"))
         if path.is_absolute() or ".." in path.parts or member.is_link:
-            raise InputError(f"{archive}: holds {member.name!r}, a link or a path leading outside; not unpacked.")
+            raise InputError(f"{archive}: not unpacked, as {member.name!r} is a link or a path that leads outside.")
         if not member.is_file or path.name not in wanted or "__MACOSX" in path.parts:
             continue
         target = folder / path.name
         if target.exists():
-            raise InputError(f"{archive}: holds two files called {path.name!r}; unpack the right one by hand.")
+            raise InputError(f"{archive}: holds two files named {path.name!r}; unpack the right one yourself.")
         left -= member.size
         if left < 0:
             raise _too_large(archive)
         with member.open() as stream, target.open("wb") as copy:
-            # Neither zip nor tar yields more than the size it declares; both raise if it yields less.
+            # Neither zip nor tar yields more than the declared size; both raise if there is less.
             shutil.copyfileobj(stream, copy)
         if target.stat().st_size != member.size:
-            raise InputError(f"{archive}: {path.name!r} is cut short; get a complete copy of the archive.")
+            raise InputError(f"{archive}: {path.name!r} is incomplete; get a complete copy of the archive.")
 
 
 @contextmanager
@@ -135,10 +135,10 @@ def _members(archive: Path) -> Iterator[Iterator[_Member]]:
 
 
 def _zip_member(file: zipfile.ZipFile, info: zipfile.ZipInfo) -> _Member:
-    # Unix mode in the upper half; 0o12 is a symbolic link.
+    # The upper half is the Unix mode; 0o12 is a symbolic link.
     is_link = (info.external_attr >> 28) == 0o12
     if info.compress_type not in ZIP_METHODS:
-        raise zipfile.BadZipFile(f"{info.filename} is neither stored nor deflated")
+        raise zipfile.BadZipFile(f"{info.filename} is compressed by a method other than deflate")
     return _Member(info.filename, not info.is_dir(), is_link, info.file_size, lambda: file.open(info))
 
 
@@ -146,7 +146,7 @@ def _tar_member(file: tarfile.TarFile, info: tarfile.TarInfo) -> _Member:
     def open_() -> IO[bytes]:
         stream = file.extractfile(info)
         if stream is None:
-            raise tarfile.TarError(f"{info.name} is no regular file")
+            raise tarfile.TarError(f"{info.name} is not a regular file")
         return stream
 
     is_link = info.issym() or info.islnk() or info.isdev()

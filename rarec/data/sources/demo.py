@@ -1,16 +1,16 @@
-"""The demo data set: films, viewers and ratings made up here, written in the published form of MovieLens-1M.
+"""The demo data set: made-up films, viewers and ratings, written in the format of MovieLens-1M.
 
-How it comes about (all of it drawn from one seed):
+Everything is drawn from one seed:
 
-- A film has a theme (hence a main genre), perhaps a second genre, a quality, a popularity (long-tailed) and a few
-  *followers*: its sequel, films of its theme and a few others.
-- A viewer has a taste over genres, partly given by sex, age group and occupation, which drifts from one point to
-  another over the viewer's history, and never rates a film twice.
-- The next film is, with probability `transition_probability`, an unseen follower of one of the latest films (mostly the
-  last one); otherwise it is drawn by popularity times taste.
-- The rating is taste for the film's genres plus its quality plus noise, cut into 1 to 5.
+- A film has a theme and with it a main genre, perhaps a second genre, a quality, a long-tailed popularity and a few
+  *followers*: its sequel, films of the same theme and a few others.
+- A viewer has a taste over genres, partly determined by sex, age group and occupation. It drifts from one point to
+  another over the viewer's history. No viewer rates a film twice.
+- With probability `transition_probability` the next film is an unseen follower of one of the latest films, mostly of
+  the last one. Otherwise it is drawn by popularity times taste.
+- The rating is the taste for the film's genres plus the film's quality plus noise, rounded to 1 to 5.
 
-So the next film can be learned from the latest ones, and the rating from profile, history and the film's text.
+So models can learn the next film from the latest ones, and the rating from profile, history and the film's text.
 """
 
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ from pydantic import Field
 
 from rarec.config import Settings
 
-GENERATOR_VERSION = 1  # raise it with every change that alters the files
+GENERATOR_VERSION = 1  # increase it with every change that alters the files
 
 # theme: (main genre, its words for titles)
 THEMES: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -63,14 +63,18 @@ AGE_SHARES = np.array([0.04, 0.18, 0.35, 0.20, 0.09, 0.08, 0.06])
 OCCUPATIONS = 21
 FEMALE_SHARE = 0.28
 SECOND_GENRE_SHARE = 0.4
-SERIES_SHARE = 0.3  # of films that open a series of two to four
+SERIES_SHARE = 0.3  # share of films that begin a series of two to four
 FOLLOWERS = 6
-LATEST_SHARES = (0.8, 0.15, 0.05)  # which of the three latest films a transition starts from
+LATEST_SHARES = (
+    0.8,
+    0.15,
+    0.05,
+)  # how often a transition starts from the last, the second last and the third last film
 POPULARITY_EXPONENT = 0.8
 MIN_INTERACTIONS = 20  # as in MovieLens
 START = 956_700_000  # April 2000, where MovieLens-1M starts
 SPAN = 2 * 365 * 86_400  # seconds over which viewers join
-MEAN_GAP = 2 * 86_400  # seconds between two ratings of a viewer
+MEAN_GAP = 2 * 86_400  # mean seconds between two ratings of a viewer
 
 
 class DemoSettings(Settings):
@@ -78,11 +82,13 @@ class DemoSettings(Settings):
 
     users: int = Field(default=800, ge=10, description="Number of viewers.")
     items: int = Field(default=500, ge=100, description="Number of films.")
-    interactions_per_user: float = Field(default=65, gt=MIN_INTERACTIONS, description="Mean ratings a viewer, about.")
-    transition_probability: float = Field(
-        default=0.6, ge=0, le=1, description="Share of steps that follow from the latest films, not from taste."
+    interactions_per_user: float = Field(
+        default=65, gt=MIN_INTERACTIONS, description="Approximate mean number of ratings per viewer."
     )
-    seed: int = Field(default=7, ge=0, description="Seed of everything drawn.")
+    transition_probability: float = Field(
+        default=0.6, ge=0, le=1, description="Share of films that follow from the latest ones rather than from taste."
+    )
+    seed: int = Field(default=7, ge=0, description="Seed of the generator.")
 
 
 @dataclass(frozen=True)
@@ -96,7 +102,7 @@ class _Films:
 
 
 def generate_demo(settings: DemoSettings, folder: Path) -> None:
-    """Write `users.dat`, `movies.dat` and `ratings.dat` in MovieLens-1M's form into the existing `folder`."""
+    """Write `users.dat`, `movies.dat` and `ratings.dat` in MovieLens-1M's format into the existing `folder`."""
     rng = np.random.default_rng(settings.seed)
     films = _make_films(settings.items, rng)
     profiles, tastes = _make_users(settings.users, rng)
@@ -104,7 +110,7 @@ def generate_demo(settings: DemoSettings, folder: Path) -> None:
     ratings = []
     for user in range(settings.users):
         watched, stars, times = _history(settings, films, tastes[user], rng)
-        # MovieLens' file is not in time order within a user either.
+        # MovieLens' own file is not in time order within a user either.
         ratings += [
             f"{user + 1}::{ids[watched[i]]}::{stars[i]}::{times[i]}" for i in rng.permutation(len(watched)).tolist()
         ]
@@ -151,7 +157,7 @@ def _make_films(count: int, rng: np.random.Generator) -> _Films:
 
 
 def _followers(theme_of: np.ndarray, sequel_of: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """(I, FOLLOWERS): the sequel if there is one, then films of the theme, the last two from anywhere."""
+    """(I, FOLLOWERS): the sequel if there is one, then films of the same theme; the last two are from anywhere."""
     count = len(theme_of)
     followers = np.empty((count, FOLLOWERS), dtype=np.int64)
     for film in range(count):
@@ -166,7 +172,7 @@ def _followers(theme_of: np.ndarray, sequel_of: np.ndarray, rng: np.random.Gener
 
 
 def _make_users(count: int, rng: np.random.Generator) -> tuple[list[str], np.ndarray]:
-    """Lines of users.dat, and (U, 2, G) tastes at the start and at the end of each viewer's history."""
+    """Lines of users.dat, and (U, 2, G) tastes at the start and the end of each viewer's history."""
     genres = len(GENRES)
     by_sex, by_age = rng.normal(0, 0.5, (2, genres)), rng.normal(0, 0.5, (len(AGE_CODES), genres))
     by_occupation = rng.normal(0, 0.4, (OCCUPATIONS, genres))
@@ -186,7 +192,7 @@ def _make_users(count: int, rng: np.random.Generator) -> tuple[list[str], np.nda
 def _history(
     settings: DemoSettings, films: _Films, taste: np.ndarray, rng: np.random.Generator
 ) -> tuple[list[int], np.ndarray, np.ndarray]:
-    """Films of one viewer in the order watched, their ratings (1 to 5) and times (rising seconds)."""
+    """Films of one viewer in the order watched, with their ratings (1 to 5) and times (ascending seconds)."""
     beyond = settings.interactions_per_user - MIN_INTERACTIONS
     length = min(MIN_INTERACTIONS + int(rng.gamma(1.2, beyond / 1.2)), settings.items // 2)
     seen = np.zeros(settings.items, dtype=bool)
@@ -209,7 +215,7 @@ def _history(
 
 
 def _follower(films: _Films, watched: list[int], seen: np.ndarray, rng: np.random.Generator) -> int:
-    """An unseen follower of one of the latest films, the earlier listed the likelier; -1 if there is none."""
+    """An unseen follower of one of the latest films, more likely one listed first; -1 if there is none."""
     back = int(rng.choice(len(LATEST_SHARES), p=LATEST_SHARES)) + 1
     if back > len(watched):
         return -1
@@ -221,10 +227,10 @@ def _follower(films: _Films, watched: list[int], seen: np.ndarray, rng: np.rando
 
 
 def shuffle_control(interactions: pd.DataFrame, seed: int) -> pd.DataFrame:
-    """An unlearnable copy: items dealt anew among the interactions, so that no item says anything about the next.
+    """An unlearnable copy: items are shuffled among the interactions, so no item says anything about the next.
 
-    Each item stays as popular and each user as active as before; a user may meet an item twice. Ratings and times stay
-    with the users' rows, so ratings have nothing to do with the items either.
+    Popularity of items and activity of users stay the same; a user may meet an item twice. Ratings and times stay in
+    their rows, so ratings no longer depend on the items either.
     """
     order = np.random.default_rng(seed).permutation(len(interactions))
     columns = [name for name in ("item_id", "item_index") if name in interactions]

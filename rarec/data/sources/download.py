@@ -1,4 +1,4 @@
-"""Finding a data set's files: in the user's folder, in an archive lying there, or in the publisher's archive."""
+"""Finding a data set's files: in the user's folder, in an archive there, or in the publisher's archive."""
 
 import json
 from dataclasses import dataclass
@@ -13,19 +13,19 @@ from rarec.data.sources.files import whole_folder
 from rarec.data.spec import DatasetSpec, SourceSpec
 from rarec.errors import InputError
 
-INCOMING = "incoming"  # folder of a data set in which new files arrive; what lies there was not published
+INCOMING = "incoming"  # subfolder of a data set for new files, which were not published
 
 
 @dataclass(frozen=True)
 class Located:
-    """Where a data set's files are, and which of its sources they are."""
+    """Where a data set's files are, and which of its sources they belong to."""
 
     folder: Path
     source: SourceSpec
 
 
 def find_source(spec: DatasetSpec, folder: Path) -> SourceSpec | None:
-    """The first source of `spec` whose files all lie in `folder`."""
+    """The first source of `spec` whose files are all in `folder`."""
     for source in spec.sources:
         if all((folder / name).is_file() for name in spec.files(source).values()):
             return source
@@ -33,18 +33,17 @@ def find_source(spec: DatasetSpec, folder: Path) -> SourceSpec | None:
 
 
 def locate_source(spec: DatasetSpec, data_root: Path | None, cache: Path) -> Located:
-    """Where the data set's files are; fetches, unpacks or generates them into `cache` if need be.
+    """Locate the data set's files; download, unpack or generate them into `cache` if need be.
 
-    Looked through in this order: `data_root/<name>`, its direct subfolders, archives lying in it, the publisher's
-    archive.
+    The search goes through `data_root/<name>`, its direct subfolders, archives in it, and the publisher's archive.
 
     Args:
-        spec: the data set.
-        data_root: the user's folder of data sets (RAREC_DATA); None if there is none. Never written to.
-        cache: folder for what is unpacked, fetched or generated.
+        spec: The data set.
+        data_root: The user's folder of data sets (RAREC_DATA), or None. Nothing is ever written there.
+        cache: Folder for what is downloaded, unpacked or generated.
 
     Raises:
-        InputError: nothing found and nothing to fetch; lists the files and the folder they belong in.
+        InputError: The files were not found and cannot be downloaded. The message lists them and where to put them.
     """
     synthetic = next((source for source in spec.sources if source.demo), None)
     if synthetic and synthetic.demo:
@@ -62,18 +61,18 @@ def locate_source(spec: DatasetSpec, data_root: Path | None, cache: Path) -> Loc
             if source := find_source(spec, unpacked):
                 return Located(unpacked, source)
         if any((folder / name).exists() for name in wanted):
-            # Half a data set of the user's own is a mistake to be told, not a reason to fetch another copy.
-            raise InputError(_not_found(spec, folder, "some others of it are there"))
+            # An incomplete data set of the user's is a mistake to report, not a reason to download another copy.
+            raise InputError(_not_found(spec, folder, "only some of them are there"))
     if not spec.download:
-        raise InputError(_not_found(spec, folder, "no public archive of it is known here"))
+        raise InputError(_not_found(spec, folder, "there is no public archive to download"))
     unpacked = unpack(_fetch(spec, folder, cache), wanted, cache)
     if source := find_source(spec, unpacked):
         return Located(unpacked, source)
-    raise InputError(_not_found(spec, folder, f"{spec.download.url} does not hold them"))
+    raise InputError(_not_found(spec, folder, f"{spec.download.url} does not contain them"))
 
 
 def _generated(settings: DemoSettings, cache: Path) -> Path:
-    """Folder with the demo files; whole or not there, and named after its settings and the generator's version."""
+    """Folder with the demo files, named after the settings and the generator's version."""
     identity = {"version": GENERATOR_VERSION, **settings.model_dump()}
     digest = sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
     target = cache / "generated" / f"demo-{digest}"
@@ -91,9 +90,9 @@ def _fetch(spec: DatasetSpec, folder: Path | None, cache: Path) -> Path:
         path = pooch.retrieve(
             url, known_hash=spec.download.checksum, fname=url.rsplit("/", 1)[-1], path=cache / "downloads" / spec.name
         )
-    # requests and pooch raise many unrelated types for a network out of reach, a wrong checksum or a full disk.
+    # requests and pooch raise many unrelated types if there is no network, the checksum is wrong or the disk is full.
     except Exception as error:
-        raise InputError(_not_found(spec, folder, f"fetching {url} failed ({error})")) from error
+        raise InputError(_not_found(spec, folder, f"downloading {url} failed ({error})")) from error
     return Path(path)
 
 
@@ -103,7 +102,7 @@ def _not_found(spec: DatasetSpec, folder: Path | None, why: str) -> str:
     where = f"into {folder}" if folder else f"into <folder>/{spec.name} and set RAREC_DATA to <folder>"
     lacking = []
     if folder and folder.is_dir():
-        # The form that is nearest to complete is the one the user means.
+        # The user most likely means the form that is nearest to complete.
         lacking = min(
             (
                 [name for name in spec.files(source).values() if not (folder / name).is_file()]

@@ -1,4 +1,4 @@
-"""Facts about files as received, and opening them with errors that name them."""
+"""Reading published files, with errors that name them."""
 
 import gzip
 import hashlib
@@ -15,9 +15,9 @@ CHUNK = 1 << 22
 
 
 def check_file(path: Path) -> None:
-    """Raise InputError unless `path` is a file with something in it."""
+    """Raise InputError unless `path` is a file that is not empty."""
     if not path.is_file():
-        raise InputError(f"{path}: no such file; put it there.")
+        raise InputError(f"{path}: there is no such file; put it there.")
     if not path.stat().st_size:
         raise InputError(f"{path}: the file is empty; get a complete copy of it.")
 
@@ -29,7 +29,7 @@ def sha256_of(path: Path) -> str:
 
 
 def count_lines(path: Path) -> int:
-    """Number of lines, a last one without a line end included."""
+    """Number of lines, including a last line without a line end."""
     lines, last = 0, b"\n"
     with path.open("rb") as stream:
         while chunk := stream.read(CHUNK):
@@ -39,19 +39,23 @@ def count_lines(path: Path) -> int:
 
 
 def gzip_lines(path: Path) -> Iterator[bytes]:
-    """Lines of a gzip file as bytes; InputError if it is damaged or cut short."""
+    """Lines of a gzip file, as bytes.
+
+    Raises:
+        InputError: The file is damaged or incomplete.
+    """
     try:
         with gzip.open(path, "rb") as stream:
             yield from stream
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise InputError(f"{path}: damaged or cut short ({error}); get a complete copy of it.") from error
+        raise InputError(f"{path}: damaged or incomplete ({error}); get a complete copy of it.") from error
 
 
 @contextmanager
 def whole_folder(target: Path) -> Iterator[Path]:
-    """A scratch folder that becomes `target` when the block ends without an exception; `target` is never half-made.
+    """A temporary folder that becomes `target` if the block ends without an exception. `target` is never incomplete.
 
-    `target` must be named after its content: if another process was first, its folder stays.
+    Name `target` after its content: if another process was faster, its folder stays.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".making-") as scratch:

@@ -1,10 +1,10 @@
-"""The agent of one machine: runs its ranks of one training and lets none of their processes outlive the training.
+"""The agent of one machine: runs that machine's ranks of one training, and leaves none of their processes behind.
 
-`python -m rarec.training.worker.node` reads an `Assignment` as one line of JSON from its standard input, then orders,
-one a line: `STACKS`, or nothing, which only says that the other end is alive. It ends all that it started when the
-input ends, when nothing has come for `LOST_S`, on SIGTERM or SIGINT, and when the ranks end. So a launcher (or a remote
-shell) that is killed, or a network that is cut, leaves nothing behind here. With the argument `ready` it first prints a
-line that shows that this machine was reached, with a free port.
+`python -m rarec.training.worker.node` reads an `Assignment` as one line of JSON from standard input, and then one order
+per line: `STACKS`, or an empty line as a sign of life. It ends everything it started when the input ends, when nothing
+has arrived for `LOST_S`, on SIGTERM or SIGINT, and when the ranks end. So a killed launcher or remote shell, or a cut
+network, leaves nothing behind. With the argument `ready` it first prints a line with a free port, which shows that the
+machine was reached.
 """
 
 import json
@@ -28,27 +28,27 @@ from rarec.training.worker.worker_files import leave_ended, memory_kills
 READY = "RaRec's node agent is ready; a free port: "
 STACKS = "stacks"
 POLL_S = 0.1
-LOST_S = 60.0  # without a sign of the other end
+LOST_S = 60.0  # without a sign of life from the other end
 
 
 @dataclass(frozen=True)
 class Assignment:
-    """What an agent runs, and how its ranks meet those of other machines."""
+    """What an agent runs, and how its ranks meet those on other machines."""
 
     module: str
-    job_file: str  # absolute; its folder is the training's working folder, the same on every machine
+    job_file: str  # absolute path, the same on every machine; its folder is the working folder
     processes: int  # on this machine
     environment: dict[str, str] = field(default_factory=dict)
     threads: int = 0  # CPU threads of each; 0 shares out the cores
     grace_s: float = 10.0  # between SIGTERM and SIGKILL
     nodes: int = 1
-    address: str = ""  # host:port where several machines meet
-    node_rank: int | None = None  # this machine's place; None: the rendezvous gives it one
+    address: str = ""  # host:port at which several machines meet
+    node_rank: int | None = None  # this machine's rank; None leaves it to the rendezvous
     rendezvous_id: str = ""
     hosts_rendezvous: bool = False
 
     def line(self) -> bytes:
-        """As the agent reads it."""
+        """The assignment as the agent reads it."""
         return json.dumps(asdict(self)).encode() + b"\n"
 
     @property
@@ -57,7 +57,7 @@ class Assignment:
         return Path(self.job_file).parent
 
     def command(self) -> list[str]:
-        """What starts the ranks of this machine."""
+        """The command that starts this machine's ranks."""
         work = [self.module, self.job_file]
         if self.nodes == 1 and self.processes == 1:  # torchrun would add seconds and nothing else
             return [sys.executable, "-m", *work]
@@ -75,16 +75,16 @@ class Assignment:
         return [sys.executable, "-m", "rarec.training.worker.torchrun_worker", *size, *meeting, "-m", *work]
 
     def worker_environment(self) -> dict[str, str]:
-        """The environment of the ranks: this machine's, what the launcher sends, and what is known only here."""
+        """The environment of the ranks: this machine's, the launcher's, and what only this machine knows."""
         environment = {**os.environ, **self.environment}
-        environment.pop("RANK", None)  # by which ranks are told from what starts them: torchrun gives it
+        environment.pop("RANK", None)  # torchrun sets it; it tells ranks from the processes that start them
         share = max(1, (os.cpu_count() or 1) // self.processes)
         if self.threads:
             environment["OMP_NUM_THREADS"] = str(self.threads)
         elif "OMP_NUM_THREADS" not in self.environment:
             environment["OMP_NUM_THREADS"] = str(share)
-        # Threads that wait by spinning, as OpenMP's do for milliseconds, take the cores from whoever else works there:
-        # beside another training a step took ten times as long. Fewer turns than these cost time where nobody else is.
+        # OpenMP's threads spin for milliseconds while they wait, and take the cores from other processes: beside
+        # another training, a step took ten times as long. Spinning less than this costs time on an idle machine.
         environment.setdefault("GOMP_SPINCOUNT", "30000")
         interface = _interface(self.address.rpartition(":")[0]) if self.nodes > 1 else "lo"
         if interface and sys.platform == "linux":
@@ -96,7 +96,7 @@ class Assignment:
 
 
 class Agent:
-    """Runs one assignment until its ranks end, or until nobody wants them any more."""
+    """Runs one assignment until its ranks end, or the launcher does."""
 
     def __init__(self, assignment: Assignment) -> None:
         self._assignment = assignment
@@ -108,7 +108,7 @@ class Agent:
             signal.signal(number, self._stop)
 
     def run(self) -> int:
-        """Exit code of the ranks; 128 + the signal's number if that ended them."""
+        """Run the ranks; return their exit code, or 128 + the number of the signal that ended them."""
         killed_before = memory_kills()
         environment = {
             **self._assignment.worker_environment(),
@@ -134,7 +134,7 @@ class Agent:
         folder = self._assignment.folder
         if self._assignment.nodes == 1 and self._assignment.processes == 1:
             leave_ended(folder, 0, exit_code, memory_ran_out)
-        elif not list(folder.glob("error-*.json")):  # torchrun itself failed: no rank has a reason to give
+        elif not list(folder.glob("error-*.json")):  # torchrun itself failed, so no rank left a reason
             leave_ended(folder, f"node-{socket.gethostname()}", exit_code, memory_ran_out)
 
     def _stop(self, *_: object) -> None:
@@ -145,7 +145,7 @@ class Agent:
         return not (self._unwanted or lost or os.getppid() != self._parent)
 
     def _listen(self) -> None:
-        """Carry out what has been ordered, waiting a moment for it."""
+        """Wait a moment for orders, and carry them out."""
         if not select.select([0], [], [], POLL_S)[0]:
             return
         received = os.read(0, 1 << 16)
@@ -156,7 +156,7 @@ class Agent:
 
 
 def free_port() -> int:
-    """A TCP port that nobody uses at the moment."""
+    """A TCP port that is free at the moment."""
     with socket.socket() as probe:
         probe.bind(("", 0))
         port: int = probe.getsockname()[1]
@@ -164,7 +164,7 @@ def free_port() -> int:
 
 
 def _own_address(host: str) -> str:
-    """The address under which this machine reaches ``host``, and is reached from there; connects to nothing."""
+    """The address from which this machine reaches ``host``. Nothing is sent."""
     family, _, _, _, target = socket.getaddrinfo(host, 1, type=socket.SOCK_DGRAM)[0]
     with socket.socket(family, socket.SOCK_DGRAM) as probe:
         probe.connect(target)
@@ -173,7 +173,7 @@ def _own_address(host: str) -> str:
 
 
 def _interface(host: str) -> str | None:
-    """The network interface with `_own_address`; None if the name means the loopback interface here."""
+    """The network interface that has `_own_address`; None if it is the loopback interface."""
     address = _own_address(host)
     for name, addresses in psutil.net_if_addrs().items():
         if address in {one.address.split("%")[0] for one in addresses}:
@@ -182,15 +182,15 @@ def _interface(host: str) -> str | None:
 
 
 def main() -> None:
-    """Entry of the agent."""
+    """Run the agent."""
     if "ready" in sys.argv[1:]:
         print(f"{READY}{free_port()}", flush=True)
     line = b""
-    # Byte by byte: orders may follow at once. Behind a slow remote shell signs of life have come before.
+    # Byte by byte, as orders may follow at once. Through a slow remote shell, signs of life may come first.
     while not (line.strip() and line.endswith(b"\n")):
         byte = os.read(0, 1)
         if not byte:
-            raise SystemExit("The launcher ended before it said what to run.")
+            raise SystemExit("The launcher ended before it sent an assignment.")
         line += byte
     raise SystemExit(Agent(Assignment(**json.loads(line))).run())
 

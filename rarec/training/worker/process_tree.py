@@ -1,4 +1,4 @@
-"""The processes of one launch on this machine: finding them, whoever their parents are, and ending them."""
+"""Finding and ending the processes of one launch on this machine, even if their parents are gone."""
 
 import os
 import signal
@@ -6,15 +6,15 @@ import time
 
 import psutil
 
-LAUNCH_ID = "RAREC_LAUNCH_ID"  # marks every process of one launch, also those whose parent is gone
-KILL_WAIT_S = 10.0  # after SIGKILL; a process stuck in the kernel cannot be ended from here
+LAUNCH_ID = "RAREC_LAUNCH_ID"  # environment variable that marks every process of one launch
+KILL_WAIT_S = 10.0  # after SIGKILL; a process stuck in the kernel cannot be ended
 
 
 def end_processes(launch_id: str, grace_s: float) -> list[int]:
-    """End every process of a launch: SIGTERM, `grace_s` to leave, SIGKILL. Returns the pids of those still there.
+    """End every process of a launch: SIGTERM, wait `grace_s`, SIGKILL. Return the pids that are still there.
 
-    Process groups do not help: torchrun gives each worker its own. Processes are found by the launch id in their
-    environment, which they keep when their parent dies, and as children of those. The calling process is spared.
+    Processes are found by the launch id in their environment, which they keep when their parent dies, and as children
+    of such processes. Process groups would not do: torchrun gives each worker its own. The calling process is spared.
     """
     known: set[psutil.Process] = set()
 
@@ -34,7 +34,7 @@ def end_processes(launch_id: str, grace_s: float) -> list[int]:
         deadline = time.monotonic() + grace_s
         while alive() and time.monotonic() < deadline:
             time.sleep(0.1)
-    finally:  # also when a second interrupt cuts the wait short
+    finally:  # even if a second interrupt cuts the wait short
         deadline = time.monotonic() + KILL_WAIT_S
         while (left := alive()) and time.monotonic() < deadline:
             send(signal.SIGKILL, left)
@@ -43,7 +43,7 @@ def end_processes(launch_id: str, grace_s: float) -> list[int]:
 
 
 def signal_workers(launch_id: str, number: signal.Signals) -> None:
-    """Send a signal to this machine's ranks alone: not to what started them nor to what they started."""
+    """Send a signal to this machine's ranks only, not to their parents or children."""
     marked = {}
     for process in psutil.process_iter():
         try:
@@ -54,7 +54,7 @@ def signal_workers(launch_id: str, number: signal.Signals) -> None:
             continue
     for process in marked.values():
         try:
-            if process.ppid() not in marked:  # what a rank starts inherits its environment
+            if process.ppid() not in marked:  # children of a rank inherit its environment
                 process.send_signal(number)
         except psutil.Error:
             continue
@@ -66,7 +66,7 @@ def _processes_of(launch_id: str) -> set[psutil.Process]:
         try:
             if process.environ().get(LAUNCH_ID) == launch_id:
                 found |= {process, *process.children(recursive=True)}
-        except psutil.Error:  # gone meanwhile, or of another user
+        except psutil.Error:  # it is gone, or belongs to another user
             continue
     return found
 

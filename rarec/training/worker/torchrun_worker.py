@@ -1,4 +1,4 @@
-"""torchrun that also leaves for the launcher why a rank ended which could not say so itself: `torchrun`'s arguments."""
+"""A torchrun wrapper that records why a rank died when the rank could not. It takes torchrun's arguments."""
 
 from pathlib import Path
 
@@ -9,9 +9,9 @@ from rarec.training.worker.worker_files import leave_ended, memory_kills
 
 
 def main() -> None:
-    """Run the ranks of this machine; exit code 1 if one fails."""
+    """Run this machine's ranks; exit with code 1 if one fails."""
     arguments = parse_args(None)
-    folder = Path(arguments.training_script_args[0]).parent  # of the job file
+    folder = Path(arguments.training_script_args[0]).parent  # where the job file is
     killed_before = memory_kills()
     try:
         run(arguments)

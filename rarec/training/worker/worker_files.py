@@ -1,9 +1,9 @@
-"""The files in a training's working folder by which ranks tell the launcher how they fare, also from other machines.
+"""Files in a training's working folder through which ranks, on any machine, tell the launcher how they are doing.
 
-`alive-<rank>`       number and text of the rank's latest report, or `ENDED`: see `Heartbeat`
-`error-<rank>.json`  why the rank ended (`error-node-<name>.json`: why its machine's process manager did)
-`stacks-<rank>.txt`  where its Python code stood when the launcher asked
-`log-<rank>.txt`     its output, where there are several ranks
+`alive-<rank>`       number and text of the rank's latest report, or `ENDED`; see `Heartbeat`
+`error-<rank>.json`  why the rank ended (`error-node-<name>.json`: why the agent of a machine ended)
+`stacks-<rank>.txt`  its Python stacks when the launcher asked for them
+`log-<rank>.txt`     its output, if there are several ranks
 """
 
 import contextlib
@@ -21,7 +21,7 @@ MACHINE_EVENTS = Path("/proc/vmstat")
 
 
 def alive_file(folder: Path, rank: int) -> Path:
-    """Shows that a rank is alive."""
+    """Its changes show that a rank is alive."""
     return folder / f"alive-{rank}"
 
 
@@ -31,12 +31,12 @@ def stacks_file(folder: Path, rank: int) -> Path:
 
 
 def log_file(folder: Path, rank: int) -> Path:
-    """Output of one of several ranks; attempts follow one another in it."""
+    """Output of one of several ranks; each attempt appends to it."""
     return folder / f"log-{rank}.txt"
 
 
 def clear_signs(folder: Path, rank: int | None = None) -> None:
-    """Remove what an earlier attempt left, of one rank or of all, so that it is not taken for this one's."""
+    """Remove what an earlier attempt left behind, for one rank or for all."""
     which = "*" if rank is None else str(rank)
     for pattern in (f"alive-{which}", f"error-{which}.json", f"stacks-{which}.txt"):
         for leftover in folder.glob(pattern):
@@ -44,9 +44,9 @@ def clear_signs(folder: Path, rank: int | None = None) -> None:
 
 
 class Heartbeat:
-    """Writes a rank's latest report to its `alive` file: forced ones, and of the others one a second.
+    """Writes a rank's latest report to its `alive` file: forced reports, and one of the others per second.
 
-    It beats when the training loop reports, not from a thread of its own, which would go on beating for a hung loop.
+    It beats when the training loop reports. A thread of its own would go on beating when the loop hangs.
     """
 
     def __init__(self, folder: Path, rank: int) -> None:
@@ -59,24 +59,24 @@ class Heartbeat:
         return time.monotonic() - self._beat_at >= BEAT_INTERVAL_S
 
     def beat(self, doing: str) -> None:
-        """Show life; what cannot be written (a full disk) is no reason to end a training."""
+        """Show that the rank is alive. If the file cannot be written, because the disk is full, training goes on."""
         self._beat_at = time.monotonic()
-        self._count += 1  # so that each beat differs from the one before, whatever the clock says
+        self._count += 1  # so that beats differ, whatever the clock says
         with contextlib.suppress(OSError):
             beside = self._path.with_name(self._path.name + ".new")
             beside.write_text(f"{self._count} {doing}", encoding="utf-8")
             os.replace(beside, self._path)
             return
         with contextlib.suppress(OSError):
-            os.utime(self._path)  # needs no room on the disk, and is a change as well
+            os.utime(self._path)  # also a change, and needs no space
 
     def end(self) -> None:
-        """This rank's work is done: its silence from now on means nothing."""
+        """Mark this rank as done, so that its silence no longer counts."""
         self.beat(ENDED)
 
 
 def leave_error(folder: Path, rank: int | str, *, message: str, exit_code: int, **details: Any) -> None:
-    """Leave for the launcher why a rank ended. A number of seconds (monotonic) orders errors of one machine."""
+    """Record why a rank ended. A monotonic time puts the errors of one machine in order."""
     report = {"rank": rank, "message": message, "exit_code": exit_code, "time": time.monotonic(), **details}
     target = folder / f"error-{rank}.json"
     beside = target.with_suffix(".new")
@@ -85,11 +85,11 @@ def leave_error(folder: Path, rank: int | str, *, message: str, exit_code: int, 
 
 
 def leave_ended(folder: Path, rank: int | str, exit_code: int, memory_ran_out: bool) -> None:
-    """Leave why a rank ended that could not say so itself, unless it did.
+    """Record why a rank ended, unless it has recorded that itself.
 
     Args:
-        exit_code: of its process; negative: the number of the signal that killed it.
-        memory_ran_out: whether the system ended a process for want of memory meanwhile.
+        exit_code: Exit code of its process; a negative one is the number of the signal that killed it.
+        memory_ran_out: Whether the system killed a process for lack of memory in the meantime.
     """
     if (folder / f"error-{rank}.json").exists():
         return
@@ -106,7 +106,7 @@ def leave_ended(folder: Path, rank: int | str, exit_code: int, memory_ran_out: b
 
 
 def memory_kills() -> int:
-    """Processes that the system has ended for want of memory: in this container, else on this machine (Linux)."""
+    """Number of processes that the system killed for lack of memory, in this container or on this machine (Linux)."""
     for path in (CONTAINER_EVENTS, MACHINE_EVENTS):
         try:
             fields = dict(line.split(maxsplit=1) for line in path.read_text().splitlines())

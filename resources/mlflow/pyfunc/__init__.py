@@ -1,1 +1,1 @@
-"""Models as MLflow loads them. Each file is copied into the model and must import nothing else of `resources`."""
+"""Models as MLflow loads them. Each file is copied into its model, so it must import nothing else from `resources`."""

@@ -1,4 +1,4 @@
-"""RaSeRec as an MLflow model: item histories in, the best items out. MLflow loads this file as the model's code."""
+"""RaSeRec as an MLflow model: histories in, the best items out. MLflow loads this file as the model's code."""
 
 import pandas as pd
 from mlflow.models import ModelSignature, set_model
@@ -9,11 +9,11 @@ DEFAULT_TOP_N = 10
 
 
 class RaSeRecModel(PythonModel):
-    """Recommends items for people who need not be in the training data.
+    """Recommends items to users who need not be in the training data.
 
-    Input: a table with a column ``history``, each cell a list of item ids as published, oldest first. Output: a table
-    with ``items`` (list of ids, best first) and ``scores``, one row a history. Items unknown to the model are passed
-    over; a history without any known item gets an empty list. Parameters: ``top_n`` (10), ``exclude_seen`` (True).
+    Input: a table with a column ``history``; each cell is a list of item ids as published, oldest first. Output: a
+    table with ``items`` (list of ids, best first) and ``scores``, one row per history. Items unknown to the model are
+    skipped; a history without any known item gets an empty list. Parameters: ``top_n`` (10), ``exclude_seen`` (True).
     """
 
     def load_context(self, context: PythonModelContext) -> None:
@@ -32,7 +32,7 @@ class RaSeRecModel(PythonModel):
 
     def predict(
         self,
-        context: PythonModelContext,  # noqa: ARG002  MLflow hands it over
+        context: PythonModelContext,  # noqa: ARG002  MLflow passes it
         model_input: pd.DataFrame,
         params: dict[str, object] | None = None,
     ) -> pd.DataFrame:
@@ -57,7 +57,7 @@ class RaSeRecModel(PythonModel):
 
 
 def signature() -> ModelSignature:
-    """What the model takes and gives; ids may be numbers or texts, as published."""
+    """Input and output of the model; ids may be numbers or texts, as published."""
     return ModelSignature(
         inputs=Schema([ColSpec(Array(AnyType()), "history")]),
         outputs=Schema([ColSpec(Array(AnyType()), "items"), ColSpec(Array(DataType.float), "scores")]),

@@ -1,4 +1,4 @@
-"""ReLLa as an MLflow model: user, history and target in, the probability of a like out. MLflow loads this file."""
+"""ReLLa as an MLflow model: user, history and target in, probability of a like out. MLflow loads this file."""
 
 import json
 from typing import Any
@@ -10,16 +10,16 @@ from mlflow.types.schema import AnyType, Array, ColSpec, DataType, Schema
 
 
 class ReLLaModel(PythonModel):
-    """Tells how probably somebody likes an item.
+    """Predicts the probability that a user likes an item.
 
-    Input: a table with the columns ``user`` (a user id as published, or none for somebody unknown), ``history`` (a list
-    of item ids, oldest first), ``ratings`` (theirs) and ``target`` (an item id). Of the history the K behaviours most
-    similar to the target stand in the prompt. Output: a column ``probability``. Items of the history that the model
-    does not know are passed over; an unknown target is an error.
+    Input: a table with the columns ``user`` (a user id as published, or none for an unknown user), ``history`` (a list
+    of item ids, oldest first), ``ratings`` (of the history's items) and ``target`` (an item id). The prompt holds the K
+    items of the history that are most similar to the target. Output: a column ``probability``. Unknown items in the
+    history are skipped; an unknown target is an error.
     """
 
     def load_context(self, context: PythonModelContext) -> None:
-        """Load language model (a hub's from the hub's usual cache), adapter and item vectors."""
+        """Load the language model (one from a hub out of the hub's usual cache), the adapter and the item vectors."""
         from pathlib import Path
 
         from rarec.data.templates import Template
@@ -35,7 +35,7 @@ class ReLLaModel(PythonModel):
 
     def predict(
         self,
-        context: PythonModelContext,  # noqa: ARG002  MLflow hands it over
+        context: PythonModelContext,  # noqa: ARG002  MLflow passes it
         model_input: pd.DataFrame,
         params: dict[str, Any] | None = None,  # noqa: ARG002
     ) -> pd.DataFrame:
@@ -46,7 +46,7 @@ class ReLLaModel(PythonModel):
 
 
 def signature() -> ModelSignature:
-    """What the model takes and gives; ids may be numbers or texts, as published."""
+    """Input and output of the model; ids may be numbers or texts, as published."""
     return ModelSignature(
         inputs=Schema(
             [

@@ -298,7 +298,7 @@ def test_a_day_from_the_first_champion_to_a_rollback(tmp_path):
         shown = take_in(day, ["third again.csv", "third.csv"])
         told = shown.assets["incoming_interactions"]
         assert told["bad_rows"] == 3
-        assert told["judged now"].count("accepted") == told["judged now"].count("known already") == 1
+        assert told["judged now"].count("accepted") == told["judged now"].count("already known") == 1
         assert shown.assets["interactions"]["rows"] == len(published) + len(first) + len(second) + len(third)
         raw = day.plant.store.open("raw_interactions", "demo", shown.assets["raw_interactions"]["fingerprint"])
         aside = load_raw(raw).quarantine

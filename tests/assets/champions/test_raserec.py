@@ -378,9 +378,7 @@ def test_a_lost_champion_gives_way_without_a_comparison_if_that_is_asked_for(tmp
     assert find_opponent(lost, lost.artifacts, store, "own", False) == (None, "")
     assert uncompared(None, "") == ("first", "there was no champion before")
     assert uncompared(lost, "") == ("same", "it is the champion")
-    with pytest.raises(
-        InputError, match=r"version 3 of rarec-own-raserec has lost memory_bank.*its setting replace_lost"
-    ):
+    with pytest.raises(InputError, match=r"version 3 of rarec-own-raserec has lost memory_bank.*set replace_lost"):
         find_opponent(lost, {"memory_bank": "b" * 32}, store, "own", False)
     found, why = find_opponent(lost, {"memory_bank": "b" * 32}, store, "own", True)
     assert found is None
@@ -398,7 +396,7 @@ def test_the_sensor_asks_once_for_what_the_newest_report_asks_for(plant, refresh
         return sensor.evaluate_tick(context)
 
     skipped = tick().skip_message
-    measured = re.fullmatch(r"own: the newest drift_report is of version (\d), not in use now", skipped)
+    measured = re.fullmatch(r"own: the newest drift_report measured version (\d), which no longer serves", skipped)
     registry(plant).roll_back(plant.store, int(measured[1]))
     data = tick()
     (request,) = data.run_requests

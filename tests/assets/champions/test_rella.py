@@ -18,7 +18,8 @@ from rarec.data.ctr import CtrSamples
 from rarec.data.sources.demo import DemoSettings, generate_demo
 from rarec.errors import InputError
 from resources.mlflow.registry import CHAMPION
-from resources.mlflow.tracking import MODEL_NOT_LOGGED, MlflowTracking
+from resources.mlflow.tracked_run import MODEL_NOT_LOGGED
+from resources.mlflow.tracking import MlflowTracking
 
 HEAD, OVERRIDES = TINY.split("[sources.demo]")
 GROWING = f"""

@@ -18,7 +18,7 @@ from assets.framework import build_lock, reuse
 from assets.framework.training import RETRIES
 from pipelines.definitions import build_defs
 from rarec.errors import InputError
-from resources.settings import RarecHome
+from resources.settings import Installation
 
 TRAINED = {"base_language_model", "lora_checkpoint", "ctr_predictions", "raserec_pretrained", "raserec_finetuned"}
 
@@ -270,7 +270,7 @@ def test_a_cancel_is_never_tried_again_and_ends_the_run(workshop, error):
 
 
 def test_every_asset_that_trains_has_the_policy(tmp_path):
-    defs = build_defs(RarecHome.from_environment({"RAREC_HOME": str(tmp_path)}))
+    defs = build_defs(Installation.from_environment({"RAREC_HOME": str(tmp_path)}))
     with_policy = {
         key.to_user_string()
         for key in defs.resolve_all_asset_keys()

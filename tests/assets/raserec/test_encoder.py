@@ -63,7 +63,7 @@ def test_an_encoder_of_other_sequences_is_refused(plant, first):
     plant.put("raserec_pretrained", "borrowed", encoder.path, {}, inputs={"user_sequences": "of another day"})
     result = plant.run("borrowed", only=["memory_bank"])
     assert failures(result) == {
-        "memory_bank": "the raserec_pretrained of borrowed was made from another user_sequences than the present one; "
+        "memory_bank": "the raserec_pretrained of borrowed was made from another user_sequences than the current one; "
         "materialise raserec_pretrained again (job `raserec`: make run DATASET=borrowed TRACK=raserec)"
     }
 

@@ -23,7 +23,7 @@ from rarec.raserec.settings import FinetuneSettings, PretrainSettings
 from rarec.retrieval.memory import MemoryBank
 from rarec.retrieval.settings import MemorySettings
 from rarec.training.dropout import DropoutBits
-from resources.mlflow.tracking import TrackedRun
+from resources.mlflow.tracked_run import TrackedRun
 
 FINETUNE = "rarec.raserec.finetune"
 STAGE_2 = {"raserec_finetuned", "recommendations", "ranking_metrics"}

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from rarec.baselines.ctr_logistic import SMOOTHING, fit_and_predict, five_numbers
+from rarec.baselines.ctr_logistic import SMOOTHING, features_of, fit_and_predict
 from rarec.data.ctr import CtrSettings, build_ctr_samples
 from rarec.metrics.ctr import ctr_metrics
 
@@ -24,7 +24,7 @@ def data():
 
 def test_equal_to_counting(data):
     user, item, rating, liked, samples = data
-    got = five_numbers(samples, item, rating, liked)
+    got = features_of(samples, item, rating, liked)
     train = samples.rows("train")
     trained = samples.position[train]
     overall = liked[trained].mean()
@@ -45,7 +45,7 @@ def test_equal_to_counting(data):
 def test_it_learns_what_there_is_to_learn(data):
     _, item, rating, liked, samples = data
     test = samples.rows("test")
-    features = five_numbers(samples, item, rating, liked)
+    features = features_of(samples, item, rating, liked)
     predicted = fit_and_predict(features, samples)
     assert 0.65 < ctr_metrics(predicted[test], samples.label[test])[0] < 0.95
 
@@ -56,7 +56,7 @@ def test_nothing_is_learnt_from_shuffled_labels(data):
     times = np.concatenate([np.arange(n) for n in LENGTHS])
     samples = build_ctr_samples(user, times, shuffled, len(LENGTHS), "clock", CtrSettings())
     test = samples.rows("test")
-    predicted = fit_and_predict(five_numbers(samples, item, np.where(shuffled, 5.0, 2.0), shuffled), samples)
+    predicted = fit_and_predict(features_of(samples, item, np.where(shuffled, 5.0, 2.0), shuffled), samples)
     assert 0.35 < ctr_metrics(predicted[test], samples.label[test])[0] < 0.65
 
 
@@ -65,7 +65,7 @@ def test_the_test_split_decides_nothing(data):
     _, item, rating, liked, samples = data
     changed = liked.copy()
     changed[samples.position[samples.rows("test")]] ^= True
-    before, after = (five_numbers(samples, item, rating, labels) for labels in (liked, changed))
+    before, after = (features_of(samples, item, rating, labels) for labels in (liked, changed))
     train = samples.rows("train")
     assert np.array_equal(before[train], after[train])
     assert np.array_equal(before[:, 3:], after[:, 3:])

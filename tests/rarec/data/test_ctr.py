@@ -73,7 +73,9 @@ def test_save_and_load(tmp_path):
 def test_empty_and_one_class_splits_are_refused():
     users, times, _ = interactions()
     nobody = CtrSettings(minimum_history=100)
-    with pytest.raises(InputError, match=r"the train split is empty: 0 interactions have 100 or more before them"):
+    with pytest.raises(
+        InputError, match=r"the train split is empty: only 0 interactions have 100 or more by the same user before them"
+    ):
         build_ctr_samples(users, times, np.ones(len(users), bool), len(LENGTHS), "clock", nobody)
     with pytest.raises(InputError, match=r"all \d+ targets of the train split are liked.*label_threshold"):
         build_ctr_samples(users, times, np.ones(len(users), bool), len(LENGTHS), "clock", CtrSettings())

@@ -244,7 +244,7 @@ def test_quarantine_above_the_limit_names_the_first_rows(specs, samples, tmp_pat
 def test_wrong_delimiter_with_a_header(specs, samples, tmp_path):
     ratings = (samples / "ml-latest-small" / "ratings.csv").read_bytes().replace(b",", b";")
     folder = copy(samples / "ml-latest-small", tmp_path / "bad", ratings__csv=ratings)
-    message = r"ratings\.csv: no column 'userId' in its first line, which has 'userId;movieId;.*' when split at ','"
+    message = r"ratings\.csv: the first line has no column 'userId'; split at ',', it has 'userId;movieId;"
     with pytest.raises(InputError, match=message):
         read_raw(specs["ml-latest-small"], folder)
 
@@ -252,7 +252,8 @@ def test_wrong_delimiter_with_a_header(specs, samples, tmp_path):
 def test_missing_column(specs, samples, tmp_path):
     folder = copy(samples / "ml-latest-small", tmp_path / "bad", ratings__csv=b"userId,movieId,timestamp\n1,10,5\n")
     with pytest.raises(
-        InputError, match=r"ratings\.csv: no column 'rating' in its first line, which has 'userId', 'movieId'"
+        InputError,
+        match=r"ratings\.csv: the first line has no column 'rating'; split at ',', it has 'userId', 'movieId'",
     ):
         read_raw(specs["ml-latest-small"], folder)
 
@@ -281,7 +282,9 @@ def test_one_garbled_character_is_no_sign_of_utf8(specs, samples, tmp_path):
 def test_utf16_file(specs, samples, tmp_path):
     ratings = (samples / "ml-latest-small" / "ratings.csv").read_text().encode("utf-16")
     folder = copy(samples / "ml-latest-small", tmp_path / "bad", ratings__csv=ratings)
-    with pytest.raises(InputError, match=r"ratings\.csv: no column 'userId'.*Check the file's delimiter, encoding"):
+    with pytest.raises(
+        InputError, match=r"ratings\.csv: the first line has no column 'userId'.*Check the file's delimiter, encoding"
+    ):
         read_raw(specs["ml-latest-small"], folder)
 
 
@@ -364,21 +367,21 @@ def test_missing_file(specs, samples, tmp_path):
     folder = copy(samples / "ml-1m", tmp_path / "bad")
     (folder / "movies.dat").unlink()
     with pytest.raises(
-        InputError, match=r"ml-1m: .*bad lacks its files; put ratings\.dat, movies\.dat, users\.dat there"
+        InputError, match=r"ml-1m: its files are not in .*bad; put ratings\.dat, movies\.dat, users\.dat there"
     ):
         read_raw(specs["ml-1m"], folder)
 
 
 def test_duplicate_id_in_the_catalogue(specs, samples, tmp_path):
     folder = copy(samples / "ml-1m", tmp_path / "bad", movies__dat=b"3::A (1990)::Drama\n3::B (1990)::Drama\n")
-    with pytest.raises(InputError, match=r"movies\.dat: item_id 3 stands in more than one row \(1 rows repeat an id\)"):
+    with pytest.raises(InputError, match=r"movies\.dat: item_id 3 is in more than one row \(1 rows repeat an id\)"):
         read_raw(specs["ml-1m"], folder)
 
 
 def test_duplicate_id_among_the_users(specs, samples, tmp_path):
     users = (samples / "ml-1m" / "users.dat").read_bytes()
     folder = copy(samples / "ml-1m", tmp_path / "bad", users__dat=users + users.splitlines(keepends=True)[1])
-    with pytest.raises(InputError, match=r"users\.dat: user_id 2 stands in more than one row \(1 rows repeat an id\)"):
+    with pytest.raises(InputError, match=r"users\.dat: user_id 2 is in more than one row \(1 rows repeat an id\)"):
         read_raw(specs["ml-1m"], folder)
 
 
@@ -387,14 +390,14 @@ def test_duplicate_id_among_the_users(specs, samples, tmp_path):
 def test_damaged_gzip(specs, amazon_folder, name, damage):
     path = amazon_folder / name
     path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(InputError, match=name.replace(".", r"\.") + r": damaged or cut short .*; get a complete copy"):
+    with pytest.raises(InputError, match=name.replace(".", r"\.") + r": damaged or incomplete .*; get a complete copy"):
         read_raw(specs["amazon-beauty"], amazon_folder)
 
 
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
-        ('{"reviewerID": "A"', "not one object a line"),
+        ('{"reviewerID": "A"', "not one object per line"),
         ("[1]", "no 'reviewerID'"),
         ('{"reviewerID": "A", "asin": "B", "overall": 5}', "no 'unixReviewTime'"),
         ('{"reviewerID": "A", "asin": "B", "overall": "x", "unixReviewTime": 1}', "rating 'x' is not a number"),
@@ -419,10 +422,10 @@ def test_product_file_is_never_executed(specs, amazon_folder, tmp_path):
 @pytest.mark.parametrize(
     ("header", "message"),
     [
-        ("user_id\titem_id", r"own\.inter: 'user_id' in its first line is no RecBole column"),
-        ("user_id:token,item_id:token", r"own\.inter: 'user_id:token,item_id:token' in its first line"),
-        ("user_id:token\tstep:float", r"own\.inter: no column 'item_id' in its first line"),
-        ("user_id:token\titem_id:token", r"own\.inter: no column 'step' in its first line"),
+        ("user_id\titem_id", r"own\.inter: 'user_id' in the first line is not a RecBole column"),
+        ("user_id:token,item_id:token", r"own\.inter: 'user_id:token,item_id:token' in the first line"),
+        ("user_id:token\tstep:float", r"own\.inter: the first line has no column 'item_id'"),
+        ("user_id:token\titem_id:token", r"own\.inter: the first line has no column 'step'"),
     ],
 )
 def test_bad_recbole_header(samples, tmp_path, header, message):
@@ -434,14 +437,14 @@ def test_bad_recbole_header(samples, tmp_path, header, message):
 def test_recbole_without_the_time_column(tmp_path):
     (tmp_path / "own.inter").write_text("user_id:token\titem_id:token\n1\t1\n")
     spec = DatasetSpec.model_validate(OWN | {"time": "clock", "sources": [{"format": "recbole"}]})
-    with pytest.raises(InputError, match=r"own\.inter: no column for the time; map one to `timestamp`, or set time"):
+    with pytest.raises(InputError, match=r"own\.inter: there is no time column; map one to `timestamp`, or set time"):
         read_raw(spec, tmp_path)
 
 
 def test_recbole_time_that_the_data_set_denies(tmp_path):
     (tmp_path / "own.inter").write_text("user_id:token\titem_id:token\ttimestamp:float\n1\t1\t1\n")
     spec = DatasetSpec.model_validate(OWN | {"time": "none", "sources": [{"format": "recbole"}]})
-    with pytest.raises(InputError, match=r"own\.inter: has a `timestamp` column although"):
+    with pytest.raises(InputError, match=r"own\.inter: has a `timestamp` column, but"):
         read_raw(spec, tmp_path)
 
 

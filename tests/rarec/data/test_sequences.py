@@ -149,7 +149,7 @@ def test_context_starts_by_hand():
 
 @pytest.mark.parametrize("stride", [0, 6])
 def test_a_stride_outside_the_context_is_refused(stride):
-    with pytest.raises(InputError, match=f"context_stride is {stride}; it must lie between 1 and max_length = 5"):
+    with pytest.raises(InputError, match=f"context_stride is {stride}; it must be between 1 and max_length = 5"):
         context_starts(TINY, np.array([0]), 5, stride)
 
 

@@ -44,7 +44,7 @@ def test_builtin_labels_follow_the_papers():
 
 
 def test_label_needs_a_threshold_and_ratings():
-    with pytest.raises(InputError, match="x: no `label_threshold` is set"):
+    with pytest.raises(InputError, match="x: set `label_threshold`"):
         make_spec().is_positive(np.array([1.0]))
     with pytest.raises(InputError, match="x: some interactions have no rating"):
         make_spec(rating_scale=[1, 5], label_threshold=3).is_positive(np.array([np.nan]))
@@ -74,7 +74,7 @@ def test_unknown_data_set_lists_known_ones():
         (OWN + "colums = 3\n", r"own\.toml: sources\.0\.colums: no such setting\."),
         (OWN + 'format = "x"\n', r"own\.toml: not valid TOML: "),
         (OWN.replace("recbole", "parquet"), r"own\.toml: sources\.0\.format is parquet; it must be 'recbole', "),
-        (OWN.replace('"own"', '"other"'), r"own\.toml: name is 'other', but the file is called own\.toml"),
+        (OWN.replace('"own"', '"other"'), r"own\.toml: name is 'other', but the file is own\.toml"),
     ],
 )
 def test_bad_toml_names_file_and_key(tmp_path, text, message):
@@ -90,7 +90,7 @@ def test_toml_that_is_not_utf8(tmp_path):
 
 
 def test_missing_folder_of_data_sets(tmp_path):
-    with pytest.raises(InputError, match="nowhere: no such folder of data set files"):
+    with pytest.raises(InputError, match="nowhere: there is no such folder; it should hold data set files"):
         load_specs(tmp_path / "nowhere")
 
 
@@ -98,11 +98,11 @@ def test_missing_folder_of_data_sets(tmp_path):
     ("fields", "message"),
     [
         ({"label_threshold": 3}, "need a `rating_scale`"),
-        ({"rating_scale": [5, 1]}, "must rise"),
-        ({"rating_scale": [1, 5], "label_threshold": 7}, r"lies outside \[1, 5\]"),
-        ({"rating_scale": [0, 10], "implicit_rating": 0}, r"lies inside \[0, 10\]"),
+        ({"rating_scale": [5, 1]}, "must be in ascending order"),
+        ({"rating_scale": [1, 5], "label_threshold": 7}, r"is outside \[1, 5\]"),
+        ({"rating_scale": [0, 10], "implicit_rating": 0}, r"is inside \[0, 10\]"),
         ({"time": "order"}, "`time` is 'order', but movielens-csv files have 'clock'"),
-        ({"sources": []}, "`sources` names no form"),
+        ({"sources": []}, "`sources` must name at least one form"),
         ({"name": "../x"}, "should match pattern"),
         ({"download": {"url": "https://example.org/x.zip", "checksum": "md5:12"}}, "should match pattern"),
     ],
@@ -115,12 +115,12 @@ def test_contradictory_data_set(fields, message):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"format": "movielens-dat", "encoding": "latin-1"}, "`encoding` can be set for the recbole format only"),
-        ({"format": "recbole", "files": {"items": "x.item"}}, "names no file for `interactions`"),
+        ({"format": "movielens-dat", "encoding": "latin-1"}, "`encoding` can be set only for the recbole format"),
+        ({"format": "recbole", "files": {"items": "x.item"}}, "must name a file for `interactions`"),
         ({"format": "recbole", "files": {"interactions": "../x.inter"}}, "must be a plain file name"),
         ({"format": "amazon-2014"}, "has no standard file names"),
-        ({"format": "synthetic"}, "`demo` settings belong to the synthetic format"),
-        ({"format": "recbole", "demo": {}}, "`demo` settings belong to the synthetic format"),
+        ({"format": "synthetic"}, "`demo` must be set for the synthetic format"),
+        ({"format": "recbole", "demo": {}}, "`demo` must be set for the synthetic format"),
     ],
 )
 def test_contradictory_source(fields, message):

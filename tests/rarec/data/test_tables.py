@@ -149,7 +149,7 @@ def test_data_set_emptied_by_k_core():
 
 def test_data_set_of_implicit_ratings_only():
     raw = make_raw([(1, 2, 0, 5)])
-    with pytest.raises(InputError, match="own: every interaction was dropped"):
+    with pytest.raises(InputError, match="own: all interactions were dropped"):
         build_tables(make_spec(implicit_rating=0), raw)
 
 
@@ -163,7 +163,7 @@ def test_implicit_ratings_are_dropped_and_counted():
 def test_unknown_item():
     items = pd.DataFrame({"item_id": [10, 20], "title": ["A", "B"]})
     message = (
-        r"own\.inter: 2 interactions name 1 items that own\.item lacks; first: item_id 30 of user_id 7\. "
+        r"own\.inter: 2 interactions have 1 items that own\.item lacks; first: item_id 30 of user_id 7\. "
         r"Complete the item file, or set unknown_items = 'drop'"
     )
     with pytest.raises(InputError, match=message):
@@ -177,7 +177,7 @@ def test_unknown_item_whose_row_is_in_the_quarantine():
     items = pd.DataFrame({"item_id": [10, 20], "title": ["A", "B"]})
     raw = make_raw(ROWS, items=items)
     raw.quarantine.loc[0] = ["own.item", 4, "not valid utf-8", "30"]
-    with pytest.raises(InputError, match=r"own\.item lacks \(1 of its rows are unreadable and in the quarantine\)"):
+    with pytest.raises(InputError, match=r"own\.item lacks \(1 of its rows are unreadable and quarantined\)"):
         build_tables(make_spec(), raw)
 
 

@@ -3,7 +3,8 @@ import json
 import numpy as np
 import pytest
 import torch
-from raserec_toys import QUICK, QUICK_FINETUNE, SINGLE_PROCESS, chain_sequences, random_sequences, unchanged
+from lone_worker import lone_worker
+from raserec_toys import QUICK, QUICK_FINETUNE, chain_sequences, random_sequences, unchanged
 from torch.nn import functional as F
 
 from rarec.data.sequences import UserSequences
@@ -202,9 +203,7 @@ def test_more_memories_than_the_bank_holds_are_refused(untrained):
 @pytest.fixture(scope="module")
 def half_trained(tmp_path_factory):
     """A chain encoder that still has something to learn; its bank and validation figure."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in SINGLE_PROCESS.items():
-            patch.setenv(name, value)
+    with lone_worker():
         sequences = chain_sequences()
         objective = PretrainObjective(sequences, QUICK.model_copy(update={"epochs": 3}), CPU)
         folder = tmp_path_factory.mktemp("stage1")

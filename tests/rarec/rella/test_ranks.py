@@ -47,7 +47,7 @@ def test_two_ranks_tune_as_one(two_ranks, tmp_path):
 
 
 @pytest.mark.usefixtures("single_process")
-def test_two_ranks_train_one_scratch_model(two_ranks, tmp_path):
+def test_two_ranks_train_one_small_llama(two_ranks, tmp_path):
     tune_on_ranks(tmp_path)
     card = load_card(tmp_path / "scratch-0")
     weights = load_file(tmp_path / "scratch-0" / "model.safetensors")

@@ -4,17 +4,12 @@ import numpy as np
 import pytest
 import torch
 from rella_toys import CPU
-from small_llama_toys import CATALOGUE, LENGTHS, OFFSETS, USERS, scratch_data
+from small_llama_toys import CATALOGUE, LENGTHS, OFFSETS, USERS, small_llama_data
 
 from rarec.data.ctr import CtrSamples
 from rarec.data.templates import TEMPLATES
 from rarec.rella.language_model import LanguageModelSettings, find_answers, load_model, load_tokenizer
-from rarec.rella.small_llama import (
-    CARD,
-    train_scratch,
-    train_tokenizer,
-    training_positions,
-)
+from rarec.rella.small_llama import CARD, train_small_llama, train_tokenizer, training_positions
 from rarec.rella.small_llama_training import HistoryPieces, _choose
 from rarec.text.prompts import NO_PART
 from rarec.text.tokens import PromptTokens, TokenTable
@@ -22,7 +17,7 @@ from rarec.text.tokens import PromptTokens, TokenTable
 
 @pytest.fixture(scope="module")
 def data():
-    return scratch_data()
+    return small_llama_data()
 
 
 def test_nothing_at_or_after_the_first_validation_sample_is_read(data):
@@ -80,7 +75,7 @@ def test_names_and_answers_are_tokens_of_their_own():
     assert find_answers(tokenizer, "Yes", "No").tokens == tokenizer.convert_tokens_to_ids([" No", " Yes"])
 
 
-def test_a_scratch_model_learns_what_is_liked_and_comes_back(data, tmp_path):
+def test_a_small_llama_learns_what_is_liked_and_comes_back(data, tmp_path):
     parts, item, _, times, _ = data
     allowed = np.arange(len(times))
     settings = LanguageModelSettings(
@@ -88,7 +83,7 @@ def test_a_scratch_model_learns_what_is_liked_and_comes_back(data, tmp_path):
         learning_rate=5e-3,
     )  # fmt: skip
     reports = []
-    card = train_scratch(
+    card = train_small_llama(
         parts, CATALOGUE, item, OFFSETS, allowed, ("Yes", "No"), settings, tmp_path,
         tmp_path / "checkpoint", lambda **values: reports.append(values),
     )  # fmt: skip
@@ -111,7 +106,7 @@ def test_the_seed_decides(data, tmp_path):
     losses = []
     for seed in (1, 1, 2):
         settings = LanguageModelSettings(**small, seed=seed)
-        card = train_scratch(
+        card = train_small_llama(
             parts, CATALOGUE, item, OFFSETS, np.arange(len(times)), ("Yes", "No"), settings, tmp_path,
             tmp_path / str(len(losses)), lambda **_: None,
         )  # fmt: skip
@@ -126,7 +121,7 @@ def test_of_much_text_each_epoch_reads_another_part(data, tmp_path):
         settings = LanguageModelSettings(
             vocabulary=300, dim=16, layers=1, heads=2, epochs=3, tokens=tokens, max_tokens=300, learning_rate=1e-9
         )
-        card = train_scratch(
+        card = train_small_llama(
             parts, CATALOGUE, item, OFFSETS, np.arange(len(times)), ("Yes", "No"), settings, tmp_path,
             tmp_path / str(len(losses)), lambda **_: None,
         )  # fmt: skip

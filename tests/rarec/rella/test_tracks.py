@@ -12,7 +12,7 @@ from rarec.data.templates import item_texts
 from rarec.errors import InputError
 from rarec.rella import scoring
 from rarec.rella.scoring import score
-from rarec.rella.training_samples import draw_shots
+from rarec.rella.training_samples import draw_training_samples
 from rarec.rella.tuning import TuningObjective, TuningSettings, add_adapter, load_adapter, tune
 from rarec.rella.vectors import check_vectors, describe, reduce
 
@@ -40,7 +40,7 @@ def test_a_language_model_from_vectors_to_a_tuned_adapter(kind, tmp_path, monkey
     model = add_adapter(base, settings, seed=5)
     fresh = {name: value.detach().clone() for name, value in model.named_parameters() if value.requires_grad}
     assert len(fresh) == 2 * LAYERS * len(targets)
-    shots = draw_shots(DATA.source.samples, 20, "mixed", 5)
+    shots = draw_training_samples(DATA.source.samples, 20, "mixed", 5)
     objective = TuningObjective(model, DATA.source, DATA.prompts, shots, DATA.answers, settings, 5, CPU)
     output = tmp_path / "adapter"
     output.mkdir()

@@ -3,7 +3,7 @@ import pytest
 from pydantic import ValidationError
 
 from rarec.data.ctr import CtrSamples
-from rarec.rella.training_samples import Shots, ShotSettings, draw_shots
+from rarec.rella.training_samples import TrainingSamples, TrainingSampleSettings, draw_training_samples
 
 TRAIN = 3000
 SAMPLES = CtrSamples(
@@ -13,7 +13,7 @@ SAMPLES = CtrSamples(
 
 @pytest.mark.parametrize("mode", ["recent", "retrieved"])
 def test_few_shots_are_part_of_many(mode):
-    few, many = (draw_shots(SAMPLES, n, mode, seed=7) for n in (256, 1024))
+    few, many = (draw_training_samples(SAMPLES, n, mode, seed=7) for n in (256, 1024))
     for shots, n in ((few, 256), (many, 1024)):
         assert len(shots) == len(set(shots.sample.tolist())) == n
         assert shots.sample.min() >= 0
@@ -23,48 +23,48 @@ def test_few_shots_are_part_of_many(mode):
 
 
 def test_the_seed_draws_and_the_mode_does_not():
-    first, again, other = (draw_shots(SAMPLES, 256, "recent", seed) for seed in (1, 1, 2))
+    first, again, other = (draw_training_samples(SAMPLES, 256, "recent", seed) for seed in (1, 1, 2))
     assert np.array_equal(first.sample, again.sample)
     assert not np.array_equal(first.sample, other.sample)
-    assert np.array_equal(first.sample, draw_shots(SAMPLES, 256, "retrieved", 1).sample)
+    assert np.array_equal(first.sample, draw_training_samples(SAMPLES, 256, "retrieved", 1).sample)
     # Not the earliest ones: the draw covers the whole split.
     assert np.histogram(first.sample, 4, (0, TRAIN))[0].min() > 40
 
 
 def test_mixed_holds_each_sample_with_either_history():
-    shots = draw_shots(SAMPLES, 256, "mixed", seed=7)
+    shots = draw_training_samples(SAMPLES, 256, "mixed", seed=7)
     assert len(shots) == 512
     recent, retrieved = shots.sample[~shots.retrieved], shots.sample[shots.retrieved]
-    alone = draw_shots(SAMPLES, 256, "recent", seed=7).sample
+    alone = draw_training_samples(SAMPLES, 256, "recent", seed=7).sample
     assert sorted(recent.tolist()) == sorted(retrieved.tolist()) == sorted(alone.tolist())
 
 
 def test_more_shots_than_samples_are_all_of_them():
-    assert sorted(draw_shots(SAMPLES, 10**6, "retrieved", 0).sample.tolist()) == list(range(TRAIN))
-    assert len(draw_shots(SAMPLES, 10**6, "mixed", 0)) == 2 * TRAIN
+    assert sorted(draw_training_samples(SAMPLES, 10**6, "retrieved", 0).sample.tolist()) == list(range(TRAIN))
+    assert len(draw_training_samples(SAMPLES, 10**6, "mixed", 0)) == 2 * TRAIN
 
 
 def test_save_and_load(tmp_path):
-    shots = draw_shots(SAMPLES, 10, "mixed", seed=7)
+    shots = draw_training_samples(SAMPLES, 10, "mixed", seed=7)
     shots.save(tmp_path / "mixed-7")
-    back = Shots.load(tmp_path / "mixed-7")
+    back = TrainingSamples.load(tmp_path / "mixed-7")
     assert np.array_equal(back.sample, shots.sample)
     assert np.array_equal(back.retrieved, shots.retrieved)
     assert back.retrieved.dtype == bool
 
 
 def test_settings_name_every_variant_once():
-    settings = ShotSettings(modes=("mixed", "recent"), seeds=(3, 4))
+    settings = TrainingSampleSettings(modes=("mixed", "recent"), seeds=(3, 4))
     named = ["mixed-3", "recent-3", "mixed-4", "recent-4"]
     assert [variant.name for variant in settings.variants()] == named
     with pytest.raises(ValidationError, match=r"modes = \['recent', 'recent'\] must name one or more"):
-        ShotSettings(modes=("recent", "recent"))
+        TrainingSampleSettings(modes=("recent", "recent"))
     with pytest.raises(ValidationError, match=r"seeds = \[1, 2, 1\] must name one or more, none of them twice"):
-        ShotSettings(seeds=(1, 2, 1))
+        TrainingSampleSettings(seeds=(1, 2, 1))
     with pytest.raises(ValidationError, match=r"seeds = \[\] must name one or more"):
-        ShotSettings(seeds=())
+        TrainingSampleSettings(seeds=())
     with pytest.raises(ValidationError, match="greater than or equal to 0"):
-        ShotSettings(seeds=(-1,))  # no generator takes one
+        TrainingSampleSettings(seeds=(-1,))  # no generator takes one
     for wrong in ({"modes": ("newest",)}, {"shots": 0}):
         with pytest.raises(ValidationError):
-            ShotSettings(**wrong)
+            TrainingSampleSettings(**wrong)

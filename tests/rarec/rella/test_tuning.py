@@ -11,14 +11,14 @@ from rarec.data.ctr import draw
 from rarec.errors import InputError
 from rarec.rella import tuning
 from rarec.rella.scoring import score
-from rarec.rella.training_samples import draw_shots
+from rarec.rella.training_samples import draw_training_samples
 from rarec.rella.tuning import TUNING, TuningObjective, TuningSettings, add_adapter, tune
 from rarec.training.checkpoint import STATE
 
 pytestmark = pytest.mark.usefixtures("single_process")
 
 DATA = toy_data()
-SHOTS = draw_shots(DATA.source.samples, 10, "mixed", 5)  # 20 prompts: two steps of eight and one of four
+SHOTS = draw_training_samples(DATA.source.samples, 10, "mixed", 5)  # 20 prompts: two steps of eight and one of four
 ALONE, TOGETHER = 64, 100_000  # tokens of a piece: less than two prompts have, more than all have
 
 
@@ -177,7 +177,7 @@ def test_validation_needs_both_answers():
 @pytest.mark.parametrize(("mode", "retrieved"), [("recent", False), ("retrieved", True), ("mixed", True)])
 def test_validation_asks_as_the_adapter_will_be_asked(mode, retrieved):
     settings = settings_of(validation_prompts=9)
-    objective = objective_of(settings, shots=draw_shots(DATA.source.samples, 6, mode, 5))
+    objective = objective_of(settings, shots=draw_training_samples(DATA.source.samples, 6, mode, 5))
     samples = draw(DATA.source.samples, "valid", 9, 5)
     assert len(samples) == 9
     rows = DATA.source.rows(samples, retrieved)

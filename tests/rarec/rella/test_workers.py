@@ -12,7 +12,7 @@ from rarec.data.ctr import draw
 from rarec.rella import predict, tuning
 from rarec.rella.predict import Adapter, PredictionSettings, PredictJob
 from rarec.rella.scoring import score
-from rarec.rella.training_samples import draw_shots
+from rarec.rella.training_samples import draw_training_samples
 from rarec.rella.tuning import TuningJob, TuningSettings, load_adapter
 from rarec.training.fit import HISTORY
 from rarec.training.job import Place
@@ -26,7 +26,7 @@ LABEL = "tuned on mixed, retrieved (seed 5)"
 def test_tuned_by_one_worker_and_asked_by_two(tmp_path, monkeypatch):
     inputs = DATA.prompt_inputs(tmp_path, DATA.model())
     shots, adapter, checkpoint, one, two = (tmp_path / n for n in ("shots", "adapter", "checkpoint", "one", "two"))
-    draw_shots(DATA.source.samples, 8, "mixed", 5).save(shots)
+    draw_training_samples(DATA.source.samples, 8, "mixed", 5).save(shots)
     for folder in (adapter, one, two):
         folder.mkdir()
     settings = TuningSettings(epochs=2, batch_size=8, learning_rate=0.02)

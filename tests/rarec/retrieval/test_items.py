@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 from raserec_toys import random_sequences, unchanged, unit
+from subr_oracle import retrieve_behaviours_by_index
 
 from rarec.errors import InputError
 from rarec.retrieval.items import ItemIndex
 from rarec.retrieval.settings import IndexSettings
-from rarec.retrieval.subr import retrieve_behaviours, retrieve_behaviours_by_index
+from rarec.retrieval.subr import retrieve_behaviours
 
 ITEMS, DIM = 1500, 8
 SETTINGS = {

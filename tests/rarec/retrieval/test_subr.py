@@ -2,9 +2,10 @@ import faiss
 import numpy as np
 import pytest
 from raserec_toys import random_sequences, unchanged, unit
+from subr_oracle import retrieve_behaviours_by_index
 
 from rarec.retrieval import subr
-from rarec.retrieval.subr import recent_behaviours, retrieve_behaviours, retrieve_behaviours_by_index, same_vector
+from rarec.retrieval.subr import recent_behaviours, retrieve_behaviours, same_vector
 
 ITEMS, DIM = 40, 6
 LENGTHS = [3, 60, 1, 0, 17, 200, 9]

@@ -117,9 +117,11 @@ def test_templates_refuse_contradictions():
         find_template("songs")
     own = TEMPLATES["movies"].model_dump()
     assert find_template("songs", Template(**own)) == TEMPLATES["movies"]
-    with pytest.raises(ValidationError, match=r"`question` must hold \{item\} once"):
+    with pytest.raises(ValidationError, match=r"`question` must contain \{item\} once"):
         Template(**{**own, "question": "Like it?"})
-    with pytest.raises(ValidationError, match=r"`behaviour` must hold \{item\} and \{rating\} once, and nothing else"):
+    with pytest.raises(
+        ValidationError, match=r"`behaviour` must contain \{item\} and \{rating\} once, and nothing else"
+    ):
         Template(**{**own, "behaviour": "{item}\n"})
     with pytest.raises(ValidationError, match="`behaviour` must hold"):
         Template(**{**own, "behaviour": "{item}: {rating} {stars}\n"})
@@ -127,9 +129,9 @@ def test_templates_refuse_contradictions():
         Template(**{**own, "question": "Like {item"})
     with pytest.raises(ValidationError, match="`yes` and `no` are the same word, 'Yes'"):
         Template(**{**own, "no": "Yes"})
-    with pytest.raises(ValidationError, match="names the column 'colour'"):
+    with pytest.raises(ValidationError, match="names an unknown column 'colour'"):
         Template(**{**own, "item": [{"column": "title", "unless": "colour"}]})
-    with pytest.raises(ValidationError, match="names the column 'colour'"):
+    with pytest.raises(ValidationError, match="names an unknown column 'colour'"):
         Template(**{**own, "item": [{"column": "colour"}]})
     with pytest.raises(ValidationError, match="once, for the value"):
         Piece(column="title", text="no place")

@@ -7,14 +7,14 @@ from rarec.training.engine_settings import EngineSettings
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"deepspeed": {"optimizer": {"type": "Adam"}}}, "optimizer is RaRec's own: each stage brings its own"),
-        ({"deepspeed": {"train_batch_size": 8}}, "train_batch_size is RaRec's own: a stage's batch_size decides"),
-        ({"deepspeed": {"gradient_accumulation_steps": 2}}, "is RaRec's own: set accumulation"),
-        ({"deepspeed": {"bf16": {"enabled": True}}}, "bf16 is RaRec's own: set precision"),
+        ({"deepspeed": {"optimizer": {"type": "Adam"}}}, "optimizer is set by RaRec; each stage has its own"),
+        ({"deepspeed": {"train_batch_size": 8}}, "train_batch_size is set by RaRec; set the stage's batch_size"),
+        ({"deepspeed": {"gradient_accumulation_steps": 2}}, "is set by RaRec; set accumulation"),
+        ({"deepspeed": {"bf16": {"enabled": True}}}, "bf16 is set by RaRec; set precision"),
         ({"deepspeed": {"zero_optimization": 2}}, "zero_optimization must be a JSON object"),
         (
             {"zero_stage": 1, "deepspeed": {"zero_optimization": {"stage": 2}}},
-            "zero_stage is 1, but deepspeed says stage 2: keep one",
+            "zero_stage is 1, but deepspeed sets stage 2; set only one",
         ),
         (
             {
@@ -22,10 +22,10 @@ from rarec.training.engine_settings import EngineSettings
                 "offload": True,
                 "deepspeed": {"zero_optimization": {"offload_optimizer": {"device": "nvme"}}},
             },
-            "offload is to the CPU, but deepspeed's offload_optimizer says otherwise",
+            "offload means to the CPU, but deepspeed's offload_optimizer names another device",
         ),
-        ({"offload": True}, "offload needs ZeRO: set zero_stage to 1, 2 or 3"),
-        ({"precision": "fp16", "zero_stage": 1}, "fp16 works with zero_stage 0 only"),
+        ({"offload": True}, "offload needs ZeRO; set zero_stage to 1, 2 or 3"),
+        ({"precision": "fp16", "zero_stage": 1}, "fp16 works only with zero_stage 0"),
         ({"zero_stage": 4}, "less than or equal to 3"),
         ({"accumulation": 0}, "greater than or equal to 1"),
     ],

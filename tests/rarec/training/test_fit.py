@@ -250,7 +250,7 @@ def test_a_crash_while_saving_leaves_the_last_good_checkpoint(tmp_path, monkeypa
     with monkeypatch.context() as patch:
         patch.setattr(module, "save_file", full_disk)
         with pytest.raises(
-            InputError, match=r"state\.safetensors cannot be written: .*No space left.*; make room there"
+            InputError, match=r"state\.safetensors cannot be written: .*No space left.*; free disk space there"
         ):
             run(Scripted([0.1, 0.2, 0.3]), tmp_path, epochs=3)
     assert (tmp_path / "state.safetensors").read_bytes() == before
@@ -276,13 +276,13 @@ def test_a_checkpoint_of_other_workers_is_refused(tmp_path, monkeypatch):
         patch.setattr(module, "world_size", lambda: 2)
         run(Scripted([0.1, 0.2, 0.3]), tmp_path, epochs=1)
     with pytest.raises(
-        InputError, match=r"with 2 on cpu in float32 and cannot go on with 1 on cpu in float32.*afresh with force"
+        InputError, match=r"with 2 on cpu in float32; resuming it with 1 on cpu in float32 would.*start over with force"
     ):
         run(Scripted([0.1, 0.2, 0.3]), tmp_path, epochs=3)
     run(Scripted([0.1, 0.2, 0.3]), tmp_path / "other", epochs=1)
-    with pytest.raises(InputError, match=r"with 1 on cpu in float32 and cannot go on with 1 on cpu in bfloat16"):
+    with pytest.raises(InputError, match=r"with 1 on cpu in float32; resuming it with 1 on cpu in bfloat16"):
         run(Scripted([0.1, 0.2, 0.3]), tmp_path / "other", epochs=3, engine=EngineSettings(precision="bf16"))
-    with pytest.raises(InputError, match=r"cannot go on with 1 on cpu in float32, accumulation 2: the"):
+    with pytest.raises(InputError, match=r"resuming it with 1 on cpu in float32, accumulation 2 would"):
         run(Scripted([0.1, 0.2, 0.3]), tmp_path / "other", epochs=3, engine=EngineSettings(accumulation=2))
 
 
@@ -417,7 +417,7 @@ def test_out_of_memory_in_the_forward_pass_and_in_the_optimizer_says_what_to_low
     def no_room(*_, **__):
         raise torch.OutOfMemoryError("no room")
 
-    told = r"test stage: out of memory in epoch 1, step 1 of 12 \(4 samples a step, in 1 pieces"
+    told = r"test stage: out of memory in epoch 1, step 1 of 12 \(4 samples per step, in 1 pieces"
     objective = Noisy()
     monkeypatch.setattr(objective.model, "forward", no_room)
     with pytest.raises(InputError, match=told):

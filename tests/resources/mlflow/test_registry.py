@@ -8,18 +8,14 @@ from types import SimpleNamespace
 import pytest
 
 from rarec.errors import InputError
-from resources.artifacts.store import DamagedArtifact
+from resources.artifacts.manifest import DamagedArtifact
 from resources.mlflow.registry import CHAMPION, ModelRegistry, rollback_chain
-from resources.mlflow.tracking import MlflowTracking
 
 STORE = SimpleNamespace(find=lambda asset, partition, identity: asset)  # that has lost nothing
 
 
-@pytest.fixture(scope="module")
-def client(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("mlflow")
-    tracking = MlflowTracking(tracking_uri=f"sqlite:///{folder}/mlflow.db", ui_url="", artifact_root=str(folder))
-    tracking.check()
+@pytest.fixture
+def client(tracking):
     return tracking._client()
 
 
@@ -56,7 +52,7 @@ def test_twice_in_a_row_goes_further_back_and_then_no_further(registry):
     assert numbers(registry.roll_back(STORE)) == [3, 2]
     assert numbers(registry.roll_back(STORE)) == [2, 1]
     assert marks(registry) == {3: 2, 2: 1}
-    with pytest.raises(InputError, match="has no version before the champion; the champion is version 1"):
+    with pytest.raises(InputError, match="has no version before the champion; version 1 remains the champion"):
         registry.roll_back(STORE)
     assert (registry.champion().number, marks(registry)) == (1, {3: 2, 2: 1})
 
@@ -87,7 +83,7 @@ def test_a_promotion_takes_the_mark_away(registry):
 
 @pytest.mark.parametrize("number", [3, 4])
 def test_what_cannot_be_gone_to_changes_nothing(registry, number):
-    with pytest.raises(InputError, match=r"the champion is version 3 and serves on. Set `version` to one of 1, 2$"):
+    with pytest.raises(InputError, match=r"version 3 remains the champion. Set `version` to one of 1, 2$"):
         registry.roll_back(STORE, number)
     assert (registry.champion().number, marks(registry)) == (3, {})
 

@@ -1,155 +1,16 @@
-"""One file of new interactions, and its rows beside the published ones: bad rows, clocks, late events, repetitions."""
-
-import errno
+"""New rows beside the published ones: late events, repetitions, rows that do not fit."""
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
-from rarec.data.incoming.merge import ROW_TYPES, Incoming, merge_incoming, parse_incoming
+from rarec.data.incoming.merge import merge_incoming
+from rarec.data.incoming.rows import COLUMNS, ROW_TYPES, Incoming
 from rarec.data.raw import RawTables
 from rarec.data.spec import builtin_specs
 from rarec.data.tables import build_tables
-from rarec.errors import InputError
 
 CLOCK = builtin_specs()["ml-100k"].model_copy(update={"duplicates": "keep-last"})
-NOW = 900_000_000
-DAY = 86_400
-COLUMNS = ["user_id", "item_id", "rating", "timestamp"]
-ROWS = [(user, 50, 4, 893_000_000 + user) for user in range(1, 11)]
-
-
-def write(folder, rows, kind, name="new"):
-    table = pd.DataFrame(rows, columns=COLUMNS, dtype=object)
-    path = folder / f"{name}.{kind}"
-    if kind == "csv":
-        table.to_csv(path, index=False)
-    else:
-        table.to_parquet(path, index=False)
-    return path
-
-
-def plain(parsed):
-    """Its rows as tuples of numbers, with their lines before them."""
-    return [
-        (row["line"], int(row["user_id"]), int(row["item_id"]), int(row["rating"]), row["timestamp"])
-        for row in parsed.rows.to_pylist()
-    ]
-
-
-@pytest.mark.parametrize(("kind", "first"), [("csv", 2), ("parquet", 1)])
-def test_three_bad_rows_of_ten_are_set_aside_with_line_and_reason(tmp_path, kind, first):
-    rows = [list(row) for row in ROWS]
-    rows[0][1], rows[4][2], rows[9][3] = None, 17, -5
-    parsed = parse_incoming(write(tmp_path, rows, kind), CLOCK, NOW)
-    good = [number for number in range(10) if number not in (0, 4, 9)]
-    assert plain(parsed) == [(first + number, *ROWS[number]) for number in good]
-    reasons = [
-        "item_id is empty",
-        "rating '17' is outside 1 to 5",
-        f"timestamp '-5' is outside 0 to {NOW + DAY:g} (seconds since 1970 are expected, at most a day ahead of now)",
-    ]
-    assert [row[:2] for row in parsed.bad] == list(zip((first, first + 4, first + 9), reasons, strict=True))
-    assert parsed.bad[1][2].split(",") == ["5", "50", "17", "893000005"]
-
-
-@pytest.mark.parametrize("kind", ["csv", "parquet"])
-def test_a_file_wholly_bad_is_refused_and_says_why(tmp_path, kind):
-    path = write(tmp_path, [(user, 50, 99, time) for user, _, _, time in ROWS], kind)
-    with pytest.raises(InputError, match=r"10 of 10 rows cannot be read .*rating '99' is outside 1 to 5") as error:
-        parse_incoming(path, CLOCK, NOW)
-    assert str(error.value).endswith("Correct the file; as soon as its content is another one it is read again.")
-
-
-def test_events_of_the_future_are_bad_but_for_the_difference_of_clocks(tmp_path):
-    times = [0, 1, 893_000_000, NOW, NOW + DAY, NOW + DAY + 1, NOW + 365 * DAY, NOW * 1000]
-    parsed = parse_incoming(write(tmp_path, [(1, 5, 3, time) for time in times], "csv"), CLOCK, NOW)
-    assert [row[-1] for row in plain(parsed)] == times[:5]
-    assert [line for line, _, _ in parsed.bad] == [7, 8, 9]
-    assert all("at most a day ahead of now" in reason for _, reason, _ in parsed.bad)
-
-
-def test_a_file_written_by_a_clock_years_ahead_is_refused(tmp_path):
-    path = write(tmp_path, [(user, item, rating, NOW + 365 * DAY) for user, item, rating, _ in ROWS], "csv")
-    with pytest.raises(InputError, match=r"10 of 10 rows cannot be read .*at most a day ahead of now"):
-        parse_incoming(path, CLOCK, NOW)
-
-
-def test_a_quoted_line_break_loses_no_row_and_makes_none_up(tmp_path):
-    path = tmp_path / "new.csv"
-    path.write_text(
-        "comment,user_id,item_id,rating,timestamp\n"
-        '"good\nbuy",1,50,4,893000001\n"bad, 7,50,4,893000007\nbuy",2,50,17,893000002\nfair,3,50,4,893000003\n'
-    )
-    parsed = parse_incoming(path, CLOCK, NOW)
-    assert plain(parsed) == [(2, 1, 50, 4, 893_000_001), (6, 3, 50, 4, 893_000_003)]
-    assert [row[:2] for row in parsed.bad] == [(4, "rating '17' is outside 1 to 5")]
-    path.write_text('user_id,item_id,rating,timestamp\n"a\nb",1,5,893000001\nc,1,5,893000001\n')
-    assert [(row["line"], row["user_id"]) for row in parse_incoming(path, CLOCK, NOW).rows.to_pylist()] == [
-        (2, "a\nb"),
-        (4, "c"),
-    ]
-
-
-@pytest.mark.parametrize(
-    "fault", [pa.ArrowMemoryError("malloc of size 64 failed"), OSError(errno.EIO, "Input/output error")]
-)
-def test_a_fault_of_this_machine_is_none_of_a_parquet_file(tmp_path, monkeypatch, fault):
-    def iter_batches(*_, **options):
-        raise fault
-
-    path = write(tmp_path, ROWS, "parquet")
-    monkeypatch.setattr(pq.ParquetFile, "iter_batches", iter_batches)
-    with pytest.raises(type(fault)) as error:
-        parse_incoming(path, CLOCK, NOW)
-    assert error.value is fault
-
-
-def parquet_of(folder, **columns):
-    path = folder / "new.parquet"
-    ids = {"user_id": pa.array(range(1, 5)), "item_id": pa.array([50] * 4), "rating": pa.array([4] * 4)}
-    pq.write_table(pa.table({**ids, "timestamp": pa.array([893_000_000] * 4), **columns}), path)
-    return path
-
-
-@pytest.mark.parametrize(
-    ("column", "shown"), [("rating", "rating '1e+20' is outside 1 to 5"), ("timestamp", "timestamp '1e+20' is outside")]
-)
-@pytest.mark.parametrize("type_", [pa.float32(), pa.float64()])
-def test_a_number_beyond_all_bounds_is_one_bad_row_of_a_parquet_file(tmp_path, column, shown, type_):
-    values = pa.array([4.0, 1e20, 3.0, 5.0], type_)
-    parsed = parse_incoming(parquet_of(tmp_path, **{column: values}), CLOCK, NOW)
-    assert [row[0] for row in plain(parsed)] == [1, 3, 4]
-    ((line, reason, text),) = parsed.bad
-    assert (line, text[:5]) == (2, "2,50,")
-    assert reason.startswith(shown)
-
-
-def test_ids_beside_a_number_beyond_all_bounds_stay_whole(tmp_path):
-    ids = pa.array([17.0, 1e20, None, -(2.0**63)])
-    parsed = parse_incoming(parquet_of(tmp_path, user_id=ids), CLOCK, NOW)
-    assert parsed.rows["user_id"].to_pylist() == ["17", "1e+20", "-9.223372036854776e+18"]
-    assert [row[:2] for row in parsed.bad] == [(3, "user_id is empty")]
-
-
-@pytest.mark.parametrize(
-    "type_", [pa.date32(), pa.date64(), pa.timestamp("s"), pa.timestamp("ns"), pa.timestamp("us", "Europe/Berlin")]
-)
-def test_days_and_moments_of_a_parquet_file_are_seconds(tmp_path, type_):
-    midnight = 10_335 * DAY
-    days = pa.array([10_335] * 4, pa.int32()).cast(pa.date32())
-    path = parquet_of(tmp_path, timestamp=days.cast(pa.timestamp("s")).cast(type_) if type_ != pa.date32() else days)
-    assert parse_incoming(path, CLOCK, NOW).rows["timestamp"].to_pylist() == [midnight] * 4
-
-
-@pytest.mark.parametrize("keep", [4, 300, -1], ids=["its first bytes", "half", "all but one byte"])
-def test_a_parquet_file_that_is_cut_is_refused(tmp_path, keep):
-    path = write(tmp_path, ROWS, "parquet")
-    path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(InputError, match="not a whole parquet file"):
-        parse_incoming(path, CLOCK, NOW)
 
 
 def tables(rows, **columns):
@@ -248,8 +109,8 @@ def test_rows_that_do_not_fit_the_published_ones_are_set_aside_by_name():
     aside = merged.raw.quarantine
     assert aside["file"].unique().tolist() == ["incoming/new.csv"]
     assert list(zip(aside["line"], aside["reason"], strict=True)) == [
-        (3, "user_id 'u7' is no whole number, as those of the data set are"),
-        (4, "item_id '010' is no whole number, as those of the data set are"),
+        (3, "user_id 'u7' is not a whole number like the data set's other ids"),
+        (4, "item_id '010' is not a whole number like the data set's other ids"),
         (5, "item_id '99' is not in the item file"),
         (6, "rating is missing"),
         (7, "timestamp is missing"),

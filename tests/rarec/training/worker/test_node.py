@@ -110,7 +110,7 @@ def test_agent_without_an_assignment_says_so():
         check=False,
     )
     assert done.returncode == 1
-    assert done.stderr == "The launcher ended before it said what to run.\n"
+    assert done.stderr == "The launcher ended before it sent an assignment.\n"
 
 
 def test_commands_of_each_way_to_meet(monkeypatch):
