@@ -1,19 +1,22 @@
-"""Installations with everything built: each is made once in a process, and a file of tests gets a copy of its own.
+"""Installations with everything built: each is made once in a process, and tests get copies of their own.
 
-A file says with ``TRACK`` which one its `plant` and `first` are of; without, it is RaSeRec's.
+A file says with ``TRACK`` which track its `plant` and `first` are of; without, it is RaSeRec's. `promoted` and
+`refreshed` are installations with a champion.
 """
 
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import dagster as dg
 import pytest
+from growing import GROWING, Growing, demo_events
 from launch_here import launch_here
 from plant import LENIENT, MISCOUNTED, OWN_FILES, TINY, Plant, failures
 
 from resources.workers.launcher import TrainingLauncher
 
 LAUNCH = TrainingLauncher.launch
+NOW = 956_700_001  # after all that happened
 OTHERS = {"borrowed": TINY, "miscounted": MISCOUNTED, "own": OWN_FILES, "absent": OWN_FILES, "lenient": LENIENT}
 
 
@@ -85,9 +88,15 @@ def trains_here(_process_group):
 
 
 @pytest.fixture
-def real_workers(monkeypatch):
-    """Trainings run in processes of their own, as they do outside of tests."""
-    monkeypatch.setattr(TrainingLauncher, "launch", LAUNCH)
+def real_workers(trains_here):
+    """While it lasts, trainings run in processes of their own, as they do outside of tests; gives their modules."""
+
+    @contextmanager
+    def block():
+        with pytest.MonkeyPatch.context() as patch:
+            yield count_launches(patch, LAUNCH)
+
+    return block
 
 
 @pytest.fixture
@@ -106,3 +115,70 @@ def plant(seed, copies, trains_here):
 def first(seed):
     """The run that built everything in the seed; its artifacts are in `plant`, too."""
     return seed.first
+
+
+@dataclass(frozen=True)
+class State:
+    """A growing data set, and the runs that brought it here, by job."""
+
+    own: Growing
+    runs: dict[str, dg.ExecuteInProcessResult]
+
+
+@pytest.fixture(scope="session")
+def states(tmp_path_factory, _process_group):
+    """Gives a state by its name, made when first asked for.
+
+    ``promoted``: the first champion, on three quarters of the data. ``refreshed``: after new events, with them in its
+    memory, as version 2.
+    """
+    made = {}
+    with ExitStack() as stack:
+
+        def place():
+            return tmp_path_factory.mktemp("own"), stack.enter_context(ephemeral())
+
+        def promoted():
+            own = Growing(Plant(*place(), own=GROWING), demo_events(tmp_path_factory.mktemp("demo")))
+            own.grow(0.75)
+            runs = {job: own.run(job) for job in ("drift", "raserec", "promote")}
+            assert runs["promote"].success, failures(runs["raserec"]) | failures(runs["promote"])
+            return State(own, runs)
+
+        def refreshed():
+            before = state("promoted").own
+            own = before.copy(before.plant.copy(*place()))
+            own.grow(0.85, extra=[("1", "2", 4.0, NOW)])  # one of them late
+            measured = own.run("drift", drift_report={"finetune_drop": 5, "pretrain_drop": 5})
+            result = own.run("refresh", raserec_candidate={"source": "refreshed", "tolerance": 1.0})
+            assert result.success, failures(measured) | failures(result)
+            return State(own, {"drift": measured, "refresh": result})
+
+        def state(name):
+            if name not in made:
+                with pytest.MonkeyPatch.context() as patch:
+                    patch.setattr(TrainingLauncher, "launch", launch_here)
+                    made[name] = {"promoted": promoted, "refreshed": refreshed}[name]()
+            return made[name]
+
+        yield state
+
+
+@pytest.fixture(scope="module")
+def runs(states):
+    """State -> job -> the run that brought it there."""
+    return lambda name: states(name).runs
+
+
+@pytest.fixture
+def promoted(states, copies, trains_here):
+    """A growing data set with a first champion, for this test alone."""
+    own = states("promoted").own
+    return own.copy(copies(own.plant))
+
+
+@pytest.fixture
+def refreshed(states, copies, trains_here):
+    """A growing data set with a refreshed champion, for this test alone."""
+    own = states("refreshed").own
+    return own.copy(copies(own.plant))

@@ -38,7 +38,7 @@ TRAINED = [
 
 
 @pytest.fixture(scope="module")
-def plant(tmp_path_factory):
+def plant(tmp_path_factory, trains_here):
     with dg.DagsterInstance.ephemeral() as instance:
         yield Plant(tmp_path_factory.mktemp("plant"), instance, own=GROWING, other=TINY)
 
@@ -114,7 +114,7 @@ def answer_alone(model, table, row):
     return float(model.predict(pd.DataFrame([request]))["probability"].iloc[0])
 
 
-def test_drift_is_measured_on_what_came_since(plant, promoted, grow):
+def test_drift_is_measured_on_what_came_since(plant, promoted, grow, real_workers):
     before = registry(plant).champion()
     still = plant.run("own", track="drift_rella")
     assert metadata(still)["rella_drift_report"]["verdict"] == "none"
@@ -122,7 +122,8 @@ def test_drift_is_measured_on_what_came_since(plant, promoted, grow):
     assert metadata(still)["rella_drift_report"]["new events"] == 0
     newest = pd.read_parquet(plant.artifact(still, "interactions").file("interactions.parquet"))["timestamp"].max()
     grow(0.9)
-    result = plant.run("own", track="drift_rella", rella_drift_report={"least_events": 20, "tune_drop": 1.0})
+    with real_workers():
+        result = plant.run("own", track="drift_rella", rella_drift_report={"least_events": 20, "tune_drop": 1.0})
     assert result.success, failures(result)
     told = metadata(result)["rella_drift_report"]
     assert (told["verdict"], told["champion"]) == ("none", 1)
@@ -310,7 +311,7 @@ def test_a_champion_whose_artifact_is_gone_is_told_with_the_way_back(plant, chal
     try:
         message = failures(promote(plant))["rella_candidate"]
         assert f"has lost base_language_model/own/{folder.name}" in message
-        assert "run the job `rollback` for own (its setting track: rella)" in message
+        assert "run the job `rollback` for own with track: rella" in message
     finally:
         shutil.move(folder.with_name("away"), folder)
 

@@ -96,12 +96,11 @@ def test_second_run_from_the_command_line_reuses_everything_and_prints_the_figur
     assert f"report: {plant.artifact(first, 'ranking_metrics').file('report.html')}" in lines
 
 
-def test_real_workers_build_the_same_though_one_is_killed(plant, first, monkeypatch, request):
+def test_real_workers_build_the_same_though_one_is_killed(plant, real_workers, monkeypatch):
     """Kill -9 after the first epoch, as when memory runs out; the weights are those of an undisturbed training."""
     steps = ["raserec_pretrained", "memory_bank", "raserec_finetuned"]
     here = plant.run(only=steps, raserec_pretrained={"epochs": 6})
     assert here.success, failures(here)
-    request.getfixturevalue("real_workers")
     killed = []
     forward = launcher._ProgressRelay.forward
 
@@ -115,9 +114,9 @@ def test_real_workers_build_the_same_though_one_is_killed(plant, first, monkeypa
     monkeypatch.setattr(launcher._ProgressRelay, "forward", kill)
     monkeypatch.setattr(dg.RetryPolicy, "calculate_delay", lambda *_: 0.1)
     before = {name: plant.artifact(here, name).data_version for name in steps}
-    result = plant.run(
-        only=steps, raserec_pretrained={"epochs": 6, "force": True}, raserec_finetuned={"force": True}
-    )  # fmt: skip
+    forced = {"raserec_pretrained": {"epochs": 6, "force": True}, "raserec_finetuned": {"force": True}}
+    with real_workers():
+        result = plant.run(only=steps, **forced)
     assert result.success, failures(result)
     assert built(result) == {"raserec_pretrained", "raserec_finetuned"}
     assert len(killed) == 1

@@ -40,17 +40,17 @@ def test_no_pickle_and_no_paths_in_the_artifacts(plant, first):
                 assert str(plant.home.root) not in file.read_text(), file
 
 
-@pytest.mark.usefixtures("real_workers")
-def test_real_workers_build_the_same(plant, first, launches, monkeypatch):
+def test_real_workers_build_the_same(plant, first, real_workers, monkeypatch):
     """From the language model to the predictions; nor does it matter how a process hashes text."""
     monkeypatch.setenv("PYTHONHASHSEED", "1")
     trained = ["base_language_model", "lora_checkpoint", "ctr_predictions"]
     before = {name: plant.artifact(first, name).data_version for name in trained}
-    result = plant.run(track="rella", only=trained, **{name: {"force": True} for name in trained})
+    with real_workers() as launched:
+        result = plant.run(track="rella", only=trained, **{name: {"force": True} for name in trained})
     assert result.success, failures(result)
     assert built(result) == set(trained)
     assert {name: plant.artifact(result, name).data_version for name in trained} == before
-    assert launches == [f"rarec.rella.{one}" for one in ("small_llama", "tuning", "tuning", "predict")]
+    assert launched == [f"rarec.rella.{one}" for one in ("small_llama", "tuning", "tuning", "predict")]
 
 
 def test_another_ones_model_passes_the_same_track(plant, first, tmp_path):
