@@ -170,8 +170,8 @@ class Plant:
         (event,) = [e for e in result.get_asset_materialization_events() if e.asset_key.to_user_string() == asset]
         return self.store.open(asset, event.partition, str(event.materialization.metadata["fingerprint"].value))
 
-    def put(self, asset: str, dataset: str, files: Path, values: dict, inputs: dict[str, str] | None = None) -> None:
-        """Make it look as if ``asset`` had been materialised for ``dataset`` with copies of these files."""
+    def put(self, asset: str, dataset: str, files: Path, values: dict, inputs: dict[str, str] | None = None) -> str:
+        """Make it look as if ``asset`` had been materialised with copies of these files; gives its identity."""
         config = {"copied": values}
         inputs = inputs or {}
         identity = fingerprint(asset, "1", config, inputs)
@@ -181,6 +181,7 @@ class Plant:
         self.instance.report_runless_asset_event(
             dg.AssetMaterialization(asset, partition=dataset, metadata={"fingerprint": identity})
         )
+        return identity
 
     def ask_alone(self, model: str, code: str, request: object, cwd: Path) -> Any:
         """What ``code`` prints last, as JSON, of the MLflow model ``model``, with ``request`` on its standard input."""
@@ -203,13 +204,17 @@ def _rename(database: Path, old: str, new: str) -> None:
                 connection.execute(update, (old, new, f"%{old}%"))
 
 
-def metadata(result: dg.ExecuteInProcessResult) -> dict[str, dict]:
-    """Asset -> metadata of what this run materialised, plain values; but for the ledger, which is no artifact."""
+def materialised(result: dg.ExecuteInProcessResult) -> dict[str, dict]:
+    """Asset -> metadata of what this run materialised, plain values."""
     return {
         event.asset_key.to_user_string(): {k: v.value for k, v in event.materialization.metadata.items()}
         for event in result.get_asset_materialization_events()
-        if event.asset_key.to_user_string() != "incoming_interactions"
     }
+
+
+def metadata(result: dg.ExecuteInProcessResult) -> dict[str, dict]:
+    """The same, but for the ledger, which is no artifact."""
+    return {asset: values for asset, values in materialised(result).items() if asset != "incoming_interactions"}
 
 
 def built(result: dg.ExecuteInProcessResult) -> set[str]:

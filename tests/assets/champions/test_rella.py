@@ -8,6 +8,7 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pytest
+from fake_run import FakeRun
 from plant import TINY, Plant, failed_checks, failures, metadata
 from sklearn.metrics import roc_auc_score
 
@@ -225,22 +226,17 @@ def test_a_candidate_that_is_not_worse_takes_its_place(plant, challenged):
     assert int(model.version) == 2
 
 
-def test_a_model_that_mlflow_missed_is_logged_now(plant, challenged, monkeypatch):
+def test_a_model_that_mlflow_missed_is_logged_now(plant, challenged):
     lora = plant.store.open("lora_checkpoint", "own", registry(plant).champion().artifacts["lora_checkpoint"])
     made = {**registry(plant).champion().open(plant.store, "own"), "lora_checkpoint": lora}
     lora.metadata["values"]["mlflow_model"] = MODEL_NOT_LOGGED
-    logged = []
-
-    class Run:
-        def log_pyfunc(self, name, file, files, **options):
-            logged.append((name, sorted(files), options["model_config"]["behaviours"]))
-            return uris.pop()
-
-    uris = [None, "models:/m-1"]
-    assert rella.RellaTrack().log_model(SimpleNamespace(run=Run()), made) == "models:/m-1"
-    assert logged == [("model", sorted(["adapter", *rella.ASKED]), 3)]
+    run = FakeRun(uris=("models:/m-1", None))
+    assert rella.RellaTrack().log_model(SimpleNamespace(run=run), made) == "models:/m-1"
+    (model,) = run.models
+    assert (model["name"], model["files"]) == ("model", sorted(["adapter", *rella.ASKED]))
+    assert model["model_config"]["behaviours"] == 3
     with pytest.raises(InputError, match="MLflow went away; materialise rella_candidate again"):
-        rella.RellaTrack().log_model(SimpleNamespace(run=Run()), made)
+        rella.RellaTrack().log_model(SimpleNamespace(run=run), made)
 
 
 def test_mlflow_away_is_told_and_nothing_is_retried(plant, promoted):

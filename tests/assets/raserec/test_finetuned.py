@@ -10,6 +10,7 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pytest
+from fake_run import FakeRun
 from plant import built, failures, metadata
 from safetensors import safe_open
 
@@ -181,24 +182,11 @@ def test_the_logged_model_holds_no_user_and_recommends(made_of, tmp_path, monkey
     if not links:  # as on some network disks
         monkeypatch.setattr(Path, "hardlink_to", lambda *_: (_ for _ in ()).throw(OSError(errno.EPERM, "no")))
 
-    class Run:
-        """Saves where MLflow would."""
-
-        def log_pyfunc(self, name, model_file, files, requirements, **options):
-            mlflow.pyfunc.save_model(
-                tmp_path / name,
-                python_model=str(model_file),
-                artifacts={key: str(path) for key, path in files.items()},
-                pip_requirements=requirements,
-                **options,
-            )
-            return str(tmp_path / name)
-
     encoder = SimpleNamespace(path=made_of["encoder"], fingerprint=IDENTITY)
     items = SimpleNamespace(path=made_of["items"])
     scratch = tmp_path / "scratch"
     scratch.mkdir()
-    uri = log_recommender(Run(), encoder, made_of[kind], made_of["module"], items, scratch)
+    uri = log_recommender(FakeRun(tmp_path), encoder, made_of[kind], made_of["module"], items, scratch)
     assert list(scratch.iterdir()) == []
     artifacts = Path(uri) / "artifacts"
     files = [path for path in artifacts.rglob("*") if not path.is_dir()]
