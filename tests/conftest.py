@@ -6,6 +6,23 @@ import torch.distributed as dist
 from lone_worker import lone_worker
 from shaky_store import ShakyStore
 
+FAILED_STEP = pytest.StashKey[str]()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    """Keep the first step that failed of a file whose tests are ``ordered``."""
+    report = yield
+    if report.failed and item.get_closest_marker("ordered"):
+        item.parent.stash.setdefault(FAILED_STEP, item.name)
+    return report
+
+
+def pytest_runtest_setup(item):
+    """Skip the steps behind it."""
+    if failed := item.parent.stash.get(FAILED_STEP, None):
+        pytest.skip(f"an earlier step failed: {failed}")
+
 
 @pytest.fixture(scope="session")
 def _process_group():
