@@ -1,1 +1,1 @@
-"""What is materialised: one module a stage, each asset a short adapter around rarec."""
+"""Asset definitions. Each asset is a short adapter around a function of rarec; computations do not belong here."""

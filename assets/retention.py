@@ -1,21 +1,27 @@
-"""The step that deletes what is not in use, by Dagster's history and MLflow's registry."""
+"""The step that deletes unused artifacts, based on Dagster's history and MLflow's registry."""
 
-from collections.abc import Collection
 from pathlib import Path
 
 import dagster as dg
 import pandas as pd
 from pydantic import Field
 
-from assets.champions.track import TRACKS
 from assets.framework.build_lock import is_busy
-from assets.framework.champion import CHAMPIONS
+from assets.framework.champion import CHAMPION_PREFIX
 from assets.framework.reuse import markdown_table
 from rarec.errors import InputError
 from resources.artifacts.store import ArtifactStore
 from resources.mlflow.tracking import MlflowTracking
-from resources.retention import Identity, Verdict, judge_artifacts, judge_leftovers, judge_work, remove, wanted_versions
-from resources.workspace import Workspace, known_specs
+from resources.retention import (
+    ArtifactKey,
+    Verdict,
+    judge_artifacts,
+    judge_leftovers,
+    judge_work,
+    remove,
+    wanted_versions,
+)
+from resources.workspace import Workspace
 
 SHOWN = 200  # rows of the table in the metadata
 ACTIVE = [dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.CANCELING]
@@ -57,9 +63,7 @@ def clean_up(
         )
     try:
         held = store.survey()
-        # Data sets whose file is absent at the moment count, too: their models are still registered.
-        datasets = {*known_specs(Path(workspace.datasets)), *(one.partition for one in held.manifests)}
-        in_use = {**_materialised(context.instance), **_registered(tracking, datasets, config)}
+        in_use = {**_materialised(context.instance), **_registered(tracking, config)}
     except InputError as error:
         raise dg.Failure(str(error), allow_retries=False) from error
     for partition, paths in held.damaged.items():
@@ -67,7 +71,7 @@ def clean_up(
             f"Nothing of {partition} is deleted while a manifest is damaged: the artifact's inputs are unknown. "
             f"Materialise it again with force, or delete its folder if nothing needs it: {', '.join(paths)}"
         )
-    artifacts = judge_artifacts(held.manifests, in_use, config.days, CHAMPIONS, held.damaged)
+    artifacts = judge_artifacts(held.manifests, in_use, config.days, CHAMPION_PREFIX, held.damaged)
     left = judge_leftovers(held.leftovers, config.days, held.damaged)
     work = judge_work(Path(workspace.work), config.days, is_busy)
     verdicts = [*artifacts.values(), *left.values(), *work.values()]
@@ -87,7 +91,7 @@ def clean_up(
     )
 
 
-def _materialised(instance: dg.DagsterInstance) -> dict[Identity, str]:
+def _materialised(instance: dg.DagsterInstance) -> dict[ArtifactKey, str]:
     """The last artifact of every asset and data set."""
     found = {}
     for key in instance.all_asset_keys():
@@ -103,19 +107,16 @@ def _materialised(instance: dg.DagsterInstance) -> dict[Identity, str]:
     return found
 
 
-def _registered(tracking: MlflowTracking, datasets: Collection[str], config: CleanConfig) -> dict[Identity, str]:
-    """The artifacts of all registered versions that are served, or may be again."""
-    found: dict[Identity, str] = {}
-    for dataset in datasets:
-        for track in TRACKS:
-            registry = tracking.registry(track, dataset)
-            champion = registry.champion()
-            versions = registry.versions()
-            wanted = wanted_versions(versions, champion, config.versions, config.days)
-            numbered = {version.number: version for version in versions}
-            for number, why in wanted.items():
-                for asset, fingerprint in numbered[number].artifacts.items():
-                    found.setdefault((asset, dataset, fingerprint), f"version {number} of {registry.name} {why}")
+def _registered(tracking: MlflowTracking, config: CleanConfig) -> dict[ArtifactKey, str]:
+    """The artifacts of all registered versions, of every data set and track, that are in use or may be again."""
+    found: dict[ArtifactKey, str] = {}
+    for registry in tracking.registries():
+        versions = registry.versions()
+        wanted = wanted_versions(versions, registry.champion(), config.versions, config.days)
+        numbered = {version.number: version for version in versions}
+        for number, why in wanted.items():
+            for asset, fingerprint in numbered[number].artifacts.items():
+                found.setdefault((asset, registry.dataset, fingerprint), f"version {number} of {registry.name} {why}")
     return found
 
 

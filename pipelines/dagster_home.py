@@ -18,7 +18,7 @@ def prepare_dagster_home(installation: Installation) -> None:
     if os.environ.get("DAGSTER_HOME"):
         return
     installation.dagster.mkdir(parents=True, exist_ok=True)
-    settings = installation.dagster / "dagster.yaml"
+    settings = (installation.dagster / "dagster.yaml").resolve()  # a link stays one
     if settings.exists():
         text = settings.read_text(encoding="utf-8")
         current = OLD_LAUNCHER.sub(rf"\g<1>{LAUNCHER}", text)

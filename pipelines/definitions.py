@@ -26,7 +26,7 @@ check_declarations()
 
 
 def default_resources(home: Installation) -> dict[str, Any]:
-    """Resources that the environment asks for; with nothing set, all is embedded under RAREC_HOME."""
+    """Resources as configured by the environment; by default everything is embedded under RAREC_HOME."""
     return {
         "store": ArtifactStore(root=home.artifacts, cache=str(home.cache / "artifacts")),
         "tracking": MlflowTracking(
@@ -60,8 +60,8 @@ def build_defs(home: Installation | None = None, resource_overrides: Mapping[str
     """The code location for one installation; tests replace resources by name.
 
     Raises:
-        InputError: a data set's file is wrong, or sets a default for a stage or setting that does not exist; a data
-            set or a time of the schedules is none.
+        InputError: a data set's file is wrong, or sets a default for a stage or setting that does not exist; or a data
+            set or the cron expression of the schedules is invalid.
     """
     home = home or Installation.from_environment()
     specs = known_specs(home.datasets)

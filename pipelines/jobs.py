@@ -1,21 +1,20 @@
-"""Jobs: which assets run together for which data set, and what is done with models in use."""
+"""Jobs: which assets run together for a data set, and the operations on the models in use."""
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import dagster as dg
 from pydantic import Field
 
-from assets.champions.track import TRACKS as CHAMPIONS
-from assets.framework.stage import TRACK_OF_GROUP, refuse_bad_input
+from assets.champions.track import CHAMPION_TRACKS
+from assets.framework.stage import STAGES, refuse_bad_input
 from assets.retention import CleanConfig, clean_up
 from rarec.errors import InputError
 from resources.artifacts.store import ArtifactStore
 from resources.mlflow.registry import promote_job
 from resources.mlflow.tracking import MlflowTracking
 
-WINDOW_DAYS = 7  # of the data set's clock that a candidate is compared on, when it is trained for promotion
-OPERATIONS, SWEEPS = "operations", "sweeps"
+WINDOW_DAYS = 7  # newest days of the data set's clock, held out so that a candidate can be compared on them
 DEMO = "demo"
 
 
@@ -24,43 +23,48 @@ def dataset_partitions(names: Iterable[str]) -> dg.StaticPartitionsDefinition:
     return dg.StaticPartitionsDefinition(sorted(names))
 
 
-def _groups(track: str) -> dg.AssetSelection:
-    return dg.AssetSelection.groups(*(group for group, of in TRACK_OF_GROUP.items() if of in (track, "both")))
+TRACK_JOBS = ("raserec", "rella")
+NOT_IN_TRACKS = ("operations", "sweeps")  # groups that no job of a whole track builds
 
 
-TRACKS = {
-    "raserec": _groups("raserec") | dg.AssetSelection.assets("ranking_baselines", "ranking_metrics"),
-    "rella": _groups("rella") | dg.AssetSelection.assets("ctr_metrics"),
-}
+def track_selection(track: str) -> dg.AssetSelection:
+    """Every asset of a track, by the tag of its stage, and the tables that both tracks begin with."""
+    own = [one for one in STAGES.values() if one.track == track or one.group == "raw"]
+    return dg.AssetSelection.assets(*(name for one in own if one.group not in NOT_IN_TRACKS for name in one.assets))
+
+
 NEWEST = dg.AssetSelection.groups("raw")
 
-Job = tuple[str, dg.AssetSelection, dict[str, dict[str, Any]]]
-"""What it does, which assets, their settings."""
+
+class Job(NamedTuple):
+    """What a job does, which assets it builds, and their settings."""
+
+    description: str
+    selection: dg.AssetSelection
+    config: dict[str, dict[str, Any]] = {}  # noqa: RUF012  a default that nobody changes
 
 
 def promotion(track: str) -> dg.AssetSelection:
-    """Candidate and champion of a track, and what is made again when the champion changes."""
-    return dg.AssetSelection.assets(f"{track}_candidate", f"{track}_champion", *CHAMPIONS[track].follows)
+    """Candidate and champion of a track, and the assets that are rebuilt when the champion changes."""
+    return dg.AssetSelection.assets(f"{track}_candidate", f"{track}_champion", *CHAMPION_TRACKS[track].follows)
 
 
 def drift_job(track: str) -> str:
-    """Name of the job that measures a track's champion."""
+    """Name of the job with a track's drift report."""
     return "drift" if track == "raserec" else f"drift_{track}"
 
 
 def champion_jobs() -> dict[str, Job]:
-    """Of every track: its champion measured, and its candidate promoted."""
+    """Two jobs for every track: drift report and promotion."""
     jobs: dict[str, Job] = {}
-    for name, track in CHAMPIONS.items():
-        jobs[drift_job(name)] = (
+    for name, track in CHAMPION_TRACKS.items():
+        jobs[drift_job(name)] = Job(
             f"Measure the {name} champion on the events since its promotion.",
             NEWEST | dg.AssetSelection.assets(track.drift_asset),
-            {},
         )
-        jobs[promote_job(name)] = (
-            f"Compare the present {name} model with its champion; it takes the champion's place if it is not worse.",
+        jobs[promote_job(name)] = Job(
+            f"Compare the current {name} model with its champion, and promote it if it is not worse.",
             promotion(name),
-            {},
         )
     return jobs
 
@@ -69,87 +73,82 @@ def cascade() -> dict[str, Job]:
     """What keeps a model in use up to date, from cheap to expensive."""
     in_use = promotion("raserec")
     return {
-        "ingest": (
-            "Take in the files that arrived, and make tables and sequences again.",
+        "ingest": Job(
+            "Ingest new files, and rebuild tables and sequences.",
             NEWEST | dg.AssetSelection.assets("user_sequences"),
-            {},
         ),
-        "recommend": (
-            "Make the lists of the model in use, as after a rollback; train nothing. Seconds.",
+        "recommend": Job(
+            "Make recommendations with the model in use, for example after a rollback. Trains nothing. Seconds.",
             dg.AssetSelection.assets("recommendations"),
-            {},
         ),
         **champion_jobs(),
-        "refresh": (
-            "Let the champion's memory take in what happened since; train nothing. Minutes.",
+        "refresh": Job(
+            "Add all new events to the champion's memory. Trains nothing. Minutes.",
             NEWEST | dg.AssetSelection.assets("refreshed_memory") | in_use,
             {"raserec_candidate": {"source": "refreshed"}},
         ),
-        "finetune": (
-            "Train stage 2 again on the champion's encoder and its refreshed memory. Tens of minutes.",
+        "finetune": Job(
+            "Retrain stage 2 on the champion's encoder and its refreshed memory. Tens of minutes.",
             NEWEST | dg.AssetSelection.assets("refreshed_memory", "refreshed_finetuned") | in_use,
             {"raserec_candidate": {"source": "finetuned"}, "refreshed_memory": {"window_days": WINDOW_DAYS}},
         ),
-        "pretrain": (
-            "Train both stages again on all but the newest days. Hours.",
+        "pretrain": Job(
+            "Retrain both stages on all but the newest days. Hours.",
             NEWEST
             | dg.AssetSelection.assets("user_sequences", "raserec_pretrained", "memory_bank", "raserec_finetuned")
             | in_use,
             {"user_sequences": {"window_days": WINDOW_DAYS}},
         ),
-        "tune": (
-            "Tune an adapter again on fresh samples; it takes the place of ReLLa's champion if it is not worse. Hours.",
-            TRACKS["rella"] - dg.AssetSelection.assets("ctr_predictions", "ctr_metrics") | promotion("rella"),
-            {},
+        "tune": Job(
+            "Tune an adapter on a new draw of samples, and promote it if it is not worse than ReLLa's champion. Hours.",
+            track_selection("rella") - dg.AssetSelection.assets("ctr_predictions", "ctr_metrics") | promotion("rella"),
         ),
     }
 
 
 TRIALS: dict[str, Job] = {
-    "sweep": (
-        "Try settings against each other on validation figures: stage 2 with several K, alpha and beta.",
+    "sweep": Job(
+        "Compare settings on validation figures: stage 2 with several values of K, alpha and beta.",
         dg.AssetSelection.assets("raserec_sweep"),
-        {},
     ),
-    "sweep_rella": (
-        "Try settings against each other on validation figures: adapters with several numbers of shots and behaviours "
+    "sweep_rella": Job(
+        "Compare settings on validation figures: adapters with several numbers of shots and behaviours "
         "and learning rates.",
         dg.AssetSelection.assets("rella_sweep"),
-        {},
     ),
 }
 
 
 def asset_jobs(partitions: dg.StaticPartitionsDefinition) -> list[Any]:
-    """One job a track, `everything` but operations and sweeps, the cascade, and the sweeps."""
+    """One job per track, `everything` except operations and sweeps, the updates, and the sweeps."""
     jobs: dict[str, Job] = {
-        track: (f"The whole {track} track of one data set.", selection, {}) for track, selection in TRACKS.items()
+        track: Job(f"The whole {track} track of one data set.", track_selection(track)) for track in TRACK_JOBS
     }
-    jobs["everything"] = (
-        "Every asset of one data set but those that concern the model in use, and sweeps.",
-        dg.AssetSelection.all() - dg.AssetSelection.groups(OPERATIONS, SWEEPS),
+    jobs["everything"] = Job(
+        "Every asset of one data set except operations on the model in use, and sweeps.",
+        dg.AssetSelection.all() - dg.AssetSelection.groups(*NOT_IN_TRACKS),
         {},
     )
     return [
         dg.define_asset_job(
             name,
-            selection=selection,
+            selection=job.selection,
             partitions_def=partitions,
-            description=description,
-            config={"ops": {asset: {"config": settings} for asset, settings in config.items()}},
+            description=job.description,
+            config={"ops": {asset: {"config": settings} for asset, settings in job.config.items()}},
         )
-        for name, (description, selection, config) in {**jobs, **cascade(), **TRIALS}.items()
+        for name, job in {**jobs, **cascade(), **TRIALS}.items()
     ]
 
 
 class RollbackConfig(dg.Config):
-    """Which champion is taken back, and in favour of which version."""
+    """Which champion to roll back, and to which version."""
 
-    track: str = Field(default="raserec", description="raserec or rella.")
+    track: str = Field(default="raserec", description="Track whose champion is taken back.")
     version: int = Field(
         default=0,
         ge=0,
-        description="The version to go to, though it was rolled back before; 0: the one that was replaced.",
+        description="The version to go to, even if it was rolled back before. 0: the one that the champion replaced.",
     )
 
 
@@ -160,8 +159,8 @@ def roll_back(
 ) -> None:
     """Move the alias `champion` back."""
     dataset = context.partition_key
-    if config.track not in CHAMPIONS:
-        raise InputError(f"track is {config.track}; it must be one of {', '.join(map(repr, CHAMPIONS))}")
+    if config.track not in CHAMPION_TRACKS:
+        raise InputError(f"track is {config.track}; it must be one of {', '.join(map(repr, CHAMPION_TRACKS))}")
     before, now = tracking.registry(config.track, dataset).roll_back(store, config.version or None)
     context.log.info(f"{now.model}: champion is version {now.number} again, no longer {before.number}")
     metadata: dict[str, dg.RawMetadataValue] = {
@@ -177,17 +176,17 @@ OF_ONE_STEP: dict[str, tuple[str, type[dg.Config]]] = {
     "rollback": ("roll_back", RollbackConfig),
     "clean": ("clean_up", CleanConfig),
 }
-"""Jobs of no assets that one runs by hand: their step and its settings."""
+"""Jobs without assets that are run by hand: their step and its settings."""
 
 
 @dg.op
 def ask_for_demo(context: dg.OpExecutionContext) -> None:
-    """Succeed, which the sensor `start_demo` waits for; Dagster's page would ask for a partition of a job of assets."""
+    """Succeed, which triggers the sensor `start_demo`. For a job with assets, Dagster would ask for a partition."""
     context.log.info(f"the sensor start_demo now asks for the job everything of {DEMO}")
 
 
 @dg.job(
-    description="One click: `everything` of the synthetic demo data set, by way of the sensor `start_demo`. Minutes."
+    description="One click: run `everything` for the synthetic demo data set, through the sensor `start_demo`. Minutes."
 )
 def demo() -> None:
     """The job `demo`."""
@@ -203,7 +202,11 @@ def clean() -> None:
 def rollback_job(partitions: dg.StaticPartitionsDefinition) -> dg.JobDefinition:
     """The job `rollback`."""
 
-    @dg.job(name="rollback", partitions_def=partitions, description="Take the champion back; the one before it serves.")
+    @dg.job(
+        name="rollback",
+        partitions_def=partitions,
+        description="Roll the champion back to the version that it replaced.",
+    )
     def rollback() -> None:
         roll_back()
 

@@ -1,8 +1,8 @@
-"""`python -m pipelines.join`: lend this machine to the trainings of another one, until told to stop.
+"""`python -m pipelines.join`: join the trainings of another machine, until SIGTERM or Ctrl-C.
 
 The launcher on that machine has `RAREC_RENDEZVOUS` and `RAREC_NODES` set and the same `RAREC_HOME`, on a file system
-that both share. It announces each training there and refreshes the announcement while it lives. This machine joins what
-it has seen refreshed, and ends its part when an announcement is withdrawn or goes stale.
+that both share. It announces each training there and refreshes the announcement while it lives. This machine joins
+trainings whose announcements it has seen refreshed, and leaves when an announcement is withdrawn or stale.
 """
 
 import json
@@ -34,7 +34,7 @@ class Joined:
 
 
 class Follower:
-    """Watches the announcements and runs an agent for each training that lives."""
+    """Watches the announcements and runs an agent for each live training."""
 
     def __init__(self, folder: Path, stale_s: float = LOST_S) -> None:
         self._folder = folder
@@ -42,7 +42,7 @@ class Follower:
         self._trainings: dict[str, Joined] = {}
 
     def look(self) -> None:
-        """Join what is new and alive, leave what is withdrawn or stale, pass on what is asked."""
+        """Join new live trainings, leave withdrawn or stale ones, and pass on requests."""
         now = time.monotonic()
         announced = {path.name: _read(path) for path in self._folder.glob("*.json")}
         for name, content in announced.items():
@@ -97,7 +97,7 @@ def _leave(name: str, training: Joined) -> None:
 def _start(assignment: Assignment) -> subprocess.Popen[bytes]:
     if not assignment.folder.is_dir():
         raise InputError(
-            f"a training is announced whose working folder {assignment.folder} does not exist here; mount RAREC_HOME "
+            f"the working folder {assignment.folder} of an announced training does not exist here; mount RAREC_HOME "
             "under the same path on every machine"
         )
     output = assignment.folder / f"node-{uuid.uuid4().hex[:8]}.txt"

@@ -67,13 +67,13 @@ def main(
 def _prepare(dataset: str, track: str, config: str, installation: Installation) -> tuple[Any, dict[str, Any]]:
     """The job and its run configuration. Wrong arguments are refused here, before anything runs."""
     from assets.framework.configuration import make_settings
-    from assets.framework.stage import settings_of
+    from assets.framework.stage import stage_of
     from pipelines.definitions import defs  # seconds to import, and DAGSTER_HOME is set now
     from pipelines.jobs import OF_ONE_STEP, cascade
     from rarec.data.spec import find_spec
     from resources.workspace import known_specs
 
-    # All but `demo`, which does nothing itself.
+    # All jobs but `demo`, which only triggers another one.
     every = {job.name: job for job in defs.resolve_all_job_defs() if not job.name.startswith("__")}
     jobs = {name: job for name, job in every.items() if job.asset_layer.executable_asset_keys or name in OF_ONE_STEP}
     if track not in jobs:
@@ -83,18 +83,19 @@ def _prepare(dataset: str, track: str, config: str, installation: Installation) 
     if track in OF_ONE_STEP:
         return jobs[track], _run_config(_step_config(track, given, *OF_ONE_STEP[track]))
     known = {key.to_user_string() for key in jobs[track].asset_layer.executable_asset_keys}
-    # Dagster takes this in place of the job's own configuration, so that must be in it.
+    # This replaces the job's own configuration, so it must include it.
     steps = cascade()
-    own = steps[track][2] if track in steps else {}
+    own = steps[track].config if track in steps else {}
     ops: dict[str, Any] = {defs.resolve_assets_def(asset).op.name: {"config": dict(own[asset])} for asset in own}
     for asset, values in given.items():
         if asset not in known:
             it_has = ", ".join(sorted(known))
             raise InputError(f"CONFIG: TRACK={track} has no asset {asset!r}{closest(asset, known)}; it has {it_has}")
         settings = {name: value for name, value in values.items() if name != "force"}
+        stage = stage_of(asset)
         make_settings(
-            settings_of(asset),
-            {**overrides.get(asset, {}), **settings},
+            stage.settings,
+            {**overrides.get(stage.defaults_of, {}), **overrides.get(asset, {}), **settings},
             f"CONFIG: {asset}",
             also=("force",),
         )
@@ -169,14 +170,21 @@ def _failures(result: Any, installation: Installation) -> str:
         if error.cls_name in ("KeyboardInterrupt", "DagsterExecutionInterruptedError"):
             return INTERRUPTED
         if data.user_failure_data:
-            lines.append(f"{event.step_key}: {data.user_failure_data.description}")
+            lines.append(f"{_assets_of(event.step_key)}: {data.user_failure_data.description}")
         elif error.cls_name != "DagsterAssetCheckFailedError":
-            lines.append(f"{event.step_key}: {error.to_string()}")
+            lines.append(f"{_assets_of(event.step_key)}: {error.to_string()}")
     return (
         "error: "
         + ("\n".join(lines) or "the run failed")
         + f"\nDetails: make ui (runs are kept in {installation.dagster})"
     )
+
+
+def _assets_of(step: str) -> str:
+    """What a step makes, by the names that users know."""
+    from assets.framework.stage import STAGES
+
+    return ", ".join(STAGES[step].assets) if step in STAGES else step
 
 
 def _summarise(result: Any, dataset: str, track: str, installation: Installation, seconds: float) -> None:
@@ -212,7 +220,7 @@ def _summarise(result: Any, dataset: str, track: str, installation: Installation
     assets = "" if alone else f"; {len(built)} assets built, {len(reused)} reused"
     print(f"{dataset} {track}: done in {seconds:.0f} s{assets}")
     if track == "rollback" and "raserec_champion" in built:
-        print(f"lists:  make run DATASET={dataset} TRACK=recommend   (the recommendations of this version)")
+        print(f"lists:  make run DATASET={dataset} TRACK=recommend   (recommendations of this version)")
     for page in pages.values():
         print(f"report: {page}")
     print(f"UIs:    make ui   (Dagster at {installation.dagster_ui}, MLflow at {installation.mlflow_ui})")

@@ -25,7 +25,7 @@ FINAL = ("authentication failed", "does not exist", "permission denied")
 class CheckedRunLauncher(DefaultRunLauncher):
     """Dagster's default launcher; run monitoring can also ask it whether the process of a run is alive.
 
-    Otherwise a run whose code server was restarted would count as running for ever, and would block its pool.
+    Otherwise a run whose code server was restarted would count as running forever, and would block its pool.
     """
 
     @property
@@ -48,7 +48,7 @@ class CheckedRunLauncher(DefaultRunLauncher):
 
 
 class PatientPostgresStorage(DagsterPostgresStorage):
-    """Dagster's Postgres storage. Every process that loads it waits when the server is away."""
+    """Dagster's Postgres storage. Every process that loads it waits for an unavailable server."""
 
 
 @event.listens_for(Engine, "do_connect")

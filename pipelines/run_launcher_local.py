@@ -15,7 +15,7 @@ SKEW_S = 600.0  # the clock may have been set by this much; a process that start
 class LocalRunLauncher(DefaultRunLauncher):
     """Dagster's default launcher; run monitoring can also ask it whether the process of a run is alive.
 
-    Otherwise a run that was killed or ended by a reboot would count as running for ever. The process is found by its
+    Otherwise a run that was killed or ended by a reboot would count as running forever. The process is found by its
     id, because the code servers of `dagster dev` end with it and are replaced when definitions are reloaded.
     """
 

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 import dagster as dg
 
-from assets.champions.track import TRACKS as CHAMPIONS
-from pipelines.jobs import TRACKS, drift_job
+from assets.champions.track import CHAMPION_TRACKS
+from pipelines.jobs import TRACK_JOBS, drift_job
 from rarec.data.spec import DatasetSpec, find_spec
 from rarec.errors import InputError
 from resources.settings import SCHEDULE, Installation
@@ -22,7 +22,9 @@ def weekly_schedules(installation: Installation, specs: dict[str, DatasetSpec]) 
     except InputError as error:
         raise InputError(f"RAREC_SCHEDULED: {error}") from error
     try:
-        return [_schedule(job, installation.schedule, datasets) for job in (*TRACKS, *map(drift_job, CHAMPIONS))]
+        return [
+            _schedule(job, installation.schedule, datasets) for job in (*TRACK_JOBS, *map(drift_job, CHAMPION_TRACKS))
+        ]
     except dg.DagsterInvalidDefinitionError as error:
         raise InputError(
             f"RAREC_SCHEDULE is {installation.schedule!r}; set it to a cron expression such as {SCHEDULE}"

@@ -8,7 +8,7 @@ from typing import Any
 import dagster as dg
 import requests
 
-from assets.champions.track import TRACKS
+from assets.champions.track import CHAMPION_TRACKS
 from pipelines.jobs import DEMO
 from rarec.data.incoming.ledger import Seen
 from rarec.errors import one_line
@@ -37,10 +37,10 @@ def follow_drift(jobs: Sequence[Any], datasets: Sequence[str]) -> dg.SensorDefin
         jobs=[job for job in jobs if job.name in FOLLOWED],
         minimum_interval_seconds=INTERVAL_S,
         description="Requests the step that the newest drift report of each data set calls for, once per report, if "
-        "the champion that the report measured still serves.",
+        "the champion that the report measured is still in use.",
     )
     def follow_drift(context: dg.SensorEvaluationContext, tracking: MlflowTracking) -> dg.SensorResult | dg.SkipReason:
-        reports = {track.drift_asset: track.name for track in TRACKS.values()}
+        reports = {track.drift_asset: track.name for track in CHAMPION_TRACKS.values()}
         newest, cursor = _newest_reports(context, tuple(reports), datasets)
         run_requests, reasons = [], []
         for (name, partition), report in newest.items():
@@ -50,10 +50,10 @@ def follow_drift(jobs: Sequence[Any], datasets: Sequence[str]) -> dg.SensorDefin
             try:
                 champion = tracking.registry(reports[name], partition).champion()
             except Exception as error:  # MLflow and its stores have errors of their own
-                return dg.SkipReason(f"the champions cannot be looked up; the next tick tries again: {one_line(error)}")
+                return dg.SkipReason(f"the champions cannot be looked up; the next tick retries: {one_line(error)}")
             if champion is None or champion.number != report["champion"]:
                 reasons.append(
-                    f"{partition}: the newest {name} measured version {report['champion']}, which no longer serves"
+                    f"{partition}: the newest {name} measured version {report['champion']}, which is no longer in use"
                 )
                 continue
             run_requests.append(
@@ -100,7 +100,7 @@ def _newest_reports(
     for name, record in looked_at:
         assert record.asset_materialization is not None
         metadata = {key: value.value for key, value in record.asset_materialization.metadata.items()}
-        if "verdict" in metadata and record.partition_key:  # otherwise it was reported by hand and says nothing
+        if "verdict" in metadata and record.partition_key:  # otherwise it was reported by hand and has no metadata
             newest[name, record.partition_key] = metadata
     return newest, cursor
 
@@ -229,7 +229,7 @@ def incoming_sensor(job: Any, datasets: Sequence[str], interval_s: int) -> dg.Se
             try:
                 files = workspace.incoming_files(name).listing()
                 settled, settling = workspace.ledger(name).look(files, time.time(), workspace.settle_s)
-            except Exception as error:  # each kind of store has its own; the other data sets go on
+            except Exception as error:  # each kind of store has its own errors; the other data sets continue
                 context.log.warning(f"{name}: its incoming files cannot be listed: {one_line(error)}")
                 reasons.append(f"{name}: cannot be listed ({type(error).__name__}: {one_line(error)})")
                 continue

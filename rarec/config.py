@@ -1,4 +1,4 @@
-"""Base class of every settings object: immutable, and strict about names; and what to say of those refused."""
+"""The base class of all settings, and settings in words: why they were refused, and what a field may hold."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,7 +10,7 @@ from pydantic.fields import FieldInfo
 
 from rarec.errors import closest
 
-# What a value must be, by pydantic's name of the fault; the braces are filled from the fault's context.
+# What a value must be, by pydantic's error type. Braces are filled from the error's context.
 _WANTED = {
     "greater_than": "greater than {gt}",
     "greater_than_equal": "at least {ge}",
@@ -37,23 +37,23 @@ _BOUNDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
 
 
 class Settings(BaseModel):
-    """Frozen settings; an unknown field is an error, so that no option is silently ignored."""
+    """Frozen settings. Unknown fields are an error, so that no option is silently ignored."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 def require_distinct(name: str, values: Sequence[object]) -> None:
-    """ValueError, for validators, unless the setting lists one value or more and none of them twice."""
+    """For validators: raise ValueError unless the setting lists at least one value, and none of them twice."""
     if not values or len(set(values)) < len(values):
-        raise ValueError(f"{name} = {list(values)} must name one or more, none of them twice")
+        raise ValueError(f"{name} = {list(values)} must list at least one value, and none of them twice")
 
 
 def refusals(error: ValidationError, names: Mapping[str, str] | None = None, known: Iterable[str] = ()) -> str:
-    """Why settings were refused, in words: each setting with its value and what it must be.
+    """Why settings were refused: each setting, its value, and what it must be.
 
     Args:
-        names: what fields are called where the user sets them, if not by their own names.
-        known: names that may be set, to be listed when an unknown one is met.
+        names: Names of fields where the user sets them, if they differ.
+        known: Names that can be set, to list if an unknown one is found.
     """
     return "; ".join(_refusal(dict(fault), names or {}, tuple(known)) for fault in error.errors(include_url=False))
 
@@ -62,6 +62,7 @@ def _refusal(fault: dict[str, Any], names: Mapping[str, str], known: tuple[str, 
     first, *rest = map(str, fault["loc"] or ("",))
     key = ".".join((names.get(first, first), *rest))
     if fault["type"] == "extra_forbidden":
+        known = () if rest else known  # those are the names at the top
         listed = f"; known: {', '.join(known) or 'none'}" if known else ""
         return f"{key}: no such setting{closest(key, known)}{listed}"
     if fault["type"] == "missing":

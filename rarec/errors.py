@@ -1,19 +1,19 @@
-"""The one exception for input that a user can put right."""
+"""The exception for input that a user can correct."""
 
 import difflib
 from collections.abc import Iterable
 
 
 class InputError(ValueError):
-    """Bad input: the message names the file, row or setting at fault and says what to do about it."""
+    """Bad input. The message names the file, row or setting, what was expected, and what to do."""
 
 
 def closest(name: str, known: Iterable[str]) -> str:
-    """` (did you mean '...'?)` where one of the known names resembles this one; else nothing."""
+    """` (did you mean '...'?)` if a known name resembles this one; else an empty text."""
     found = difflib.get_close_matches(name, list(known), n=1)
     return f" (did you mean {found[0]!r}?)" if found else ""
 
 
 def one_line(error: Exception) -> str:
-    """What another library's error says, on one line and no longer than a message can bear."""
+    """The message of another library's error, on one line and truncated to 300 characters."""
     return " ".join(str(error).split())[:300]

@@ -1,1 +1,1 @@
-"""What assets talk to: artifact store, MLflow, training launcher and the folders of this installation."""
+"""Services that assets use: artifact store, MLflow, training launcher and the folders of this installation."""

@@ -25,10 +25,10 @@ from rarec.errors import InputError
 from rarec.training.worker.node import READY, STACKS, Assignment, free_port
 from rarec.training.worker.process_tree import KILL_WAIT_S, LAUNCH_ID, end_processes
 
-REFRESH_S = 2.0  # of the announcement, and of the agents' knowledge that we are alive
+REFRESH_S = 2.0  # between refreshes of the announcement and signs of life to the agents
 READY_S = 60.0  # for a remote shell to connect and start Python there
-# Of this process's variables, those that hosts of a hostfile get; `environment` adds others.
-# What ssh says of a name that nobody knows; where it could not ask, it says "temporary failure".
+# Of this process's variables, those that hosts of a hostfile get; `environment` adds others. ssh's messages for an
+# unknown host name; if the look-up failed, it says "temporary failure" instead.
 UNRESOLVED = re.compile("(?i)(name or service|nodename nor servname).* not known|no address associated with hostname")
 PASSED_ON = ("PYTHONPATH", "RAREC_", "NCCL_", "GLOO_", "HF_", "TRANSFORMERS_", "TOKENIZERS_", "TORCH_", "DS_")
 
@@ -47,18 +47,18 @@ class Node:
                 stdout=stream,
                 stderr=subprocess.STDOUT,
                 bufsize=0,
-                start_new_session=True,  # Ctrl-C reaches Dagster alone, which then ends the agents
+                start_new_session=True,  # Ctrl-C reaches only Dagster, which then ends the agents
             )
         self._lock = threading.Lock()
 
     def send(self, line: bytes) -> None:
-        """Send one line; an agent that has ended needs none."""
+        """Send one line; does nothing if the agent has ended."""
         assert self.process.stdin is not None
         with self._lock, suppress(OSError, ValueError):
             self.process.stdin.write(line)
 
     def release(self) -> None:
-        """Let the agent end all that it runs."""
+        """Tell the agent to end everything it runs."""
         assert self.process.stdin is not None
         with self._lock, suppress(OSError):
             self.process.stdin.close()
@@ -74,7 +74,7 @@ class Announcement:
         self._lock = threading.Lock()
 
     def refresh(self, stacks: bool = False) -> None:
-        """Write it anew, readable by this user alone: it holds environment variables.
+        """Rewrite it, readable only by this user: it holds environment variables.
 
         Args:
             stacks: ask every machine for its ranks' stacks.
@@ -94,7 +94,7 @@ class Announcement:
 
 
 class Machines:
-    """Starts the agents, keeps them informed that the launcher lives, and ends them."""
+    """Starts the agents, sends them signs of life, and ends them."""
 
     def __init__(self, workdir: Path, launch_id: str) -> None:
         self._workdir = workdir
@@ -112,7 +112,7 @@ class Machines:
 
     def start_on_hosts(self, hosts: Mapping[str, int], remote_shell: str, assignment: Assignment) -> None:
         """Run as many ranks on each host as it has slots; dg.Failure if one cannot be reached."""
-        # What a remote shell gets is a line for the shell there.
+        # The remote shell gets a command line for the shell on the host.
         there = (
             f"cd {shlex.quote(os.getcwd())} && exec {shlex.quote(sys.executable)} -m rarec.training.worker.node ready"
         )
@@ -155,7 +155,7 @@ class Machines:
             self._announcement.refresh(stacks=True)
 
     def end(self, grace_s: float) -> list[int]:
-        """End every process on every machine; pids of those here that not even SIGKILL ends."""
+        """End every process on every machine. Returns the pids of local processes that survive even SIGKILL."""
         try:
             self._ended.set()
             if self._announcement is not None:
@@ -170,14 +170,14 @@ class Machines:
         return stuck
 
     def _add(self, name: str, command: list[str], output: Path) -> Node:
-        # Without RANK, should this process have one: it is by that that ranks are told from agents.
+        # Without RANK, in case this process has it: RANK distinguishes ranks from agents.
         environment = {key: value for key, value in os.environ.items() if key != "RANK"}
         node = Node(name, command, output, {**environment, LAUNCH_ID: self._launch_id})
         self._nodes.append(node)
         return node
 
     def _keep_informed(self) -> None:
-        """Runs in a thread: that this process lives is what it tells, whatever the main thread waits for."""
+        """Runs in a thread, so that signs of life are sent even while the main thread waits."""
         while not self._ended.wait(REFRESH_S):
             for node in list(self._nodes):
                 node.send(b"\n")
@@ -207,7 +207,7 @@ def read_hostfile(path: Path) -> dict[str, int]:
         if match is None:
             raise InputError(f"{path}, line {number}: {text!r} is not of the form 'host slots=N' with N at least 1")
         if match[1] in hosts:
-            raise InputError(f"{path}, line {number}: host {match[1]} stands there twice; add up its slots in one line")
+            raise InputError(f"{path}, line {number}: host {match[1]} is listed twice; add up its slots in one line")
         hosts[match[1]] = int(match[2])
     if not hosts:
         raise InputError(f"{path} names no host; add a line 'host slots=N' for each machine")
@@ -215,8 +215,8 @@ def read_hostfile(path: Path) -> dict[str, int]:
 
 
 def _wait_until_ready(node: Node, start: int) -> int:
-    """A free port of the node's machine; dg.Failure with the remote shell's own words if its agent does not start,
-    InputError if the host's name means nothing.
+    """A free port on the node's machine. Raises dg.Failure with the remote shell's output if its agent does not start,
+    InputError if the host's name cannot be resolved.
     """
     deadline = time.monotonic() + READY_S
     while True:
@@ -226,9 +226,9 @@ def _wait_until_ready(node: Node, start: int) -> int:
         if match:
             return int(match[1])
         if ended is not None or time.monotonic() > deadline:
-            node.process.kill()  # it would not notice that its input ends
-            if UNRESOLVED.search(said):  # a typing error, which no retry mends
-                raise InputError(f"Host {node.name} of the launcher's hostfile is not known here: {said.strip()}")
+            node.process.kill()  # otherwise it would not notice the end of its input
+            if UNRESOLVED.search(said):  # a typing error; retrying does not help
+                raise InputError(f"Host {node.name} of the launcher's hostfile cannot be resolved: {said.strip()}")
             how = f"no answer in {READY_S:g} s" if ended is None else f"exit code {ended}"
             raise dg.Failure(
                 f"Host {node.name} of the launcher's hostfile cannot be used: {how} from its remote shell. Check that "
@@ -239,7 +239,7 @@ def _wait_until_ready(node: Node, start: int) -> int:
 
 
 def _host_and_port(endpoint: str) -> tuple[str, int]:
-    """Host and port of the rendezvous; without a port one that is free. InputError if the port cannot be had."""
+    """Host and port of the rendezvous; without a port, a free one. InputError if the port cannot be used."""
     match = re.fullmatch(r"([^\s:]+)(?::(\d{1,5}))?", endpoint)
     if match is None:
         raise InputError(

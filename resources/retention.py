@@ -1,4 +1,4 @@
-"""What may be deleted: artifacts and working folders that are old and that nothing refers to any more."""
+"""What may be deleted: artifacts and working folders that are old and unreferenced."""
 
 import shutil
 import time
@@ -11,7 +11,7 @@ from resources.artifacts.manifest import Manifest
 from resources.artifacts.store import ArtifactStore
 from resources.mlflow.registry import Version, rollback_chain
 
-Identity = tuple[str, str, str]
+ArtifactKey = tuple[str, str, str]
 """Asset, partition, fingerprint."""
 
 
@@ -30,24 +30,24 @@ class Verdict:
 
 def judge_artifacts(
     manifests: Iterable[Manifest],
-    in_use: Mapping[Identity, str],
+    in_use: Mapping[ArtifactKey, str],
     days: float,
     told_by: str,
     damaged: Mapping[str, Sequence[str]] | None = None,
-) -> dict[Identity, Verdict]:
+) -> dict[ArtifactKey, Verdict]:
     """A verdict on every artifact.
 
     Args:
         manifests: those of all artifacts in the store.
         in_use: artifacts that are needed, and why. Everything they were made from, directly or not, is kept as well.
         days: younger artifacts stay, too.
-        told_by: inputs whose name begins with this are only recorded and need not be kept.
+        told_by: inputs whose name begins with this are only recorded; their artifacts need not be kept.
         damaged: partition -> its manifests that cannot be read. Nobody knows what these artifacts were made from, so
             everything in the partition stays.
     """
     damaged = damaged or {}
     every = {(one.asset, one.partition, one.fingerprint): one for one in manifests}
-    by_version: dict[tuple[str, str], list[Identity]] = {}
+    by_version: dict[tuple[str, str], list[ArtifactKey]] = {}
     for identity, manifest in every.items():
         for version in (manifest.data_version, manifest.fingerprint):  # inputs are recorded by one or the other
             by_version.setdefault((manifest.partition, version), []).append(identity)
@@ -132,7 +132,7 @@ def judge_work(work: Path, days: float, is_busy: Callable[[Path], bool]) -> dict
 
 def remove(
     store: ArtifactStore,
-    artifacts: dict[Identity, Verdict],
+    artifacts: dict[ArtifactKey, Verdict],
     leftovers: dict[str, Verdict],
     folders: dict[Path, Verdict],
 ) -> int:

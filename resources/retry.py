@@ -1,4 +1,4 @@
-"""How RaRec waits for a service that is away: it calls again until the service answers or the time is up."""
+"""How RaRec waits for an unavailable service: it retries until the service answers or the time is up."""
 
 from collections.abc import Callable
 from typing import TypeVar

@@ -272,7 +272,7 @@ class _Variables(PydanticBaseSettingsSource):
         return self._given.get(variable), variable, False
 
     def __call__(self) -> dict[str, Any]:
-        """All that are set, by variable, and the engine's as one object."""
+        """All variables that are set, by name, and the engine's as one object."""
         found = [self.get_field_value(field, name) for name, field in self.settings_cls.model_fields.items()]
         values = {variable: value for value, variable, _ in found if value is not None and variable != "engine"}
         engine = {name: self._given[variable] for name, variable in ENGINE_VARIABLES.items() if variable in self._given}

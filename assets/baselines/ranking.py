@@ -27,7 +27,7 @@ SPLITS: tuple[Split, ...] = ("valid", "test")
 def ranking_baselines(job: Job[RankingBaselineSettings]) -> Outcome:
     """Ranks of the validation and test targets by popularity and by item-KNN: what both stages have to beat.
 
-    Both learn from the training parts alone, and are ranked as the models are.
+    Both use only the training parts, and are evaluated like the models.
     """
     sequences = UserSequences.load(job.path("user_sequences"))
     neighbours = ItemNeighbours.of(sequences, job.settings.neighbours)

@@ -1,4 +1,4 @@
-"""Of every track: the candidate compared with the champion, and the alias that moves to it."""
+"""The candidate and champion assets of every track: compare the candidate, then move the alias to it."""
 
 import json
 from collections.abc import Mapping
@@ -20,16 +20,16 @@ from resources.mlflow.registry import ModelRegistry, Version
 
 VERSION = "2"
 EVIDENCE = "evidence.json"
-DESPITE = "despite_rollback"  # of the evidence: which rollback was known to the one who forced it
+DESPITE = "despite_rollback"  # in the evidence: the rollback that was known when promotion was forced
 
 
 @dataclass(frozen=True)
 class _Contest:
-    """Who is compared with whom.
+    """The opponent of a candidate.
 
     Attributes:
-        opponent: the champion's artifacts, if it is another model than the candidate.
-        lost: why the champion could not be compared with, if its artifacts are lost.
+        opponent: the champion's artifacts, if it is a different model from the candidate.
+        lost: why no comparison was possible, if the champion's artifacts are lost.
     """
 
     registry: ModelRegistry
@@ -84,7 +84,8 @@ def candidate_stage(track: ChampionTrack[Any, Any]) -> dg.AssetsDefinition:
         settings=track.promotion,
         after=track.artifacts,
         kinds=track.kinds,
-        scores=track.scores,
+        trains=track.has_workers,
+        precision=False,
         prepare=prepare,
         versions=versions,
         extras=extras,
@@ -125,10 +126,10 @@ def not_worse_check(track: ChampionTrack[Any, Any]) -> dg.AssetChecksDefinition:
 def find_opponent(
     champion: Version | None, candidate: Mapping[str, str], store: ArtifactStore, dataset: str, replace_lost: bool
 ) -> tuple[dict[str, Artifact] | None, str]:
-    """The champion's artifacts, if there is one and it is another model than the candidate; and if it is lost, why.
+    """The champion's artifacts, unless there is no champion or it is the candidate itself; if they are lost, why.
 
     Raises:
-        InputError: it is lost, and is not to be replaced for that.
+        InputError: they are lost and ``replace_lost`` is not set.
     """
     if champion is None or champion.artifacts == dict(candidate):
         return None, ""
@@ -141,7 +142,7 @@ def find_opponent(
 
 
 def uncompared(champion: Version | None, lost: str) -> tuple[Decision, str]:
-    """The decision where there was nothing to compare with, and why."""
+    """The decision when there was no opponent, and the reason."""
     if champion is None:
         return "first", "there was no champion before"
     if lost:
@@ -150,7 +151,7 @@ def uncompared(champion: Version | None, lost: str) -> tuple[Decision, str]:
 
 
 def _evidence(track: ChampionTrack[Any, Any], job: Job[Rule], contest: _Contest) -> dict[str, Any]:
-    """The comparison as JSON; without an opponent, the candidate's figures alone."""
+    """The comparison as JSON; without an opponent, only the candidate's figures."""
     seed, opponent = job.settings.seed, contest.opponent
     events = track.events(job, contest.candidate, opponent, contest.interactions)
     own = track.answers(job, "candidate", contest.candidate, events)
@@ -187,10 +188,10 @@ def _conclude(job: Job[Rule], contest: _Contest, version: Version, proof: dict[s
 
 
 def _promote(request: Request[Settings], track: str, candidate: Artifact) -> dg.MaterializeResult:
-    """Move the alias to the candidate, if that passed."""
+    """Move the alias to the candidate if it passed."""
     dataset, name = request.dataset, f"{track}_candidate"
     proof = json.loads(candidate.file(EVIDENCE).read_text())
-    if proof["decision"] not in PASSES:  # the check stops a job, but not somebody who materialises this asset alone
+    if proof["decision"] not in PASSES:  # the check stops a job, but not a run of this asset alone
         raise InputError(f"the candidate for {dataset} is worse than the champion, which stays: {proof['reason']}")
     registry = request.tracking.registry(track, dataset)
     version = next((one for one in registry.versions() if one.number == proof["version"]), None)
@@ -205,13 +206,13 @@ def _promote(request: Request[Settings], track: str, candidate: Artifact) -> dg.
         compared = f"version {proof['against']}" if proof["against"] else "none"
         raise InputError(
             f"the champion of {registry.name} changed after the comparison: it was {compared} and is "
-            f"{f'version {before.number}' if before else 'none'} now, which stays; run {name} again"
+            f"{f'version {before.number}' if before else 'none'} now. Nothing was changed; run {name} again"
         )
     if moved and version.rolled_back and proof.get(DESPITE) != version.rolled_back:
         favoured = f" in favour of version {version.rolled_back_to}" if version.rolled_back_to else ""
         raise InputError(
             f"version {version.number} of {registry.name} was rolled back on {version.rolled_back}{favoured}, so the "
-            f"champion stays: a new candidate is needed. To use this one all the same, run this again with force for "
+            f"champion stays: a new candidate is needed. To use this one anyway, run this again with force for "
             f"{name}, or the job `rollback` for {dataset} with track: {track} and version: {version.number}"
         )
     now = registry.promote(version)
@@ -226,12 +227,12 @@ def _promote(request: Request[Settings], track: str, candidate: Artifact) -> dg.
 
 
 def _judged(proof: dict[str, Any]) -> tuple[bool, dict[str, Any]]:
-    """Whether a candidate passes, the reason, and if it does not, what that means."""
+    """Whether a candidate passes and why; if it does not, what to do."""
     passes = proof["decision"] in PASSES
     told = {name: proof[name] for name in ("decision", "reason", "version", "against")}
     if not passes:
         told["next"] = (
-            f"nothing to do: version {proof['against']} serves on; a larger `tolerance` in the candidate's "
-            'configuration would let it pass (docs/operations.md, "a check failed")'
+            f"nothing to do: version {proof['against']} stays in use; a larger `tolerance` in the candidate's "
+            'configuration would let it pass (docs/operations/recovery.md, "The check not_worse failed")'
         )
     return passes, told

@@ -1,4 +1,4 @@
-"""Of every track: the champion on what happened since its promotion, and the step that this asks for."""
+"""The drift report of every track: the champion on the events since its promotion, and the update that is due."""
 
 from typing import Any
 
@@ -63,7 +63,7 @@ def drift_stage(track: ChampionTrack[Any, Any]) -> dg.AssetsDefinition:
 
     build.__doc__ = (
         f"The {track.name} champion on the events since its promotion, compared with its figures at that time, and the "
-        "step that this asks for."
+        "update that is due."
     )
     return stage(
         name=track.drift_asset,
@@ -75,7 +75,8 @@ def drift_stage(track: ChampionTrack[Any, Any]) -> dg.AssetsDefinition:
         after=(f"{track.name}_champion",),
         champion=track.name,
         kinds={"html"},
-        scores=track.scores,
+        trains=track.has_workers,
+        precision=False,
         prepare=_require_clock,
         extras=extras,
         automation=ON_CHANGE,
@@ -84,6 +85,9 @@ def drift_stage(track: ChampionTrack[Any, Any]) -> dg.AssetsDefinition:
 
 
 def _require_clock(request: Request[Settings]) -> None:
-    """InputError where nothing is newer than anything else."""
+    """InputError if the data set has no clock."""
     if not has_clock(request.inputs["interactions"]):
-        raise InputError(f"{request.dataset} has no clock, so nothing of it is newer than its champion")
+        raise InputError(
+            f"drift cannot be measured for {request.dataset}: it has no clock, so no event is newer than its champion; "
+            "remove it from RAREC_SCHEDULED"
+        )

@@ -1,4 +1,4 @@
-"""RaSeRec as a track of champions: encoder, memory and module, asked for the next item."""
+"""The champion track of RaSeRec: encoder, memory and module predict the next item."""
 
 import numpy as np
 import pandas as pd
@@ -28,14 +28,14 @@ ARTIFACTS = (
     "user_profiles",
     "user_sequences",
 )
-"""What a trained model is made of. A refreshed one has `REFRESHED`, and maybe `REFINETUNED`, in place of some."""
+"""Artifacts of a trained model. A refreshed one has `REFRESHED`, and maybe `REFINETUNED`, instead of some of them."""
 REFRESHED, REFINETUNED = "refreshed_memory", "refreshed_finetuned"
 
 
 def served(artifacts: Artifacts) -> ServedRecommender:
     """The model that these artifacts hold."""
     bank = artifacts.get(REFRESHED) or artifacts["memory_bank"]
-    own = REFRESHED in artifacts  # its memories stand in sequences of its own
+    own = REFRESHED in artifacts  # its memories refer to its own sequences
     return ServedRecommender.load(
         artifacts["raserec_pretrained"].path,
         bank.path,
@@ -53,7 +53,7 @@ def module_of(artifacts: Artifacts) -> Artifact:
 
 
 def unseen_since(artifacts: Artifacts) -> int:
-    """The time (seconds) from which on nothing was used to train this model."""
+    """The time (seconds) from which no events were used to train this model."""
     if REFINETUNED in artifacts:
         return int(artifacts[REFINETUNED].metadata["values"]["unseen_since"])
     sequences = artifacts["user_sequences"]
@@ -67,7 +67,7 @@ class RaserecTrack:
     name = "raserec"
     artifacts: tuple[str, ...] = ("interactions", *ARTIFACTS, REFRESHED, REFINETUNED)
     kinds = frozenset({"mlflow"})
-    scores = False
+    has_workers = False
     figure = CHOICE
     promotion = CandidateSettings
     drift = DriftSettings
@@ -76,7 +76,7 @@ class RaserecTrack:
     unit = "events"
 
     def candidate(self, request: Request[CandidateSettings], champion: Version | None) -> dict[str, Artifact]:
-        """What was trained last, or the champion with a refreshed memory and module."""
+        """The model trained last, or the champion with a refreshed memory and module."""
         dataset, source = request.dataset, request.settings.source
         if source == "trained":
             return lineage(request.context, request.store, "raserec_finetuned", *ARTIFACTS)
@@ -92,42 +92,41 @@ class RaserecTrack:
         return {**{name: artifact for name, artifact in own.items() if name not in replaced}, **made}
 
     def interactions(self, request: Request[CandidateSettings], candidate: Artifacts) -> Artifact:
-        """Those of today, which may hold more than the models were trained on."""
+        """The current interactions, which may include more than the models were trained on."""
         return upstream(request.context, request.store, "interactions")["interactions"]
 
     def kind(self, settings: CandidateSettings) -> Kind:
-        """As the settings say."""
+        """The `source` of the settings."""
         return settings.source
 
     def events(
         self, job: Job[CandidateSettings], candidate: Artifacts, opponent: Artifacts | None, interactions: Artifact
     ) -> Events:
-        """All that came after both trainings, or where that is little, the leave-one-out test."""
+        """The events after both trainings or, if there are too few, the leave-one-out test."""
         table = load_table(interactions, "interactions")
         since = max(unseen_since(model) for model in (candidate, opponent) if model is not None)
         window, about = choose_window(table, has_clock(interactions), since, job.settings)
         return Events(interactions, table, window.events, np.zeros(len(window), dtype=bool), about)
 
     def answers(self, job: Job[CandidateSettings], name: str, model: Artifacts, events: Events) -> Float64Array:
-        """(E,) rank of each event's item by the model with its memory as it is."""
+        """(E,) rank of each event's item, by the model with its present memory."""
         recommender = served(model)
         translation = recommender.translate(events.table, has_clock(events.interactions))
         return recommender.ranks(translation, events.rows, recommender.carried(translation))
 
     def figures(self, model: Artifacts, answers: Float64Array, events: Events, seed: int) -> dict[str, float]:
-        """HR and NDCG, and what share of the events the model cannot know."""
-        recommender, window = served(model), _window(events)
-        return {
-            **window.figures(answers),
-            **unknown_shares(events.table, window, recommender.item_ids, recommender.user_ids),
-        }
+        """HR and NDCG, and the share of events with items or users unknown to the model."""
+        window, users = _window(events), model.get(REFRESHED) or model["user_profiles"]
+        item_ids = load_table(model["item_catalog"], "items")["item_id"]
+        unknown = unknown_shares(events.table, window, item_ids, load_table(users, "users")["user_id"])
+        return {**window.figures(answers), **unknown}
 
     def compare(self, champion: Float64Array, candidate: Float64Array, events: Events, seed: int) -> Compared:
         """NDCG@10, paired by user."""
         return Compared(_window(events).compare(champion, candidate, seed))
 
     def log_model(self, job: Job[CandidateSettings], model: Artifacts) -> str:
-        """That of the training, or a new one with the refreshed memory."""
+        """The model logged by the training, or a new one with the refreshed memory."""
         if REFRESHED not in model:
             uri: str = model["raserec_finetuned"].metadata["values"]["mlflow_model"]
             if uri != MODEL_NOT_LOGGED:
@@ -136,11 +135,13 @@ class RaserecTrack:
         encoder, module = model["raserec_pretrained"], module_of(model)
         logged = log_recommender(job.run, encoder, bank.path, module.path, model["item_catalog"], job.folder)
         if logged is None:
-            raise InputError("the model was not logged because MLflow went away; materialise raserec_candidate again")
+            raise InputError(
+                "the model was not logged because MLflow was unavailable; materialise raserec_candidate again"
+            )
         return logged
 
     def measure(self, job: Job[DriftSettings], champion: Champion, table: pd.DataFrame, since: int) -> Drift:
-        """Ranks of the new events that compare with those of the promotion, and what the memory lacks."""
+        """Ranks of the new events under the protocol of the promotion, and what the memory lacks."""
         rule, then, before = job.settings, champion.window, champion.version.evidence["candidate"]
         model = served(champion.artifacts)
         translation = model.translate(table, clock=True)

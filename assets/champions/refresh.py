@@ -1,4 +1,4 @@
-"""Group `operations`: RaSeRec's champion with all that happened since."""
+"""Group `operations`: RaSeRec's champion, updated with new events."""
 
 from collections.abc import Mapping
 
@@ -36,7 +36,7 @@ def _memory_versions(request: Request[SequenceSettings]) -> Mapping[str, Artifac
     kinds={"faiss"},
 )
 def refreshed_memory(job: Job[SequenceSettings]) -> Outcome:
-    """The champion's memory bank with all that happened since; new prefixes are encoded, nothing is trained."""
+    """The champion's memory bank with all new events. New prefixes are encoded; nothing is trained."""
     model, clock = served(job.champion.artifacts), has_clock(job.inputs["interactions"])
     table = load_table(job.inputs["interactions"], "interactions")
     until = job.settings.window_start(table["timestamp"].to_numpy(), clock)
@@ -72,8 +72,8 @@ def refreshed_memory(job: Job[SequenceSettings]) -> Outcome:
     trains=True,
 )
 def refreshed_finetuned(job: Job[FinetuneSettings]) -> Outcome:
-    """Stage 2 trained again on the champion's frozen encoder and its refreshed memory."""
-    # Of the memory only what stage 2 may train on: neither validation nor test items.
+    """Stage 2, retrained on the champion's frozen encoder and its refreshed memory."""
+    # Stage 2 trains only on memories of the training split: no validation or test items.
     memory = job.path("refreshed_memory")
     bank = MemoryBank.load(memory)
     order = np.argsort(bank.prefixes)

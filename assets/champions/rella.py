@@ -1,6 +1,6 @@
-"""ReLLa as a track of champions: a language model with its adapter, asked whether a user likes an item.
+"""The champion track of ReLLa: a language model with its adapter predicts whether a user likes an item.
 
-Each model is asked as it is served: with its own language model, item vectors and prompts.
+Each model is evaluated as it is served: with its own language model, item vectors and prompts.
 """
 
 from pathlib import Path
@@ -33,7 +33,7 @@ from resources.mlflow.registry import Version
 from resources.mlflow.tracked_run import MODEL_NOT_LOGGED
 
 ASKED = ("base_language_model", "item_catalog", "user_profiles", "semantic_item_vectors")
-"""What a model is asked with, beside its adapter."""
+"""The artifacts that a model needs for scoring, besides its adapter."""
 ARTIFACTS = ("interactions", "ctr_samples", "textual_samples", *ASKED, "lora_checkpoint")
 ANSWERS = "answers.parquet"
 
@@ -44,7 +44,7 @@ class RellaTrack:
     name = "rella"
     artifacts: tuple[str, ...] = ARTIFACTS
     kinds = frozenset({"mlflow", "pytorch"})
-    scores = True
+    has_workers = True
     figure = RELLA_CHOICE
     promotion = RellaCandidateSettings
     drift = RellaDriftSettings
@@ -53,21 +53,21 @@ class RellaTrack:
     unit = "test samples"
 
     def candidate(self, request: Request[RellaCandidateSettings], champion: Version | None) -> dict[str, Artifact]:
-        """What was tuned last."""
+        """The model tuned last."""
         return lineage(request.context, request.store, "lora_checkpoint", *ARTIFACTS)
 
     def interactions(self, request: Request[RellaCandidateSettings], candidate: Artifacts) -> Artifact:
-        """Those whose samples the adapter was tuned on."""
+        """The interactions from which the adapter's samples were drawn."""
         return candidate["interactions"]
 
     def kind(self, settings: RellaCandidateSettings) -> Kind:
-        """Always tuned as a whole."""
+        """Always `tuned`: nothing of it can be refreshed."""
         return "trained"
 
     def events(
         self, job: Job[RellaCandidateSettings], candidate: Artifacts, opponent: Artifacts | None, interactions: Artifact
     ) -> Events:
-        """Test samples that neither model was made with, drawn with the seed."""
+        """Test samples that neither model was built with, drawn with the seed."""
         samples = CtrSamples.load(candidate["ctr_samples"].path)
         table = load_table(interactions, "interactions")
         chosen = choose_samples(samples, table, opponent, job.settings)
@@ -84,7 +84,7 @@ class RellaTrack:
         return Events(interactions, table, position, samples.label[chosen], window)
 
     def answers(self, job: Job[Any], name: str, model: Artifacts, events: Events) -> Float64Array:
-        """(E,) probability of a like, kept in the artifact; NaN where the model does not know the item."""
+        """(E,) probability of a like, kept in the artifact; NaN if the model does not know the item."""
         answered = ask_model(job, name, model, events.interactions, events.rows, job.settings.batch_tokens)
         kept = job.folder / ANSWERS
         if kept.is_file():
@@ -108,7 +108,7 @@ class RellaTrack:
         return {**own, RELLA_ERROR: float(np.nanstd(draws)), **unknown}
 
     def compare(self, champion: Float64Array, candidate: Float64Array, events: Events, seed: int) -> Compared:
-        """AUC, resampled by user; LogLoss is told beside it."""
+        """AUC, resampled by user; LogLoss is also reported."""
         theirs, own = with_unknown(champion), with_unknown(candidate)
         users = events.asked["user_index"].to_numpy()
         compared, loss = compare_answers(theirs, own, events.label, users, seed)
@@ -116,18 +116,20 @@ class RellaTrack:
         return Compared(compared, "AUC ", beside)
 
     def log_model(self, job: Job[RellaCandidateSettings], model: Artifacts) -> str:
-        """That of the tuning, or one logged now where MLflow was away then."""
+        """The model logged by the tuning, or logged now if MLflow was unavailable then."""
         uri: str = model["lora_checkpoint"].metadata["values"]["mlflow_model"]
         if uri != MODEL_NOT_LOGGED:
             return uri
         template = Template(**model["textual_samples"].manifest.config["template"])
         logged = log_language_model(job.run, model, _adapter(model), template)
         if logged is None:
-            raise InputError("the model was not logged because MLflow went away; materialise rella_candidate again")
+            raise InputError(
+                "the model was not logged because MLflow was unavailable; materialise rella_candidate again"
+            )
         return logged
 
     def measure(self, job: Job[RellaDriftSettings], champion: Champion, table: pd.DataFrame, since: int) -> Drift:
-        """Answers about new events that have enough history."""
+        """Predictions for new events with enough history."""
         settings, model, before = job.settings, champion.artifacts, champion.version.evidence["candidate"]
         rows = new_events(table, since, model["ctr_samples"].manifest.config["minimum_history"])
         asked = draw_rows(rows, settings.most_events, settings.seed)
@@ -147,13 +149,13 @@ class RellaTrack:
 def choose_samples(
     samples: CtrSamples, table: pd.DataFrame, opponent: Artifacts | None, settings: RellaCandidateSettings
 ) -> IntArray:
-    """Ascending test samples that neither model was made with.
+    """Test samples that neither model was built with, in ascending order.
 
     Args:
         table: the clean interactions of the samples.
 
     Raises:
-        InputError: there are none, or only likes, or only dislikes.
+        InputError: there are none, or all or none of them are likes.
     """
     split = samples.rows("test")
     rows = np.arange(split.start, split.stop)
@@ -164,8 +166,8 @@ def choose_samples(
     likes = int(samples.label[chosen].sum())
     if likes in (0, len(chosen)):
         raise InputError(
-            f"of the test samples that neither model was made with {likes} are likes and {len(chosen) - likes} are "
-            "not, but an AUC needs both; compare when there are more data"
+            f"AUC needs likes and dislikes, but the test samples that neither model was made with are {likes} likes "
+            f"and {len(chosen) - likes} dislikes; run this again when there are more data"
         )
     return chosen
 
@@ -173,10 +175,10 @@ def choose_samples(
 def ask_model(
     job: Job[Any], name: str, model: Artifacts, interactions: Artifact, targets: IntArray, batch_tokens: int
 ) -> Float64Array:
-    """(B,) what a model answers about targets, rows of the interactions; NaN where it does not know the item.
+    """(B,) a model's predictions for targets, which are rows of the interactions; NaN if it does not know the item.
 
     Args:
-        name: of the model, in progress and files.
+        name: of the model, in progress messages and file names.
     """
     output, file = job.workdir / "answers", job.workdir / "targets.npy"
     output.mkdir(parents=True, exist_ok=True)
@@ -198,7 +200,7 @@ def ask_model(
 
 
 def _adapter(model: Artifacts) -> Path:
-    """Of several adapters the first one is the model."""
+    """The first of several adapters is the model."""
     lora = model["lora_checkpoint"].path
     return lora / load_variants(lora)[0].name
 

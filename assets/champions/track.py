@@ -1,7 +1,8 @@
-"""What a track says of itself, so that its models can be promoted, measured and taken back.
+"""The interface of a track: what promotion, drift reports and rollback need to know about its models.
 
-A track implements `ChampionTrack`, calls `champion_stages` for its three assets and stands in `TRACKS`; nothing else
-knows it. The candidate is compared with the champion in `candidate`, the champion measured on new events in `drift`.
+A track implements `ChampionTrack` and calls `champion_stages`, which declares its three assets and registers it in
+`CHAMPION_TRACKS`; nothing else knows it. `candidate` compares the candidate with the champion; `drift` measures the
+champion on new events.
 """
 
 from collections.abc import Mapping
@@ -29,14 +30,14 @@ Artifacts = Mapping[str, Artifact]
 
 @dataclass(frozen=True)
 class Events:
-    """Interactions about which models are asked.
+    """Interactions on which models are evaluated.
 
     Attributes:
-        interactions: the artifact that they stand in.
+        interactions: the artifact that contains them.
         table: its clean table, sorted by user and time.
         rows: (E,) ascending rows of the table.
         label: (E,) whether each is a like.
-        window: in words and numbers what they are, as evidence keeps it.
+        window: a description of them, in words and numbers, for the evidence.
     """
 
     interactions: Artifact
@@ -53,7 +54,7 @@ class Events:
 
 @dataclass(frozen=True)
 class Compared:
-    """Candidate against champion on the same events, and what to say before and after the figures."""
+    """Candidate against champion on the same events, and the text before and after the figures."""
 
     paired: PairedComparison
     before: str = ""
@@ -62,13 +63,13 @@ class Compared:
 
 @dataclass(frozen=True)
 class Drift:
-    """What a champion's drift report says.
+    """The content of a champion's drift report.
 
     Attributes:
         rows: of all new events.
-        now: the champion's figures on those that were judged; empty if none could be.
-        how: which new events were judged, in words.
-        verdict: the step that is asked for.
+        now: the champion's figures on the events that were scored; empty if none could be.
+        how: which new events were scored, in words.
+        verdict: the update that is due.
         reason: why, in words.
     """
 
@@ -80,26 +81,26 @@ class Drift:
 
 
 class ChampionTrack(Protocol, Generic[R, D]):
-    """One kind of model. Its methods get the artifacts that a model is made of, by asset."""
+    """One kind of model. Its methods get a model's artifacts, by asset."""
 
     name: str
-    """Of the track and of its registered models."""
+    """Name of the track and suffix of its registered models."""
     artifacts: tuple[str, ...]
-    """What a candidate may be made of: dependencies of its asset."""
+    """Assets that a candidate may be built from: the dependencies of its asset."""
     kinds: frozenset[str]
-    scores: bool
-    """Whether asking a model takes workers."""
+    has_workers: bool
+    """Whether scoring needs workers."""
     figure: str
     """The figure that decides."""
     promotion: type[R]
-    """Settings of the candidate: the rule by which it passes."""
+    """Settings of the candidate: the promotion rule."""
     drift: type[D]
-    """Settings of the drift report: the rule that asks for a step."""
+    """Settings of the drift report: the rule for updates."""
     drift_asset: str
     follows: tuple[str, ...]
-    """Assets that are made again when the champion changes."""
+    """Assets that are rebuilt when the champion changes."""
     unit: str
-    """On what models are compared, for the check's description."""
+    """What models are compared on, for the check's description."""
 
     def candidate(self, request: Request[R], champion: Version | None) -> dict[str, Artifact]:
         """The model that could be the next champion."""
@@ -108,31 +109,31 @@ class ChampionTrack(Protocol, Generic[R, D]):
         """The interactions on which models are compared."""
 
     def kind(self, settings: R) -> Kind:
-        """How the candidate came about."""
+        """How the candidate was made."""
 
     def events(self, job: Job[R], candidate: Artifacts, opponent: Artifacts | None, interactions: Artifact) -> Events:
-        """What both models are asked about: nothing that either of them was trained on."""
+        """The events on which both models are scored; neither was trained on them."""
 
     def answers(self, job: Job[Any], name: str, model: Artifacts, events: Events) -> Float64Array:
-        """(E,) the model's answer about each event; ``name`` tells models of one job apart."""
+        """(E,) the model's prediction for each event; ``name`` distinguishes the models of a job."""
 
     def figures(self, model: Artifacts, answers: Float64Array, events: Events, seed: int) -> dict[str, float]:
-        """Figures of these answers, and shares of what the model does not know."""
+        """Figures of these predictions, and shares of unknown items and users."""
 
     def compare(self, champion: Float64Array, candidate: Float64Array, events: Events, seed: int) -> Compared:
         """The comparison that the rule decides on."""
 
     def log_model(self, job: Job[R], model: Artifacts) -> str:
-        """URI of the model in MLflow, logged now if it was not logged when it was trained."""
+        """URI of the model in MLflow; the model is logged now if it was not logged after training."""
 
     def measure(self, job: Job[D], champion: Champion, table: pd.DataFrame, since: int) -> Drift:
-        """The champion on the events from ``since`` (seconds) on."""
+        """The champion's drift on the events since ``since`` (seconds)."""
 
 
-TRACKS: dict[str, ChampionTrack[Any, Any]] = {}
+CHAMPION_TRACKS: dict[str, ChampionTrack[Any, Any]] = {}
 """The tracks by name, as `champion_stages` registers them."""
 
-# For Dagster's automation sensor: once for each change of the content of what is measured, whoever brought it.
+# For Dagster's automation sensor: once per change of content, whichever run made the change.
 ON_CHANGE = (
     dg.AutomationCondition.any_deps_match(dg.AutomationCondition.data_version_changed()).since_last_handled()
     & ~dg.AutomationCondition.any_deps_missing()

@@ -21,7 +21,7 @@ TABLE_OF = {"interactions": "interactions", "item_catalog": "items", "user_profi
 
 
 def _tables(request: Request[Settings]) -> Callable[[], Tables]:
-    """Builds the tables when the first of them is missing, and only once."""
+    """Build all three tables once, when the first missing one is requested."""
     return functools.cache(lambda: build_tables(request.spec, load_raw(request.inputs["raw_interactions"])))
 
 
@@ -33,7 +33,7 @@ def _tables(request: Request[Settings]) -> Callable[[], Tables]:
     prepare=_tables,
     config=declaration,
     parts={
-        "interactions": "Clean interactions: typed, sorted by user and time, k-core where the protocol wants it.",
+        "interactions": "Clean interactions: typed, sorted by user and time, k-core if the protocol requires it.",
         "item_catalog": "Items that occur in the interactions, with title and attributes; item_index is the row.",
         "user_profiles": "Users that occur in the interactions, with their profiles; user_index is the row.",
     },
@@ -62,7 +62,7 @@ def load_counts(artifact: Artifact) -> dict[str, Any]:
 
 
 def has_clock(interactions: Artifact) -> bool:
-    """Whether timestamps are times, not only an order within each user."""
+    """Whether timestamps are clock times, not only an order within each user."""
     return bool(load_counts(interactions)["time"] == "clock")
 
 

@@ -15,7 +15,7 @@ SHOWN = 20  # files and bad rows in metadata
 
 
 class IncomingSettings(Settings):
-    """What is done beside taking in new files."""
+    """Actions besides ingesting new files."""
 
     judge_again: bool = pydantic.Field(
         default=False,
@@ -30,7 +30,7 @@ class IncomingSettings(Settings):
     @pydantic.model_validator(mode="after")
     def _consistent(self) -> "IncomingSettings":
         if self.withdraw and self.judge_again:
-            raise ValueError("withdraw takes back what judge_again brings in; run one after the other")
+            raise ValueError("withdraw and judge_again contradict each other; set one of them per run")
         return self
 
 
@@ -44,7 +44,7 @@ class IncomingSettings(Settings):
         dg.AssetCheckSpec(
             "files_accepted",
             asset="incoming_interactions",
-            description="No file was refused as a whole, or could not be read, in this run. A warning: others count.",
+            description="No file of this run was refused or unreadable. Only a warning: the other files are used.",
         )
     ],
 )
@@ -58,9 +58,9 @@ def incoming_interactions(request: Request[IncomingSettings]) -> dg.MaterializeR
         report = Ingestion()
         if settled or settings.judge_again:
             report = ingest(source, ledger, request.spec, settled, judge_again=settings.judge_again)
-    except Exception as error:  # each kind of store has errors of its own
+    except Exception as error:  # each kind of store has its own errors
         raise dg.Failure(
-            f"new files in {source.url} cannot be taken in: {one_line(error)}; what was judged is kept. Run again to "
+            f"new files in {source.url} cannot be ingested: {one_line(error)}; finished files are kept. Run again to "
             "go on"
         ) from error
     state, files = ledger.state(), ledger.files()
@@ -74,8 +74,8 @@ def incoming_interactions(request: Request[IncomingSettings]) -> dg.MaterializeR
         shown = [f"{file} ({error})" for file, error in list(report.unreadable.items())[:SHOWN]]
         metadata["files_not_readable"] = ", ".join(shown)
         log.warning(
-            f"{len(report.unreadable)} files in {source.url} cannot be read (first: {shown[0]}); a later run takes "
-            "them in, once this process can read them"
+            f"{len(report.unreadable)} files in {source.url} cannot be read (first: {shown[0]}); a later run "
+            "ingests them, once this process can read them"
         )
     if len(files):
         in_place = files[files["superseded_by"].isna()]

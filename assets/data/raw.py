@@ -1,4 +1,4 @@
-"""Group `raw`: files as published, with what has arrived since."""
+"""Group `raw`: the published files, with the rows that have arrived since."""
 
 import json
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from assets.data.incoming import first_rows
-from assets.framework.reuse import Outcome, markdown_table
+from assets.framework.reuse import Outcome, markdown_table, progress_log
 from assets.framework.stage import Job, Request, stage
 from rarec.config import Settings
 from rarec.data.incoming.ledger import Ledger, State
@@ -38,7 +38,7 @@ def _locate(request: Request[Settings]) -> _Published:
 
 
 def _versions(request: Request[Settings]) -> dict[str, Artifact | str]:
-    """Hashes of the files. Without incoming rows the identity is that of the published files alone."""
+    """Hashes of the files. Without incoming rows, only the published files are part of the identity."""
     located, state = request.prepared.located, request.prepared.state
     names = {**request.spec.files(located.source), **request.spec.optional_files(located.source)}
     paths = {name: located.folder / name for name in names.values()}
@@ -47,7 +47,7 @@ def _versions(request: Request[Settings]) -> dict[str, Artifact | str]:
 
 
 def declaration(request: Request[Settings]) -> dict[str, Any]:
-    """What of a data set's declaration decides its tables."""
+    """The parts of a data set's declaration that affect its tables."""
     return {"spec": request.spec.model_dump(mode="json", exclude={"overrides", "published", "template"})}
 
 
@@ -89,6 +89,7 @@ def raw_interactions(job: Job[Settings]) -> Outcome:
     tables["preview"] = markdown_table(raw.interactions.head())
     if len(raw.quarantine):
         tables["quarantine"] = first_rows(raw.quarantine)
+        progress_log.info("%s", f"  {len(raw.quarantine):,} rows quarantined, {len(raw.interactions):,} read")
     metrics: dict[str, float] = {"rows": len(raw.interactions), "quarantined_rows": len(raw.quarantine), **counts}
     return Outcome(values, tables, metrics)
 

@@ -12,7 +12,7 @@ from rarec.data.sequences import SequenceSettings, UserSequences, build_sequence
 
 
 def _config(request: Request[SequenceSettings]) -> dict[str, Any]:
-    """Without a window the identity is that of the time before there were windows."""
+    """Without a window, the identity is the same as before windows existed."""
     window = {"window_days": request.settings.window_days} if request.settings.window_days else {}
     return {"split": request.spec.split, "short_users": request.spec.short_users, **window}
 

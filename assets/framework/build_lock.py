@@ -1,6 +1,6 @@
 """One run at a time builds a model. A second run waits, then uses the first one's result or resumes where it failed.
 
-Everything about one training lies in its working folder: job, log, checkpoints and the lock.
+Everything about a training is in its working folder: job, log, checkpoints and the lock.
 """
 
 import fcntl

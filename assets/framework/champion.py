@@ -8,9 +8,9 @@ from resources.artifacts.store import Artifact, ArtifactStore
 from resources.mlflow.registry import Version, promote_job
 from resources.mlflow.tracking import MlflowTracking
 
-CHAMPIONS = "champion's "
-"""Prefix of the inputs that tell which champion an artifact was made of. Nothing reads them again, so `clean` does not
-keep artifacts for their sake; what today's champion needs is named in its registered version."""
+CHAMPION_PREFIX = "champion's "
+"""Prefix of the inputs that record which champion an artifact was built from. They are never read, so `clean` need not
+keep their artifacts; the registered version names what the current champion needs."""
 
 
 @dataclass(frozen=True)
@@ -22,8 +22,8 @@ class Champion:
 
     @property
     def inputs(self) -> dict[str, str]:
-        """Its artifacts as what another artifact is made from."""
-        return {f"{CHAMPIONS}{name}": artifact.fingerprint for name, artifact in self.artifacts.items()}
+        """Its artifacts as inputs of another artifact."""
+        return {f"{CHAMPION_PREFIX}{name}": artifact.fingerprint for name, artifact in self.artifacts.items()}
 
     @property
     def window(self) -> dict[str, Any]:
@@ -45,7 +45,7 @@ def open_champion(tracking: MlflowTracking, store: ArtifactStore, track: str, da
     """The champion of a track.
 
     Raises:
-        InputError: there is none yet, or an artifact of it is gone.
+        InputError: there is none yet, or one of its artifacts is lost.
     """
     version = tracking.registry(track, dataset).champion()
     if version is None:

@@ -1,4 +1,4 @@
-"""How asset checks are declared: a pure function looks at the artifact that an asset materialised last."""
+"""How asset checks are declared: a pure function examines the latest artifact of an asset."""
 
 from collections.abc import Callable
 from typing import Any
@@ -18,9 +18,9 @@ RECALL_SAMPLE = 2000  # queries by which the recall of an index is measured
 
 
 def artifact_check(name: str, asset: str, description: str, examine: Examine) -> dg.AssetChecksDefinition:
-    """A blocking check: what depends on ``asset`` does not run if ``examine(spec, artifact)`` says no.
+    """A blocking check: downstream assets of ``asset`` do not run if ``examine(spec, artifact)`` fails.
 
-    ``examine`` returns whether it passed and plain values to show.
+    ``examine`` returns whether the check passed, and plain values to show.
     """
 
     @dg.asset_check(asset=asset, name=name, description=description, blocking=True)
@@ -34,7 +34,7 @@ def artifact_check(name: str, asset: str, description: str, examine: Examine) ->
 
 
 def recall_check(asset: str, what: str, also: tuple[str, ...] = ()) -> dg.AssetChecksDefinition:
-    """The check that an index finds enough of the exact nearest; its artifact's values hold recall and minimum.
+    """The check of an index's recall. The artifact's values hold the recall and the minimum.
 
     ``also`` names further values to show.
     """

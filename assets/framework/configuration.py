@@ -1,4 +1,4 @@
-"""Run configuration from settings classes: what the launchpad asks for, and which value holds in the end."""
+"""Run configuration generated from settings classes, and the effective values of settings."""
 
 import types
 import typing
@@ -38,7 +38,7 @@ def run_configuration(name: str, settings: type[Settings], base: type[EventConfi
 def resolve(settings: type[S], config: EventConfig, spec: DatasetSpec, stage: str, defaults_of: str = "") -> S:
     """Settings from, in order of precedence, the run's configuration, the data set's defaults, the fields' defaults.
 
-    ``defaults_of`` names another stage whose defaults in the data set's file hold here, too.
+    ``defaults_of`` names another stage whose defaults in the data set's file apply here too.
     """
     given = {name: value for name, value in config.model_dump(exclude={"force"}).items() if value is not None}
     return make_settings(
@@ -49,9 +49,9 @@ def resolve(settings: type[S], config: EventConfig, spec: DatasetSpec, stage: st
 
 
 def make_settings(settings: type[S], values: Mapping[str, Any], where: str, also: tuple[str, ...] = ()) -> S:
-    """The settings with these values; InputError naming ``where`` and each value that is refused, and why.
+    """The settings with these values. Raises InputError with ``where``, each refused value and the reason.
 
-    ``also`` names what else may be set in the same place, for the message.
+    ``also`` names other settings that are valid in the same place, for the message.
     """
     try:
         return settings(**values)

@@ -1,4 +1,4 @@
-"""What an asset is made of: the artifacts upstream, in this run or the last one, and their ancestors."""
+"""What an asset is built from: the upstream artifacts, of this run or the latest, and their ancestors."""
 
 import dagster as dg
 
@@ -9,10 +9,10 @@ AnyContext = dg.AssetExecutionContext | dg.AssetCheckExecutionContext
 
 
 def upstream(context: AnyContext, store: ArtifactStore, *names: str) -> dict[str, Artifact]:
-    """The artifacts that these assets materialised for the current partition: in this run, else last.
+    """The artifacts of these assets for the current partition: from this run, otherwise the latest.
 
     Raises:
-        InputError: one is missing, or was made from another version of one of the others.
+        InputError: one is missing, or was built from a different version of another one.
     """
     own = {}
     # Another run may materialise the same asset with other settings in the meantime; its result does not belong here.
@@ -46,8 +46,8 @@ def upstream(context: AnyContext, store: ArtifactStore, *names: str) -> dict[str
 
 
 def lineage(context: dg.AssetExecutionContext, store: ArtifactStore, root: str, *names: str) -> dict[str, Artifact]:
-    """What this asset materialised for the current partition (in this run, else last) and those of its ancestors with
-    these names, as they were at that time. What has been made again since, from new data, does not matter.
+    """This asset's artifact for the current partition (from this run, otherwise the latest), and its ancestors with
+    these names, as they were at that time. Later rebuilds of the ancestors do not matter.
 
     Raises:
         InputError: it has not been materialised, or an ancestor's artifact is no longer in the store.
@@ -69,15 +69,15 @@ def lineage(context: dg.AssetExecutionContext, store: ArtifactStore, root: str, 
             waiting.append(artifact)
     if missing := sorted(set(names) - found.keys()):
         raise InputError(
-            f"the {root} of {context.partition_key} does not tell from which {', '.join(missing)} it was made; "
+            f"the {root} of {context.partition_key} does not record which {', '.join(missing)} it was made from; "
             f"materialise {root} again{_made_by(context, root)}"
         )
     return found
 
 
 def _made_by(context: AnyContext, asset: str) -> str:
-    """The jobs that make an asset, in brackets, by its tag `track`. Empty for assets of the model in use: which job
-    makes them depends on the model.
+    """The jobs that build an asset, in brackets, from its tag `track`. Empty for assets of the model in use, because
+    the job depends on the model.
     """
     key, graph = dg.AssetKey(asset), context.job_def.asset_layer.asset_graph
     if not graph.has(key) or graph.get(key).group_name == "operations":

@@ -26,13 +26,13 @@ progress_log = logging.getLogger("rarec.progress")  # `make run` shows it in the
 
 @dataclass
 class Outcome:
-    """What a build tells about its artifact.
+    """What a build reports about its artifact.
 
     Attributes:
         values: numbers and short texts for the asset's metadata.
         markdown: title -> text shown rendered.
-        metrics: figures for MLflow.
-        files: title -> file of the artifact whose path is shown.
+        metrics: metrics for MLflow.
+        files: title -> file of the artifact; its path is shown.
     """
 
     values: dict[str, Any] = field(default_factory=dict)
@@ -43,10 +43,10 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Identity:
-    """What decides whether two artifacts are the same.
+    """The identity of an artifact.
 
     Attributes:
-        config: everything that changes the result besides code and inputs; JSON.
+        config: everything besides code and inputs that changes the result; JSON.
         inputs: upstream artifacts, or content hashes of other inputs, by name.
     """
 
@@ -80,11 +80,11 @@ def materialise(
     force: bool,
     workdir: Path | None = None,
 ) -> dg.MaterializeResult:
-    """Reuse the artifact of this identity, or have ``build`` fill a folder with a new one, tracked as one MLflow run.
+    """Reuse the artifact with this identity, or build it: ``build`` fills a folder, tracked as one MLflow run.
 
     Args:
-        workdir: the training's working folder, for stages that have one. One run at a time works in it. A second run
-            waits and uses the first one's artifact, or its checkpoint if it failed.
+        workdir: the training's working folder, for stages that have one. Only one run at a time works in it. A second
+            run waits, and uses the first one's artifact, or its checkpoint if it failed.
     """
     asset, partition, print_ = identity.asset, identity.partition, identity.fingerprint
 
@@ -92,7 +92,7 @@ def materialise(
         try:
             return store.find(asset, partition, print_)
         except DamagedArtifact as error:
-            context.log.warning(f"{error} It is built again now.")
+            context.log.warning(f"{error} Rebuilding it now.")
             return None
 
     def built() -> dg.MaterializeResult:
@@ -122,13 +122,13 @@ def materialise(
     before = found()
     if before is not None and not force:
         if workdir is not None:
-            forget_idle_checkpoints(workdir)  # of a run that ended just before its last step
+            forget_idle_checkpoints(workdir)  # left by a run that ended just before its last step
         return _result(before, reused=True)
     if workdir is None:
         return built()
     with build_lock(context, workdir):
         other = found()
-        # Forced or not: what was built since we looked is as new as what we would build.
+        # Even if forced: an artifact built while we waited is as new as ours would be.
         if other is not None and (before is None or other.manifest != before.manifest):
             return _result(other, reused=True)
         if force and context.retry_number == 0:

@@ -1,7 +1,7 @@
 """How an asset is declared: once, by `@stage`.
 
 The declaration names group, code version, settings, inputs and kinds. Everything else follows from it: the run
-configuration, the dependencies, the artifacts that are opened upstream, the identity, reuse, the build lock, retries,
+configuration, the dependencies, the upstream artifacts that are opened, the identity, reuse, the build lock, retries,
 cancellation, tags and owners, and the registry `STAGES`, from which the configuration reference is generated. The
 decorated function holds the science: it gets a `Job`, fills ``job.folder`` and returns an `Outcome`.
 
@@ -50,12 +50,12 @@ TRACK_OF_GROUP = {
     "instruction": "rella",
     "language": "rella",
 }
-"""The group's track, by which an asset is found in Dagster (`tag:track=rella`). Stages of other groups name theirs."""
+"""Track of each group, for searching assets in Dagster (`tag:track=rella`). Stages of other groups set `track`."""
 
 
 @dataclass(frozen=True)
 class Request(Generic[S]):
-    """What a stage is asked for, before it is known whether there is anything to build.
+    """A request for a stage's artifact, before it is known whether it has to be built.
 
     Attributes:
         name: of the asset.
@@ -88,7 +88,7 @@ class Request(Generic[S]):
 
     @property
     def launcher(self) -> TrainingLauncher:
-        """Of stages that train or score."""
+        """The launcher of stages that train or score."""
         launcher: TrainingLauncher = self.context.resources.launcher
         return launcher
 
@@ -102,17 +102,21 @@ class Request(Generic[S]):
         """Folder of an input, every file verified."""
         return self.inputs[name].path
 
+    def building(self, folder: Path, run: TrackedRun) -> "Job[S]":
+        """This request while it is built."""
+        return Job(**vars(self), folder=folder, run=run)
+
 
 @dataclass(frozen=True)
 class Job(Request[S]):
-    """A request that is being built: the artifact's ``folder`` to fill, and the MLflow ``run`` that records it."""
+    """A build in progress: the artifact's ``folder`` to fill, and the MLflow ``run`` that records it."""
 
     folder: Path = field(kw_only=True)
     run: TrackedRun = field(kw_only=True)
 
     @property
     def workdir(self) -> Path:
-        """Working folder of stages that train or score; a later attempt finds it again."""
+        """Working folder of stages that train or score; later attempts reuse it."""
         return self.workspace.workdir(self.name, self.run.fingerprint)
 
     def train(
@@ -120,10 +124,10 @@ class Job(Request[S]):
     ) -> dict[str, Any] | None:
         """Run a worker and return its training's summary (`rarec.training.fit`), if it leaves one.
 
-        A checkpoint that is there is used.
+        An existing checkpoint is used.
 
         Args:
-            output: where it writes. Default: the artifact's folder.
+            output: the folder it writes to. Default: the artifact's.
             run: the MLflow run that gets its progress. Default: the artifact's.
             variant: name of one of several trainings for the same artifact.
         """
@@ -139,25 +143,24 @@ class Stage(Generic[S]):
     Attributes:
         inputs: assets that are opened upstream; they are dependencies and, unless ``versions`` says otherwise, part of
             the identity.
-        after: further dependencies, such as what is read through a registry.
-        name: of the asset, if it is not the function's.
-        track: `raserec`, `rella` or `both`, where the group does not tell it.
+        after: further dependencies, such as those read through a registry.
+        name: of the asset, if it differs from the function's.
+        track: `raserec`, `rella` or `both`, if the group does not imply it.
         champion: track whose champion is opened through the registry as ``job.champion``; unless ``versions`` says
             otherwise, its artifacts are part of the identity.
-        trains: launches workers that train: adds the training pool, retries, cancellation, the build lock and the
-            launcher, and the precision of the training to the identity.
-        scores: the same for workers that only ask a model; the precision is not part of the identity.
-        computes: takes its turn in the training pool, without workers.
+        trains: launches workers: adds the training pool, retries, cancellation, the build lock and the launcher.
+        precision: whether the precision of training is part of the identity; False for workers that only run inference.
+        computes: uses the training pool, without workers.
         makes_artifact: False: the function gets the `Request` and returns a `dg.MaterializeResult` of its own.
-        defaults_of: another stage whose defaults in a data set's file hold here, too.
-        prepare: looks up what the identity needs and refuses what cannot be built; its result is ``job.prepared``.
-        fingerprints: name in the identity -> input of which not only the content but the fingerprint counts.
-        versions: what of the inputs is part of the identity, instead of all inputs.
-        extras: what else belongs to the identity's configuration, beside the settings.
-        config: the identity's configuration, instead of settings and extras.
+        defaults_of: another stage whose defaults in a data set's file apply here too.
+        prepare: function that looks up what the identity needs and refuses bad input; its result is ``job.prepared``.
+        fingerprints: name in the identity -> input whose fingerprint counts, not only its content.
+        versions: the parts of the inputs that belong to the identity, instead of all inputs.
+        extras: what belongs to the identity's configuration besides the settings.
+        config: the identity's configuration instead of the settings.
         parts: asset -> description, for a stage that materialises several assets; ``job.name`` says which.
-        read_weekly: somebody reads it every week, so Dagster's pages say when it is late.
-        check_specs: of checks that the function evaluates itself.
+        read_weekly: it is read every week, so Dagster shows when it is overdue.
+        check_specs: checks that the function evaluates itself.
     """
 
     group: str
@@ -170,7 +173,7 @@ class Stage(Generic[S]):
     track: str = ""
     champion: str = ""
     trains: bool = False
-    scores: bool = False
+    precision: bool | Callable[[Request[S]], bool] = True
     computes: bool = False
     makes_artifact: bool = True
     defaults_of: str = ""
@@ -193,31 +196,38 @@ class Stage(Generic[S]):
         declared = replace(
             self, name=self.name or function.__name__, track=self.track or TRACK_OF_GROUP.get(self.group, "")
         )
-        declared._check()
+        declared._check(function)
+        asset = declared._asset(function)
         STAGES[declared.name] = declared
-        return declared._asset(function)
+        return asset
 
     @property
     def assets(self) -> tuple[str, ...]:
-        """What it materialises."""
+        """The assets that it materialises."""
         return tuple(self.parts or (self.name,))
 
-    @property
-    def launches(self) -> bool:
-        """Whether it has workers."""
-        return self.trains or self.scores
+    def _check(self, function: Callable[..., Any]) -> None:
+        faults = [message for wrong, message in self._contradictions(function) if wrong]
+        if faults:
+            raise ValueError(f"stage {self.name}: {'; '.join(faults)}")
 
-    def _check(self) -> None:
-        if not self.track:
-            raise ValueError(
-                f"stage {self.name}: group {self.group!r} has no track; say track=, or add it to TRACK_OF_GROUP"
-            )
-        if self.name in STAGES:
-            raise ValueError(f"stage {self.name} is declared twice")
-        if unopened := sorted(set(self.fingerprints.values()) - set(self.inputs)):
-            raise ValueError(
-                f"stage {self.name}: fingerprints= names {', '.join(unopened)}, which is not among its inputs"
-            )
+    def _contradictions(self, function: Callable[..., Any]) -> Iterator[tuple[object, str]]:
+        yield not self.track, f"group {self.group!r} has no track; set track=, or add the group to TRACK_OF_GROUP"
+        taken = {asset for one in STAGES.values() for asset in (one.name, *one.assets)}
+        for name in sorted({self.name, *self.assets} & taken):
+            yield True, f"{name} is declared twice"
+        for name in sorted(set(self.fingerprints.values()) - set(self.inputs)):
+            yield True, f"fingerprints= names {name}, which is not among its inputs"
+        for name in sorted(set(self.fingerprints) & set(self.inputs)):
+            yield True, f"fingerprints= would replace the data version of {name}; give it another name"
+        for name in sorted(set(self.inputs) & set(self.after)):
+            yield True, f"{name} is in inputs= and after="
+        yield "force" in self.settings.model_fields, "its settings have a field `force`, which every artifact's run has"
+        yield self.config and self.extras, "config= and extras=; config= is the whole configuration"
+        yield self.parts and (self.trains or self.check_specs), "parts= go neither with trains= nor with check_specs="
+        identity = (self.versions, self.extras, self.config, self.fingerprints, self.parts, self.trains)
+        yield not self.makes_artifact and any(identity), "makes_artifact=False, but an identity, parts or workers"
+        yield not self.parts and not function.__doc__, "no docstring, which Dagster shows as its description"
 
     def _asset(self, function: Callable[..., Any]) -> dg.AssetsDefinition:
         configuration = run_configuration(self.name, self.settings, StageConfig if self.makes_artifact else EventConfig)
@@ -229,7 +239,7 @@ class Stage(Generic[S]):
             results = tuple(self._run(function, context, config))
             return results if self.parts else results[0]
 
-        in_pool = self.launches or self.computes
+        in_pool = self.trains or self.computes
         shared: dict[str, Any] = {
             "group_name": self.group,
             "kinds": set(self.kinds),
@@ -243,10 +253,10 @@ class Stage(Generic[S]):
         step: dict[str, Any] = {
             "name": self.name,
             "pool": TRAINING_POOL if in_pool else None,
-            "retry_policy": training.RETRIES if self.launches else None,
-            "required_resource_keys": {"store", "tracking", "workspace", *(("launcher",) if self.launches else ())},
+            "retry_policy": training.RETRIES if self.trains else None,
+            "required_resource_keys": {"store", "tracking", "workspace", *(("launcher",) if self.trains else ())},
         }
-        body = training.cancellable(asset) if self.launches else asset
+        body = training.cancellable(asset) if self.trains else asset
         if self.parts:
             specs = [dg.AssetSpec(part, description=text, **shared) for part, text in self.parts.items()]
             return dg.multi_asset(specs=specs, **step)(body)
@@ -266,10 +276,10 @@ class Stage(Generic[S]):
             identity = self._identity(part)
 
             def build(folder: Path, run: TrackedRun, part: Request[S] = part) -> Outcome:
-                outcome: Outcome = function(Job(**vars(part), folder=folder, run=run))
+                outcome: Outcome = function(part.building(folder, run))
                 return outcome
 
-            workdir = request.workspace.workdir(asset, identity.fingerprint) if self.launches else None
+            workdir = request.workspace.workdir(asset, identity.fingerprint) if self.trains else None
             yield materialise(
                 context, request.store, request.tracking, identity, build, force=request.force, workdir=workdir
             )
@@ -302,11 +312,11 @@ class Stage(Generic[S]):
         return Identity(request.name, request.dataset, self.version, self._configuration(request), inputs)
 
     def _configuration(self, request: Request[S]) -> dict[str, Any]:
-        if self.config:
-            return dict(self.config(request))
-        precision = request.launcher.result_settings() if self.trains else {}
+        own = self.config(request) if self.config else request.settings.model_dump(mode="json")
+        counts = self.precision(request) if callable(self.precision) else self.precision
+        precision = request.launcher.result_settings() if self.trains and counts else {}
         extras = self.extras(request) if self.extras else {}
-        return {**request.settings.model_dump(mode="json"), **precision, **extras}
+        return {**own, **precision, **extras}
 
 
 stage = Stage
@@ -315,8 +325,8 @@ STAGES: dict[str, Stage[Any]] = {}
 
 
 def refuse_bad_input(asset: F) -> F:
-    """Turn `InputError` into a Dagster failure that is shown as one message and never retried. A run without a data
-    set is bad input, too.
+    """Turn `InputError` into a Dagster failure that is shown as one message and never retried. A run without a data set
+    is also bad input.
     """
 
     @functools.wraps(asset)
@@ -333,21 +343,33 @@ def refuse_bad_input(asset: F) -> F:
 
 
 def check_declarations(stages: Mapping[str, Stage[Any]] = STAGES) -> None:
-    """Compare the declarations with each other, once all modules are imported.
+    """Check the declarations against each other, once all modules are imported.
 
     Raises:
-        ValueError: a stage depends on an asset that no stage makes, or opens one that keeps no artifact.
+        ValueError: a stage depends on an asset that no stage builds, opens one that keeps no artifact, or names
+            an unknown track or stage.
     """
+    tracks = {
+        *TRACK_OF_GROUP.values(),
+        *(name.removesuffix("_champion") for name in stages if name.endswith("_champion")),
+    }
     made = {asset: one for one in stages.values() for asset in one.assets}
     for one in stages.values():
         for name in (*one.inputs, *one.after):
             if name not in made:
-                raise ValueError(f"stage {one.name}: input {name!r} is no asset of any stage")
+                raise ValueError(f"stage {one.name}: no stage builds the input {name!r}")
         for name in one.inputs:
             if not made[name].makes_artifact:
                 raise ValueError(f"stage {one.name}: input {name!r} keeps no artifact; name it in after=")
+        if one.defaults_of and one.defaults_of not in stages:
+            raise ValueError(f"stage {one.name}: defaults_of={one.defaults_of!r} is no stage")
+        for parameter, track in (("track", one.track), ("champion", one.champion or one.track)):
+            if track not in tracks:
+                raise ValueError(
+                    f"stage {one.name}: {parameter}={track!r} is no track; there are {', '.join(sorted(tracks))}"
+                )
 
 
-def settings_of(asset: str) -> type[Settings]:
-    """The settings class of the stage that makes this asset."""
-    return next(one.settings for one in STAGES.values() if asset in one.assets)
+def stage_of(asset: str) -> Stage[Any]:
+    """The stage that builds this asset."""
+    return next(one for one in STAGES.values() if asset in one.assets)

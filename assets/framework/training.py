@@ -1,4 +1,4 @@
-"""What stages that train share: how a worker is run, what is retried, what a training tells about itself."""
+"""What training stages share: running a worker, retries, and what a training reports."""
 
 import functools
 import json
@@ -28,8 +28,8 @@ from resources.workers.launcher import TrainingLauncher
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-# A killed worker, a moment without memory or a lost connection is tried again after 5, 15 and 35 seconds, from the
-# checkpoint. Bad input is a Failure without retries (`refuse_bad_input`).
+# Transient failures (a killed worker, memory pressure, a lost connection) are retried after 5, 15 and 35 seconds, from
+# the checkpoint. Bad input is a Failure without retries (`refuse_bad_input`).
 RETRIES = dg.RetryPolicy(max_retries=3, delay=5, backoff=dg.Backoff.EXPONENTIAL)
 WATCH = "run-watch"
 TERMINAL_METRICS = (
@@ -55,9 +55,9 @@ class Cancelled(dg.DagsterError, dg.DagsterExecutionInterruptedError):
 
 
 def cancellable(asset: F) -> F:
-    """For assets with `RETRIES`: a cancel ends them for good, and the terminal shows each retry.
+    """For assets with `RETRIES`: cancellation ends them without a retry, and the terminal shows each retry.
 
-    Kill -9 of the run's process ends them, too: Dagster marks the run as failed, but its step would go on training.
+    They also end when the run's process is killed: Dagster marks the run as failed, but its step would go on training.
     """
 
     @functools.wraps(asset)
@@ -79,7 +79,7 @@ def cancellable(asset: F) -> F:
 
 
 def _end_with_run() -> None:
-    """If this process was started for one step, cancel it when its run's process is gone."""
+    """If this process runs a single step, cancel it when its run's process is gone."""
     run = multiprocessing.parent_process()
     if run is None or any(thread.name == WATCH for thread in threading.enumerate()):
         return
@@ -101,7 +101,7 @@ def train(
 ) -> dict[str, Any] | None:
     """Run a worker that writes into ``output``; its summary (`rarec.training.fit`), if it leaves one.
 
-    Progress goes to ``run``. A checkpoint in ``workdir`` is used.
+    Progress goes to ``run``. An existing checkpoint in ``workdir`` is used.
     """
     checkpoint = workdir / "checkpoint"
     launcher.launch(context, job, output, checkpoint, workdir, training_progress(run))
@@ -141,14 +141,14 @@ def training_progress(run: TrackedRun) -> Callable[[Progress], None]:
 def training_outcome(
     run: TrackedRun, summary: Mapping[str, Any] | None, figures: Sequence[str], shown: Sequence[str]
 ) -> Outcome:
-    """What a training shows in metadata and MLflow.
+    """What a training reports in metadata and MLflow.
 
     Args:
         figures: validation figures of the best epoch.
         shown: columns of the history's table.
     """
     if summary is None:
-        raise RuntimeError("the training worker ended without leaving a summary beside its checkpoint")
+        raise RuntimeError("the training worker ended without writing a summary next to its checkpoint")
     history = pd.DataFrame(summary["history"])
     best = history.iloc[summary["best_epoch"]]
     effort = _effort(summary, history)

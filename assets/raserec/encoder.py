@@ -35,7 +35,7 @@ def raserec_pretrained(job: Job[PretrainSettings]) -> Outcome:
 
 def _require_clock(request: Request[MemorySettings]) -> None:
     if request.settings.time_cut and request.inputs["user_sequences"].metadata["values"]["time"] != "clock":
-        raise InputError(f"time_cut needs clock timestamps, which {request.dataset} has not; set time_cut = false")
+        raise InputError(f"time_cut needs clock timestamps, and {request.dataset} has none; set time_cut = false")
 
 
 @stage(

@@ -24,11 +24,11 @@ from resources.artifacts.store import Artifact
 from resources.mlflow.tracked_run import MODEL_NOT_LOGGED, TrackedRun
 
 MODEL = ("user_sequences", "raserec_pretrained", "memory_bank", "raserec_finetuned")
-"""What the trained model is made of."""
+"""Artifacts of the trained model."""
 
 
 def _versions(request: Request[FinetuneSettings]) -> dict[str, Artifact | str]:
-    """Only the catalogue's ids are part of the model: a corrected title is no reason to train again."""
+    """Only the item ids are part of the model: correcting a title does not retrain it."""
     others = {name: artifact for name, artifact in request.inputs.items() if name != "item_catalog"}
     return {**others, "item_ids": ids_version(request.inputs["item_catalog"])}
 
@@ -83,10 +83,10 @@ def log_recommender(
 ) -> str | None:
     """Log the model as an MLflow model; its URI, or None if MLflow is away.
 
-    Only the files that the model reads go along: a refreshed memory also holds the users' ids and sequences.
+    Only the files that the model reads are logged: a refreshed memory also holds the users' ids and sequences.
 
     Args:
-        scratch: a folder on the store's disk, which is left as it was.
+        scratch: a folder on the store's disk for temporary files.
     """
     from resources.mlflow.pyfunc import raserec as pyfunc  # it imports mlflow, which takes seconds
 
@@ -116,7 +116,7 @@ def log_recommender(
 
 
 def _link(source: Path, target: Path) -> None:
-    """The same file under another name, as a bank may be large; a copy where the disk has no hard links."""
+    """A hard link, because a bank may be large; a copy if the file system has no hard links."""
     try:
         target.hardlink_to(source)
     except OSError:

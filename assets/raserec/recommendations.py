@@ -1,4 +1,4 @@
-"""Group `recommender`: the lists of the model in use."""
+"""Group `recommender`: recommendations of the model in use."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -47,7 +47,7 @@ def _model(request: Request[RecommendSettings]) -> _Model:
 )
 def recommendations(job: Job[RecommendSettings]) -> Outcome:
     """The best items for every user: one row a user and rank, with score and title. The champion makes them from all
-    interactions; without a champion, the present model makes them from its sequences.
+    interactions; without a champion, the current model makes them from its sequences.
 
     Users that the model does not know get its most popular items, without score: `chosen_by` is popularity.
     """
@@ -73,7 +73,7 @@ def recommendations(job: Job[RecommendSettings]) -> Outcome:
         "users_by_popularity": int(lists.by_popularity.sum()),
         "rows": len(table),
     }
-    model = f"champion, version {champion.number}" if champion else "the present raserec_finetuned"
+    model = f"champion, version {champion.number}" if champion else "the current raserec_finetuned"
     values = {"model": model, **figures, "dagster/row_count": len(table)}
     return Outcome(values, {"preview": markdown_table(table.head(10))}, figures)
 
@@ -87,7 +87,7 @@ def _present(artifacts: Mapping[str, Artifact]) -> tuple[UserSequences, Recommen
 
 
 def _in_use(artifacts: Mapping[str, Artifact]) -> tuple[UserSequences, Recommender, pd.Series]:
-    """The same of the champion, with the interactions of today."""
+    """The same for the champion, with the current interactions."""
     model, interactions = served(artifacts), artifacts["interactions"]
     translation = model.translate(load_table(interactions, "interactions"), has_clock(interactions))
     recommender = replace(model.recommender, bank=model.carried(translation))

@@ -29,7 +29,7 @@ def retrieval_enhanced_samples(job: Job[Settings]) -> Outcome:
     k = recent.shape[1]
     retrieved = save_retrieved(job.folder, samples, load_items(job.path("interactions")), vectors, k)
     longer = np.flatnonzero(samples.position - samples.history_start > k)
-    # Of the samples that leave a choice: how many of the recent behaviours are among the retrieved.
+    # Among samples with more than K behaviours: the share of recent behaviours that are also retrieved.
     shown = longer[:: max(1, len(longer) // SHARED_SAMPLES)]
     both = [len(np.intersect1d(recent[sample], retrieved[sample])) / k for sample in shown.tolist()]
     figures = {

@@ -1,9 +1,11 @@
-"""Group `language`: LoRA adapters of the language model, and the probabilities that come of them."""
+"""Group `language`: LoRA adapters of the language model, and their predictions."""
 
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import dagster as dg
 
 import rarec
 from assets.framework.mlflow_models import pinned
@@ -19,12 +21,12 @@ from resources.artifacts.store import Artifact
 from resources.mlflow.tracked_run import MODEL_NOT_LOGGED, TrackedRun
 
 PROMPTS = ("interactions", "ctr_samples", "textual_samples", "base_language_model", "retrieval_enhanced_samples")
-"""What prompts are read from."""
+"""Artifacts that prompts are built from."""
 FIGURES = ("AUC", "LogLoss", "ACC")
 
 
 def answers(request: Request[Any]) -> dict[str, Any]:
-    """The two answers that are asked for, as part of an identity."""
+    """The two possible answers, as part of an identity."""
     return {"answers": [request.template.yes, request.template.no]}
 
 
@@ -44,7 +46,7 @@ def prompt_fields(request: Request[Any]) -> dict[str, Any]:
     version="2",
     settings=TuningSettings,
     inputs=(*PROMPTS, "semantic_item_vectors", "item_catalog", "user_profiles", "mixed_reit_samples"),
-    # An adapter fits one language model: that one's identity, not only its content, is part of the adapter's.
+    # An adapter fits one language model, so that model's identity is part of the adapter's, not only its content.
     fingerprints={"base": "base_language_model"},
     kinds={"pytorch", "huggingface", "deepspeed"},
     trains=True,
@@ -89,7 +91,8 @@ def _tune(job: Job[TuningSettings], variant: Variant) -> Outcome:
     inputs=(*PROMPTS, "lora_checkpoint"),
     fingerprints={"base": "base_language_model"},
     kinds={"pytorch", "parquet"},
-    scores=True,
+    trains=True,
+    precision=False,
     extras=answers,
 )
 def ctr_predictions(job: Job[PredictionSettings]) -> Outcome:
@@ -98,12 +101,15 @@ def ctr_predictions(job: Job[PredictionSettings]) -> Outcome:
     adapters = tuple(Adapter(name=one.name, folder=lora / one.name) for one in load_variants(lora))
     job.train(PredictJob(settings=job.settings, adapters=adapters, **prompt_fields(job)))
     samples = CtrSamples.load(job.path("ctr_samples"))
-    tables = gather_predictions(job.folder, samples, job.settings)
+    try:
+        tables = gather_predictions(job.folder, samples, job.settings)
+    except RuntimeError as error:
+        raise dg.Failure(str(error)) from error
     values: dict[str, Any] = {f"{split} samples": len(table) for split, table in tables.items()}
     facts = gather_facts(job.folder)
     prompts, dropped = (sum(fact[name] for fact in facts) for name in ("prompts", "behaviours_dropped"))
     values |= {"prompts": prompts, "behaviours_dropped": dropped, "models": len(tables["test"].columns) - 2}
-    if scored := sum(fact["scored"] for fact in facts):  # otherwise an earlier attempt did it all
+    if scored := sum(fact["scored"] for fact in facts):  # otherwise an earlier attempt has finished everything
         values["prompts_per_s"] = round(scored / max(fact["seconds"] for fact in facts), 1)
     return Outcome(values, metrics=dict(values))
 

@@ -1,4 +1,4 @@
-"""Groups `semantic` and `index`: the language model, what it makes of the items, and the index over that."""
+"""Groups `semantic` and `index`: the language model, its item vectors, and the index over them."""
 
 from typing import Any
 
@@ -7,6 +7,7 @@ import pandas as pd
 
 from assets.data.clean import has_clock, load_table
 from assets.framework.checks import RECALL_AT, RECALL_SAMPLE, artifact_check, recall_check
+from assets.framework.lineage import upstream
 from assets.framework.reuse import Outcome, markdown_table
 from assets.framework.stage import Job, Request, stage
 from assets.framework.training import training_outcome
@@ -23,15 +24,19 @@ from rarec.training.engine import worker_device
 from resources.artifacts.store import Artifact
 
 SHOWN_ITEMS, SHOWN_NEIGHBOURS = 5, 4
-# The settings that concern a model that is not trained here.
+# The settings that apply to external models.
 FOREIGN = {"source", "max_tokens", "quantisation"}
 
 
-def _foreign_model(request: Request[LanguageModelSettings]) -> ModelReference | None:
-    """A reference to somebody else's model, whose weights stay where they are; None for one that is trained here."""
+READ = ("interactions", "ctr_samples", "textual_samples")
+"""What a model that is trained here reads."""
+
+
+def _source(request: Request[LanguageModelSettings]) -> ModelReference | dict[str, Artifact]:
+    """Inputs of a model trained here, or a reference to an external model, whose weights are not copied."""
     settings = request.settings
     if settings.source == SCRATCH:
-        return None
+        return upstream(request.context, request.store, *READ)
     place, revision = fetch(settings.source, request.workspace.hub_cache)
     if not any(place.glob("*.safetensors")):
         raise InputError(
@@ -42,47 +47,39 @@ def _foreign_model(request: Request[LanguageModelSettings]) -> ModelReference | 
 
 
 def _model_versions(request: Request[LanguageModelSettings]) -> dict[str, Artifact | str]:
-    """Of the text everything but the histories, which depend on K; of somebody else's model its revision."""
-    if request.prepared is not None:
-        return {"model": request.prepared.revision}
-    files = request.inputs["textual_samples"].manifest.files
+    """The text without the histories, which depend on K; of an external model its revision."""
+    source = request.prepared
+    if isinstance(source, ModelReference):
+        return {"model": source.revision}
+    files = source["textual_samples"].manifest.files
     texts = {name: files[name].sha256 for name in (*PromptParts.FILES, CATALOGUE)}
-    return {**{name: request.inputs[name] for name in ("interactions", "ctr_samples")}, **texts}
+    return {**{name: source[name] for name in ("interactions", "ctr_samples")}, **texts}
 
 
 def _model_config(request: Request[LanguageModelSettings]) -> dict[str, Any]:
-    own = request.settings.model_dump(mode="json", include=FOREIGN if request.prepared else None)
-    precision = {} if request.prepared else request.launcher.result_settings()
-    return {**own, **precision, **answers(request)}
+    include = FOREIGN if isinstance(request.prepared, ModelReference) else None
+    return {**request.settings.model_dump(mode="json", include=include), **answers(request)}
 
 
 @stage(
     group="semantic",
     version="2",
     settings=LanguageModelSettings,
-    inputs=("interactions", "ctr_samples", "textual_samples"),
+    after=READ,
     kinds={"huggingface", "pytorch"},
     trains=True,
-    prepare=_foreign_model,
+    precision=lambda request: request.settings.source == SCRATCH,
+    prepare=_source,
     versions=_model_versions,
     config=_model_config,
 )
 def base_language_model(job: Job[LanguageModelSettings]) -> Outcome:
     """The causal language model that reads the prompts: from a hub, from a folder, or a small one trained here."""
-    yes, no = job.template.yes, job.template.no
-    if job.prepared is not None:
-        return _refer(job, job.prepared, yes, no)
-    summary = job.train(
-        SmallLlamaJob(
-            settings=job.settings,
-            interactions=job.path("interactions"),
-            ctr_samples=job.path("ctr_samples"),
-            textual_samples=job.path("textual_samples"),
-            has_clock=has_clock(job.inputs["interactions"]),
-            yes=yes,
-            no=no,
-        )
-    )
+    source, yes, no = job.prepared, job.template.yes, job.template.no
+    if isinstance(source, ModelReference):
+        return _refer(job, source, yes, no)
+    paths, clock = {name: artifact.path for name, artifact in source.items()}, has_clock(source["interactions"])
+    summary = job.train(SmallLlamaJob(settings=job.settings, **paths, has_clock=clock, yes=yes, no=no))
     outcome = training_outcome(job.run, summary, (), ())
     card = load_card(job.folder)
     values = {"source": SCRATCH, "what": card["what"], "read": card["read"], "parameters": card["parameters"]}
@@ -108,7 +105,7 @@ def _refer(job: Job[LanguageModelSettings], reference: ModelReference, yes: str,
 
 
 def _vector_versions(request: Request[VectorSettings]) -> dict[str, Artifact | str]:
-    """Of the text only the descriptions count: another wording of prompts or another K gives the same vectors."""
+    """Of the text, only the descriptions: changing K or the wording of prompts does not change the vectors."""
     catalogue = request.inputs["textual_samples"].manifest.files[CATALOGUE].sha256
     place = sentence_encoder_folder(request.settings.encoder)
     return {
@@ -128,7 +125,7 @@ def _vector_versions(request: Request[VectorSettings]) -> dict[str, Artifact | s
     versions=_vector_versions,
 )
 def semantic_item_vectors(job: Job[VectorSettings]) -> Outcome:
-    """What the language model makes of each item's description: mean hidden state, principal components, length one."""
+    """One vector per item: mean hidden state of its description, reduced to principal components, of unit length."""
     texts = Catalogue.load(job.path("textual_samples")).descriptions
     cache = job.workspace.hub_cache
     reference = ModelReference.open(job.path("base_language_model"), cache)
@@ -149,7 +146,7 @@ def semantic_item_vectors(job: Job[VectorSettings]) -> Outcome:
     kinds={"faiss"},
 )
 def item_index(job: Job[IndexSettings]) -> Outcome:
-    """Which items are alike: a Faiss index over the semantic vectors, whose ids are item indices."""
+    """A Faiss index over the semantic item vectors; its ids are item indices."""
     settings = job.settings
     vectors = np.load(job.path("semantic_item_vectors") / VECTORS)
     items = load_table(job.inputs["item_catalog"], "items")["item_index"].to_numpy()
@@ -167,7 +164,7 @@ def item_index(job: Job[IndexSettings]) -> Outcome:
 
 
 def _neighbours(index: ItemIndex, vectors: np.ndarray, names: list[str], shown: np.ndarray) -> pd.DataFrame:
-    """A few items and their nearest others, with cosines."""
+    """A few items and their nearest neighbours, with cosine similarities."""
     found, cosines = index.similar(vectors[shown], SHOWN_NEIGHBOURS + 1)
     rows = []
     for item, others, scores in zip(shown.tolist(), found.tolist(), cosines.tolist(), strict=True):

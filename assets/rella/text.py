@@ -61,7 +61,7 @@ def ctr_samples(job: Job[CtrSettings]) -> Outcome:
     extras=lambda request: {"template": request.template.model_dump(mode="json")},
 )
 def textual_samples(job: Job[TextSettings]) -> Outcome:
-    """Prompts with the K most recent behaviours: their parts as text, and which of them each sample's prompt has."""
+    """Prompts with the K most recent behaviours: their parts as text, and the parts of each sample's prompt."""
     template = job.template
     items = load_table(job.inputs["item_catalog"], "items")
     item_index = load_items(job.path("interactions"))

@@ -76,7 +76,7 @@ def ctr_metrics(job: Job[CtrReportSettings]) -> Outcome:
 
 
 def _log_models(run: TrackedRun, report: reports.CtrReport, inputs: Mapping[str, Artifact]) -> None:
-    """One nested run a model, so that MLflow sets zero-shot beside tuned, with the settings that made them."""
+    """One nested run per model, so that MLflow can compare zero-shot with tuned, with their settings."""
     stages = {name: inputs[name].manifest.config for name in ("textual_samples", "lora_checkpoint")}
     run.log_params(stages)
     for model in report.models:

@@ -23,7 +23,7 @@ def log_report(run: TrackedRun, paths: ReportPaths) -> None:
 
 
 def links_to(run: TrackedRun) -> list[Link]:
-    """The page of the MLflow run, if there is a server that has one."""
+    """The page of the MLflow run, if a tracking server shows one."""
     return [Link(label="MLflow run", url=run.url)] if run.url.startswith("http") else []
 
 

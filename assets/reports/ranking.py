@@ -44,8 +44,8 @@ def ranking_metrics(job: Job[Settings]) -> Outcome:
     """HR, NDCG and MRR of both stages and the baselines by full ranking, masked and unmasked, with groups and
     significance.
 
-    These figures choose nothing. But where few events came after the training, `raserec_candidate` scores the same test
-    targets to decide what becomes champion.
+    These figures are not used for model selection. But if few events came after the training, `raserec_candidate` uses
+    the same test targets to decide on promotion.
     """
     sequences, recommender = load_recommender(job.inputs)
     for name in (*MODEL[1:], "ranking_baselines"):  # so that runs compare by them

@@ -1,1 +1,1 @@
-"""Settings tried against each other."""
+"""Comparisons of settings."""

@@ -5,10 +5,10 @@ A cell that an earlier attempt has finished is not trained again: its checkpoint
 
 import json
 import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
 from assets.framework.configuration import make_settings
 from assets.framework.reuse import Outcome, markdown_table
@@ -34,16 +34,9 @@ class Cell(Generic[S]):
     settings: S
 
 
-class Trains(Protocol[S]):
-    """What a cell's worker is asked to do."""
-
-    def __call__(self, cell: Cell[S]) -> WorkerJob:
-        """The job of this cell."""
-
-
 @dataclass(frozen=True)
 class Board:
-    """How cells are ranked and told.
+    """How cells are ranked and reported.
 
     Attributes:
         figures: validation figures that are shown.
@@ -61,10 +54,10 @@ class Board:
 def cells_of(
     kind: type[S], grid: Grid, spec: DatasetSpec, stage: str, without: Collection[str] = ()
 ) -> tuple[Cell[S], ...]:
-    """Every combination; if the settings of one are refused, none is begun.
+    """Every combination. If the settings refuse one, none is trained.
 
     Args:
-        kind: settings of ``stage``, whose defaults in the data set's file hold for what does not vary.
+        kind: settings of ``stage``; its defaults in the data set's file apply to the settings that do not vary.
         without: varied settings that do not belong to the stage.
 
     Raises:
@@ -90,7 +83,9 @@ def trials_identity(cells: Collection[Cell[Any]]) -> dict[str, Any]:
     return {"trials": {cell.name: cell.settings.model_dump(mode="json") for cell in cells}}
 
 
-def run_cells(job: Job[Any], cells: Collection[Cell[S]], trains: Trains[S], board: Board) -> Outcome:
+def run_cells(
+    job: Job[Any], cells: Collection[Cell[S]], trains: Callable[[Cell[S]], WorkerJob], board: Board
+) -> Outcome:
     """Train every cell in a nested run and rank them."""
     shown = ("epochs", "best_epoch", "seconds", *(f"validation {name}" for name in board.figures))
     rows = []
@@ -122,7 +117,7 @@ def run_cells(job: Job[Any], cells: Collection[Cell[S]], trains: Trains[S], boar
 
 
 def _keep_history(output: Path, kept: Path) -> None:
-    """The ranking is what is asked for, not the weights."""
+    """Keep the history and delete the weights: a sweep only ranks."""
     (output / HISTORY).rename(kept)
     shutil.rmtree(output)
 

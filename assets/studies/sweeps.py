@@ -14,6 +14,7 @@ from assets.raserec.finetuned import finetune_job
 from assets.rella.language import FIGURES, PROMPTS, answers, prompt_fields
 from assets.studies.cells import Board, Cell, cells_of, run_cells, trials_identity
 from rarec.data.ctr import CtrSamples
+from rarec.raserec.finetune import FinetuneJob
 from rarec.raserec.settings import FinetuneSettings
 from rarec.rella.prompt_source import load_items, save_histories
 from rarec.rella.training_samples import Mode, draw_training_samples
@@ -41,13 +42,13 @@ def _raserec_cells(request: Request[RaserecSweepSettings]) -> tuple[Cell[Finetun
     kinds={"pytorch", "deepspeed"},
     trains=True,
     prepare=_raserec_cells,
-    config=lambda request: {**trials_identity(request.prepared), **request.launcher.result_settings()},
+    config=lambda request: trials_identity(request.prepared),
 )
 def raserec_sweep(job: Job[RaserecSweepSettings]) -> Outcome:
     """Stage 2 with every combination of K, alpha and beta, ranked by validation NDCG@10."""
     encoder, sequences, bank = job.inputs["raserec_pretrained"], job.path("user_sequences"), job.path("memory_bank")
 
-    def trains(cell: Cell[FinetuneSettings]) -> Any:
+    def trains(cell: Cell[FinetuneSettings]) -> FinetuneJob:
         return finetune_job(cell.settings, sequences, encoder, bank)
 
     return run_cells(job, job.prepared, trains, RANKING_BOARD)
@@ -70,7 +71,7 @@ def _tunings(request: Request[RellaSweepSettings]) -> _Tunings:
 
 def _tuning_config(request: Request[RellaSweepSettings]) -> dict[str, Any]:
     trials = trials_identity(request.prepared.cells)
-    return {**trials, "seed": request.settings.seed, **request.launcher.result_settings(), **answers(request)}
+    return {**trials, "seed": request.settings.seed, **answers(request)}
 
 
 @stage(

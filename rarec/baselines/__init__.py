@@ -1,1 +1,1 @@
-"""What both papers compare against, and the yardsticks that nobody may lose to."""
+"""Simple baselines, which every model has to beat: popularity and item-KNN, and a logistic regression."""

@@ -1,4 +1,4 @@
-"""The yardstick of the click-through task: a logistic regression on five numbers known before the event."""
+"""The yardstick of the click-through task: a logistic regression on five features known before the event."""
 
 import numpy as np
 import numpy.typing as npt
@@ -9,14 +9,14 @@ from sklearn.preprocessing import StandardScaler
 from rarec.data.ctr import CtrSamples
 from rarec.types import Float64Array, IntArray
 
-SMOOTHING = 10.0  # likes and dislikes at the overall share that every user and item begins with
+SMOOTHING = 10.0  # pseudo-counts at the overall share of likes, added for every user and item
 FEATURES = ("history length", "history mean rating", "history share of likes", "item count", "item share of likes")
 
 
 def features_of(samples: CtrSamples, item_index: IntArray, rating: npt.ArrayLike, liked: npt.ArrayLike) -> Float64Array:
-    """(N, 5) `NAMES` of every sample; counts as logarithms.
+    """(N, 5) `FEATURES` of every sample; counts are logarithms.
 
-    The item's two numbers are of the training split; for a training sample itself they leave it out.
+    The item's two features are computed on the training split, without the sample itself.
 
     Args:
         item_index, rating, liked: (M,) of each interaction, sorted by (user, time).
@@ -39,7 +39,7 @@ def features_of(samples: CtrSamples, item_index: IntArray, rating: npt.ArrayLike
 
 
 def fit_and_predict(features: Float64Array, samples: CtrSamples) -> Float64Array:
-    """(N,) probabilities of a logistic regression fitted on the training split."""
+    """(N,) probabilities from a logistic regression that is fitted on the training split."""
     train = samples.rows("train")
     model = make_pipeline(StandardScaler(), LogisticRegression(C=1.0, max_iter=1000))
     model.fit(features[train], samples.label[train])

@@ -1,4 +1,4 @@
-"""What every ranking has to beat: the most popular items, and items that people had beside those of the history."""
+"""Ranking baselines: the most popular items, and items that people had together with those of a history (item-KNN)."""
 
 from dataclasses import dataclass
 from typing import Any, Self
@@ -15,14 +15,14 @@ from rarec.metrics.ranking import RankingResult, full_ranking, ranking_by_scores
 from rarec.types import Float64Array, IntArray
 
 POPULARITY, ITEM_KNN = "popularity", "item-KNN"
-_PAIRS = 4_000_000  # pairs of items that are held at once
+_PAIRS = 4_000_000  # pairs of items held at once
 
 
 class RankingBaselineSettings(Settings):
     """Settings of the ranking baselines."""
 
     neighbours: int = Field(
-        default=100, ge=1, description="Most similar items that each item of a history votes for (item-KNN)."
+        default=100, ge=1, description="Number of most similar items that each item of a history votes for (item-KNN)."
     )
 
 
@@ -31,7 +31,7 @@ class ItemNeighbours:
     """The K most similar items of every item (ItemKNN; Deshpande and Karypis, 2004).
 
     The similarity of two items is the cosine of their columns in the binary matrix of users and training items: the
-    users who had both, divided by the geometric mean of those who had either.
+    number of users who had both, divided by the geometric mean of the numbers who had each.
 
     Attributes:
         similarity: (I, I) sparse; row j holds the similarities of item j's neighbours.
@@ -41,17 +41,17 @@ class ItemNeighbours:
 
     @classmethod
     def of(cls, sequences: UserSequences, neighbours: int) -> Self:
-        """From the training parts; of equally similar items the first are taken."""
+        """Compute neighbours from the training parts. Among equally similar items, the first are taken."""
         position = np.arange(len(sequences.items))
         train = position < np.repeat(sequences.train_ends, sequences.lengths)
         users, items = sequences.user_of[train], sequences.items[train]
         had = sparse.csr_matrix(
             (np.ones(len(items), dtype=np.float32), (users, items)), shape=(sequences.n_users, sequences.n_items)
         )
-        had.data[:] = 1  # however often
+        had.data[:] = 1  # repeats count once
         of_item = had.T.tocsr()
         count = np.diff(of_item.indptr).astype(np.float64)
-        # What a block's product may hold: no more than the items of each item's users, and no more than all items.
+        # Bound on the size of a block's product: the items of each item's users, or all items.
         most = np.minimum(of_item @ np.diff(had.indptr), sequences.n_items)
         blocks = np.split(np.arange(sequences.n_items), np.flatnonzero(np.diff(most.cumsum() // _PAIRS)) + 1)
         kept = [_most_similar((of_item[block] @ had).tocoo(), block, count, neighbours) for block in blocks]
@@ -60,8 +60,9 @@ class ItemNeighbours:
         return cls(sparse.csr_matrix((value.astype(np.float32), (row, column)), shape=shape))
 
     def rank(self, sequences: UserSequences, prefixes: IntArray, block: int | None = None) -> RankingResult:
-        """Ranks of the prefixes' next items: an item scores the sum of its similarities to those of the history that
-        have it as a neighbour.
+        """Ranks of the prefixes' next items.
+
+        An item's score is the sum of its similarities to those items of the history that have it as a neighbour.
         """
         offsets, seen = sequences.seen_before(prefixes)
         history = sparse.csr_matrix(
@@ -84,7 +85,7 @@ class ItemNeighbours:
 
 
 def rank_by_popularity(sequences: UserSequences, prefixes: IntArray) -> RankingResult:
-    """Ranks of the prefixes' next items by how many training interactions each item has."""
+    """Ranks of the prefixes' next items by the number of training interactions of each item."""
     offsets, seen = sequences.seen_before(prefixes)
     return full_ranking(
         torch.ones(len(prefixes), 1),
@@ -98,7 +99,12 @@ def rank_by_popularity(sequences: UserSequences, prefixes: IntArray) -> RankingR
 def _most_similar(
     together: Any, items: IntArray, count: Float64Array, neighbours: int
 ) -> tuple[IntArray, IntArray, Float64Array]:
-    """Items, their neighbours and the cosines, of the users that ``items`` have in common with others (b, I)."""
+    """Items, their neighbours and the cosines.
+
+    Args:
+        together: (b, I) sparse: number of users that ``items`` (b,) have in common with each item.
+        count: (I,) number of users of each item.
+    """
     row, column = items[together.row], together.col.astype(np.int64)
     other = row != column
     row, column = row[other], column[other]

@@ -1,1 +1,1 @@
-"""The model in use: when a candidate takes its place, when it drifts, and how it answers."""
+"""The model in use: how it answers (raserec, rella), when a candidate replaces it (promotion), and when it drifts."""

@@ -1,4 +1,4 @@
-"""How a champion fares on what happened since its promotion, and which step of the cascade that asks for."""
+"""Drift rules: which step a champion's figures on new events call for. The report is in `rarec.reports.drift`."""
 
 import math
 from typing import Literal
@@ -14,16 +14,16 @@ _Z = 1.96  # 95 %
 
 
 class _Rule(Settings):
-    """What both tracks judge alike."""
+    """What both tracks have in common."""
 
     least_events: int = pydantic.Field(
-        default=100, ge=1, description="New events below which nothing is judged and the verdict is `wait`."
+        default=100, ge=1, description="Least number of new events to judge by; with fewer, the verdict is `wait`."
     )
 
     def _too_early(self, events: int) -> tuple[Verdict, str] | None:
-        """The verdict where there is too little to judge."""
+        """The verdict if there are too few events to judge by."""
         if events == 0:
-            return "none", "no event is newer than those by which the champion was promoted"
+            return "none", "there are no events newer than those of the champion's promotion"
         if events < self.least_events:
             return "wait", f"{events} new events, fewer than least_events = {self.least_events}"
         return None
@@ -32,15 +32,15 @@ class _Rule(Settings):
 def _is_chance(
     choice: str, error: str, before: dict[str, float], now: dict[str, float], users: tuple[int, int]
 ) -> bool:
-    """Whether a difference like this one is to be expected, in 95 of 100 cases, where nothing has changed.
+    """Whether a difference like this is within the 95 % interval of no change.
 
-    Then users of both times deviate alike, so the greater of both deviations holds for all: few users who all missed
-    deviate by nothing and would seem to tell for sure. That many are measured both times makes the difference surer
-    than reckoned here: too few falls are believed, not too many.
+    If nothing changed, users vary equally at both times, so the larger of the two standard deviations is used. This
+    also protects against a few users who all missed and therefore show no variance. Many users are measured both times,
+    so the test is conservative: it reports too few drops, not too many.
 
     Args:
-        choice, error: names of the figure and of its standard error over users.
-        users: on how many the figures of ``before`` and ``now`` are.
+        choice, error: Names of the figure and of its standard error over users.
+        users: Numbers of users behind the figures of ``before`` and ``now``.
     """
     deviation = max(figures.get(error, 0.0) * math.sqrt(n) for figures, n in zip((before, now), users, strict=True))
     return abs(now[choice] - before[choice]) <= _Z * deviation * math.sqrt(sum(1 / n for n in users))
@@ -49,39 +49,42 @@ def _is_chance(
 def _other_items(
     step: Verdict, now: dict[str, float], unknown_items: float, shift: float
 ) -> tuple[Verdict, str] | None:
-    """``step``, if new events' items are too many unknown ones or too far from those before; limits as settings."""
+    """``step``, if too many items of new events are unknown, or their distribution has shifted too far."""
     if now["unknown_items"] >= unknown_items:
         share = now["unknown_items"]
         return step, f"{share:.1%} of new events have unknown items ({step}_unknown_items = {unknown_items:.1%})"
     if now["item_shift"] >= shift:
-        return step, f"new events' items shifted by {now['item_shift']:.3f} beyond chance ({step}_shift = {shift:.3f})"
+        return (
+            step,
+            f"items of new events shifted by {now['item_shift']:.3f} beyond chance ({step}_shift = {shift:.3f})",
+        )
     return None
 
 
 class DriftRule(_Rule):
-    """What asks for which step; the dearest one that is asked for wins."""
+    """Which step is due. If several are, the most expensive one is chosen."""
 
     finetune_drop: float = pydantic.Field(
         default=0.15,
         ge=0,
-        description="Fall of NDCG@10 since promotion, as a share of it, that asks for fine-tuning; where it may be "
-        "chance (95 % interval over users) nothing is asked for.",
+        description="Relative fall of NDCG@10 since promotion that calls for fine-tuning, unless it may be chance "
+        "(95 % interval over users).",
     )
-    pretrain_drop: float = pydantic.Field(default=0.4, ge=0, description="The same for pre-training.")
+    pretrain_drop: float = pydantic.Field(default=0.4, ge=0, description="The same, for pre-training.")
     pretrain_unknown_items: float = pydantic.Field(
-        default=0.1, ge=0, le=1, description="Share of new events with items unknown to the champion, for pre-training."
+        default=0.1, ge=0, le=1, description="Share of new events with unknown items that calls for pre-training."
     )
     pretrain_shift: float = pydantic.Field(
         default=0.5,
         ge=0,
         le=1,
-        description="How far new events' items are from those before, beyond chance, for pre-training.",
+        description="Shift of the distribution of items, beyond chance, that calls for pre-training.",
     )
 
     @pydantic.model_validator(mode="after")
     def _ordered(self) -> "DriftRule":
         if self.pretrain_drop < self.finetune_drop:
-            raise ValueError("pretrain_drop is below finetune_drop, so that fine-tuning would never be asked for")
+            raise ValueError("pretrain_drop is below finetune_drop, so fine-tuning would never be called for; raise it")
         return self
 
     def judge(
@@ -93,15 +96,15 @@ class DriftRule(_Rule):
         now: dict[str, float],
         users: tuple[int, int],
     ) -> tuple[Verdict, str]:
-        """The step that is asked for, and why in words.
+        """The step that is called for, and the reason in words.
 
         Args:
-            events: new ones.
-            judged: of them those that NDCG@10 is of; fewer than ``least_events`` tell nothing of it.
-            unremembered: memories that a refresh would add, of new events and of those before the promotion.
-            before: the champion's figures at its promotion; only NDCG@10 and its standard error are read.
-            now: its figures on the new events, with ``unknown_items`` and ``item_shift``.
-            users: of the promotion's events, and of those that are judged.
+            events: Number of new events.
+            judged: Number of those that NDCG@10 is computed on. Fewer than ``least_events`` say nothing.
+            unremembered: Number of memories that a refresh would add, from new events and earlier ones.
+            before: The champion's figures at its promotion; only NDCG@10 and its standard error are read.
+            now: Its figures on the new events, with ``unknown_items`` and ``item_shift``.
+            users: Numbers of users of the promotion's events, and of those that are judged.
         """
         if early := self._too_early(events):
             if unremembered >= self.least_events:
@@ -109,7 +112,7 @@ class DriftRule(_Rule):
             return early
         if judged < self.least_events:
             drop = -math.inf
-            fell = f"{CHOICE} not judged, as only {judged} of them can be set beside those of the promotion"
+            fell = f"{CHOICE} not judged: only {judged} new events are comparable with those of the promotion"
         else:
             drop = 1 - now[CHOICE] / before[CHOICE] if before[CHOICE] > 0 else 0.0
             fell = f"{CHOICE} went from {before[CHOICE]:.4f} to {now[CHOICE]:.4f} ({0 - drop:+.1%})"
@@ -125,32 +128,32 @@ class DriftRule(_Rule):
 
 
 class RellaDriftRule(_Rule):
-    """What asks for tuning the language model anew."""
+    """When the language model should be tuned again."""
 
     tune_drop: float = pydantic.Field(
         default=0.02,
         ge=0,
-        description="Fall of AUC since promotion that asks for tuning anew; where it may be chance (95 % interval over "
-        "users) nothing is asked for.",
+        description="Fall of AUC since promotion that calls for tuning, unless it may be chance (95 % interval over "
+        "users).",
     )
     tune_unknown_items: float = pydantic.Field(
-        default=0.1, ge=0, le=1, description="Share of new events with items unknown to the champion that asks for it."
+        default=0.1, ge=0, le=1, description="Share of new events with unknown items that calls for tuning."
     )
     tune_shift: float = pydantic.Field(
         default=0.5,
         ge=0,
         le=1,
-        description="How far new events' items are from those before, beyond chance, that asks for it.",
+        description="Shift of the distribution of items, beyond chance, that calls for tuning.",
     )
 
     def judge(
         self, events: int, before: dict[str, float], now: dict[str, float], users: tuple[int, int]
     ) -> tuple[Verdict, str]:
-        """As `DriftRule.judge`, by AUC of all ``events``; ``now`` is empty where all or none of them are likes."""
+        """Like `DriftRule.judge`, by AUC of all ``events``. ``now`` is empty if all or none of them are likes."""
         if early := self._too_early(events):
             return early
         if not now:
-            return "wait", f"{events} new events, but all or none of them are likes, so nothing can be told apart"
+            return "wait", f"{events} new events, but all or none of them are likes, so there is no AUC"
         drop = before[RELLA_CHOICE] - now[RELLA_CHOICE]
         fell = f"{RELLA_CHOICE} went from {before[RELLA_CHOICE]:.4f} to {now[RELLA_CHOICE]:.4f} ({0 - drop:+.4f})"
         if _is_chance(RELLA_CHOICE, RELLA_ERROR, before, now, users):
@@ -166,7 +169,7 @@ class DriftSettings(DriftRule):
     """What asks for which step, and on how many events that is judged."""
 
     most_events: int = pydantic.Field(
-        default=20_000, ge=1, description="Most new events that the champion is asked for, drawn with the seed."
+        default=20_000, ge=1, description="Maximum number of new events to measure, drawn with the seed."
     )
     seed: int = pydantic.Field(default=42, ge=0, description="Seed of the draw.")
 
@@ -175,7 +178,7 @@ class RellaDriftSettings(RellaDriftRule):
     """What asks for tuning again, and on how many events that is judged."""
 
     most_events: int = pydantic.Field(
-        default=10_000, ge=2, description="Most new events that the model is asked about, drawn with the seed."
+        default=10_000, ge=2, description="Maximum number of new events to measure, drawn with the seed."
     )
     seed: int = pydantic.Field(default=42, ge=0, description="Seed of the draw.")
     batch_tokens: int = pydantic.Field(

@@ -1,4 +1,4 @@
-"""Whether a candidate may take the champion's place: a paired comparison on the same events, and the rule."""
+"""Promotion: a paired comparison of candidate and champion on the same events, and the rule that decides."""
 
 from typing import Any, Literal
 
@@ -12,33 +12,33 @@ from rarec.metrics.significance import PairedComparison
 from rarec.types import Float64Array
 
 Kind = Literal["trained", "refreshed", "finetuned"]
-"""A model trained as a whole, or another one with a refreshed memory, or with stage 2 trained again on that."""
+"""A model that was trained as a whole; or the champion with a refreshed memory, or with stage 2 trained on that."""
 Decision = Literal["first", "same", "better", "not worse", "worse"]
 PASSES = ("first", "same", "better", "not worse")
 
 
 class Rule(Settings):
-    """When a candidate is good enough."""
+    """When a candidate passes."""
 
     tolerance: float = pydantic.Field(
         default=0.01,
         ge=0,
-        description="How much worse than the champion a candidate may look, as a share of the champion's figure, while "
-        "the interval of the difference includes 0.",
+        description="How much worse than the champion a candidate may be, relative to the champion's figure, if the "
+        "interval of the difference includes 0.",
     )
     strict: bool = pydantic.Field(
         default=False,
-        description="Pass only what is shown not to be worse: the whole interval of the difference above the "
-        "tolerance. Without it passes what is not shown to be worse.",
+        description="Pass only candidates that are shown not to be worse: the whole interval of the difference is "
+        "within the tolerance. Otherwise all pass that are not shown to be worse.",
     )
     seed: int = pydantic.Field(default=42, ge=0, description="Seed of the resampled users.")
     replace_lost: bool = pydantic.Field(
         default=False,
-        description="If the champion's artifacts are lost: let the candidate take its place without a comparison.",
+        description="If the champion's artifacts are lost, promote the candidate without a comparison.",
     )
 
     def decide(self, compared: PairedComparison) -> tuple[Decision, str]:
-        """The decision, and why in words. The greater figure is the better."""
+        """The decision, and the reason in words. Higher figures are better."""
         interval = f"{compared.ci_low:+.4f} to {compared.ci_high:+.4f}"
         shown = (
             f"{compared.candidate_mean:.4f} against {compared.baseline_mean:.4f}, difference "
@@ -49,7 +49,7 @@ class Rule(Settings):
         if compared.ci_high < 0:
             return "worse", f"{shown}: significantly worse"
         least = -self.tolerance * compared.baseline_mean
-        # Written so that an undefined difference is refused.
+        # Written so that an undefined (NaN) difference fails.
         if not compared.difference >= least:
             return "worse", f"{shown}: more than the tolerance of {self.tolerance:.1%} below"
         if self.strict and not compared.ci_low >= least:
@@ -58,32 +58,34 @@ class Rule(Settings):
 
 
 class CandidateSettings(Rule):
-    """RaSeRec: which model is compared with the champion, on which events, and by what rule it passes."""
+    """RaSeRec: which model is the candidate, on which events it is compared, and when it passes."""
 
     source: Kind = pydantic.Field(
         default="trained",
-        description="The present `raserec_finetuned` (trained), or the champion with the present `refreshed_memory` "
-        "(refreshed) and `refreshed_finetuned` (finetuned).",
+        description="The current `raserec_finetuned` (trained), or the champion with the current `refreshed_memory` "
+        "(refreshed), and `refreshed_finetuned` (finetuned).",
     )
     least_events: int = pydantic.Field(
         default=100,
         ge=1,
-        description="With fewer events since either model's training, the last event of every user is taken instead "
-        "(the leave-one-out test).",
+        description="Least number of events since the training of both models; with fewer, the last event of every "
+        "user is used instead (leave-one-out).",
     )
     least_users: int = pydantic.Field(
-        default=30, ge=1, description="The same if these events are of fewer users, who are the unit of comparison."
+        default=30, ge=1, description="Least number of users who have these events; the same applies with fewer."
     )
     most_events: int = pydantic.Field(
-        default=20_000, ge=1, description="Most events that the models are asked for, drawn with the seed."
+        default=20_000,
+        ge=1,
+        description="Maximum number of events to compare on, drawn with the seed.",
     )
 
 
 class RellaCandidateSettings(Rule):
-    """ReLLa: on how many samples the models are compared, and by what rule a candidate passes."""
+    """ReLLa: on how many samples the models are compared, and when a candidate passes."""
 
     test_samples: int = pydantic.Field(
-        default=10_000, ge=2, description="Most test samples that both models are asked about, drawn with the seed."
+        default=10_000, ge=2, description="Maximum number of test samples to compare on, drawn with the seed."
     )
     batch_tokens: int = pydantic.Field(
         default=16_384, ge=64, description="Most tokens of a padded batch of prompts, as for `ctr_predictions`."
@@ -91,15 +93,13 @@ class RellaCandidateSettings(Rule):
 
 
 def evidence(decision: Decision, reason: str, window: dict[str, Any], **figures: dict[str, float]) -> dict[str, Any]:
-    """What is kept of a comparison: JSON, small enough for a tag."""
+    """A comparison as JSON, small enough for a tag."""
     rounded = {name: {key: round(value, 6) for key, value in values.items()} for name, values in figures.items()}
     return {"decision": decision, "reason": reason, "window": window, **rounded}
 
 
 def with_unknown(probability: Float64Array) -> Float64Array:
-    """(N,) probabilities, those of unknown targets (NaN) being the mean of the others: a model cannot tell what it does
-    not know from anything else.
-    """
+    """(N,) probabilities, with the mean in place of NaN, for targets that a model does not know."""
     known = ~np.isnan(probability)
     return np.where(known, probability, probability[known].mean() if known.any() else 0.5)
 
@@ -107,8 +107,9 @@ def with_unknown(probability: Float64Array) -> Float64Array:
 def compare_answers(
     baseline: Float64Array, candidate: Float64Array, label: npt.ArrayLike, user: npt.ArrayLike, seed: int
 ) -> tuple[PairedComparison, Interval]:
-    """Candidate minus baseline in AUC, and in LogLoss, by (N,) probabilities of the same samples; the intervals are of
-    the same draws of users for both.
+    """Candidate minus baseline in AUC and in LogLoss, from (N,) probabilities of the same samples.
+
+    Both intervals use the same draws of users.
     """
     figures = difference(candidate, baseline, label, user, seed)
     own, theirs = (

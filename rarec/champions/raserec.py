@@ -1,7 +1,7 @@
-"""A trained recommender among interactions that came after it: memory refreshed without training, later events ranked.
+"""A trained recommender on interactions that came after its training: its memory is refreshed, and later events ranked.
 
-Its encoder knows the items and users of its own training. Interactions of today are translated: users stand as they do
-today, items as the encoder knows them, and what it does not know is left out.
+The encoder knows the items of its own training. So today's interactions are translated: users are numbered as today,
+items as the encoder knows them, and items that it does not know are left out.
 """
 
 from dataclasses import dataclass, replace
@@ -20,13 +20,13 @@ from rarec.types import Float64Array, IntArray
 
 @dataclass(frozen=True)
 class Translation:
-    """Interactions of today in the words of a served recommender.
+    """Today's interactions, in terms of a served recommender.
 
     Attributes:
-        sequences: of today's users (`user_index`), with the items that the encoder knows.
-        positions: (N,) where each interaction stands in them; -1 if its item is unknown.
-        user_ids: (U,) of today's users.
-        clock: whether timestamps are times, so that "before" has a meaning between users.
+        sequences: Sequences of today's users (`user_index`), with the items that the encoder knows.
+        positions: (N,) position of each interaction in them; -1 if its item is unknown.
+        user_ids: (U,) ids of today's users.
+        clock: Whether timestamps are times, which can be compared between users.
     """
 
     sequences: UserSequences
@@ -35,7 +35,7 @@ class Translation:
     clock: bool
 
     def proper_prefixes(self, until: int | None = None) -> IntArray:
-        """Every prefix that has a next item, which came before ``until`` (seconds) if that is given; ascending."""
+        """Ascending prefixes that have a next item; with ``until`` (seconds), one that came before it."""
         ends = self.sequences.offsets[1:][self.sequences.lengths > 0] - 1
         prefixes = np.setdiff1d(np.arange(len(self.sequences.items)), ends, assume_unique=True)
         if until is None:
@@ -45,13 +45,13 @@ class Translation:
 
 @dataclass
 class ServedRecommender:
-    """A recommender with the ids behind its numbers.
+    """A recommender, with the ids of its items and users.
 
     Attributes:
-        recommender: encoder, bank and module.
-        item_ids: (I,) as published, in the encoder's order.
-        user_ids: (U,) as published, in the order of ``sequences``.
-        sequences: in which the bank's memories stand.
+        recommender: Encoder, bank and module.
+        item_ids: (I,) published ids, in the encoder's order.
+        user_ids: (U,) published ids, in the order of ``sequences``.
+        sequences: The sequences to which the bank's positions refer.
     """
 
     recommender: Recommender
@@ -63,10 +63,10 @@ class ServedRecommender:
     def load(
         cls, encoder: Path, bank: Path, module: Path, items: Path, users: Path, sequences: Path, fingerprint: str
     ) -> Self:
-        """Read the artifacts' folders; ``fingerprint`` is the encoder's.
+        """Load a recommender from the folders of artifacts. ``fingerprint`` is the encoder's.
 
         Raises:
-            InputError: bank or module belong to another encoder, or the encoder to another catalogue.
+            InputError: Bank or module belong to another encoder, or the encoder to another catalogue.
         """
         item_ids = pd.read_parquet(items / "items.parquet", columns=["item_id"])["item_id"]
         user_ids = pd.read_parquet(users / "users.parquet", columns=["user_id"])["user_id"]
@@ -74,11 +74,11 @@ class ServedRecommender:
         return cls(recommender, item_ids, user_ids, UserSequences.load(sequences))
 
     def translate(self, interactions: pd.DataFrame, clock: bool) -> Translation:
-        """``interactions``: the clean table, sorted by user and time (see `rarec.data.tables`)."""
+        """Translate ``interactions``, the clean table, sorted by user and time (see `rarec.data.tables`)."""
         items = IdLookup(self.item_ids).rows(interactions["item_id"])
         known = items >= 0
         opens = np.diff(interactions["user_index"].to_numpy(np.int64), prepend=-1) != 0
-        users = opens.cumsum() - 1  # without gaps, also where the table is a part of all interactions
+        users = opens.cumsum() - 1  # without gaps, even if the table is only a part of all interactions
         counts = np.bincount(users[known], minlength=int(opens.sum()))
         sequences = UserSequences(
             np.concatenate([[0], counts.cumsum()]),
@@ -90,10 +90,10 @@ class ServedRecommender:
         return Translation(sequences, positions, interactions["user_id"][opens].reset_index(drop=True), clock)
 
     def carried(self, translation: Translation) -> MemoryBank:
-        """The bank as it is, its memories where they stand today.
+        """The bank as it is, with today's positions.
 
-        A memory stays valid while its user's items up to its next one are today what they were: events that came late
-        end those behind them.
+        A memory stays valid as long as its user's items, up to its next item, are still the same. Events that arrive
+        late invalidate the memories after them.
         """
         bank, old, new = self.recommender.bank.copy(), self.sequences, translation.sequences
         today = IdLookup(translation.user_ids).rows(self.user_ids)
@@ -107,9 +107,9 @@ class ServedRecommender:
         return replace(bank, users=users, prefixes=prefixes, known_at=new.timestamps[prefixes + 1])
 
     def refreshed(self, translation: Translation, until: int | None = None) -> MemoryBank:
-        """The bank with everything that happened since, before ``until`` if that is given; nothing is trained.
+        """The bank with everything that happened since, or before ``until``. Nothing is trained.
 
-        Only prefixes that no valid memory holds are encoded.
+        Only prefixes without a valid memory are encoded.
         """
         bank = self.carried(translation)
         new = unremembered(bank, translation, until)
@@ -119,16 +119,16 @@ class ServedRecommender:
         return bank
 
     def ranks(self, translation: Translation, events: IntArray, bank: MemoryBank) -> Float64Array:
-        """(E,) rank of each event's item among all items of the encoder but those its user already had.
+        """(E,) rank of each event's item among all items of the encoder, except those that the user already had.
 
-        The question is asked just before the event: the query is what stands before it in the user's history, and where
-        there is a clock every memory is older than the event. Where the user did several things at one time, the query
-        holds those that come first in the data, though no memory of that time is seen. Infinite where the item is
-        unknown, or the user did nothing known before.
+        The query is asked just before the event: it is what comes before the event in the user's history, and if there
+        is a clock, all memories are older than the event. If the user did several things at the same time, the query
+        includes those that come first in the data, but no memories of that time. The rank is infinite if the item is
+        unknown, or if the user did nothing known before.
 
         Args:
             events: (E,) rows of the translated interactions, ascending.
-            bank: `carried` or `refreshed` for the same translation.
+            bank: From `carried` or `refreshed`, for the same translation.
         """
         sequences = translation.sequences
         targets = translation.positions[events]
@@ -145,12 +145,16 @@ class ServedRecommender:
 
 
 def unremembered(bank: MemoryBank, translation: Translation, until: int | None = None) -> IntArray:
-    """The prefixes that no memory of a carried bank holds, which `ServedRecommender.refreshed` would add."""
+    """Prefixes without a memory in a carried bank, which `ServedRecommender.refreshed` would add."""
     return np.setdiff1d(translation.proper_prefixes(until), bank.prefixes, assume_unique=True)
 
 
 def _common_prefix(old: UserSequences, new: UserSequences, today: IntArray) -> IntArray:
-    """(U,) how many of each old user's items are unchanged from the start; ``today``: (U,) their users now, or -1."""
+    """(U,) number of items, from the start, that are unchanged for each old user.
+
+    Args:
+        today: (U,) today's index of each old user, or -1.
+    """
     there = today >= 0
     lengths = np.zeros(old.n_users, dtype=np.int64)
     lengths[there] = np.minimum(old.lengths[there], new.lengths[today[there]])

@@ -1,7 +1,7 @@
-"""A tuned model asked as it is served, about interactions that came after its tuning.
+"""A tuned model on interactions that came after its tuning, asked as it is served.
 
-It has a catalogue, item vectors, users and wording of its own, so models that were made on different days, of different
-language models or with different prompts can be asked about the same targets.
+Each model has its own catalogue, item vectors, users and wording. So models from different days, with different
+language models or prompts, can be asked about the same targets.
 """
 
 import os
@@ -31,12 +31,14 @@ def ask_served(
     batch_tokens: int,
     report: ReportProgress = quiet,
 ) -> Float64Array:
-    """(B,) probability that each target is a like, from all that its user did before; NaN for an item that the model
-    does not know. Unknown items of a history are passed over, and an unknown user has no profile.
+    """(B,) probability that each target is a like, given all that its user did before.
+
+    The probability is NaN for items that the model does not know. Unknown items in a history are left out, and unknown
+    users have no profile.
 
     Args:
-        interactions: the clean table, sorted by (user, time).
-        targets: (B,) its rows.
+        interactions: The clean table, sorted by (user, time).
+        targets: (B,) its rows to predict.
     """
     users = interactions["user_index"].to_numpy(np.int64)
     asked = np.flatnonzero(np.isin(users, users[targets]))
@@ -64,16 +66,17 @@ def ask_served(
 def unseen_targets(
     samples: CtrSamples, interactions: pd.DataFrame, other: CtrSamples, others: pd.DataFrame
 ) -> IntArray:
-    """Test samples that a model tuned on ``other`` samples was not made with: of the ``others``, the interactions of
-    then, it may know the targets of its own test split only.
+    """Test samples that a model tuned on ``other`` samples has not seen.
+
+    Of ``others``, its interactions at that time, only the targets of its own test split are unseen.
 
     Args:
-        interactions, others: the clean tables that the samples belong to.
+        interactions, others: The clean tables that the samples belong to.
     """
     rows = samples.rows("test")
     then = np.delete(np.arange(len(others)), other.position[other.rows("test")])
     now, before = interactions.iloc[samples.position[rows]], others.iloc[then]
-    # Ids mean the same on both days, rows do not.
+    # Ids mean the same on both days; rows do not.
     seen, wanted = np.zeros(len(before), dtype=np.int64), np.zeros(len(now), dtype=np.int64)
     for column in ("user_id", "item_id"):
         code, ids = pd.factorize(now[column])
@@ -86,8 +89,6 @@ def unseen_targets(
 
 class AskJob(WorkerJob):
     """Ask a tuned model about interactions that came after its tuning."""
-
-    module = "rarec.champions.rella"
 
     name: str = Field(description="What progress and files call the model.")
     model: dict[str, Path] = Field(description="The model's artifact folders; see `OnlineModel.load`.")

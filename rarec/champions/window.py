@@ -1,4 +1,4 @@
-"""How recommenders fare on the newest events, and how far these are from what came before."""
+"""The newest events: how well recommenders predict them, and how far they are from what came before."""
 
 from dataclasses import dataclass
 
@@ -16,17 +16,17 @@ from rarec.types import Float64Array, IntArray
 
 CHOICE = "NDCG@10"
 CHOICE_ERROR = "NDCG@10 standard error"
-DRAWS = 20  # by which chance is known
+DRAWS = 20  # random draws that show what is chance
 FIGURES = {"HR@5": (hit_rate, 5), "HR@10": (hit_rate, 10), CHOICE: (ndcg, 10)}
 
 
 @dataclass(frozen=True)
 class Window:
-    """E events to be foreseen.
+    """E events to predict.
 
     Attributes:
         events: (E,) rows of the interactions, ascending.
-        users: (E,) whose they are (`user_index`).
+        users: (E,) their users (`user_index`).
     """
 
     events: IntArray
@@ -36,25 +36,24 @@ class Window:
         return len(self.events)
 
     def per_user(self, values: npt.ArrayLike) -> Float64Array:
-        """(U,) the mean of each user's events, in the order of users."""
+        """(U,) mean over each user's events, in the order of users."""
         _, user = np.unique(self.users, return_inverse=True)
         return np.bincount(user, np.asarray(values, dtype=np.float64)) / np.bincount(user)
 
     def figures(self, ranks: Float64Array) -> dict[str, float]:
-        """Means over users of their means over events, NDCG@10's standard error over users, and the share of events
-        that nothing could be said of.
+        """Mean metrics, the standard error of NDCG@10, and the share of events without a finite rank.
 
-        Users count alike, however much they did.
+        Metrics are averaged over each user's events and then over users, so all users count alike.
         """
         users = {name: self.per_user(measure(ranks, k)) for name, (measure, k) in FIGURES.items()}
         values = {name: float(own.mean()) for name, own in users.items()}
         choice = users[CHOICE]
-        # A single user tells nothing of others: the greatest deviation that figures between 0 and 1 can have.
+        # A single user says nothing about others, so take the largest deviation of figures between 0 and 1.
         error = float(choice.std(ddof=1) / np.sqrt(len(choice))) if len(choice) > 1 else 0.5
         return {**values, CHOICE_ERROR: error, "missed": float(np.isinf(ranks).mean())}
 
     def drawn(self, most: int, seed: int) -> "Window":
-        """At most so many of the events, drawn with the seed."""
+        """At most ``most`` of the events, drawn at random."""
         if len(self) <= most:
             return self
         rows = draw_rows(np.arange(len(self)), most, seed)
@@ -68,14 +67,13 @@ class Window:
 
 
 def newest_window(interactions: pd.DataFrame, since: int | None, last_only: bool = False) -> Window:
-    """The events from ``since`` (seconds) on; with None the leave-one-out test: the last event of every user who has
-    at least three.
+    """The events from ``since`` (seconds) on. None means leave-one-out: the last event of users with at least three.
 
-    Events whose item their user already had are left out.
+    Events with an item that the user already had are left out.
 
     Args:
-        interactions: the clean table, sorted by user and time.
-        last_only: of the events from ``since`` on only those that the leave-one-out test has.
+        interactions: The clean table, sorted by user and time.
+        last_only: Whether to keep only events that are also in the leave-one-out test.
     """
     users = interactions["user_index"].to_numpy(np.int64)
     repeated = interactions.duplicated(["user_index", "item_index"]).to_numpy()
@@ -92,7 +90,7 @@ def newest_window(interactions: pd.DataFrame, since: int | None, last_only: bool
 def unknown_shares(
     interactions: pd.DataFrame, window: Window, item_ids: pd.Series, user_ids: pd.Series
 ) -> dict[str, float]:
-    """Shares of the window's events whose item, or whose user, a model does not know."""
+    """Shares of the window's events whose item, or user, a model does not know."""
     rows = interactions.iloc[window.events]
     pairs = {"unknown_items": ("item_id", item_ids), "unknown_users": ("user_id", user_ids)}
     return {
@@ -102,19 +100,19 @@ def unknown_shares(
 
 
 def item_distances(before: pd.Series, after: pd.Series, seed: int = 42) -> dict[str, float]:
-    """How far the items of new events are from those of the events before.
+    """How far the items of new events are from those of earlier events.
 
-    Few events never look like many, even where nothing has changed. So the distance is set beside the mean one of as
-    many events drawn at random from those before.
+    A few events never have the distribution of many, even if nothing has changed. So the distance is compared with the
+    mean distance of equally many events drawn at random from the earlier ones.
 
     Args:
-        before, after: item of each event.
-        seed: of the draws.
+        before, after: Item of each event.
+        seed: Seed of the draws.
 
     Returns:
-        ``item_distance``, the Jensen-Shannon distance (base 2; 0: alike, 1: nothing in common) of both distributions;
-        ``item_distance_by_chance``, that of the draws; and ``item_shift``: what is beyond chance, as a share of what
-        could be (0: no more than chance, 1: nothing in common).
+        ``item_distance``, the Jensen-Shannon distance of both distributions (base 2; 0: equal, 1: nothing in common);
+        ``item_distance_by_chance``, that of the draws; and ``item_shift``, the distance beyond chance as a share of the
+        largest possible one (0: no more than chance, 1: nothing in common).
     """
     code, items = pd.factorize(pd.concat([before, after]))
     old, new = (np.bincount(part, minlength=len(items)) for part in (code[: len(before)], code[len(before) :]))
@@ -127,7 +125,7 @@ def item_distances(before: pd.Series, after: pd.Series, seed: int = 42) -> dict[
 
 
 def shift_of_items(table: pd.DataFrame, since: int) -> dict[str, float]:
-    """How far the items of the events from ``since`` (seconds) on are from those before."""
+    """`item_distances` between the events before ``since`` (seconds) and those from then on."""
     new = table["timestamp"].to_numpy() >= since
     return item_distances(table["item_id"][~new], table["item_id"][new])
 
@@ -135,10 +133,10 @@ def shift_of_items(table: pd.DataFrame, since: int) -> dict[str, float]:
 def choose_window(
     table: pd.DataFrame, clock: bool, since: int, settings: CandidateSettings
 ) -> tuple[Window, dict[str, object]]:
-    """The events that none of the models was trained on, and what they are in words and numbers.
+    """Events on which none of the models was trained, and their description in words and numbers.
 
     Args:
-        since: the time (seconds) from which on no model was trained.
+        since: Time in seconds from which on no model was trained.
     """
     window, what, protocol = newest_window(table, since), "all events that came after the training data", "since"
     few = len(window) < settings.least_events or len(np.unique(window.users)) < settings.least_users
@@ -146,7 +144,9 @@ def choose_window(
         window, what = newest_window(table, None), "the last event of every user (leave-one-out)"
         protocol = "last"
     if len(window) == 0:
-        raise InputError("there is no event by which models could be compared: no user has three different items")
+        raise InputError(
+            "there are no events to compare models on, as no user has three different items; use more data"
+        )
     if len(window) > settings.most_events:
         window, what = window.drawn(settings.most_events, settings.seed), f"{settings.most_events:,} of {what}"
     times = table["timestamp"].to_numpy()
@@ -162,10 +162,10 @@ def choose_window(
 
 
 def new_events(table: pd.DataFrame, since: int, minimum_history: int) -> IntArray:
-    """Rows from ``since`` (seconds) on that have enough behaviours of their user before them.
+    """Rows from ``since`` (seconds) on with enough behaviours of their user before them.
 
     Args:
-        table: clean interactions, sorted by (user, time).
+        table: Clean interactions, sorted by (user, time).
     """
     place = table.groupby("user_index", sort=False).cumcount().to_numpy()
     return np.flatnonzero((table["timestamp"].to_numpy() >= since) & (place >= minimum_history))

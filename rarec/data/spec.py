@@ -230,7 +230,7 @@ def _load(text: str, where: str, stem: str) -> DatasetSpec:
     except tomllib.TOMLDecodeError as error:
         raise InputError(f"{where}: not valid TOML: {error}.") from error
     except ValidationError as error:
-        raise InputError(f"{where}: {refusals(error)}.") from error
+        raise InputError(f"{where}: {refusals(error, known=DatasetSpec.model_fields)}.") from error
     if spec.name != stem:
         raise InputError(f"{where}: name is {spec.name!r}, but the file is {stem}.toml; give both the same name.")
     return spec

@@ -1,1 +1,1 @@
-"""Figures of rankings and probabilities, by group, with their significance."""
+"""Metrics of rankings (ranking) and of probabilities (ctr), by group, with their significance."""

@@ -1,4 +1,4 @@
-"""What is recommended, whether or not it is right: catalogue coverage and popularity of the recommended items."""
+"""What is recommended, right or wrong: catalogue coverage and popularity of the recommended items."""
 
 from dataclasses import dataclass
 
@@ -12,7 +12,7 @@ from rarec.errors import InputError
 
 @dataclass(frozen=True)
 class RecommendationStats:
-    """Figures of the first n places of all users' lists. NaN where no item is recommended (coverage: where I is 0)."""
+    """Figures of the first n places of all users' lists. NaN if no item is recommended (coverage: if I is 0)."""
 
     n: int
     coverage: float
@@ -34,19 +34,21 @@ def recommendation_stats(
     Args:
         top_items: (U, at least n) item indices, best first; -1 where the list ends early.
         training_counts: (I,) interactions of each item in the training part.
-        n: how many places of each list to look at.
+        n: Number of places of each list to look at.
 
     Raises:
-        InputError: the lists are shorter than n or hold an item outside 0..I - 1.
+        InputError: The lists are shorter than n, or hold an item outside 0..I - 1.
     """
     lists = np.asarray(top_items.cpu() if isinstance(top_items, Tensor) else top_items, dtype=np.int64)
     counts = np.asarray(training_counts, dtype=np.int64)
     if lists.ndim != 2 or lists.shape[1] < n:
-        raise InputError(f"Lists of shape {lists.shape} have no {n} places; rank with top_n of at least {n}.")
+        raise InputError(f"Lists of shape {lists.shape} have fewer than {n} places; rank with top_n = {n} or more.")
     items = lists[:, :n].ravel()
     items = items[items != -1]
     if len(items) and not (items.min() >= 0 and items.max() < len(counts)):
-        raise InputError(f"A list holds item {items.min()} or {items.max()}, but there are {len(counts)} items.")
+        raise InputError(
+            f"The lists hold items {items.min()} to {items.max()}, but there are only {len(counts)} items."
+        )
     times = np.bincount(items, minlength=len(counts))
     percentile = 100 * (stats.rankdata(counts, method="average") - 0.5) / max(len(counts), 1)
     nan = float("nan")

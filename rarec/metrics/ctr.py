@@ -13,7 +13,7 @@ METRICS = ("AUC", "LogLoss", "ACC", "ECE")
 
 @dataclass(frozen=True)
 class Interval:
-    """A figure and the interval in which 95 % of resampled ones lie."""
+    """A figure and its 95 % interval over resamples."""
 
     value: float
     low: float
@@ -21,9 +21,9 @@ class Interval:
 
 
 def ctr_metrics(probability: npt.ArrayLike, label: npt.ArrayLike, weight: npt.ArrayLike | None = None) -> Float64Array:
-    """(4,) or (R, 4) figures in the order of `METRICS`; NaN for the AUC of one class.
+    """(4,) or (R, 4) figures in the order of `METRICS`; NaN for the AUC if there is only one class.
 
-    AUC is the share of (liked, disliked) pairs in which the liked one is scored higher, ties counting half. LogLoss is
+    AUC is the share of (liked, disliked) pairs in which the liked one has the higher score; ties count half. LogLoss is
     -mean(log p of what happened). ACC counts p >= 0.5 as yes. ECE is Σ_b n_b/n |mean label - mean p| over ten bins of
     equal width.
 
@@ -53,7 +53,7 @@ def auc(p: Float64Array, y: BoolArray, w: Float64Array) -> Float64Array:
 def calibration(
     probability: npt.ArrayLike, label: npt.ArrayLike, bins: int = 10
 ) -> tuple[Float64Array, Float64Array, IntArray]:
-    """(bins,) mean probability, share of likes and count of every bin of equal width; NaN for an empty bin."""
+    """(bins,) mean probability, share of likes and count of bins of equal width; NaN if a bin is empty."""
     p, y = np.asarray(probability, dtype=np.float64), np.asarray(label, dtype=np.float64)
     number = _bin(p, bins)
     count = np.bincount(number, minlength=bins)
@@ -64,16 +64,16 @@ def calibration(
 
 
 class UserBootstrap:
-    """Resamples of the users of N samples: whole users are drawn with replacement, as samples of one are alike.
+    """Resamples of the users of N samples. Users are drawn whole, with replacement, as their samples are alike.
 
-    The draws are made once and shared by every model, so that differences between models are paired.
+    The draws are made once and shared by all models, so that differences between models are paired.
 
     Args:
         label: (N,) bool.
         user: (N,) any numbers or names.
-        seed: of the draws.
+        seed: Seed of the draws.
         resamples: R, how often U users are drawn from U.
-        block: resamples worked on at a time; memory is about 30 bytes a sample and resample of a block.
+        block: Resamples computed at a time; memory is about 30 bytes per sample and resample of a block.
     """
 
     def __init__(
@@ -85,9 +85,9 @@ class UserBootstrap:
         self.block = block
 
     def metrics(self, probability: npt.ArrayLike) -> Float64Array:
-        """(R, 4) what `ctr_metrics` gives for (N,) probabilities when each sample counts as often as its user."""
+        """(R, 4) figures of `ctr_metrics` for (N,) probabilities, each sample counting as often as its user."""
         p = np.asarray(probability, dtype=np.float64)
-        # All but the AUC are sums over samples, hence over users: (U, 13) sums of each user.
+        # All but the AUC are sums over samples and hence over users: (U, 13) sums per user.
         parts = np.column_stack([np.ones(len(p)), _loss(p, self.label), (p >= 0.5) == self.label, _gaps(p, self.label)])
         of_user = np.column_stack([np.bincount(self.user, part, self.draws.shape[1]) for part in parts.T])
         pairs = _Pairs(p, self.label, self.user)
@@ -101,7 +101,7 @@ class UserBootstrap:
 
 
 def named_intervals(value: Float64Array, drawn: Float64Array) -> dict[str, Interval]:
-    """(4,) figures and their (R, 4) resamples as intervals by metric; undefined resamples are left out."""
+    """(4,) figures and their (R, 4) resamples as intervals, by metric. Undefined resamples are left out."""
     figures = {}
     for name, own, column in zip(METRICS, value.tolist(), drawn.T, strict=True):
         defined = column[~np.isnan(column)]
@@ -113,7 +113,7 @@ def named_intervals(value: Float64Array, drawn: Float64Array) -> dict[str, Inter
 def intervals(
     probability: npt.ArrayLike, label: npt.ArrayLike, user: npt.ArrayLike, seed: int, resamples: int = 1000
 ) -> dict[str, Interval]:
-    """Every metric with its 95 % interval over users; see `UserBootstrap`."""
+    """All metrics with 95 % intervals over users; see `UserBootstrap`."""
     drawn = UserBootstrap(label, user, seed, resamples).metrics(probability)
     return named_intervals(ctr_metrics(probability, label), drawn)
 
@@ -122,24 +122,24 @@ def difference(
     candidate: npt.ArrayLike, baseline: npt.ArrayLike, label: npt.ArrayLike, user: npt.ArrayLike, seed: int,
     resamples: int = 1000,
 ) -> dict[str, Interval]:  # fmt: skip
-    """Candidate minus baseline on the same samples, with the interval over the same draws of users."""
+    """Candidate minus baseline on the same samples, with intervals over the same draws of users."""
     bootstrap = UserBootstrap(label, user, seed, resamples)
     value = ctr_metrics(candidate, label) - ctr_metrics(baseline, label)
     return named_intervals(value, bootstrap.metrics(candidate) - bootstrap.metrics(baseline))
 
 
 class _Pairs:
-    """The (liked, disliked) pairs of N samples, sorted once for any number of user weights."""
+    """The (liked, disliked) pairs of N samples, sorted once for any number of weights of users."""
 
     def __init__(self, p: Float64Array, y: BoolArray, user: IntArray) -> None:
         liked, other = (rows[np.argsort(p[rows], kind="stable")] for rows in (np.flatnonzero(y), np.flatnonzero(~y)))
         self.liked, self.other = user[liked], user[other]
-        self.below = np.searchsorted(p[other], p[liked], "left")  # disliked ones scored below each liked one
+        self.below = np.searchsorted(p[other], p[liked], "left")  # number of disliked ones below each liked one
         self.not_above = np.searchsorted(p[other], p[liked], "right")
         self.ties = bool((self.below != self.not_above).any())
 
     def auc(self, weight: Float64Array) -> Float64Array:
-        """(B,) areas under the ROC curve where (B, U) is how often each user counts."""
+        """(B,) areas under the ROC curve for weights (B, U) of the users."""
         sums = np.zeros((len(weight), len(self.other) + 1))
         np.cumsum(weight.take(self.other, axis=1), axis=1, out=sums[:, 1:])
         won = sums.take(self.below, axis=1)
@@ -152,7 +152,7 @@ class _Pairs:
 
 
 def _draws(users: int, seed: int, resamples: int, block: int) -> npt.NDArray[np.unsignedinteger]:
-    """(R, U) how often each user is drawn, in the smallest type that holds any such number."""
+    """(R, U) how often each user is drawn, in the smallest type that holds it."""
     rng, chance = np.random.default_rng(seed), np.full(users, 1 / users)
     draws = np.empty((resamples, users), dtype=np.min_scalar_type(users))
     for first in range(0, resamples, block):
@@ -162,13 +162,13 @@ def _draws(users: int, seed: int, resamples: int, block: int) -> npt.NDArray[np.
 
 
 def _loss(p: Float64Array, y: BoolArray) -> Float64Array:
-    """(N,) minus the logarithm of the probability of what happened."""
+    """(N,) negative logarithm of the probability of what happened."""
     clipped = np.clip(p, _TINY, 1 - _TINY)
     return -np.where(y, np.log(clipped), np.log1p(-clipped))
 
 
 def _gaps(p: Float64Array, y: BoolArray, bins: int = 10) -> Float64Array:
-    """(N, bins) label minus probability in the column of the sample's bin; the ECE is made of their sums."""
+    """(N, bins) label minus probability, in the column of the sample's bin. The ECE is made of their sums."""
     gaps = np.zeros((len(p), bins))
     gaps[np.arange(len(p)), _bin(p, bins)] = y - p
     return gaps

@@ -17,23 +17,23 @@ TAIL_PERCENT = 20
 
 @dataclass(frozen=True)
 class Groups:
-    """A division of items or users into a few named groups."""
+    """A division of items or users into named groups."""
 
     grouping: str
-    """What the division is by: "item popularity" or "user activity"."""
+    """What items or users are grouped by: "item popularity" or "user activity"."""
     labels: tuple[str, ...]
     """The names of the groups."""
     descriptions: tuple[str, ...]
-    """What belongs to each group, with its bounds in this data."""
+    """What belongs to each group, with its bounds in these data."""
     index: IntArray
     """(N,) the group of each item or user as a position in `labels`; -1 for none."""
 
     def of(self, members: npt.ArrayLike) -> "Groups":
-        """The groups of other rows by the member each points to: users by their target item; member -1 has none."""
+        """Groups of other rows by the member each points to, such as users by their target item; -1 has no group."""
         rows = np.asarray(members, dtype=np.int64)
         if len(rows) and (rows.min() < -1 or rows.max() >= len(self.index)):
             raise InputError(
-                f"members must lie between -1 and {len(self.index) - 1} to have a group by {self.grouping}."
+                f"members must be between -1 and {len(self.index) - 1} to have a group by {self.grouping}."
             )
         return Groups(self.grouping, self.labels, self.descriptions, np.append(self.index, -1)[rows])
 
@@ -60,10 +60,10 @@ def popularity_groups(training_counts: npt.ArrayLike) -> Groups:
     bias in recommender systems" (UMAP 2021). An item without training interactions is always tail.
 
     Args:
-        training_counts: (I,) interactions of each item in the training part.
+        training_counts: (I,) training interactions of each item.
 
     Raises:
-        InputError: a count is negative.
+        InputError: A count is negative.
     """
     counts = _counts("training_counts", training_counts)
     order = np.argsort(-counts, kind="stable")
@@ -84,14 +84,14 @@ def popularity_groups(training_counts: npt.ArrayLike) -> Groups:
 def activity_groups(training_lengths: npt.ArrayLike) -> Groups:
     """Low, medium and high activity by the number of training interactions of each user.
 
-    The bounds are the lengths found at one and at two thirds of the users sorted by length. Users of equal length share
-    a group, so the groups are uneven, or even empty, where many users have the same length.
+    The bounds are the lengths at one third and two thirds of the users sorted by length. Users of equal length share a
+    group. So groups are uneven, or even empty, if many users have the same length.
 
     Args:
-        training_lengths: (U,) interactions of each user in the training part.
+        training_lengths: (U,) training interactions of each user.
 
     Raises:
-        InputError: a length is negative.
+        InputError: A length is negative.
     """
     lengths = _counts("training_lengths", training_lengths)
     labels = ("low", "medium", "high")
@@ -112,12 +112,14 @@ def metrics_by_group(rank: Ranks, groups: Groups, ks: Sequence[int] = CUTOFFS) -
 
     Args:
         rank: (U,) ranks from 1; users without target are not counted.
-        groups: the groups of the U users, `popularity_groups(...).of(targets)` for the popularity of their targets.
-        ks: the cutoffs.
+        groups: Groups of the U users; for the popularity of their targets, `popularity_groups(...).of(targets)`.
+        ks: The cutoffs.
     """
     ranks = as_float_ranks(rank)
     if ranks.shape != groups.index.shape:
-        raise InputError(f"{len(ranks)} ranks do not fit groups of {len(groups.index)} users by {groups.grouping}.")
+        raise InputError(
+            f"There are {len(ranks)} ranks, but {len(groups.index)} users have a group by {groups.grouping}."
+        )
     results = []
     for number, (label, description) in enumerate(zip(groups.labels, groups.descriptions, strict=True)):
         members = ranks[(groups.index == number) & ~np.isnan(ranks)]
@@ -129,5 +131,5 @@ def _counts(name: str, values: npt.ArrayLike) -> IntArray:
     """Counts as int64, none negative."""
     counts = np.asarray(values, dtype=np.int64)
     if (counts < 0).any():
-        raise InputError(f"{name} hold a negative number ({counts.min()}); give counts of interactions.")
+        raise InputError(f"{name} has a negative number ({counts.min()}); give numbers of interactions.")
     return counts

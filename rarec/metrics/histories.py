@@ -1,4 +1,4 @@
-"""What stands in the histories of prompts: how varied it is, and how close to the target (ReLLa, section 4.6)."""
+"""The histories in prompts: how varied they are, and how similar to the target (ReLLa, section 4.6)."""
 
 from typing import Any
 
@@ -11,9 +11,9 @@ _CHUNK = 4096
 
 
 def genre_matrix(genres: pd.Series) -> BoolArray:
-    """(I, G) which of the G genres each item has; ``genres`` holds names with | between them, or nothing."""
+    """(I, G) which of the G genres each item has; ``genres`` are names separated by |, or missing."""
     dummies: Any = genres.fillna("").str.get_dummies(sep="|")
-    dummies = dummies.drop(columns="", errors="ignore")  # pandas makes nothing a genre of its own in a string column
+    dummies = dummies.drop(columns="", errors="ignore")  # in string columns, pandas makes empty text a genre of its own
     return dummies.to_numpy(dtype=bool)
 
 
@@ -24,7 +24,7 @@ def distinct_genres(genres: BoolArray, items: IntArray, position: IntArray, dist
         genres: (I, G) as of `genre_matrix`.
         items: (M,) item of each interaction.
         position: (B,) interaction of each target.
-        distances: (B, K) of the behaviours kept, 0 for none.
+        distances: (B, K) distances of the kept behaviours, 0 for none.
     """
     total = 0
     for start in range(0, len(position), _CHUNK):
@@ -36,7 +36,7 @@ def distinct_genres(genres: BoolArray, items: IntArray, position: IntArray, dist
 
 
 def mean_similarity(vectors: Float32Array, items: IntArray, position: IntArray, distances: Distances) -> float:
-    """Mean cosine of the kept behaviours' vectors with their target's; arguments as of `distinct_genres`."""
+    """Mean cosine between the vectors of the kept behaviours and of their target. Arguments: see `distinct_genres`."""
     total = count = 0.0
     for start in range(0, len(position), _CHUNK):
         rows = slice(start, start + _CHUNK)
@@ -48,7 +48,7 @@ def mean_similarity(vectors: Float32Array, items: IntArray, position: IntArray, 
 
 
 def random_behaviours(length: IntArray, k: int, seed: int) -> Distances:
-    """(B, k) distances of k behaviours drawn from histories of ``length`` (B,), all of a shorter one, chronological."""
+    """(B, k) distances of k behaviours drawn at random from histories of ``length`` (B,), in chronological order."""
     generator = np.random.default_rng(seed)
     drawn = np.zeros((len(length), k), dtype=np.int64)
     for row, n in enumerate(length.tolist()):

@@ -1,8 +1,8 @@
-"""Full-ranking evaluation: the rank of each user's target among all items, and the metrics read off it.
+"""Full-ranking evaluation: the rank of each user's target among all items, and metrics of that rank.
 
 Every user has one relevant item, the target. Scores are dot products of a query vector and the item embeddings.
-Nothing is sampled: all items compete. Items with equal scores are ordered by item index, the smaller first, so that
-ranks and lists are deterministic. This module holds no model and no data loading.
+Nothing is sampled: all items compete. Items with equal scores are ordered by item index, so that ranks and lists are
+deterministic. Models and data loading do not belong here.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -21,7 +21,7 @@ Ranks = Tensor | npt.ArrayLike
 
 CUTOFFS = (5, 10, 20, 50)
 CPU = torch.device("cpu")
-# Scores are written, compared and summed block by block: 16 MB stay in the caches of a CPU and still fill a GPU.
+# Scores are computed, compared and summed in blocks. 16 MB stay in a CPU's caches, and are enough to occupy a GPU.
 BLOCK_BYTES = 16 << 20
 
 
@@ -29,24 +29,24 @@ BLOCK_BYTES = 16 << 20
 class RankingResult:
     """Ranks and recommendation lists of U users, on the CPU, in the order of the queries.
 
-    `masked` means that the items which the user has seen are no candidates.
+    `masked` means that items which the user has seen are not candidates.
     """
 
     rank: Tensor
     """(U,) int64: rank of the target among all items, from 1; -1 for a user without target."""
     rank_masked: Tensor
-    """(U,) int64: the same with seen items removed from the candidates, the target itself never removed."""
+    """(U,) int64: the same with seen items removed from the candidates, but never the target."""
     top_items: Tensor | None = None
-    """(U, top_n) int64: the items with the highest scores, best first; -1 where there are fewer than top_n items."""
+    """(U, top_n) int64: the items with the highest scores, best first; -1 if there are fewer than top_n items."""
     top_scores: Tensor | None = None
     """(U, top_n): their scores; -inf where `top_items` is -1."""
     top_items_masked: Tensor | None = None
-    """(U, top_n) int64: as `top_items`, and never an item that the user has seen (not even the target)."""
+    """(U, top_n) int64: like `top_items`, but without items that the user has seen, not even the target."""
     top_scores_masked: Tensor | None = None
     """(U, top_n): their scores; -inf where `top_items_masked` is -1."""
 
     def lists(self, exclude_seen: bool) -> tuple[Tensor, Tensor]:
-        """(U, top_n) items and scores, without or with what the user has seen; made only where top_n > 0."""
+        """(U, top_n) items and scores, with or without what the user has seen. Needs top_n > 0."""
         items = self.top_items_masked if exclude_seen else self.top_items
         scores = self.top_scores_masked if exclude_seen else self.top_scores
         assert items is not None
@@ -70,19 +70,19 @@ def full_ranking(
 
     Args:
         queries: (U, d) user vectors, on the device that does the work.
-        item_embeddings: (I, d), same device.
-        targets: (U,) item index of each user's target; -1 for a user who has none (only the lists are of use then).
+        item_embeddings: (I, d), on the same device.
+        targets: (U,) item index of each user's target; -1 for a user who has none, for whom only the lists are useful.
         seen_offsets: (U + 1,) user u has seen `seen_items[seen_offsets[u]:seen_offsets[u + 1]]`, repeats allowed.
         seen_items: (S,) item indices.
-        top_n: length of the recommendation lists; 0 makes none.
-        block: users per block of scores; by default as many as 16 MB of scores hold.
-        report: is told before each block how many users are done.
+        top_n: Length of the recommendation lists; 0 makes none.
+        block: Users per block of scores; by default as many as fit into 16 MB.
+        report: Is told before each block how many users are done.
 
     Raises:
-        InputError: shapes or indices do not fit, or a score would not be a number.
+        InputError: Shapes or indices do not match, or a score would not be a number.
 
-    Half-precision input is scored in float32. "Equal scores" means equal as computed: two items with equal embeddings
-    may differ in the last bit, depending on how the matrix product is cut into tiles.
+    Half-precision input is scored in float32. Equal scores means equal as computed: the scores of two items with equal
+    embeddings may differ in the last bit, depending on how the matrix product is cut into tiles.
     """
     _check_vectors(queries, item_embeddings)
     dtype = torch.promote_types(torch.promote_types(queries.dtype, item_embeddings.dtype), torch.float32)
@@ -183,11 +183,11 @@ def _ahead(score: Tensor, item: Tensor, target_score: Tensor, target: Tensor) ->
 
 
 def _count_ahead(scores: Tensor, target: Tensor, target_score: Tensor, first: int, last: int) -> Tensor:
-    """Count the items ranked above each target; overwrites `scores` (B, I); targets lie in columns first..last.
+    """Count the items ranked above each target, which are in columns first..last. Overwrites `scores` (B, I).
 
-    Left of `first` an equal score ranks above every target of the block and right of `last` below, so one comparison
-    per score is enough; only the columns between need the exact rule. Comparing in place leaves ones and zeros in the
-    scores' own type, whose sum is several times faster than that of booleans.
+    Left of `first` an equal score ranks above every target of the block, and right of `last` below. So one comparison
+    per score is enough, and only the columns between need the exact rule. Comparing in place leaves ones and zeros in
+    the scores' own type, which sum several times faster than booleans.
     """
     scores[:, :first].ge_(target_score)
     scores[:, last + 1 :].gt_(target_score)
@@ -198,12 +198,12 @@ def _count_ahead(scores: Tensor, target: Tensor, target_score: Tensor, first: in
 
 
 def _top(scores: Tensor, n: int) -> tuple[Tensor, Tensor]:
-    """Items and scores, both (B, n), best first, equal scores by item index; -1 and -inf where items run out."""
+    """Items and scores, both (B, n), best first, equal scores by item index; -1 and -inf if there are fewer items."""
     n_items = scores.shape[1]
     kept = min(n, n_items)
     top, items = scores.topk(min(kept + 1, n_items), dim=1)
     if kept < n_items:
-        # topk picks any of the equal scores at the cut: such rows, rare with real scores, are sorted in full.
+        # topk picks any of the equal scores at the cut. Such rows, rare with real scores, are sorted in full.
         tied = ((top[:, kept - 1] == top[:, kept]) & (top[:, kept] > -torch.inf)).nonzero()[:, 0]
         top, items = top[:, :kept], items[:, :kept]
         if len(tied):
@@ -217,12 +217,12 @@ def _top(scores: Tensor, n: int) -> tuple[Tensor, Tensor]:
 
 
 def _seen_keys(order: Tensor, n_items: int, offsets: Tensor, items: Tensor) -> Tensor:
-    """Sorted distinct keys `position * n_items + item` of seen items; position is the user's place in `order`."""
+    """Sorted distinct keys `position * n_items + item` of seen items, with the user's position in `order`."""
     n_users = len(order)
     lengths = offsets.diff()
     if offsets.shape != (n_users + 1,) or int(offsets[0]) != 0 or int(offsets[-1]) != len(items) or (lengths < 0).any():
         raise InputError(
-            f"seen_offsets must hold {n_users + 1} ascending positions from 0 to {len(items)}, all seen_items."
+            f"seen_offsets must be {n_users + 1} ascending positions from 0 to {len(items)}, the number of seen_items."
         )
     _check_indices("seen_items", items, 0, n_items)
     position = torch.empty_like(order)
@@ -231,20 +231,22 @@ def _seen_keys(order: Tensor, n_items: int, offsets: Tensor, items: Tensor) -> T
 
 
 def _check_vectors(queries: Tensor, item_embeddings: Tensor) -> None:
-    """Refuse vectors whose dot products might not be numbers; far cheaper than looking at the scores."""
+    """Refuse vectors whose dot products might not be numbers. Far cheaper than checking the scores."""
     if queries.ndim != 2 or item_embeddings.ndim != 2 or queries.shape[1] != item_embeddings.shape[1]:
         raise InputError(
             f"queries {tuple(queries.shape)} and item_embeddings {tuple(item_embeddings.shape)} must be matrices of "
             "equal width."
         )
     if len(item_embeddings) == 0:
-        raise InputError("item_embeddings hold no item: there is nothing to rank.")
+        raise InputError("item_embeddings is empty, so there is nothing to rank.")
     largest = 1.0
     for name, vectors in (("queries", queries), ("item_embeddings", item_embeddings)):
         if vectors.numel():
             low, high = (float(extreme) for extreme in torch.aminmax(vectors))
             if not (np.isfinite(low) and np.isfinite(high)):
-                raise InputError(f"{name} hold NaN or infinite values, so scores are undefined; the training diverged.")
+                raise InputError(
+                    f"{name} contain NaN or infinite values, so scores are undefined; the training diverged."
+                )
             largest *= max(abs(low), abs(high))
     if largest * queries.shape[1] > torch.finfo(torch.float32).max:
         raise InputError(
@@ -256,13 +258,13 @@ def _check_indices(name: str, indices: Tensor, low: int, n_items: int) -> None:
     """Refuse indices outside low..n_items - 1."""
     if len(indices) and not (low <= int(indices.min()) and int(indices.max()) < n_items):
         raise InputError(
-            f"{name} must lie between {low} and {n_items - 1}, "
-            f"but reach from {int(indices.min())} to {int(indices.max())}."
+            f"{name} must be between {low} and {n_items - 1}, "
+            f"but they range from {int(indices.min())} to {int(indices.max())}."
         )
 
 
 def hit_rate(rank: Ranks, k: int) -> Float64Array:
-    """HR@k of each user: 1 if rank <= k, else 0; NaN without target. With one relevant item it equals Recall@k."""
+    """HR@k of each user: 1 if rank <= k, else 0; NaN without target. With one relevant item this equals Recall@k."""
     ranks = as_float_ranks(rank)
     return np.where(np.isnan(ranks), np.nan, (ranks <= k).astype(np.float64))
 
@@ -283,7 +285,7 @@ def mrr(rank: Ranks, k: int) -> Float64Array:
 
 
 def per_user_metrics(rank: Ranks, ks: Sequence[int] = CUTOFFS) -> Iterator[tuple[str, Float64Array]]:
-    """Yield ("HR@5", values of the users) and so on: HR, NDCG and MRR at each cutoff, metric by metric."""
+    """Yield ("HR@5", per-user values) and so on: HR, NDCG and MRR at each cutoff, metric by metric."""
     ranks = as_float_ranks(rank)
     for name, metric in (("HR", hit_rate), ("NDCG", ndcg), ("MRR", mrr)):
         for k in ks:
@@ -302,9 +304,9 @@ def ranking_table(rank: Ranks, ks: Sequence[int] = CUTOFFS) -> dict[str, float]:
 
     Args:
         rank: (U,) ranks from 1; users without target (rank below 1 or NaN) are left out.
-        ks: the cutoffs.
+        ks: The cutoffs.
 
-    Every value is NaN if no user has a target.
+    All values are NaN if no user has a target.
     """
     return {name: defined_mean(values) for name, values in per_user_metrics(rank, ks)}
 

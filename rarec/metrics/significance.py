@@ -1,4 +1,4 @@
-"""Paired comparison of two models by the same users' metric values."""
+"""Paired comparison of two models by metric values of the same users."""
 
 from dataclasses import dataclass
 
@@ -15,7 +15,7 @@ BLOCK_VALUES = 4 << 20
 
 @dataclass(frozen=True)
 class PairedComparison:
-    """Candidate minus baseline over the users for whom both are defined; `reason` says why a figure is NaN."""
+    """Candidate minus baseline, over the users for whom both are defined."""
 
     n_users: int
     baseline_mean: float
@@ -55,16 +55,18 @@ def compare_paired(
     Args:
         baseline: (U,) values, NaN where undefined.
         candidate: (U,) values of the same users in the same order.
-        seed: of the bootstrap.
-        n_resamples: bootstrap resamples.
-        confidence: level of the interval.
+        seed: Seed of the bootstrap.
+        n_resamples: Number of bootstrap resamples.
+        confidence: Level of the interval.
 
     Raises:
-        InputError: the two arrays differ in shape.
+        InputError: The two arrays differ in shape.
     """
     first, second = np.asarray(baseline, dtype=np.float64), np.asarray(candidate, dtype=np.float64)
     if first.shape != second.shape or first.ndim != 1:
-        raise InputError(f"Paired values must be of the same users, but have shapes {first.shape} and {second.shape}.")
+        raise InputError(
+            f"Paired values must belong to the same users, but their shapes are {first.shape} and {second.shape}."
+        )
     defined = ~(np.isnan(first) | np.isnan(second))
     first, second = first[defined], second[defined]
     difference = second - first
@@ -101,10 +103,10 @@ def compare_paired(
 
 
 def bootstrap_interval(values: Float64Array, *, seed: int, n_resamples: int, confidence: float) -> tuple[float, float]:
-    """Percentile bootstrap interval of the mean of `values` (n,), none NaN.
+    """Percentile bootstrap interval of the mean of `values` (n,), none of which is NaN.
 
     Users with equal values are exchangeable, so a resample is a multinomial draw of how often each distinct value
-    occurs. Ranking metrics take few distinct values, which makes this far faster than drawing n users a time.
+    occurs. Ranking metrics have few distinct values, so this is far faster than drawing n users each time.
     """
     distinct, counts = np.unique(values, return_counts=True)
     rng = np.random.default_rng(seed)

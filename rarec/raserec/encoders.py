@@ -1,8 +1,8 @@
-"""Sequence encoders: windows of item sequences in, one user representation a prefix out.
+"""Sequence encoders: windows of item sequences in, one user representation per prefix out.
 
-Every encoder is an ``nn.Module`` that maps what its own `pack` made to (M, D) and carries its item embeddings. The
-flag ``shares_prefixes`` tells whether one pass over a window yields all its prefixes (causal encoders) or only the
-last.
+An encoder is an ``nn.Module`` that maps a batch made by its own `pack` to (M, D), and carries its item embeddings. If
+``shares_prefixes`` is set, one pass over a window yields all its prefixes (causal encoders), otherwise only the last
+one. Shape letters are those of `packing`.
 """
 
 import json
@@ -29,7 +29,7 @@ NORM_EPS = 1e-12
 
 
 class SequenceEncoder(nn.Module):
-    """Base of all encoders: item embeddings (I, D) and the way from prefixes to representations."""
+    """Base of all encoders: item embeddings (I, D), and how prefixes become representations."""
 
     shares_prefixes = True
 
@@ -41,19 +41,19 @@ class SequenceEncoder(nn.Module):
         self.item_embedding = nn.Parameter(torch.empty(n_items, settings.dim).normal_(std=INITIAL_STD))
 
     def windows(self, sequences: UserSequences, prefixes: IntArray) -> Windows:
-        """The cheapest windows that yield ``prefixes`` (ascending positions) under this encoder."""
+        """The cheapest windows from which this encoder yields ``prefixes`` (ascending positions)."""
         plan = shared_windows if self.shares_prefixes else single_windows
         return plan(sequences, prefixes, self.settings.max_length, self.settings.context_stride)
 
     def pack(self, sequences: UserSequences, windows: Windows) -> Any:
-        """Lay windows out as this encoder reads them."""
+        """Arrange windows as a batch for this encoder."""
         raise NotImplementedError
 
     @torch.no_grad()
     def encode(
         self, sequences: UserSequences, prefixes: IntArray, batch_tokens: int = 16384, report: ReportProgress = quiet
     ) -> Tensor:
-        """(P, D) representations of ``prefixes`` (ascending positions), without dropout, in evaluation mode.
+        """(P, D) representations of ``prefixes`` (ascending positions), without dropout.
 
         ``report`` is told before each batch how many are done.
         """
@@ -84,19 +84,28 @@ class _Attention(nn.Module):
         self.dropout = Dropout(settings.attention_dropout, bits)
 
     def forward(self, x: Tensor, hidden: Tensor, wanted: Tensor | None) -> Tensor:
-        """x (R, l, D) and hidden (R·H, l, l), -inf where a token may not look, to (T, D); or (M, D) if ``wanted``."""
+        """Attend.
+
+        Args:
+            x: (R, l, D).
+            hidden: (R·H, l, l), -inf where a token may not look, else 0.
+            wanted: (M,) the tokens to return, or None for all.
+
+        Returns:
+            (M, D), or (T, D) for all tokens.
+        """
         rows, length, dim = x.shape
         width = dim // self.heads
-        qkv = self.qkv(x).view(rows, length, 3, self.heads, width).permute(2, 0, 3, 1, 4)
-        q, k, v = qkv.reshape(3, rows * self.heads, length, width)
-        weights = torch.baddbmm(hidden, q, k.transpose(1, 2), alpha=width**-0.5).softmax(-1)
+        qkv = self.qkv(x).view(rows, length, 3, self.heads, width).permute(2, 0, 3, 1, 4)  # (3, R, H, l, D/H)
+        q, k, v = qkv.reshape(3, rows * self.heads, length, width)  # (R·H, l, D/H) each
+        weights = torch.baddbmm(hidden, q, k.transpose(1, 2), alpha=width**-0.5).softmax(-1)  # (R·H, l, l)
         mixed = torch.bmm(self.dropout(weights), v).view(rows, self.heads, length, width)
-        mixed = mixed.transpose(1, 2).reshape(rows * length, dim)
+        mixed = mixed.transpose(1, 2).reshape(rows * length, dim)  # (T, D)
         return self.out(mixed if wanted is None else mixed.index_select(0, wanted))
 
 
 class _TransformerLayer(nn.Module):
-    """Post-norm transformer layer; the final one ends with the wanted tokens only."""
+    """Post-norm transformer layer. The final one returns only the wanted tokens."""
 
     def __init__(self, settings: EncoderSettings, bits: DropoutBits):
         super().__init__()
@@ -108,8 +117,8 @@ class _TransformerLayer(nn.Module):
         self.dropout = Dropout(settings.hidden_dropout, bits)
 
     def forward(self, x: Tensor, hidden: Tensor, wanted: Tensor | None) -> Tensor:
-        """(R, l, D) to (T, D), or to (M, D) if ``wanted``."""
-        own = x.flatten(0, 1)
+        """Map (R, l, D) to (T, D), or to (M, D) if tokens are ``wanted``."""
+        own = x.flatten(0, 1)  # (T, D)
         own = own if wanted is None else own.index_select(0, wanted)
         own = self.attention_norm(own + self.dropout(self.attention(x, hidden, wanted)))
         return self.norm(own + self.dropout(self.down(F.gelu(self.up(own)))))
@@ -127,12 +136,12 @@ class _Transformer(SequenceEncoder):
         self.apply(_initialise)
 
     def _run(self, batch: PackedRows, embeddings: Tensor) -> Tensor:
-        x = F.embedding(batch.items, embeddings) + F.embedding(batch.positions, self.position_embedding)
+        x = F.embedding(batch.items, embeddings) + F.embedding(batch.positions, self.position_embedding)  # (R, l, D)
         x = self.dropout(self.norm(x))
         place = torch.arange(x.shape[1], device=x.device)
-        unseen = (place < batch.first[:, :, None]) | (place > batch.last[:, :, None])
+        unseen = (place < batch.first[:, :, None]) | (place > batch.last[:, :, None])  # (R, l, l)
         hidden = x.new_zeros(unseen.shape).masked_fill_(unseen, float("-inf"))
-        hidden = hidden.repeat_interleave(self.settings.heads, 0)
+        hidden = hidden.repeat_interleave(self.settings.heads, 0)  # (R·H, l, l)
         for layer in self.layers[:-1]:
             x = layer(x, hidden, None).view_as(x)
         return self.layers[-1](x, hidden, batch.outputs)
@@ -145,7 +154,7 @@ class SASRec(_Transformer):
         super().__init__(n_items, settings, bits, positions=settings.max_length)
 
     def pack(self, sequences: UserSequences, windows: Windows) -> PackedRows:
-        """Windows in rows; a token sees its window up to itself."""
+        """Windows in rows. A token sees its window up to itself."""
         return pack_rows(sequences, windows)
 
     def forward(self, batch: PackedRows) -> Tensor:
@@ -154,10 +163,10 @@ class SASRec(_Transformer):
 
 
 class BERT4Rec(_Transformer):
-    """Bidirectional transformer; a prefix's representation is that of a mask token behind it (after Sun et al. 2019).
+    """Bidirectional transformer. A mask token after a prefix gives its representation (after Sun et al. 2019).
 
-    The backbone of BERT4Rec under RaSeRec's own training: it learns to predict the next item only, not masked items in
-    mid-sequence. Every prefix is read on its own, since later items change the representation of earlier ones.
+    This is BERT4Rec's backbone with RaSeRec's training: it learns to predict only the next item, not masked items
+    within the sequence. Each prefix is read on its own, since later items change the representations of earlier ones.
     """
 
     shares_prefixes = False
@@ -167,7 +176,7 @@ class BERT4Rec(_Transformer):
         self.mask_embedding = nn.Parameter(torch.empty(1, settings.dim).normal_(std=INITIAL_STD))
 
     def pack(self, sequences: UserSequences, windows: Windows) -> PackedRows:
-        """Windows in rows, the mask token, item number I, behind each; a token sees its whole window."""
+        """Windows in rows, each followed by the mask token, item number I. A token sees its whole window."""
         return pack_rows(sequences, windows, causal=False, closing_item=self.n_items)
 
     def forward(self, batch: PackedRows) -> Tensor:
@@ -176,7 +185,7 @@ class BERT4Rec(_Transformer):
 
 
 class GRU4Rec(SequenceEncoder):
-    """Recurrent encoder (after Hidasi et al. 2016): dropout, ``layers`` GRUs of width ``inner_dim``, projection."""
+    """Recurrent encoder (after Hidasi et al. 2016): dropout, ``layers`` GRUs of width ``inner_dim``, a projection."""
 
     def __init__(self, n_items: int, settings: EncoderSettings, bits: DropoutBits):
         super().__init__(n_items, settings, bits)
@@ -188,15 +197,15 @@ class GRU4Rec(SequenceEncoder):
                 nn.init.xavier_uniform_(weight)
 
     def pack(self, sequences: UserSequences, windows: Windows) -> PackedSteps:
-        """Windows step by step."""
+        """Windows, step by step."""
         return pack_steps(sequences, windows)
 
     def forward(self, batch: PackedSteps) -> Tensor:
         """(M, D) representations of the wanted prefixes."""
         if len(batch.items) == 0:  # a rank without windows
             return self.project(self.item_embedding.new_empty(0, self.settings.inner_dim))
-        x = self.dropout(F.embedding(batch.items, self.item_embedding))
-        states = self.gru(PackedSequence(x, batch.windows))[0].data
+        x = self.dropout(F.embedding(batch.items, self.item_embedding))  # (T, D)
+        states = self.gru(PackedSequence(x, batch.windows))[0].data  # (T, inner_dim)
         return self.project(states.index_select(0, batch.outputs))
 
 
@@ -207,7 +216,7 @@ def _initialise(module: nn.Module) -> None:
 
 
 def build_encoder(n_items: int, settings: EncoderSettings, bits: DropoutBits) -> SequenceEncoder:
-    """A freshly initialised encoder of the kind that ``settings`` names."""
+    """A new encoder of the kind that ``settings`` name, with random weights."""
     kinds: dict[str, type[SequenceEncoder]] = {"sasrec": SASRec, "gru4rec": GRU4Rec, "bert4rec": BERT4Rec}
     return kinds[settings.encoder](n_items, settings, bits)
 
@@ -216,7 +225,7 @@ ENCODER_FILES = ("encoder.json", "encoder.safetensors")
 
 
 def save_encoder(encoder: SequenceEncoder, folder: Path) -> None:
-    """Weights as safetensors, shape and settings as JSON beside them."""
+    """Write weights as safetensors, and shape and settings as JSON."""
     weights = {name: value.detach().cpu().contiguous() for name, value in encoder.state_dict().items()}
     save_file(weights, folder / "encoder.safetensors")
     shape = encoder.settings.model_dump(include=set(EncoderSettings.model_fields))
@@ -228,7 +237,7 @@ def load_encoder(folder: Path, n_items: int | None = None) -> SequenceEncoder:
     """Read what `save_encoder` wrote, ready for inference.
 
     Raises:
-        InputError: the weights are of another catalogue than one of ``n_items``.
+        InputError: The encoder knows another number of items than ``n_items``.
     """
     record = json.loads((folder / "encoder.json").read_text())
     if n_items is not None and record["n_items"] != n_items:

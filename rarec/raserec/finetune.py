@@ -1,7 +1,7 @@
 """Stage 2 of RaSeRec: retrieval-augmented fine-tuning (section 3.4).
 
-The encoder and the item embeddings are frozen and run without dropout, so every query, every neighbour list and every
-memory is a constant of this stage: they are computed once, and an epoch only trains the retrieval-augmented module.
+The encoder and the item embeddings are frozen and run without dropout. So queries, neighbour lists and memories are
+constants: they are computed once, and an epoch trains only the retrieval-augmented module.
 """
 
 from collections.abc import Iterator
@@ -34,7 +34,7 @@ from rarec.types import IntArray
 
 @dataclass(frozen=True)
 class Neighbours:
-    """Memory ids of both channels for Q queries: (Q, K) int64, -1 where there are fewer; None for an unused channel."""
+    """Memory ids of both channels for Q queries: (Q, K) int64, -1 if there are fewer; None for an unused channel."""
 
     users: Tensor | None
     items: Tensor | None
@@ -58,7 +58,12 @@ def find_neighbours(
     report: ReportProgress = quiet,
     whose: str = "",
 ) -> Neighbours:
-    """Search the bank for the channels that ``settings`` weighs; ``report`` is told of it as lists of ``whose``."""
+    """Search the bank for the channels that ``settings`` use.
+
+    Args:
+        item_embeddings: (I, D).
+        report: Is told of the search, as neighbour lists of ``whose`` queries.
+    """
     users = items = None
     if settings.beta > 0:
         told = partial(report, stage=f"{whose} neighbour lists: similar users")
@@ -70,7 +75,7 @@ def find_neighbours(
 
 
 class Memories(nn.Module):
-    """A bank's two halves as tensors: representations (N, D) and embeddings of the next items (N, D)."""
+    """Both halves of a bank as tensors: representations (N, D), and embeddings of the next items (N, D)."""
 
     def __init__(self, bank: MemoryBank, item_embeddings: Tensor):
         super().__init__()
@@ -85,10 +90,10 @@ class FinetuneLoss(nn.Module):
     def __init__(self, module: RetrievalAugmentedModule, memories: Memories, item_embeddings: Tensor):
         super().__init__()
         self.module = module
-        self._constants = (memories, item_embeddings)  # in a tuple: neither trained nor saved
+        self._constants = (memories, item_embeddings)  # a tuple keeps them from being trained and saved
 
     def forward(self, batch: tuple[Tensor, Neighbours, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Summed loss of B queries (B, D), their neighbours, and their next items (B,)."""
+        """Summed loss of a batch: B queries (B, D), their neighbours, and their next items (B,)."""
         queries, neighbours, targets = batch
         memories, items = self._constants
         h = self.module(queries, memories.representations, memories.next_items, neighbours.users, neighbours.items)
@@ -129,7 +134,7 @@ class FinetuneObjective:
         self.model = FinetuneLoss(module.to(device), self.memories, self.items)
         embeddings = self.items.cpu().numpy()
 
-        # The memories are the training prefixes, so their representations are the queries.
+        # The memories are the training prefixes, so their representations are also the queries.
         self.targets = torch.from_numpy(bank.targets).to(device)
         self.queries = self.memories.representations
         own = Queries.of(sequences, bank.prefixes, bank.representations)
@@ -157,15 +162,15 @@ class FinetuneObjective:
             yield [(self.queries[rows], self.neighbours[rows], self.targets[rows]) for rows in pieces], len(step)
 
     def random_state(self) -> dict[str, Tensor]:
-        """Where dropout's stream is."""
+        """Position of the dropout stream."""
         return self.bits.state()
 
     def restore_random_state(self, state: dict[str, Tensor]) -> None:
-        """Go on from there."""
+        """Continue from there."""
         self.bits.restore(state)
 
     def validate(self) -> dict[str, float]:
-        """Full-ranking metrics on the validation targets."""
+        """Full-ranking metrics of the validation targets."""
         report = partial(self.report, stage="fine-tuning, validation: ranks")
         return validation_metrics(self.sequences, self._augment_valid, self.encoder, self.model, report)
 
@@ -214,8 +219,6 @@ def finetune(
 
 class FinetuneJob(WorkerJob):
     """Train the retrieval-augmented module for a pre-trained encoder and its memory bank."""
-
-    module = "rarec.raserec.finetune"
 
     settings: FinetuneSettings
     sequences: Path

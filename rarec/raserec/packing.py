@@ -1,10 +1,10 @@
-"""Windows of many lengths laid out as one batch, so that hardly any work is done on padding.
+"""Packing windows of different lengths into one batch with hardly any padding.
 
-Transformers read `PackedRows`: windows side by side in rows of one length, each token seeing its own window only. The
-recurrent encoder reads `PackedSteps`: all windows' first items, then all second items, and so on.
+Transformers read `PackedRows`: windows side by side in rows of equal length, each token seeing only its own window. The
+recurrent encoder reads `PackedSteps`: the first items of all windows, then the second ones, and so on.
 
-Shape letters used in this package: R rows of l places, T = R·l tokens, M wanted representations, D width, H heads,
-I items, W windows.
+Shape letters in this package: R rows of l places, T = R·l tokens, M wanted representations, D width, H heads, I items,
+W windows.
 """
 
 import bisect
@@ -18,7 +18,7 @@ from rarec.data.sequences import UserSequences, Windows, ranges
 from rarec.training.device import on_device
 from rarec.types import IntArray
 
-_SHORTEST_ROW = 32  # shorter rows would make many small products
+_SHORTEST_ROW = 32  # shorter rows would mean many small products
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class PackedRows:
     Attributes:
         items: (R, l) item indices; padding holds item 0.
         positions: (R, l) place of each token in its window.
-        first, last: (R, l) the places of its row that a token may see; padding sees itself only.
+        first, last: (R, l) first and last place of the row that a token may see; padding sees only itself.
         outputs: (M,) token (row · l + place) of each wanted representation, in the order of `Windows.prefixes`.
     """
 
@@ -50,8 +50,8 @@ class PackedSteps:
     """A batch for a recurrent encoder.
 
     Attributes:
-        items: (T,) the windows' items, longest window first, step by step: no padding.
-        windows: (l,) CPU int64, how many windows are at least so long.
+        items: (T,) items of the windows, step by step, the longest window first; no padding.
+        windows: (l,) int64 on the CPU: the number of windows that have each step.
         outputs: (M,) token of each wanted representation, in the order of `Windows.prefixes`.
     """
 
@@ -60,25 +60,27 @@ class PackedSteps:
     outputs: Tensor
 
     def to(self, device: torch.device) -> "PackedSteps":
-        """The same batch on ``device``; the counts stay, since PyTorch wants them on the CPU."""
+        """The same batch on ``device``. The counts stay on the CPU, where PyTorch needs them."""
         return PackedSteps(on_device(self.items, device), self.windows, on_device(self.outputs, device))
 
 
 def pack_rows(
     sequences: UserSequences, windows: Windows, causal: bool = True, closing_item: int | None = None
 ) -> PackedRows:
-    """Lay ``windows`` side by side in rows; under ``causal`` a token sees no later one of its window.
+    """Lay ``windows`` side by side in rows.
 
-    With ``closing_item``, windows must yield one prefix each; a token of that item is put behind every window, and its
-    representation is the prefix's (the mask token of BERT4Rec).
+    Args:
+        causal: Whether a token sees no later ones of its window.
+        closing_item: Item to append to every window, whose representation is that of the prefix (BERT4Rec's mask
+            token). Each window must then yield one prefix.
     """
     closing = int(closing_item is not None)
     lengths = windows.length + closing
     width = max(int(lengths.max(initial=0)), _SHORTEST_ROW)
     row, place, rows = fill_rows(lengths, width)
 
-    token = row * width + place  # of each window's first item
-    at = ranges(token, lengths)
+    token = row * width + place  # (W,) token of each window's first item
+    at = ranges(token, lengths)  # the tokens of all windows
     start, end = np.repeat(place, lengths), np.repeat(place + lengths - 1, lengths)
     own = np.tile(np.arange(width), rows)
     items, positions, first, last = np.zeros_like(own), np.zeros_like(own), own.copy(), own.copy()
@@ -95,9 +97,9 @@ def pack_rows(
 
 
 def fill_rows(lengths: IntArray, width: int) -> tuple[IntArray, IntArray, int]:
-    """Row and first place of pieces of these ``lengths``, and the number of rows of ``width`` that they fill.
+    """Pack pieces of these ``lengths`` into rows of ``width``: row and first place of each, and the number of rows.
 
-    Each row takes the longest piece that still fits, again and again, which leaves a few per cent of the places empty.
+    Each row takes the longest piece that still fits, until none does. A few per cent of the places stay empty.
     """
     sizes, counts = (part.tolist() for part in np.unique(lengths, return_counts=True))
     groups = []  # (size, pieces, row, first place) of equal pieces side by side
@@ -124,11 +126,11 @@ def fill_rows(lengths: IntArray, width: int) -> tuple[IntArray, IntArray, int]:
 
 
 def pack_steps(sequences: UserSequences, windows: Windows) -> PackedSteps:
-    """Lay ``windows`` out step by step, longest first."""
+    """Arrange ``windows`` step by step, the longest first."""
     order = np.argsort(-windows.length, kind="stable")
     length = windows.length[order]
     longest = int(length.max(initial=0))
-    alive = np.searchsorted(-length, -np.arange(longest), side="left")  # windows longer than each step
+    alive = np.searchsorted(-length, -np.arange(longest), side="left")  # (l,) number of windows that have each step
     before = np.cumsum(alive) - alive
     step = np.repeat(np.arange(longest), alive)
     items = sequences.items[windows.start[order][ranges(np.zeros_like(alive), alive)] + step]

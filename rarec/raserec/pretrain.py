@@ -1,14 +1,14 @@
 """Stage 1 of RaSeRec: collaborative-based pre-training (section 3.2).
 
-The loss of a prefix is the full softmax cross-entropy of its next item plus the InfoNCE between the prefix and a
-randomly drawn other prefix with the same next item. The official code encodes every prefix three times, padded to 50:
-once to recommend and once for each view. Here one causal pass over a window of a user's sequence serves all its
-prefixes, and the representation that recommends is also the first view: it is one dropout sample of the same
-distribution, and independent of the second view.
+The loss of a prefix is the full softmax cross-entropy of its next item, plus the InfoNCE between the prefix and another
+prefix, drawn at random, with the same next item. The official code encodes every prefix three times, padded to 50: once
+to recommend and once for each view. Here, one causal pass over a window of a user's sequence serves all its prefixes.
+The representation that recommends is also the first view: it is a dropout sample of the same distribution, and
+independent of the second view.
 
-It is not the official gradient in expectation: a step holds whole windows, so a prefix has neighbours from its own
-window among its in-batch negatives, which random batches hardly hold, and shares its dropout masks with them. No
-negative is left out, neither of the same user nor with the same next item.
+The expected gradient differs from the official one. A step holds whole windows, so a prefix shares its dropout masks
+with its neighbours, and meets them among its in-batch negatives, where random batches rarely have them. No negatives
+are left out, neither those of the same user nor those with the same next item.
 """
 
 from collections.abc import Callable, Iterator
@@ -62,7 +62,7 @@ class SameNextItem:
         self._place -= self._first
 
     def draw(self, generator: np.random.Generator) -> IntArray:
-        """(P,) a uniformly drawn partner of each prefix; a prefix without another is its own."""
+        """(P,) a partner for each prefix, drawn uniformly; a prefix that has none is its own partner."""
         chosen = generator.integers(0, np.maximum(self._size - 1, 1))
         chosen += (chosen >= self._place) & (self._size > 1)
         return self.prefixes[self._by_target[self._first + chosen]]
@@ -81,17 +81,18 @@ class PretrainLoss(nn.Module):
         """Summed loss of the batch's B targets.
 
         Args:
-            batch: packed windows that yield B prefixes and then, with contrast, their B partners; the (B,) next items.
+            batch: Packed windows that yield B prefixes and then, if there is contrast, their B partners; and the (B,)
+                next items.
         """
         windows, targets = batch
-        h = single_or_double(self.encoder(windows))
+        h = single_or_double(self.encoder(windows))  # (B, D), or (2B, D) with partners
         own, partners = h[: len(targets)], h[len(targets) :]
         loss = full_softmax_loss(own, self.encoder.item_embedding, targets)
         parts = {"recommendation_loss": loss.detach()}
         if self.contrastive_weight:
-            all_own, first = gather_rows(own)
+            all_own, first = gather_rows(own)  # (G, D) of all ranks
             all_partners, _ = gather_rows(partners)
-            with torch.autocast(h.device.type, enabled=False):  # scores of 1 / temperature times their products
+            with torch.autocast(h.device.type, enabled=False):  # a temperature below 1 enlarges rounding errors
                 contrast = info_nce_loss(own, partners, self.temperature, all_own, all_partners, first)
             parts["contrastive_loss"] = contrast.detach()
             loss = loss + self.contrastive_weight * contrast
@@ -114,12 +115,12 @@ class PretrainObjective:
         if accumulation > 1 and settings.contrastive_weight:
             raise InputError(
                 f"the launcher's accumulation is {accumulation}, but the contrastive loss compares all prefixes of a "
-                "step: set it to 1 and use more processes, or a smaller batch_size, or contrastive_weight = 0"
+                "step; set it to 1 and use more processes, a smaller batch_size or contrastive_weight = 0"
             )
         self.prefixes = sequences.prefixes("train")
         if len(self.prefixes) == 0 or len(sequences.evaluated_users()) == 0:
             raise InputError(
-                "there is nothing to train on or to validate with: no user has two training interactions beside a "
+                "there is nothing to train on or to validate with, as no user has two training interactions besides a "
                 "validation and a test item; use users with four or more interactions"
             )
         torch.manual_seed(settings.seed)
@@ -132,13 +133,13 @@ class PretrainObjective:
         self.model = PretrainLoss(self.encoder, settings.contrastive_weight, settings.temperature)
         self.windows = self.encoder.windows(sequences, self.prefixes)
         self.pairs = SameNextItem(sequences, self.prefixes)
-        self._number = np.full(len(sequences.items), -1)  # prefix position -> its place in `prefixes`
+        self._number = np.full(len(sequences.items), -1)  # position of a prefix -> its index in `prefixes`
         self._number[self.prefixes] = np.arange(len(self.prefixes))
         self._steps: list[IntArray] = []
         self._partners = self.prefixes
 
     def start_epoch(self, epoch: int) -> int:
-        """Shuffle windows into steps of about ``batch_size`` prefixes and draw every prefix's partner."""
+        """Shuffle windows into steps of about ``batch_size`` prefixes, and draw a partner for each prefix."""
         generator = np.random.default_rng([self.settings.seed, epoch])
         order = generator.permutation(len(self.windows))
         behind = self.windows.outputs[order].cumsum() - self.windows.outputs[order]
@@ -148,7 +149,7 @@ class PretrainObjective:
         return len(self._steps)
 
     def batches(self, first: int = 0) -> Iterator[tuple[list[tuple[Any, Tensor]], int]]:
-        """This rank's windows of every step: window w goes to rank w modulo the world size."""
+        """This rank's windows of every step."""
         for step in self._steps[first:]:
             samples = int(self.windows.outputs[step].sum())
             yield [self._piece(rows) for rows in np.array_split(shard(step), self.accumulation)], samples
@@ -168,15 +169,15 @@ class PretrainObjective:
         return self.encoder.pack(self.sequences, windows).to(self.device), targets
 
     def random_state(self) -> dict[str, Tensor]:
-        """Where dropout's stream is."""
+        """Position of the dropout stream."""
         return self.encoder.bits.state()
 
     def restore_random_state(self, state: dict[str, Tensor]) -> None:
-        """Go on from there."""
+        """Continue from there."""
         self.encoder.bits.restore(state)
 
     def validate(self) -> dict[str, float]:
-        """Full-ranking metrics on the validation targets, unmasked (the paper's protocol) and masked."""
+        """Full-ranking metrics of the validation targets, unmasked (the paper's protocol) and masked."""
         prefixes = self.sequences.prefixes("valid")
         return validation_metrics(
             self.sequences,
@@ -198,16 +199,16 @@ def validation_metrics(
     model: nn.Module,
     report: ReportProgress = quiet,
 ) -> dict[str, float]:
-    """HR, NDCG and MRR of the validation targets, which the ranks share out.
+    """HR, NDCG and MRR of the validation targets, computed by all ranks together.
 
     Args:
-        represent: maps the chosen validation prefixes, by their numbers (U,), to (U, D).
-        encoder: has the items' embeddings.
-        model: is in training.
-        report: is told of the ranking.
+        represent: Maps chosen validation prefixes, by their numbers (U,), to (U, D).
+        encoder: Has the item embeddings.
+        model: The model in training.
+        report: Is told how far the ranking has come.
     """
     every = sequences.prefixes("valid")
-    # With ZeRO-3 a forward pass needs all ranks, so all go through the same batches.
+    # With ZeRO-3, a forward pass needs all ranks, so all of them go through the same batches.
     alone = is_sharded(model) or world_size() == 1
     chosen = np.arange(len(every)) if alone else shard(np.arange(len(every)))
     prefixes = every[chosen]
@@ -235,7 +236,7 @@ def pretrain(
     report: ReportProgress,
     engine: EngineSettings | None = None,
 ) -> dict[str, Any]:
-    """Train the encoder; write ``encoder.safetensors``, ``encoder.json`` and ``history.json`` into ``output``."""
+    """Train an encoder; write ``encoder.safetensors``, ``encoder.json`` and ``history.json`` into ``output``."""
     engine = engine or EngineSettings()
     objective = PretrainObjective(sequences, settings, worker_device(), engine.accumulation, report)
     summary = fit(
@@ -248,8 +249,6 @@ def pretrain(
 
 class PretrainJob(WorkerJob):
     """Pre-train an encoder on the sequences in a folder."""
-
-    module = "rarec.raserec.pretrain"
 
     settings: PretrainSettings
     sequences: Path

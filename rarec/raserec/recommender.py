@@ -1,4 +1,4 @@
-"""RaSeRec at work: encoder, memory bank and retrieval-augmented module together."""
+"""RaSeRec as a recommender: encoder, memory bank and retrieval-augmented module together."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -23,19 +23,23 @@ NOW = np.iinfo(np.int64).max  # later than anything known
 
 @dataclass
 class Recommender:
-    """A trained model of both stages; `remember` refreshes its memory without training."""
+    """A trained model of both stages. `remember` refreshes its memory without training."""
 
     encoder: SequenceEncoder
     bank: MemoryBank
     module: RetrievalAugmentedModule
-    _memories: Memories | None = None  # made once, as online queries come singly
+    _memories: Memories | None = None  # kept, as online queries come one by one
 
     @classmethod
     def load(cls, encoder: Path, bank: Path, module: Path, fingerprint: str, n_items: int | None = None) -> Self:
-        """Read the three folders; ``fingerprint`` is the encoder's.
+        """Load a recommender from three folders.
+
+        Args:
+            fingerprint: The encoder's.
+            n_items: Size of the catalogue, to check.
 
         Raises:
-            InputError: bank or module belong to another encoder, or the encoder to another catalogue.
+            InputError: Bank or module belong to another encoder, or the encoder to another catalogue.
         """
         memory = MemoryBank.load(bank)
         memory.require_encoder(fingerprint)
@@ -44,7 +48,7 @@ class Recommender:
 
     @property
     def item_embeddings(self) -> Tensor:
-        """(I, D)."""
+        """(I, D) of the encoder."""
         return self.encoder.item_embedding.detach()
 
     def represent(
@@ -54,11 +58,12 @@ class Recommender:
         known_users: bool = True,
         asked_at: IntArray | int | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Representations (Q, D) of prefixes before and after augmentation.
+        """Representations (Q, D) of prefixes, before and after augmentation.
 
-        Without ``known_users`` the sequences are of people who are not in the data, so no memory is their own. With
-        ``asked_at`` (seconds, one or (Q,)) the question is asked then, not at the time of the prefix's last item: what
-        became known in between is no longer its future.
+        Args:
+            known_users: False if the sequences belong to people outside the data, who have no memories of their own.
+            asked_at: Time of the query in seconds, one or (Q,); by default the time of the prefix's last item. What
+                became known in between is then no longer the query's future.
         """
         vectors = self.encoder.encode(sequences, prefixes)
         queries = Queries.of(sequences, prefixes, vectors.cpu().numpy())
@@ -73,13 +78,13 @@ class Recommender:
         return vectors, augment(self.module, vectors, found, self._memories)
 
     def remember(self, sequences: UserSequences, prefixes: IntArray) -> None:
-        """Append these prefixes and their next items to this object's memory."""
+        """Append prefixes and their next items to the memory of this object."""
         self._memories = None
         self.bank = self.bank.copy()
         self.bank.append(sequences, prefixes, self.encoder.encode(sequences, prefixes).cpu().numpy())
 
     def rank(self, vectors: Tensor, sequences: UserSequences, prefixes: IntArray, top_n: int) -> RankingResult:
-        """Ranks of the prefixes' next items, where there are any, and the best ``top_n`` items."""
+        """Ranks of the prefixes' next items, if they have any, and the best ``top_n`` items."""
         behind = prefixes + 1
         has_target = behind < sequences.offsets[sequences.user_of[prefixes] + 1]
         targets = np.where(has_target, sequences.items[np.where(has_target, behind, 0)], -1)
@@ -99,9 +104,9 @@ class RecommendationLists:
     """The best N items of U users.
 
     Attributes:
-        items: (U, N) item indices, best first; -1 where there are fewer.
-        scores: (U, N) the model's; NaN where it gave none.
-        by_popularity: (U,) whether a user's list is the most popular items.
+        items: (U, N) item indices, best first; -1 if there are fewer.
+        scores: (U, N) the model's scores; NaN if it gave none.
+        by_popularity: (U,) whether a user's list holds the most popular items.
     """
 
     items: IntArray
@@ -112,10 +117,10 @@ class RecommendationLists:
 def recommend_users(
     recommender: Recommender, sequences: UserSequences, top_n: int, exclude_seen: bool = True
 ) -> RecommendationLists:
-    """Lists for all users from all that the sequences hold of them.
+    """Recommend items to all users, from their whole sequences.
 
-    Of a user without any item (who did nothing that the model knows) there is nothing to ask it: they get the items
-    with the most interactions in the sequences, of equal ones the first.
+    Users with an empty sequence, who did nothing that the model knows, get the items with the most interactions; among
+    ties, the first.
     """
     idle = sequences.lengths == 0
     active = np.flatnonzero(~idle)
@@ -134,9 +139,9 @@ def recommend_users(
 def recommend_histories(
     recommender: Recommender, histories: Sequence[Sequence[int]], top_n: int, exclude_seen: bool = True
 ) -> list[tuple[IntArray, Float32Array]]:
-    """Item indices and scores, best first, for histories (item indices, oldest first) of people outside the data.
+    """Recommend items for histories (item indices, oldest first) of people outside the data.
 
-    An empty history gets empty lists.
+    Returns item indices and scores, best first. An empty history gets empty lists.
     """
     lengths = np.array([len(history) for history in histories], dtype=np.int64)
     offsets = np.concatenate([[0], lengths.cumsum()])

@@ -1,7 +1,7 @@
 """The retrieval-augmented module of RaSeRec (section 3.4): attention over the memories of similar users.
 
-Shapes: B queries, K memories each, D width, H heads. A memory is a pair (representation, embedding of its next item),
-both (B, K, D), with a mask (B, K) of the memories that exist; a query without any keeps its own representation.
+Shapes: B queries, K memories each, D width, H heads. Memories are pairs (representation, embedding of the next item),
+both (B, K, D), with a mask (B, K) of those that exist. A query without memories keeps its own representation.
 """
 
 import json
@@ -21,11 +21,11 @@ NORM_EPS = 1e-12
 
 
 class CrossAttention(nn.Module):
-    """Multi-head attention of one query over K memories that are never projected.
+    """Multi-head attention of a query over K memories, without projecting the memories.
 
-    With the query projected per head, q·(W m) = m·(Wᵀ q), and Σ a (W v) = W Σ a v: two small products a query replace
-    two projections of all its K memories. A key bias would shift all of a query's scores alike and change nothing, so
-    there is none; the value bias is weighted by Σ a, which dropout moves away from 1.
+    For each head, q·(W m) = m·(Wᵀ q) and Σ a (W v) = W Σ a v. So two small products per query replace two projections
+    of all its K memories. There is no key bias: it would shift all scores of a query alike and change nothing. The
+    value bias is weighted by Σ a, which dropout moves away from 1.
     """
 
     def __init__(self, dim: int, heads: int, dropout: float, bits: DropoutBits):
@@ -38,15 +38,21 @@ class CrossAttention(nn.Module):
         self.dropout = Dropout(dropout, bits)
 
     def forward(self, query: Tensor, keys: Tensor, values: Tensor, present: Tensor) -> Tensor:
-        """query (B, D), keys and values (B, K, D), present (B, K) bool to (B, D)."""
+        """Attend; returns (B, D).
+
+        Args:
+            query: (B, D).
+            keys, values: (B, K, D).
+            present: (B, K) bool, which memories exist.
+        """
         dim = query.shape[1]
         width = dim // self.heads
-        q = self.query(query).view(-1, self.heads, width) * width**-0.5
-        q = torch.einsum("bhw,hwd->bhd", q, self.key.weight.view(self.heads, width, dim))
+        q = self.query(query).view(-1, self.heads, width) * width**-0.5  # (B, H, D/H)
+        q = torch.einsum("bhw,hwd->bhd", q, self.key.weight.view(self.heads, width, dim))  # (B, H, D)
         scores = (q @ keys.transpose(1, 2)).masked_fill(~present[:, None], torch.finfo(q.dtype).min)  # (B, H, K)
-        weights = self.dropout(scores.softmax(-1) * present[:, None])
+        weights = self.dropout(scores.softmax(-1) * present[:, None])  # (B, H, K)
         mixed = weights @ values  # (B, H, D)
-        value = torch.einsum("bhd,hwd->bhw", mixed, self.value.weight.view(self.heads, width, dim))
+        value = torch.einsum("bhd,hwd->bhw", mixed, self.value.weight.view(self.heads, width, dim))  # (B, H, D/H)
         value = value + weights.sum(-1, keepdim=True) * self.value.bias.view(self.heads, width)
         return self.out(value.reshape(-1, dim))
 
@@ -71,7 +77,7 @@ class Channel(nn.Module):
 
 
 class RetrievalAugmentedModule(nn.Module):
-    """Both channels and their mixture with the query (RaSeRec, eq. 8 and 12).
+    """Both channels, and their mixture with the query (RaSeRec, eq. 8 and 12).
 
     Channel 1 attends to similar users: keys are their representations, values their next items. Channel 2 attends to
     memories with suitable next items: keys are the items, values the representations. A channel without weight
@@ -81,7 +87,7 @@ class RetrievalAugmentedModule(nn.Module):
     def __init__(self, dim: int, settings: FinetuneSettings, bits: DropoutBits):
         super().__init__()
         if dim % settings.heads:
-            raise InputError(f"heads = {settings.heads} does not divide the encoder's dim = {dim}; set another `heads`")
+            raise InputError(f"heads = {settings.heads} does not divide the encoder's dim = {dim}; change heads")
         self.settings = settings
         self.bits = bits
         self.channel1 = Channel(dim, settings, bits) if settings.beta > 0 else None
@@ -106,7 +112,7 @@ class RetrievalAugmentedModule(nn.Module):
             query: (B, D) the encoder's representations.
             representations: (N, D) of all memories.
             next_items: (N, D) embeddings of the memories' next items.
-            users: (B, K) memory ids for channel 1, -1 where there are fewer; None without channel 1.
+            users: (B, K) memory ids for channel 1, -1 if there are fewer; None without channel 1.
             items: (B, K) memory ids for channel 2, likewise.
         """
         alpha, beta = self.settings.alpha, self.settings.beta
@@ -115,9 +121,9 @@ class RetrievalAugmentedModule(nn.Module):
         for channel, ids, share in ((self.channel1, users, beta), (self.channel2, items, 1 - beta)):
             if channel is None or ids is None:
                 continue
-            present = ids >= 0
+            present = ids >= 0  # (B, K)
             ids = ids.clamp_min(0)
-            sides = (representations[ids], next_items[ids])
+            sides = (representations[ids], next_items[ids])  # (B, K, D) each
             keys, values = sides if channel is self.channel1 else sides[::-1]
             retrieved = retrieved + share * channel(query, keys, values, present)
             any_memory = any_memory | present.any(1, keepdim=True)
@@ -128,7 +134,7 @@ MODULE_FILES = ("module.json", "module.safetensors")
 
 
 def save_module(module: RetrievalAugmentedModule, dim: int, encoder: str, folder: Path) -> None:
-    """Weights as safetensors; settings, width and the encoder's fingerprint as JSON."""
+    """Write weights as safetensors, and settings, width and the encoder's fingerprint as JSON."""
     weights = {name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()}
     save_file(weights, folder / "module.safetensors")
     record = {"dim": dim, "encoder": encoder, "settings": module.settings.model_dump()}
@@ -139,7 +145,7 @@ def load_module(folder: Path, encoder: str) -> RetrievalAugmentedModule:
     """Read what `save_module` wrote, for the encoder with this fingerprint.
 
     Raises:
-        InputError: the module was tuned on another encoder.
+        InputError: The module was tuned on another encoder.
     """
     record = json.loads((folder / "module.json").read_text())
     if record["encoder"] != encoder:

@@ -1,4 +1,4 @@
-"""Settings of the RaSeRec track; the defaults are the paper's for Amazon Beauty unless a field says otherwise."""
+"""Settings of the RaSeRec track. Defaults are the paper's for Amazon Beauty, unless a field says otherwise."""
 
 from typing import Literal
 
@@ -9,10 +9,10 @@ from rarec.training.fit import FitSettings
 
 
 class EncoderSettings(Settings):
-    """Shape of the sequence encoder (RaSeRec, section 4.1.4)."""
+    """The sequence encoder (RaSeRec, section 4.1.4)."""
 
     encoder: Literal["sasrec", "gru4rec", "bert4rec"] = Field(
-        default="sasrec", description="Backbone: causal transformer, recurrent network, or bidirectional transformer."
+        default="sasrec", description="Encoder: causal transformer, recurrent network, or bidirectional transformer."
     )
     dim: int = Field(default=64, ge=4, description="Width of item embeddings and user representations.")
     inner_dim: int = Field(default=256, ge=4, description="Width of the feed-forward layers.")
@@ -20,12 +20,12 @@ class EncoderSettings(Settings):
     heads: int = Field(default=2, ge=1, description="Attention heads; must divide dim.")
     hidden_dropout: float = Field(default=0.5, ge=0, lt=1, description="Dropout on embeddings and layer outputs.")
     attention_dropout: float = Field(default=0.5, ge=0, lt=1, description="Dropout on attention weights.")
-    max_length: int = Field(default=50, ge=1, description="Most items of a history that the encoder reads.")
+    max_length: int = Field(default=50, ge=1, description="Number of latest items of a history that the encoder reads.")
     context_stride: int = Field(
         default=1,
         ge=1,
-        description="For histories longer than max_length: the context starts at a multiple of this, so that it holds "
-        "max_length - context_stride + 1 to max_length items. 1 is the paper's rule; more is cheaper.",
+        description="For histories longer than max_length, the context starts at a multiple of this, so it holds "
+        "max_length - context_stride + 1 to max_length items. 1 is the paper's rule; larger values are cheaper.",
     )
 
     @model_validator(mode="after")
@@ -41,9 +41,11 @@ class PretrainSettings(EncoderSettings, FitSettings):
     """Stage 1: collaborative-based pre-training (RaSeRec, section 3.2)."""
 
     batch_size: int = Field(
-        default=256, ge=2, description="Prefixes a step over all processes (whole windows, so about this many)."
+        default=256,
+        ge=2,
+        description="Prefixes per step, over all processes; approximate, as steps hold whole windows.",
     )
-    contrastive_weight: float = Field(default=0.1, ge=0, description="Weight of the InfoNCE loss; 0 leaves it out.")
+    contrastive_weight: float = Field(default=0.1, ge=0, description="Weight of the InfoNCE loss; 0 turns it off.")
     temperature: float = Field(default=1.0, gt=0, description="InfoNCE temperature.")
     seed: int = Field(default=42, ge=0, description="Seed of weights, data order, positives and dropout.")
 
@@ -51,28 +53,26 @@ class PretrainSettings(EncoderSettings, FitSettings):
 class FinetuneSettings(FitSettings):
     """Stage 2: retrieval-augmented fine-tuning (RaSeRec, section 3.4)."""
 
-    memories: int = Field(default=20, ge=1, description="K, memories retrieved for each query and channel.")
+    memories: int = Field(default=20, ge=1, description="K, memories retrieved per query and channel.")
     alpha: float = Field(
-        default=0.5, ge=0, le=1, description="Share of the encoder's own representation in the output."
+        default=0.5, ge=0, le=1, description="Weight of the encoder's own representation in the output."
     )
     beta: float = Field(
         default=1.0,
         ge=0,
         le=1,
-        description="Share of channel 1 (similar users) in the retrieved part; 1 leaves channel 2 out.",
+        description="Weight of channel 1 (similar users) in the retrieved part; 1 turns channel 2 off.",
     )
     heads: int = Field(default=2, ge=1, description="Attention heads of the module; must divide the encoder's dim.")
     inner_dim: int = Field(default=256, ge=4, description="Width of the module's feed-forward layer.")
     dropout: float = Field(default=0.5, ge=0, lt=1, description="Dropout inside the module.")
-    batch_size: int = Field(default=1024, ge=1, description="Prefixes a step over all processes.")
+    batch_size: int = Field(default=1024, ge=1, description="Prefixes per step, over all processes.")
     seed: int = Field(default=42, ge=0, description="Seed of weights, data order and dropout.")
 
     @model_validator(mode="after")
     def _consistent(self) -> "FinetuneSettings":
         if self.alpha == 1:
-            raise ValueError(
-                "alpha = 1 leaves the retrieval-augmented module without effect; lower it, or use stage 1 alone"
-            )
+            raise ValueError("alpha = 1 gives the retrieval-augmented module no weight; lower it, or use stage 1 alone")
         return self
 
 

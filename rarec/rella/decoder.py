@@ -1,13 +1,15 @@
-"""Llama's forward pass on a CPU, cut down to what scoring asks: two logits behind every prompt.
+"""Llama's forward pass on a CPU, reduced to what scoring needs: two logits after each prompt.
 
-Its numbers are those of `transformers` (up to rounding), which spends most of a small model's time on passes over
-memory. Here
+The numbers equal those of `transformers` up to rounding, which spends most of a small model's time on passes over
+memory. Here:
 
-- the projections that read the same states are one product, and sums go into the product that precedes them;
-- the first layer's queries, keys and values, which depend on nothing but the token, are looked up;
-- the last layer asks for the last place only: nothing else of it is read;
-- queries and keys are rotated in place, as complex numbers;
-- batches are so small that their states stay in the processor's cache.
+- Projections that read the same states are one product, and sums are part of the product before them.
+- The first layer's queries, keys and values, which depend only on the token, are looked up.
+- The last layer is computed only for the last place of each prompt.
+- Queries and keys are rotated in place, as complex numbers.
+- Batches are so small that their states stay in the processor's cache.
+
+Shapes: B prompts of width l, T = B·l tokens, D width, H heads, S key and value heads, d width of a head.
 """
 
 from dataclasses import dataclass
@@ -21,20 +23,20 @@ from rarec.rella.language_model import PaddedBatch
 from rarec.training.engine import is_sharded
 
 KINDS = frozenset({"LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM"})
-MOST_PARAMETERS = 200_000_000  # weights are copied; with larger ones the products take all the time
+MOST_PARAMETERS = 200_000_000  # weights are copied; in larger models, products take all the time anyway
 BATCH_TOKENS = 2048
 
 
 @dataclass(frozen=True)
 class _Projection:
-    """x · weight + bias, the weight as (inputs, outputs)."""
+    """x · weight + bias, with a weight of shape (inputs, outputs)."""
 
     weight: Tensor
     bias: Tensor | None
 
     @classmethod
     def of(cls, *layers: Any) -> "_Projection":
-        """Several linear layers as one, their outputs side by side."""
+        """Several linear layers as one, with their outputs side by side."""
         weights = [_weight(layer) for layer in layers]
         biases = [layer.bias for layer in layers]
         joined = None
@@ -48,7 +50,7 @@ class _Projection:
         return cls(torch.cat(weights).T.contiguous(), joined)
 
     def outputs(self, start: int, end: int | None = None) -> "_Projection":
-        """Some of the outputs only."""
+        """Only some of the outputs."""
         return _Projection(self.weight[:, start:end], None if self.bias is None else self.bias[start:end])
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -63,7 +65,7 @@ class _Projection:
 
 @dataclass(frozen=True)
 class _Layer:
-    """Weights of a layer."""
+    """Weights of a layer, in the order in which they are used."""
 
     before: Tensor
     projected: _Projection  # queries, keys, values
@@ -77,7 +79,7 @@ class CpuDecoder:
     """A copy of a small Llama's weights, arranged for `answer_logits`."""
 
     def __init__(self, model: Any, answers: list[int]):
-        """See `cpu_decoder`, which knows what ``model`` must be like."""
+        """See `cpu_decoder`, which checks that ``model`` is suitable."""
         settings, decoder = model.config, model.model
         self._dim = settings.hidden_size
         self._heads, self._shared = settings.num_attention_heads, settings.num_key_value_heads
@@ -104,9 +106,9 @@ class CpuDecoder:
         self._first = first.projected(self._normalised(self._embedding, first.before))
 
     def _paired(self, projected: _Projection) -> _Projection:
-        """Queries and keys so ordered that what rotates together, i and i + d/2 of each head, are neighbours.
+        """Reorder queries and keys so that the pairs that rotate together, i and i + d/2 of each head, are neighbours.
 
-        It is the same order for both, so their inner products stay.
+        The order is the same for both, so their inner products stay the same.
         """
         turned = (self._heads + self._shared) * self._head_dim
         order = torch.arange(projected.weight.shape[1])
@@ -117,63 +119,63 @@ class CpuDecoder:
         return F.rms_norm(x, (self._dim,), weight, self._epsilon)
 
     def answer_logits(self, batch: PaddedBatch) -> Tensor:
-        """(B, answers) logits behind each prompt."""
+        """(B, answers) logits after each prompt."""
         count, width = batch.tokens.shape
         tokens = batch.tokens.flatten()
-        x = self._embedding.index_select(0, tokens)  # much faster than [tokens]
+        x = self._embedding.index_select(0, tokens)  # (T, D); much faster than [tokens]
         rotation = self._rotation(x, width)
         heads, shared = self._heads, self._shared
         for number, layer in enumerate(self._layers[:-1]):
             projected = (
                 layer.projected(self._normalised(x, layer.before)) if number else self._first.index_select(0, tokens)
             )
-            parts = projected.view(count, width, heads + 2 * shared, self._head_dim)
+            parts = projected.view(count, width, heads + 2 * shared, self._head_dim)  # (B, l, H + 2S, d)
             _rotate(parts[:, :, : heads + shared], rotation)
-            q, k, v = (part.transpose(1, 2) for part in parts.split([heads, shared, shared], 2))
+            q, k, v = (part.transpose(1, 2) for part in parts.split([heads, shared, shared], 2))  # (B, H or S, l, d)
             attended = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=heads != shared)
             self._finish(layer, x, attended.transpose(1, 2).reshape(len(x), -1))
         return self._last(x, batch, rotation)
 
     def _last(self, x: Tensor, batch: PaddedBatch, rotation: Tensor) -> Tensor:
-        """The last layer, of which only the place behind each prompt is wanted."""
+        """The last layer, computed only for the last place of each prompt."""
         count, width = batch.tokens.shape
         layer, place = self._layers[-1], batch.lengths - 1
         split = self._heads * self._head_dim
         normalised = self._normalised(x, layer.before)
         parts = layer.projected.outputs(split)(normalised).view(count, width, 2 * self._shared, self._head_dim)
         _rotate(parts[:, :, : self._shared], rotation)
-        k, v = (part.transpose(1, 2) for part in parts.split(self._shared, 2))
-        rows = torch.arange(count) * width + place
+        k, v = (part.transpose(1, 2) for part in parts.split(self._shared, 2))  # (B, S, l, d) each
+        rows = torch.arange(count) * width + place  # (B,) the last token of each prompt
         q = layer.projected.outputs(0, split)(normalised[rows]).view(count, 1, self._heads, self._head_dim)
         _rotate(q, rotation[0, place, None])
         attended = F.scaled_dot_product_attention(
             q.transpose(1, 2), k, v, attn_mask=batch.mask[:, None, None], enable_gqa=self._heads != self._shared
         )
-        x = x[rows]
+        x = x[rows]  # (B, D)
         self._finish(layer, x, attended.reshape(count, -1))
         return self._normalised(x, self._norm) @ self._answers
 
     def _finish(self, layer: _Layer, x: Tensor, attended: Tensor) -> None:
-        """What a layer adds to the states ``x`` after its attention."""
+        """Add to the states ``x`` what a layer does after its attention."""
         layer.attended.add_to(x, attended)
         gate, up = layer.gated(self._normalised(x, layer.between)).chunk(2, -1)
         layer.fed.add_to(x, F.silu(gate).mul_(up))
 
     def _rotation(self, x: Tensor, width: int) -> Tensor:
-        """(1, l, 1, d/2) complex numbers by which queries and keys are turned at each place."""
+        """(1, l, 1, d/2) complex numbers that rotate queries and keys at each place."""
         cosine, sine = self._rotary(x, torch.arange(width)[None])
         half = self._head_dim // 2
         return torch.complex(cosine[:, :, None, :half], sine[:, :, None, :half])
 
 
 def cpu_decoder(model: Any, answers: list[int], longest: int) -> CpuDecoder | None:
-    """The decoder for a model of transformers, with or without LoRA adapter; None for one of another form.
+    """The decoder for a model of transformers, with or without LoRA adapter; None if the model is not suitable.
 
     Args:
-        answers: tokens whose logits are wanted.
-        longest: tokens of the longest prompt.
+        answers: Tokens whose logits are needed.
+        longest: Number of tokens of the longest prompt.
     """
-    # A model of transformers may bear adapters itself, by its own `add_adapter`: then it is the base.
+    # A model with adapters from transformers' own `add_adapter` is itself the base.
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     if type(base).__name__ not in KINDS or getattr(base, "is_quantized", False):
         return None
@@ -198,7 +200,7 @@ def cpu_decoder(model: Any, answers: list[int], longest: int) -> CpuDecoder | No
 
 
 def _weight(layer: Any) -> Tensor:
-    """(outputs, inputs) weight of a linear layer, its LoRA adapter included."""
+    """(outputs, inputs) weight of a linear layer, including its LoRA adapter."""
     if not hasattr(layer, "base_layer"):
         return layer.weight
     weight = layer.base_layer.weight
@@ -210,5 +212,5 @@ def _weight(layer: Any) -> Tensor:
 
 
 def _rotate(x: Tensor, rotation: Tensor) -> None:
-    """Turn neighbouring pairs of (..., d) in place."""
+    """Rotate neighbouring pairs of (..., d) in place."""
     torch.view_as_complex(x.unflatten(-1, (-1, 2))).mul_(rotation)

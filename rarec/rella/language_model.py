@@ -1,7 +1,7 @@
-"""Language models from where they are: a hub, a folder, or made here from the data.
+"""Language models: from a hub, from a folder, or trained here on the data.
 
-A model folder holds what `transformers` writes (config.json, weights as safetensors, tokenizer files), so every later
-stage loads one in the same way, whatever it came from.
+A model folder holds what `transformers` writes: config.json, weights as safetensors, and the tokenizer's files. So all
+later stages load models in the same way, wherever they come from.
 """
 
 import hashlib
@@ -32,66 +32,65 @@ HUB = re.compile(r"^hub:(?P<name>[\w.-]+(?:/[\w.-]+)?)@(?P<revision>[\w./-]+)$")
 
 
 class LanguageModelSettings(Settings):
-    """Which language model reads the prompts, and how large a one is made here."""
+    """Which language model reads the prompts; and the size and training of one that is trained here."""
 
     source: str = Field(
         default=SCRATCH,
         description="`hub:<name>@<revision>`, `path:<folder>`, or `scratch`: a small Llama trained here on the "
-        "catalogue and the training split's histories.",
+        "catalogue and the training histories.",
     )
     max_tokens: int = Field(
-        default=2048, ge=32, description="Longest prompt; a model that reads less sets its own limit."
+        default=2048, ge=32, description="Most tokens of a prompt; the model's own limit applies if it is lower."
     )
     quantisation: Quantisation = Field(
-        default="none", description="Form in which the weights are held: none, 8bit, nf4 (the latter on a GPU only)."
+        default="none", description="Quantisation of the weights; 8bit and nf4 need a GPU."
     )
-    vocabulary: int = Field(default=4096, ge=300, description="scratch: tokens of its byte-level BPE tokenizer.")
+    vocabulary: int = Field(default=4096, ge=300, description="scratch: size of the byte-level BPE vocabulary.")
     dim: int = Field(default=128, ge=8, description="scratch: width.")
     layers: int = Field(default=4, ge=1, description="scratch: layers.")
     heads: int = Field(default=4, ge=1, description="scratch: attention heads; must divide dim.")
-    behaviours: int = Field(default=30, ge=1, description="scratch: behaviours in one piece of history it reads.")
+    behaviours: int = Field(default=30, ge=1, description="scratch: behaviours per piece of history.")
     epochs: int = Field(
         default=10,
         ge=1,
-        description="scratch: passes over descriptions and histories, or over random parts of them; see tokens.",
+        description="scratch: passes over descriptions and histories, or over random parts of them (see tokens).",
     )
     tokens: int = Field(
         default=12_000_000,
         ge=1,
-        description="scratch: most tokens it reads in all, at least epochs times max_tokens; where the epochs have "
-        "more, each reads the descriptions (within half of its share) and a random part of the histories.",
+        description="scratch: most tokens to read in total, at least epochs times max_tokens. If the data have more, "
+        "each epoch reads the descriptions (at most half of its tokens) and a random part of the histories.",
     )
-    batch_tokens: int = Field(default=8192, ge=64, description="scratch: tokens a training step.")
-    learning_rate: float = Field(default=2e-3, gt=0, description="scratch: AdamW's highest learning rate.")
-    dropout: float = Field(default=0.0, ge=0, lt=1, description="scratch: dropout of attention weights.")
-    seed: int = Field(default=42, ge=0, description="scratch: seed of weights and order.")
+    batch_tokens: int = Field(default=8192, ge=64, description="scratch: tokens per training step.")
+    learning_rate: float = Field(default=2e-3, gt=0, description="scratch: peak learning rate of AdamW.")
+    dropout: float = Field(default=0.0, ge=0, lt=1, description="scratch: dropout on attention weights.")
+    seed: int = Field(default=42, ge=0, description="scratch: seed of weights and data order.")
 
     @model_validator(mode="after")
     def _consistent(self) -> "LanguageModelSettings":
         if self.source != SCRATCH and not self.source.startswith("path:") and not HUB.match(self.source):
             raise ValueError(
-                f"source = {self.source!r} is none of scratch, path:<folder> and hub:<name>@<revision> (a hub model "
-                "needs its revision, so that the same one is read next week)"
+                f"source = {self.source!r} must be scratch, path:<folder> or hub:<name>@<revision> (with a revision, "
+                "as the model must not change)"
             )
         if self.dim % (2 * self.heads):
-            raise ValueError(f"dim = {self.dim} is not an even multiple of heads = {self.heads}")
+            raise ValueError(f"dim = {self.dim} must be an even multiple of heads = {self.heads}")
         if self.source == SCRATCH and self.tokens < self.epochs * self.max_tokens:
             raise ValueError(
-                f"tokens = {self.tokens} is less than one text of max_tokens = {self.max_tokens} in each of epochs = "
-                f"{self.epochs}; raise tokens to {self.epochs * self.max_tokens}, or lower the others"
+                f"tokens = {self.tokens} is less than epochs = {self.epochs} times max_tokens = {self.max_tokens}; "
+                f"raise tokens to {self.epochs * self.max_tokens}, or lower the others"
             )
         return self
 
 
 @dataclass(frozen=True)
 class ModelReference:
-    """Which language model a data set's prompts go to, and where its files are.
+    """The language model of a data set, and where its files are.
 
     Attributes:
-        source: as in the settings.
-        revision: what pins the source: a hub's commit, or the hash of a folder's files.
-        folder: where its files are now.
-        quantisation, max_tokens: as in the settings.
+        source, quantisation, max_tokens: As in the settings.
+        revision: What pins the source: a commit of the hub, or the hash of a folder's files.
+        folder: Where the files are now.
     """
 
     source: str
@@ -101,17 +100,17 @@ class ModelReference:
     max_tokens: int
 
     def save(self, artifact: Path) -> None:
-        """Write the reference into ``artifact``, which holds a scratch model's files itself."""
+        """Write the reference into ``artifact``, which itself holds the files of a model that was trained here."""
         record: dict[str, Any] = {"source": self.source, "revision": self.revision}
         record |= {"quantisation": self.quantisation, "max_tokens": self.max_tokens}
         (artifact / REFERENCE).write_text(json.dumps(record, indent=1))
 
     @classmethod
     def open(cls, artifact: Path, cache: Path | None = None) -> "ModelReference":
-        """Read what `save` wrote, fetching the model again where this machine has not got it.
+        """Read what `save` wrote; fetch the model if this machine does not have it.
 
         Raises:
-            InputError: it cannot be had, or is another one by now.
+            InputError: The model cannot be fetched, or has changed.
         """
         record = json.loads((artifact / REFERENCE).read_text())
         folder = artifact
@@ -121,8 +120,8 @@ class ModelReference:
             folder, revision = fetch(record["source"], cache)
             if revision != record["revision"]:
                 raise InputError(
-                    f"{folder} holds other files ({revision}) than when `base_language_model` was materialised "
-                    f"({record['revision']}); materialise it again, or put the former files back"
+                    f"the files in {folder} ({revision}) have changed since `base_language_model` was materialised "
+                    f"({record['revision']}); materialise it again, or restore the files"
                 )
         return cls(**record, folder=folder)
 
@@ -135,24 +134,24 @@ class ModelReference:
         return load_model(self.folder, device, self.quantisation)
 
     def context_length(self) -> int:
-        """Longest prompt that both the setting and the model allow."""
+        """Most tokens of a prompt that both the setting and the model allow."""
         from transformers import AutoConfig
 
         return context_length(AutoConfig.from_pretrained(self.folder), self.max_tokens)
 
 
 def fetch(source: str, cache: Path | None = None) -> tuple[Path, str]:
-    """The folder of a model from a hub or a path, and what pins it: the commit, or the hash of the folder's files.
+    """The folder of a model from a hub or a path, and its revision: the commit, or the hash of the folder's files.
 
     Raises:
-        InputError: there is no such model, or it cannot be reached; says how to provide it.
+        InputError: There is no such model, or it cannot be reached. The message says how to provide it.
     """
     if source.startswith("path:"):
         folder = Path(source.removeprefix("path:")).expanduser()
         if not (folder / "config.json").is_file():
             raise InputError(
-                f"{source}: {folder} holds no language model (config.json is missing); put a folder there as "
-                "`save_pretrained` of transformers writes it"
+                f"{source}: {folder} does not hold a language model (config.json is missing); put one there, as "
+                "written by `save_pretrained` of transformers"
             )
         return folder, hash_of(folder)
     match = HUB.match(source)
@@ -169,14 +168,14 @@ def fetch(source: str, cache: Path | None = None) -> tuple[Path, str]:
         )
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         raise InputError(
-            f"{source} cannot be had: {one_line(error)}. Check name and revision; where this machine has no way to "
+            f"{source} cannot be downloaded: {one_line(error)}. Check name and revision. If this machine cannot reach "
             "the hub, copy the model's folder here and set source = path:<folder>"
         ) from error
-    return folder, folder.name  # a snapshot's folder is called by its commit
+    return folder, folder.name  # a snapshot's folder is named after its commit
 
 
 def hash_of(folder: Path) -> str:
-    """Hash of a folder's files and their names."""
+    """Hash over the files of a folder and their names."""
     files = {file.name: sha256_of(file) for file in sorted(folder.iterdir()) if file.is_file()}
     return hashlib.sha256(json.dumps(files).encode()).hexdigest()[:32]
 
@@ -185,7 +184,7 @@ def load_tokenizer(folder: Path) -> Any:
     """The folder's tokenizer.
 
     Raises:
-        InputError: there is none, or one that does not tell where in the text its tokens stand.
+        InputError: There is none, or it is a slow one, which does not tell the positions of its tokens in the text.
     """
     from transformers import AutoTokenizer
 
@@ -194,21 +193,21 @@ def load_tokenizer(folder: Path) -> Any:
     except (OSError, ValueError) as error:
         raise InputError(f"{folder}: the tokenizer cannot be read: {one_line(error)}") from error
     if not tokenizer.is_fast:
-        raise InputError(f"{folder}: the tokenizer is a slow one; save the model with a tokenizer.json")
+        raise InputError(f"{folder}: slow tokenizers are not supported; save the model with a tokenizer.json")
     return tokenizer
 
 
 def load_model(folder: Path, device: torch.device, quantisation: Quantisation = "none") -> Any:
-    """The folder's causal language model in evaluation mode; bfloat16 on a GPU, float32 on a CPU.
+    """The folder's causal language model in evaluation mode, in bfloat16 on a GPU and float32 on a CPU.
 
     Raises:
-        InputError: weights are missing or damaged, the model reads in both directions, or a quantised form is asked of
-            a machine without bitsandbytes or a GPU.
+        InputError: Weights are missing or damaged, the model is bidirectional, or quantisation is not possible on this
+            machine.
     """
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
     from transformers.utils import logging
 
-    logging.disable_progress_bar()  # whoever waits has our own lines
+    logging.disable_progress_bar()  # we report progress ourselves
 
     options: dict[str, Any] = {"dtype": torch.bfloat16 if device.type == "cuda" else torch.float32}
     if quantisation != "none":
@@ -218,33 +217,32 @@ def load_model(folder: Path, device: torch.device, quantisation: Quantisation = 
             if quantisation == "8bit"
             else BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)
         )
-    if device.type == "cuda":  # straight there: ranks need no room for a whole model each in the machine's memory
+    if device.type == "cuda":  # load there directly: the machine's memory need not hold a model for each rank
         options["device_map"] = {"": device}
     try:
         model = AutoModelForCausalLM.from_pretrained(folder, **options)
     except (OSError, ValueError, SafetensorError) as error:
         raise InputError(
-            f"{folder}: the language model cannot be read: {one_line(error)}. The folder needs its weights as "
-            "*.safetensors"
+            f"{folder}: the language model cannot be read: {one_line(error)}. Its weights must be *.safetensors files"
         ) from error
     if quantisation == "none":
         torch.nn.Module.to(model, device)
     model.eval()
     if not _is_causal(model):
         raise InputError(
-            f"{folder}: the language model reads in both directions (a later token changes what it says behind an "
-            "earlier one), so it cannot score prompts; use a causal one"
+            f"{folder}: the language model is bidirectional (later tokens change its output at earlier ones), so it "
+            "cannot score prompts; use a causal one"
         )
     return model
 
 
 @torch.no_grad()
 def _is_causal(model: Any) -> bool:
-    """Whether later tokens change nothing before them; encoders like BERT are loaded as causal models, too."""
+    """Whether later tokens leave the output at earlier ones unchanged. Encoders like BERT load as causal models."""
     last = model.get_input_embeddings().weight.shape[0] - 1
     tokens = torch.tensor([[0] + [1] * 7, [0] + [last] * 7], device=model.device)
     one, other = model(input_ids=tokens, use_cache=False).logits[:, 0].float()
-    # Equal up to rounding, which may differ between the rows of a product.
+    # Equal up to rounding, which may differ between rows of a product.
     tolerance = 1e-4 if model.dtype == torch.float32 else 2e-2
     return not bool((one - other).abs().max() > tolerance * one.abs().max())
 
@@ -254,7 +252,7 @@ def _require_bitsandbytes(device: torch.device, quantisation: str) -> None:
 
     if device.type != "cuda" or find_spec("bitsandbytes") is None:
         raise InputError(
-            f"quantisation = {quantisation} needs a GPU and the package bitsandbytes; set quantisation = none here"
+            f"quantisation = {quantisation} needs a GPU and the package bitsandbytes; set quantisation = none"
         )
 
 
@@ -267,16 +265,18 @@ class Answers:
 
     @property
     def tokens(self) -> list[int]:
-        """No, then yes: the label is the index."""
+        """No, then yes, so that the label is the index."""
         return [self.no, self.yes]
 
 
 def find_answers(tokenizer: Any, yes: str, no: str) -> Answers:
-    """The first tokens of both answers as they stand behind a prompt: with a space before them, else without; the
-    other way round where what a chat template puts behind a prompt ends in white space.
+    """The first tokens of both answers after a prompt.
+
+    Answers with a space before them are tried first, then answers without; the other way round if a chat template ends
+    prompts with white space.
 
     Raises:
-        InputError: in neither form are both a single token.
+        InputError: In neither form are both answers a single token.
     """
     behind = frame_texts(tokenizer)[1]
     for blank in ("", " ") if behind and behind[-1].isspace() else (" ", ""):
@@ -285,13 +285,13 @@ def find_answers(tokenizer: Any, yes: str, no: str) -> Answers:
         if known and pair[0] != pair[1]:
             return Answers(pair[0][0], pair[1][0])
     raise InputError(
-        f"the tokenizer has no single token for {yes!r} and {no!r}, with or without a space before it; set `yes` and "
-        "`no` of the template to words that it has"
+        f"the tokenizer has no single tokens for {yes!r} and {no!r}, with or without a space before them; set the "
+        "template's `yes` and `no` to words that it has"
     )
 
 
 def context_length(model_config: Any, max_tokens: int) -> int:
-    """Longest prompt that both the setting and the model allow."""
+    """Most tokens of a prompt that both the setting and the model allow."""
     for name in ("max_position_embeddings", "n_positions"):
         most = getattr(model_config, name, None)
         if most:
@@ -301,10 +301,10 @@ def context_length(model_config: Any, max_tokens: int) -> int:
 
 @dataclass(frozen=True)
 class PaddedBatch:
-    """Prompts as a rectangle, padded on the right: no token of a causal model sees what comes behind it.
+    """Prompts as a rectangle, padded on the right.
 
-    So a model gets no attention mask: attention without one is faster everywhere. `mask` is for means over places, and
-    for an attention that the last place alone asks for.
+    Tokens of a causal model do not see what comes after them, so the model needs no attention mask, and attention is
+    faster without one. `mask` is for means over places, and for attention from the last place alone.
 
     Attributes:
         tokens: (B, l) int64.
@@ -321,7 +321,7 @@ class PaddedBatch:
 
 
 def pad(tokens: np.ndarray, lengths: np.ndarray, rows: np.ndarray, device: torch.device) -> PaddedBatch:
-    """The prompts numbered ``rows`` of those that lie end to end in ``tokens``."""
+    """A batch of the prompts ``rows`` out of the concatenated ``tokens``."""
     chosen = lengths[rows]
     starts = (np.cumsum(lengths) - lengths)[rows]
     place = np.arange(int(chosen.max(initial=0)))
@@ -332,9 +332,9 @@ def pad(tokens: np.ndarray, lengths: np.ndarray, rows: np.ndarray, device: torch
 
 
 def last_logits(model: Any, batch: PaddedBatch) -> Tensor:
-    """(B, V) logits behind each prompt; those of other places are not computed.
+    """(B, V) logits after each prompt. Logits of other places are not computed.
 
-    One thread at a time: a hook of the output layer is run by all threads that call the model.
+    One thread at a time, as a hook of the output layer runs in all threads that call the model.
     """
     rows = torch.arange(len(batch.tokens), device=batch.tokens.device)
 

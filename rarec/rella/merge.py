@@ -1,4 +1,4 @@
-"""`python -m rarec.rella.merge`: a language model with its adapter merged in, as one folder that needs no PEFT."""
+"""`python -m rarec.rella.merge`: merge an adapter into its language model, as one folder that needs no PEFT."""
 
 import argparse
 import json
@@ -18,21 +18,21 @@ def merge(base_language_model: Path, adapter: Path, output: Path, cache: Path | 
     """Write the merged model and its tokenizer into ``output``, as `save_pretrained` of transformers does.
 
     Args:
-        base_language_model: artifact of the asset of this name.
-        adapter: a folder of the artifact of `lora_checkpoint`.
-        cache: where models of a hub are; by default where the hub's own client keeps them.
+        base_language_model: Artifact of the asset of this name.
+        adapter: A folder in the artifact of `lora_checkpoint`.
+        cache: Where models from a hub are kept; by default where the hub's own client keeps them.
 
     Raises:
-        InputError: the adapter was tuned on another language model, a folder holds something else, or ``output`` holds
-            something.
+        InputError: The adapter was tuned on another language model, a folder holds something else, or ``output`` is not
+            empty.
     """
     if output.exists() and any(output.iterdir()):
-        raise InputError(f"{output} holds files; name a folder that is empty or does not exist")
+        raise InputError(f"{output} is not empty; name a folder that is empty or does not exist")
     if not (base_language_model / REFERENCE).is_file():
-        raise InputError(f"{base_language_model} holds no language model's artifact ({REFERENCE} is missing)")
+        raise InputError(f"{base_language_model} is not an artifact of base_language_model ({REFERENCE} is missing)")
     if not (adapter / TUNING).is_file():
         raise InputError(
-            f"{adapter} holds no adapter ({TUNING} is missing); name one of the folders in lora_checkpoint's artifact"
+            f"{adapter} is not an adapter ({TUNING} is missing); name a folder in the artifact of lora_checkpoint"
         )
     reference = ModelReference.open(base_language_model, cache)
     tuned_on = json.loads((adapter / TUNING).read_text())["base"]
@@ -44,9 +44,9 @@ def merge(base_language_model: Path, adapter: Path, output: Path, cache: Path | 
 
 
 def identities(artifact: Path) -> list[str]:
-    """What the fingerprint of an artifact in this folder may be, the likeliest first.
+    """Possible fingerprints of an artifact in this folder, the most likely first.
 
-    Its manifest tells. A remote store's files lie here without it, in `<fingerprint>/<data version>`.
+    The manifest tells it. Files from a remote store are here without a manifest, in `<fingerprint>/<data version>`.
     """
     folder, manifest = artifact.resolve(), artifact / MANIFEST
     told = [json.loads(manifest.read_text())["fingerprint"]] if manifest.is_file() else []
@@ -54,14 +54,14 @@ def identities(artifact: Path) -> list[str]:
 
 
 def hub_cache() -> Path | None:
-    """Where assets keep the models of a hub: under RAREC_HOME, else under `.rarec` here; None if that is not there."""
+    """Where assets keep models from a hub: under RAREC_HOME, or `.rarec` in this folder; None if there is none."""
     home = os.environ.get("RAREC_HOME", "").strip() or ".rarec"
     cache = Path(home).expanduser() / "cache" / "hub"
     return cache if cache.is_dir() else None
 
 
 def main() -> None:
-    """Read the folders from the command line."""
+    """Merge the folders that the command line names."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("base_language_model", type=Path, help="artifact folder of base_language_model")
     parser.add_argument("adapter", type=Path, help="folder of the adapter in the artifact of lora_checkpoint")
@@ -70,7 +70,7 @@ def main() -> None:
         "--cache",
         type=Path,
         default=hub_cache(),
-        help="where models of a hub are (default: cache/hub under RAREC_HOME or .rarec, if there; now: %(default)s)",
+        help="where models from a hub are kept (default: cache/hub under RAREC_HOME or .rarec; now: %(default)s)",
     )
     arguments = parser.parse_args()
     try:

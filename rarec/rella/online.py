@@ -1,4 +1,4 @@
-"""The tuned model for single questions: who, what they have rated, and an item that they may like."""
+"""A tuned model for single questions: will this user, with this history, like this item?"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -30,15 +30,15 @@ BATCH_TOKENS = 16_384
 
 @dataclass(frozen=True)
 class OnlineModel:
-    """A language model with its adapter, and all that its prompts are made of.
+    """A language model with its adapter, and everything that its prompts are made of.
 
     Attributes:
-        model, tokenizer: of transformers, the adapter on.
-        items, users: the clean tables.
+        model, tokenizer: From transformers, with the adapter.
+        items, users: The clean tables.
         vectors: (I, D) semantic item vectors.
-        template: wording.
-        behaviours: K of the retrieved histories.
-        limit: tokens of the longest prompt.
+        template: Wording of prompts.
+        behaviours: K, behaviours of a retrieved history.
+        limit: Most tokens of a prompt.
     """
 
     model: Any
@@ -54,11 +54,16 @@ class OnlineModel:
     def load(
         cls, folders: Mapping[str, Path], base: str, template: Template, behaviours: int, cache: Path | None = None
     ) -> "OnlineModel":
-        """From the artifact folders of `base_language_model`, `item_catalog`, `user_profiles`, `semantic_item_vectors`
-        and that of the ``adapter``; ``cache``: where models of a hub lie, the hub's own folder if None.
+        """Load a model from artifact folders.
+
+        Args:
+            folders: Those of `base_language_model`, `item_catalog`, `user_profiles`, `semantic_item_vectors`, and of
+                the ``adapter``.
+            base: Fingerprint of the language model.
+            cache: Where models from a hub are kept; by default the folder of the hub's own client.
 
         Raises:
-            InputError: the adapter was tuned on another language model than ``base``.
+            InputError: The adapter was tuned on another language model than ``base``.
         """
         reference = ModelReference.open(folders["base_language_model"], cache)
         return cls(
@@ -72,7 +77,7 @@ class OnlineModel:
             reference.context_length(),
         )
 
-    # Made once: a catalogue may hold many more items than a request.
+    # Kept: a catalogue may hold many more items than a request.
     @cached_property
     def item_rows(self) -> IdLookup:
         """The catalogue's ids."""
@@ -80,7 +85,7 @@ class OnlineModel:
 
     @cached_property
     def user_rows(self) -> IdLookup:
-        """The ids of the users whose profiles are known."""
+        """The ids of users with a profile."""
         return IdLookup(self.users["user_id"])
 
     def predict(
@@ -93,7 +98,7 @@ class OnlineModel:
         """(B,) probabilities that users like their targets.
 
         Raises:
-            InputError: an unknown target, or another number of ratings than of behaviours.
+            InputError: A target is unknown, or the numbers of ratings and behaviours differ.
         """
         wanted = self.item_rows.rows(targets)
         if (wanted < 0).any():
@@ -122,15 +127,15 @@ class OnlineModel:
         batch_tokens: int = BATCH_TOKENS,
         report: ReportProgress = quiet,
     ) -> Float64Array:
-        """(B,) probabilities that interactions are likes, each from what the same user did before it.
+        """(B,) probabilities that interactions are likes, each given what the same user did before.
 
         Args:
-            users: (U,) rows in the table of users, -1 for somebody unknown.
+            users: (U,) rows in the table of users, -1 for unknown users.
             items, ratings: (M,) row in the catalogue and rating of each interaction, sorted by (user, time).
             offsets: (U + 1,) where each user's interactions begin.
-            position: (B,) the interactions asked about.
+            position: (B,) the interactions to predict.
         """
-        # Parts are made of the items in question only: a catalogue may hold many more.
+        # Parts are made only of the items in question: a catalogue may hold many more.
         used, item_index = np.unique(items, return_inverse=True)
         people = self.users.reindex(users).reset_index(drop=True)
         parts = build_parts(self.template, self.items.iloc[used], people, item_index, ratings)

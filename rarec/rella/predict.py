@@ -1,4 +1,4 @@
-"""Predictions of validation and test samples: before tuning and by every adapter, recent and retrieved histories."""
+"""Predictions for validation and test samples: zero-shot and by each adapter, with recent and retrieved histories."""
 
 import json
 import os
@@ -34,15 +34,15 @@ SCORED: tuple[Split, ...] = ("valid", "test")
 
 
 class PredictionSettings(Settings):
-    """How much is predicted, and in what portions."""
+    """How many samples to predict, and in what batches."""
 
     valid_samples: int = Field(default=10_000, ge=2, description="Most validation samples, drawn with the seed.")
     test_samples: int = Field(default=100_000, ge=2, description="Most test samples, drawn with the seed.")
     batch_tokens: int = Field(
         default=16_384,
         ge=64,
-        description="Most tokens of a padded batch of prompts; 2,048 at most for small models of Llama's form on a "
-        "CPU, whose states then stay in the processor's cache.",
+        description="Most tokens of a padded batch of prompts. Small Llamas on a CPU use at most 2,048, whose states "
+        "stay in the processor's cache.",
     )
     seed: int = Field(default=42, ge=0, description="Seed of the draws.")
 
@@ -52,12 +52,12 @@ class PredictionSettings(Settings):
 
 
 def untuned(history: History) -> str:
-    """What predictions of the language model without adapter are called."""
+    """Name of predictions by the language model without adapter."""
     return f"{ZERO_SHOT}, {history}"
 
 
 def comparisons(variants: Sequence[Variant]) -> list[tuple[str, str]]:
-    """(baseline, candidate) of each question: does tuning help, does retrieval help, does the mixture help; by seed."""
+    """(baseline, candidate) for each question: does tuning, retrieval, or mixing both histories help?"""
     pairs = [(untuned("recent"), untuned("retrieved")), (untuned("retrieved"), variants[0].label("retrieved"))]
     for mixed in (variant for variant in variants if variant.mode == "mixed"):
         pairs.append((mixed.label("recent"), mixed.label("retrieved")))
@@ -71,7 +71,7 @@ def comparisons(variants: Sequence[Variant]) -> list[tuple[str, str]]:
 
 @dataclass(frozen=True)
 class Predictor:
-    """A language model with what its prompts need."""
+    """Everything that a language model's prompts need."""
 
     source: PromptSource
     prompts: PromptTokens
@@ -82,7 +82,7 @@ class Predictor:
     def predict(
         self, model: Any, samples: np.ndarray, history: History, report: Callable[..., None]
     ) -> tuple[np.ndarray, int]:
-        """(n,) probabilities of yes, and how many behaviours were left out for the token limit."""
+        """(n,) probabilities of yes, and how many behaviours were left out because of the token limit."""
         rows = self.source.rows(samples, history == "retrieved")
         probability, dropped = score(model, self.prompts, rows, self.answers, self.device, self.batch_tokens, report)
         return probability, int(dropped.sum())
@@ -97,13 +97,15 @@ def predict_all(
     report: Callable[..., None],
     kept: Path,
 ) -> tuple[dict[Split, dict[str, np.ndarray]], dict[str, float]]:
-    """Probabilities by split and model, and figures on how it went: prompts, how many of them were scored now and in
-    how many seconds, behaviours dropped.
+    """Predict all samples with the language model as it is and with each adapter.
+
+    Returns probabilities by split and model; and the number of prompts, how many of them were scored now and in how
+    many seconds, and how many behaviours were dropped.
 
     Args:
-        model: the language model without adapter.
-        base: its identity.
-        kept: folder in which each split's probabilities of each model are kept; what a call finds there it takes.
+        model: The language model without adapter.
+        base: Its fingerprint.
+        kept: Folder that keeps the probabilities of each model and split. What is there already is not computed again.
     """
     predictions: dict[Split, dict[str, np.ndarray]] = {split: {} for split in samples}
     dropped = prompts = scored = 0
@@ -135,7 +137,7 @@ def predict_all(
 
 
 def _read(file: Path) -> tuple[np.ndarray, int] | None:
-    """What an attempt before this one has left there, if it can be read."""
+    """What an earlier attempt left, if it can be read."""
     try:
         with np.load(file) as kept:
             return kept["probability"], int(kept["dropped"])
@@ -147,7 +149,7 @@ def _read(file: Path) -> tuple[np.ndarray, int] | None:
 
 
 def _write(file: Path, probability: np.ndarray, dropped: int) -> None:
-    """Whole or not at all, also when the machine fails."""
+    """Write all or nothing, even if the machine fails."""
     beside = file.with_suffix(".new")
     with beside.open("wb") as stream:
         np.savez(stream, probability=probability, dropped=dropped)
@@ -166,17 +168,15 @@ class Adapter(Settings):
 class PredictJob(PromptJob):
     """Score samples with the language model as it is and with each adapter."""
 
-    module = "rarec.rella.predict"
-
     settings: PredictionSettings
     adapters: tuple[Adapter, ...]
 
 
 def gather_predictions(folder: Path, samples: CtrSamples, settings: PredictionSettings) -> dict[Split, pd.DataFrame]:
-    """Put the ranks' shares together as ``<split>.parquet``, with labels, in the order of the samples.
+    """Combine the ranks' shares into ``<split>.parquet``, with labels, in the order of the samples.
 
     Raises:
-        RuntimeError: the share of a rank is missing.
+        RuntimeError: The share of a rank is missing.
     """
     tables: dict[Split, pd.DataFrame] = {}
     for split in SCORED:
@@ -185,7 +185,8 @@ def gather_predictions(folder: Path, samples: CtrSamples, settings: PredictionSe
         asked = draw(samples, split, settings.most(split), settings.seed)
         if not np.array_equal(table["sample"], asked):
             raise RuntimeError(
-                f"{len(table)} of {len(asked)} {split} predictions came back from the workers' {len(shares)} shares"
+                f"{len(table)} of {len(asked)} {split} predictions came back from the workers' {len(shares)} shares; "
+                "run again, which keeps what is finished"
             )
         table.insert(1, "label", samples.label[table["sample"].to_numpy()])
         table.to_parquet(folder / f"{split}.parquet", index=False)
@@ -196,7 +197,7 @@ def gather_predictions(folder: Path, samples: CtrSamples, settings: PredictionSe
 
 
 def gather_facts(folder: Path) -> list[dict[str, float]]:
-    """What each rank left about its work; the files are removed."""
+    """What each rank reported about its work. The files are removed."""
     files = sorted(folder.glob("facts-*.json"))
     facts = [json.loads(file.read_text()) for file in files]
     for file in files:

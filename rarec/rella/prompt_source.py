@@ -1,4 +1,4 @@
-"""Prompts of samples: which parts stand in the prompt of a sample with its recent or its retrieved history."""
+"""The prompts of samples, with their recent or their retrieved histories, as part numbers."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,13 +23,13 @@ RECENT, RETRIEVED = "recent.npy", "retrieved.npy"
 
 @dataclass(frozen=True)
 class PromptSource:
-    """All samples of a data set and the two histories of each.
+    """All samples of a data set, and the two histories of each.
 
     Attributes:
-        samples: targets, labels and splits.
+        samples: Targets, labels and splits.
         items: (M,) item of each interaction, sorted by (user, time).
-        parts: what prompts are made of.
-        recent, retrieved: (N, K) distances of the behaviours kept from the target, 0 for none.
+        parts: What prompts are made of.
+        recent, retrieved: (N, K) distances of the behaviours of both histories from the target, 0 for none.
     """
 
     samples: CtrSamples
@@ -114,7 +114,7 @@ def open_prompts(
 
 
 def save_histories(folder: Path, samples: CtrSamples, items: IntArray, vectors: Float32Array, k: int) -> None:
-    """Write both histories of every sample with k behaviours, whatever the artifacts' number is.
+    """Write both histories of all samples with k behaviours, whatever number the artifacts have.
 
     Args:
         items: (M,) item of each interaction, sorted by (user, time).
@@ -125,12 +125,12 @@ def save_histories(folder: Path, samples: CtrSamples, items: IntArray, vectors: 
 
 
 def save_recent(folder: Path, samples: CtrSamples, k: int) -> Distances:
-    """Write and return the k latest behaviours before every sample's target; see `recent_behaviours`."""
+    """Write and return the k latest behaviours before each target; see `recent_behaviours`."""
     return _written(folder / RECENT, samples, k, partial(recent_behaviours, samples.offsets, samples.position, k))
 
 
 def save_retrieved(folder: Path, samples: CtrSamples, items: IntArray, vectors: Float32Array, k: int) -> Distances:
-    """Write and return the k most similar ones; see `retrieve_behaviours`."""
+    """Write and return the k behaviours most similar to each target; see `retrieve_behaviours`."""
     fill = partial(retrieve_behaviours, vectors, items, samples.offsets, samples.position, k)
     return _written(folder / RETRIEVED, samples, k, fill)
 

@@ -1,7 +1,7 @@
-"""Yes or no: the probability that a language model's answer begins with yes (ReLLa, section 3.1).
+"""Scoring prompts: the probability that a language model answers yes rather than no (ReLLa, section 3.1).
 
-Only the logits behind each prompt are computed, and batches hold prompts of similar length, so that no time goes into
-padding or into words that nobody asks for. On a CPU, small models of Llama's form go through `CpuDecoder`.
+Only the logits after each prompt are computed, and batches hold prompts of similar length, so little time is spent on
+padding. On a CPU, small Llamas go through `CpuDecoder`.
 """
 
 from typing import Any
@@ -17,8 +17,8 @@ from rarec.training.out_of_memory import explain_out_of_memory
 from rarec.training.progress import ReportProgress, quiet
 from rarec.types import Float64Array, IntArray
 
-_CHUNK = 8192  # prompts put together at once, so that the first batch is scored at once
-MANY = 256  # prompts for which the weights are worth arranging
+_CHUNK = 8192  # prompts assembled at once, so that scoring starts soon
+MANY = 256  # prompts from which on `CpuDecoder` is worth its preparation
 
 
 @torch.no_grad()
@@ -32,22 +32,22 @@ def score(
     report: ReportProgress = quiet,
     setting: str = "batch_tokens",
 ) -> tuple[Float64Array, IntArray]:
-    """(N,) probability of yes against no, and (N,) behaviours dropped for the token limit.
+    """(N,) probability of yes against no, and (N,) behaviours dropped because of the token limit.
 
     Args:
-        parts: (N, K + 3) prompts, as `PromptParts.of` gives them.
-        batch_tokens: most tokens of a padded batch; `BATCH_TOKENS` at most where `CpuDecoder` does it.
-        setting: what ``batch_tokens`` is called where it is set, for the message.
+        parts: (N, K + 3) prompts from `PromptParts.of`.
+        batch_tokens: Most tokens of a padded batch; at most `BATCH_TOKENS` with `CpuDecoder`.
+        setting: The name of the setting behind ``batch_tokens``, for the error.
 
     Raises:
-        InputError: memory is short; says what to lower.
+        InputError: Out of memory; says what to lower.
     """
     was_training = model.training
     model.eval()
     probability = np.zeros(len(parts))
     dropped = np.zeros(len(parts), dtype=np.int64)
     done = 0
-    with explain_out_of_memory("out of memory while the language model's weights are arranged; use a smaller one"):
+    with explain_out_of_memory("out of memory while preparing the language model's weights; use a smaller model"):
         ours = cpu_decoder(model, answers.tokens, prompts.limit) if len(parts) >= MANY else None
     if ours is not None:
         batch_tokens = min(batch_tokens, BATCH_TOKENS)
@@ -61,14 +61,14 @@ def score(
         part = slice(start, min(start + _CHUNK, len(parts)))
         made = prompts.prompts(parts[part])
         dropped[part] = made.dropped
-        answered = []  # fetched at the chunk's end: a GPU goes on while the next batch is laid out
+        answered = []  # fetched at the end of the chunk, so that a GPU works while the next batch is prepared
         for rows in by_length(made.lengths, batch_tokens):
             batch = pad(made.tokens, made.lengths, rows, device)
             with explain_out_of_memory(out_of_memory(batch, setting)):
                 logits = answer_logits(batch)
             done += len(rows)
             report(step=done, steps=len(parts), unit="prompt", force=done == len(parts))
-            answered.append((rows, logits.double().softmax(1)[:, 1]))
+            answered.append((rows, logits.double().softmax(1)[:, 1]))  # (b,)
         for rows, yes in answered:
             probability[start + rows] = yes.cpu().numpy()
     model.train(was_training)
@@ -76,7 +76,7 @@ def score(
 
 
 def out_of_memory(batch: PaddedBatch, setting: str) -> str:
-    """What to tell when the device's memory does not hold a batch."""
+    """What to tell the user if a batch does not fit into memory."""
     prompts, longest = batch.tokens.shape
     return (
         f"out of memory with {prompts} prompts of up to {longest} tokens at once; lower {setting} below "

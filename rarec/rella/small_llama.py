@@ -1,8 +1,8 @@
-"""A small language model made from the data themselves, for where no pre-trained weights can be had.
+"""A small Llama trained on the data set itself, for use without pre-trained weights.
 
-It reads the catalogue and the training split's histories, so it knows titles and what people who rated them thought; it
-is no general language model, and its card says so. Nothing of validation or test is read: a behaviour is training text
-only if it happened before the first validation sample.
+It reads the catalogue and the training histories, so it knows titles and ratings. It is not a general language model,
+and its card says so. It reads nothing of validation or test: a behaviour is training text only if it happened before
+the first validation sample.
 """
 
 import json
@@ -32,21 +32,20 @@ from rarec.types import IntArray
 BOS, EOS = "<s>", "</s>"
 CARD = "card.json"
 INITIAL_SCALE = 0.5
-LEARNED = 512  # tokens at least that are learned from texts, the 256 bytes among them
+LEARNED = 512  # least number of tokens learned from texts, including the 256 bytes
 
 
 def load_card(folder: Path) -> dict[str, Any]:
-    """What a scratch model's folder says of itself."""
+    """The card in a small Llama's folder: what it is, and what it was trained on."""
     card: dict[str, Any] = json.loads((folder / CARD).read_text())
     return card
 
 
 def train_tokenizer(texts: list[str], vocabulary: int, names: Sequence[str] = (), answers: Sequence[str] = ()) -> Any:
-    """A byte-level BPE tokenizer (any text can be written in it) of at most ``vocabulary`` tokens.
+    """A byte-level BPE tokenizer with at most ``vocabulary`` tokens.
 
-    ``answers`` behind a space and ``names`` become tokens of their own, as long as `LEARNED` tokens are left to learn
-    from ``texts``. A text is cut at colons and line ends only, so that words that always go together are
-    one token.
+    ``answers``, after a space, and ``names`` become single tokens, as long as `LEARNED` tokens are left to learn from
+    ``texts``. Texts are split only at colons and line ends, so words that always go together become one token.
     """
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
@@ -76,7 +75,7 @@ def train_tokenizer(texts: list[str], vocabulary: int, names: Sequence[str] = ()
 
 
 def new_small_llama(tokenizer: Any, settings: LanguageModelSettings) -> Any:
-    """A small Llama for the tokens of ``tokenizer``, with random weights drawn with the settings' seed."""
+    """A small Llama for ``tokenizer``, with random weights from the settings' seed."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(settings.seed)
@@ -89,7 +88,7 @@ def new_small_llama(tokenizer: Any, settings: LanguageModelSettings) -> Any:
             num_attention_heads=settings.heads,
             max_position_embeddings=settings.max_tokens,
             attention_dropout=settings.dropout,
-            # Llama's 0.02 is meant for a width of thousands; a narrow model would hardly leave its uniform attention.
+            # Llama's 0.02 is meant for a width of thousands; with it, a narrow model hardly leaves uniform attention.
             initializer_range=INITIAL_SCALE * settings.dim**-0.5,
             tie_word_embeddings=True,
             bos_token_id=tokenizer.bos_token_id,
@@ -102,7 +101,7 @@ def new_small_llama(tokenizer: Any, settings: LanguageModelSettings) -> Any:
 def training_positions(samples: CtrSamples, timestamp: IntArray, has_clock: bool) -> IntArray:
     """Interactions that the model may read: those before the first validation sample.
 
-    Without a clock: everything of the users whose only sample is a training sample.
+    Without a clock, these are all interactions of users whose only sample is a training sample.
     """
     if has_clock:
         first = timestamp[samples.position[samples.rows("valid")]].min()
@@ -125,21 +124,22 @@ def train_small_llama(
     report: ReportProgress,
     engine: EngineSettings | None = None,
 ) -> dict[str, Any]:
-    """Make tokenizer and model, and write them into ``folder`` with a card; all ranks train one model.
+    """Train a tokenizer and a model, and write them into ``folder`` with a card. All ranks train one model.
 
     Args:
-        parts: the prompts' parts; of lines only those in ``allowed`` are read.
+        parts: Parts of the prompts. Only lines of interactions in ``allowed`` are read.
         items: (M,) item of each interaction.
-        offsets, allowed: users' interactions, and those that may be read, ascending.
-        answers: the words for yes and no.
+        offsets: (U + 1,) where each user's interactions begin.
+        allowed: Interactions that may be read, ascending.
+        answers: The words for yes and no.
 
     Returns:
-        What the card says; nothing on ranks other than 0.
+        The card; empty on other ranks than 0.
     """
     engine, device = engine or EngineSettings(), worker_device()
     join_group(device)
     readable = np.unique(parts.line_of[allowed]) + parts.lines
-    # Every prompt has the heading and the question's words, so these shall be few tokens.
+    # All prompts have the heading and the words of the question, so these should take few tokens.
     always = [parts.texts[parts.lines - 1]] * len(catalogue.names) + parts.texts[parts.questions :]
     texts = [
         *parts.texts[: parts.lines - 1],
@@ -152,7 +152,7 @@ def train_small_llama(
     tokenizer: Any = from_rank_0(
         train_tokenizer(texts, settings.vocabulary, list(dict.fromkeys(names)), answers) if rank() == 0 else None
     )
-    # Descriptions are documents too: one part each, where a prompt has its question.
+    # Descriptions are documents, too: a single part, in the place of the question.
     known = replace(parts, texts=[*parts.texts, *(f"{text}\n" for text in catalogue.descriptions)])
     tokens = PromptTokens.of(known, tokenizer, settings.max_tokens)
     described = np.full((len(catalogue.descriptions), settings.behaviours + 3), NO_PART)
@@ -185,8 +185,6 @@ def train_small_llama(
 
 class SmallLlamaJob(WorkerJob):
     """Train a small Llama on a data set's own text; the folders are those of the artifacts of the same name."""
-
-    module = "rarec.rella.small_llama"
 
     settings: LanguageModelSettings
     interactions: Path

@@ -1,4 +1,4 @@
-"""What the scratch language model reads, epoch by epoch, and how it learns to write it."""
+"""Training of the small Llama: what it reads in each epoch, and its loss."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,12 +19,12 @@ from rarec.training.softmax import full_softmax_loss
 from rarec.types import IntArray
 
 SHARES = ("share_of_histories_read", "share_of_descriptions_read")
-CLIP = 1.0  # greatest norm of a step's gradient
+CLIP = 1.0  # largest norm of a step's gradient
 
 
 @dataclass(frozen=True)
 class HistoryPieces:
-    """Cuts of training histories into pieces of at most ``behaviours``, at another place in every epoch."""
+    """Training histories, cut into pieces of at most ``behaviours``, at other places in each epoch."""
 
     parts: PromptParts
     offsets: IntArray
@@ -32,9 +32,9 @@ class HistoryPieces:
     behaviours: int
 
     def of_epoch(self, generator: np.random.Generator) -> IntArray:
-        """(D, behaviours + 3) part numbers of the epoch's documents: profile, heading, lines, no question."""
+        """(D, behaviours + 3) part numbers of the epoch's documents: profile, heading and lines, but no question."""
         user = user_at(self.offsets, self.allowed)
-        first = np.searchsorted(user, user)  # place in `allowed` of the user's first
+        first = np.searchsorted(user, user)  # index of the user's first interaction in `allowed`
         place = np.arange(len(user)) - first + generator.integers(0, self.behaviours, len(self.offsets))[user]
         piece = place // self.behaviours
         opens = np.flatnonzero((np.diff(user, prepend=-1) != 0) | (np.diff(piece, prepend=-1) != 0))
@@ -48,24 +48,24 @@ class HistoryPieces:
 
 
 class LanguageLoss(nn.Module):
-    """The model and the cross-entropy of every token but the first."""
+    """The model, and the cross-entropy of all tokens but the first."""
 
     def __init__(self, model: Any):
         super().__init__()
         self.model = model
 
     def forward(self, batch: tuple[PaddedBatch, float]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Summed loss of B documents, and how much they count."""
+        """Summed loss of a batch: B documents, and their weight."""
         documents, weight = batch
-        states = self.model.model(input_ids=documents.tokens, use_cache=False).last_hidden_state
-        wanted = documents.mask[:, 1:]
-        # Logits are most of a small model's work: none for padding.
+        states = self.model.model(input_ids=documents.tokens, use_cache=False).last_hidden_state  # (B, l, D)
+        wanted = documents.mask[:, 1:]  # (B, l - 1)
+        # Logits are most of a small model's work, so padding gets none.
         loss = full_softmax_loss(states[:, :-1][wanted], self.model.lm_head.weight, documents.tokens[:, 1:][wanted])
         return loss * weight, {}
 
 
 class ScratchObjective:
-    """Documents, steps and shares of the scratch model's training; it has no validation: the last weights are taken."""
+    """Documents and steps of the small Llama's training. Without validation, the last weights are taken."""
 
     choice = None
 
@@ -94,7 +94,7 @@ class ScratchObjective:
         )
 
     def start_epoch(self, epoch: int) -> int:
-        """Cut the histories, draw what is read of them, and group documents of similar length into steps."""
+        """Cut the histories, draw the documents to read, and group those of similar length into steps."""
         settings = self.settings
         generator = np.random.default_rng([settings.seed, epoch])
         every = (self.pieces.of_epoch(generator), self.described)
@@ -102,7 +102,7 @@ class ScratchObjective:
         read, there = ([int(_lengths(self.tokens, rows).sum()) for rows in part] for part in (chosen, every))
         self._shares = {name: n / max(total, 1) for name, n, total in zip(SHARES, read, there, strict=True)}
         self._documents = self.tokens.prompts(np.concatenate(chosen))
-        groups = list(by_length(self._documents.lengths, settings.batch_tokens, least=0))  # smaller: uneven steps
+        groups = list(by_length(self._documents.lengths, settings.batch_tokens, least=0))  # least > 0: uneven steps
         self._steps = [groups[number] for number in generator.permutation(len(groups))]
         torch.manual_seed(hash((settings.seed, epoch, rank())) % 2**31)
         return len(self._steps)
@@ -111,7 +111,7 @@ class ScratchObjective:
         """This rank's documents of every step."""
         for step in self._steps[first:]:
             parts = np.array_split(shard(step), self.accumulation)
-            # A rank without a document goes along with one that counts for nothing.
+            # A rank without documents takes part with one of weight 0.
             pieces = [(self._padded(rows if len(rows) else step[-1:]), float(len(rows) > 0)) for rows in parts]
             yield pieces, int((self._documents.lengths[step] - 1).sum())
 
@@ -119,29 +119,29 @@ class ScratchObjective:
         return pad(self._documents.tokens, self._documents.lengths, rows, self.device)
 
     def random_state(self) -> dict[str, Tensor]:
-        """PyTorch's own generators, which attention's dropout draws from."""
+        """PyTorch's own generators, from which attention's dropout draws."""
         return random_state(self.device)
 
     def restore_random_state(self, state: dict[str, Tensor]) -> None:
-        """Go on from there."""
+        """Continue from there."""
         restore_random_state(state, self.device)
 
     def validate(self) -> dict[str, float]:
-        """The shares that the epoch read of the tokens there are."""
+        """Shares of the tokens that the epoch read."""
         return self._shares
 
 
 def adam_w(parameters: list[nn.Parameter], learning_rate: float) -> torch.optim.Optimizer:
-    """The optimizer of language models."""
+    """The usual optimizer of language models."""
     return torch.optim.AdamW(parameters, lr=learning_rate, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
 
 
 def _choose(
     histories: IntArray, described: IntArray, tokens: PromptTokens, most: int, generator: np.random.Generator
 ) -> tuple[IntArray, IntArray]:
-    """An epoch's histories and descriptions, at most ``most`` tokens together.
+    """Choose an epoch's histories and descriptions, with at most ``most`` tokens together.
 
-    Nothing else tells what an item is, so descriptions come first; but they leave the histories half, if need be.
+    Only descriptions say what an item is, so they come first, but they leave at least half of the tokens to histories.
     """
     room = max(most // 2, most - int(_lengths(tokens, histories).sum()))
     described = _some(described, tokens, room, generator)
@@ -149,7 +149,7 @@ def _choose(
 
 
 def _some(rows: IntArray, tokens: PromptTokens, most: int, generator: np.random.Generator) -> IntArray:
-    """Documents of at most ``most`` tokens: all of them, or as many drawn at random."""
+    """Documents with at most ``most`` tokens: all, or as many as fit, drawn at random."""
     lengths = _lengths(tokens, rows)
     if lengths.sum() <= most:
         return rows
@@ -158,5 +158,5 @@ def _some(rows: IntArray, tokens: PromptTokens, most: int, generator: np.random.
 
 
 def _lengths(tokens: PromptTokens, rows: IntArray) -> IntArray:
-    """(D,) tokens of documents, without what goes before them."""
+    """(D,) number of tokens of documents, without those that precede a document."""
     return np.minimum(tokens.part_lengths(rows).sum(1), tokens.limit - len(tokens.before))

@@ -1,4 +1,4 @@
-"""Retrieval-enhanced instruction tuning (ReLLa, section 3.3): which samples train the adapter, and how mixed."""
+"""Retrieval-enhanced instruction tuning (ReLLa, section 3.3): which samples tune the adapters, with which histories."""
 
 import json
 from collections.abc import Sequence
@@ -21,39 +21,39 @@ _VARIANTS = "variants.json"
 
 @dataclass(frozen=True)
 class Variant:
-    """An adapter and how its training prompts were made."""
+    """An adapter: how its training prompts were made, and its seed."""
 
     mode: Mode
     seed: int
 
     @property
     def name(self) -> str:
-        """Its folder."""
+        """Name of its folder."""
         return f"{self.mode}-{self.seed}"
 
     @classmethod
     def named(cls, name: str) -> "Variant":
-        """The variant whose `name` this is."""
+        """The variant with this `name`."""
         mode, _, seed = name.partition("-")
         return cls(cast(Mode, mode), int(seed))
 
     def label(self, history: History) -> str:
-        """What predictions with it are called."""
+        """Name of its predictions."""
         return f"tuned on {self.mode}, {history} (seed {self.seed})"
 
     def histories(self) -> tuple[History, ...]:
-        """Prompts that it is asked: retrieved ones as in the paper; and recent ones, if it was tuned on such."""
+        """Histories to evaluate it on: retrieved ones, as in the paper, and recent ones if it was tuned on these."""
         return ("retrieved",) if self.mode == "retrieved" else HISTORIES
 
 
 class TrainingSampleSettings(Settings):
-    """Which samples train the adapters, and with which histories."""
+    """Which samples tune the adapters, and with which histories."""
 
-    shots: int = Field(default=8192, ge=1, description="Samples of the training split, or all if there are fewer.")
+    shots: int = Field(default=8192, ge=1, description="Samples drawn from the training split; all if there are fewer.")
     modes: tuple[Mode, ...] = Field(
         default=("mixed",),
         description="Histories of the training prompts: recent, retrieved, or mixed (each sample with both). One "
-        "adapter is tuned for each mode and seed; the first one is the model, the others are for comparison.",
+        "adapter is tuned for each mode and seed. The first one is the model, the others are for comparison.",
     )
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(
         default=(42,), description="Seeds of the draw and of the tuning."
@@ -66,12 +66,12 @@ class TrainingSampleSettings(Settings):
         return self
 
     def variants(self) -> list[Variant]:
-        """Every pair of mode and seed, the first seed's first."""
+        """All pairs of mode and seed, those of the first seed first."""
         return [Variant(mode, seed) for seed in self.seeds for mode in self.modes]
 
 
 def save_variants(variants: Sequence[Variant], folder: Path) -> None:
-    """Write the variants in their order: the first one is the model."""
+    """Write the variants in order; the first one is the model."""
     (folder / _VARIANTS).write_text(json.dumps([variant.name for variant in variants]))
 
 
@@ -82,11 +82,11 @@ def load_variants(folder: Path) -> list[Variant]:
 
 @dataclass(frozen=True)
 class TrainingSamples:
-    """Prompts that train.
+    """The prompts that tune an adapter.
 
     Attributes:
         sample: (P,) sample of each prompt.
-        retrieved: (P,) whether its history is retrieved, not recent.
+        retrieved: (P,) whether its history is the retrieved one, not the recent one.
     """
 
     sample: IntArray
@@ -96,7 +96,7 @@ class TrainingSamples:
         return len(self.sample)
 
     def save(self, folder: Path) -> None:
-        """Write the arrays as .npy files into ``folder``, which is made."""
+        """Write the arrays as .npy files into ``folder``, which is created."""
         folder.mkdir(parents=True)
         np.save(folder / "sample.npy", self.sample)
         np.save(folder / "retrieved.npy", self.retrieved)

@@ -1,7 +1,7 @@
-"""Tuning of a LoRA adapter on yes/no answers (ReLLa, section 3.3; LoRA: arXiv 2106.09685).
+"""Tuning a LoRA adapter on yes/no answers (ReLLa, section 3.3; LoRA: arXiv 2106.09685).
 
-The loss is the cross-entropy of the answer's first token over the whole vocabulary, divided by the answers of the step.
-The language model below the adapter is frozen.
+The loss is the cross-entropy of the answer's first token over the whole vocabulary, averaged over a step's answers. The
+language model below the adapter is frozen.
 """
 
 import json
@@ -39,42 +39,42 @@ TUNING = "tuning.json"
 
 
 class TuningSettings(FitSettings):
-    """LoRA and how it is tuned; the defaults are the paper's (section 4.1.4) unless a field says otherwise."""
+    """LoRA and its training. Defaults are the paper's (section 4.1.4), unless a field says otherwise."""
 
-    learning_rate: float = Field(default=1e-3, gt=0, description="Adam's highest learning rate.")
-    epochs: int = Field(default=5, ge=1, description="Most epochs.")
-    patience: int = Field(default=2, ge=1, description="Stop after this many epochs without a better validation AUC.")
+    learning_rate: float = Field(default=1e-3, gt=0, description="Adam's peak learning rate.")
+    epochs: int = Field(default=5, ge=1, description="Most epochs to train.")
+    patience: int = Field(
+        default=2, ge=1, description="Epochs without a better validation AUC after which tuning stops."
+    )
     schedule: Literal["constant", "linear"] = Field(
-        default="linear", description="Whether the learning rate stays, or falls to zero over the epochs allowed."
+        default="linear", description="Learning rate schedule over all epochs: constant, or linear to zero."
     )
-    batch_size: int = Field(default=256, ge=1, description="Prompts a step over all processes.")
+    batch_size: int = Field(default=256, ge=1, description="Prompts per step, over all processes.")
     piece_tokens: int = Field(
-        default=8192, ge=64, description="Tokens of the padded pieces into which a step is cut, so that it fits memory."
+        default=8192, ge=64, description="Most tokens of the padded pieces into which a step is cut to fit into memory."
     )
-    rank: int = Field(default=8, ge=1, description="LoRA's r.")
-    alpha: int = Field(default=16, ge=1, description="LoRA's alpha; updates are scaled by alpha / r.")
+    rank: int = Field(default=8, ge=1, description="LoRA's rank, r.")
+    alpha: int = Field(default=16, ge=1, description="LoRA's alpha: updates are scaled by alpha / r.")
     dropout: float = Field(default=0.05, ge=0, lt=1, description="Dropout before the adapter's matrices.")
-    targets: tuple[str, ...] = Field(
-        default=("q_proj", "v_proj"), description="Names of the linear layers that get an adapter."
-    )
+    targets: tuple[str, ...] = Field(default=("q_proj", "v_proj"), description="Names of the linear layers to adapt.")
     validation_prompts: int = Field(
-        default=2000, ge=2, description="Validation samples scored after each epoch, drawn with the seed."
+        default=2000, ge=2, description="Validation samples to score after each epoch, drawn with the seed."
     )
     loss_over: Literal["vocabulary", "answers"] = Field(
         default="vocabulary",
-        description="Words among which the answer is to be found: all (the paper's), or yes and no only, for a model "
-        "that has never been asked and would first have to learn that answers are wanted.",
+        description="Tokens over which the loss is computed: the vocabulary, as in the paper; or only the two answers, "
+        "for a model that was never taught to answer questions.",
     )
     gradient_checkpointing: bool = Field(
-        default=False, description="Compute activations twice instead of keeping them: less memory, more time."
+        default=False, description="Recompute activations instead of keeping them: less memory, more time."
     )
 
 
 def add_adapter(model: Any, settings: TuningSettings, seed: int) -> Any:
-    """The model with a fresh LoRA adapter on the layers that ``targets`` names, everything else frozen.
+    """The model with a new LoRA adapter on the layers that ``targets`` name. Everything else is frozen.
 
     Raises:
-        InputError: no linear layer has one of these names; names those that there are.
+        InputError: There is no linear layer with one of these names; lists those that there are.
     """
     from peft import LoraConfig, TaskType, get_peft_model, prepare_model_for_kbit_training
 
@@ -83,7 +83,7 @@ def add_adapter(model: Any, settings: TuningSettings, seed: int) -> Any:
     missing = [target for target in settings.targets if target not in names]
     if missing:
         raise InputError(
-            f"targets: the language model has no linear layer called {', '.join(missing)}; it has "
+            f"targets: the language model has no linear layer named {', '.join(missing)}; it has "
             f"{', '.join(sorted(names))}"
         )
     if getattr(model, "is_quantized", False):
@@ -103,26 +103,26 @@ def add_adapter(model: Any, settings: TuningSettings, seed: int) -> Any:
 
 
 class AnswerLoss(nn.Module):
-    """The model and the cross-entropy of the answers' first tokens."""
+    """The model, and the cross-entropy of the answers' first tokens."""
 
     def __init__(self, model: Any, among: Tensor | None = None):
         super().__init__()
         self.model = model
-        self._among = among  # the tokens over which the loss goes; all if None
+        self._among = among  # tokens over which the loss is computed; None for all
 
     def forward(self, batch: "Piece") -> tuple[Tensor, dict[str, Tensor]]:
         """Summed loss of a piece."""
         with explain_out_of_memory(out_of_memory(batch.prompts, "piece_tokens")):
-            logits = last_logits(self.model, batch.prompts)
+            logits = last_logits(self.model, batch.prompts)  # (B, V)
         if self._among is not None:
-            logits = logits[:, self._among]
-        loss = F.cross_entropy(logits.float(), batch.answers, reduction="none")
+            logits = logits[:, self._among]  # (B, 2)
+        loss = F.cross_entropy(logits.float(), batch.answers, reduction="none")  # (B,)
         return (loss * batch.weights).sum(), {}
 
 
 @dataclass(frozen=True)
 class Piece:
-    """B prompts, their answers' tokens (B,), and how much each counts (B,)."""
+    """B prompts, the classes of their answers (B,), and their weights (B,)."""
 
     prompts: PaddedBatch
     answers: Tensor
@@ -130,7 +130,7 @@ class Piece:
 
 
 class TuningObjective:
-    """Order, pieces and validation of adapter tuning."""
+    """Data order, batches and validation of adapter tuning."""
 
     choice = "AUC"
 
@@ -147,7 +147,7 @@ class TuningObjective:
         accumulation: int = 1,
         report: ReportProgress = quiet,
     ):
-        # Answers as the loss counts them: tokens, or places among the two.
+        # Classes of the answers in the loss: tokens, or indices of the two.
         few = settings.loss_over == "answers"
         self.classes = [0, 1] if few else answers.tokens
         self.model = AnswerLoss(model, torch.tensor(answers.tokens, device=device) if few else None)
@@ -166,10 +166,10 @@ class TuningObjective:
         self.validation_label = source.samples.label[validation]
         if self.validation_label.all() or not self.validation_label.any():
             raise InputError(
-                f"the {len(validation)} validation samples drawn are all alike (liked or not), so there is no AUC to "
-                "choose by; raise validation_prompts"
+                f"all {len(validation)} validation samples have the same label, so there is no AUC to choose by; raise "
+                "validation_prompts"
             )
-        # Chosen as it will be used: with retrieved histories, unless none were trained.
+        # Validated as it will be used: with retrieved histories, unless it is tuned without them.
         self.validation_parts = source.rows(validation, bool(training.retrieved.any()))
         self._steps: list[IntArray] = []
 
@@ -181,26 +181,26 @@ class TuningObjective:
         return len(self._steps)
 
     def batches(self, first: int = 0) -> Iterator[tuple[Sequence[Piece], int]]:
-        """This rank's prompts of every step, cut into pieces of similar length, as many on every rank."""
+        """This rank's prompts of every step, in pieces of similar length; all ranks have equally many pieces."""
         for step in self._steps[first:]:
             cuts = [self._cut(step[number :: world_size()]) for number in range(world_size())]
             pieces = [self._piece(rows) for rows in cuts[rank()]]
             if lacking := max(map(len, cuts)) - len(pieces):
-                # A rank with fewer pieces, or without any prompt, goes along with one that counts for nothing.
+                # A rank with fewer pieces, or without prompts, takes part with pieces of weight 0.
                 pieces += [self._piece(step[:1], weight=0.0)] * lacking
             yield pieces, len(step)
 
     def _cut(self, own: IntArray) -> list[IntArray]:
-        """Pieces of at most ``piece_tokens``, and at least ``accumulation`` of them if there are as many prompts."""
+        """Pieces of at most ``piece_tokens``; at least ``accumulation`` of them, if there are that many prompts."""
         parts = np.array_split(own, self.accumulation)
         return [part[rows] for part in parts for rows in by_length(self.lengths[part], self.settings.piece_tokens)]
 
     def random_state(self) -> dict[str, Tensor]:
-        """PyTorch's own generators, which PEFT's dropout draws from."""
+        """PyTorch's own generators, from which PEFT's dropout draws."""
         return random_state(self.device)
 
     def restore_random_state(self, state: dict[str, Tensor]) -> None:
-        """Go on from there."""
+        """Continue from there."""
         restore_random_state(state, self.device)
 
     def _piece(self, rows: IntArray, weight: float = 1.0) -> Piece:
@@ -213,9 +213,9 @@ class TuningObjective:
         )
 
     def _probability(self) -> Float64Array:
-        """(V,) of the validation samples."""
+        """(V,) probabilities of the validation samples."""
         every = np.arange(len(self.validation_parts))
-        # With ZeRO-3 a forward pass needs all ranks, so all go through the same batches.
+        # With ZeRO-3, a forward pass needs all ranks, so all of them go through the same batches.
         chosen = every if is_sharded(self.model) else shard(every)
         own, _ = score(
             self.model.model, self.prompts, self.validation_parts[chosen], self.answers, self.device,
@@ -224,12 +224,12 @@ class TuningObjective:
         return own if len(own) == len(every) else unshard(torch.from_numpy(own), len(every)).numpy()
 
     def validate(self) -> dict[str, float]:
-        """Figures of `METRICS` on the drawn validation samples."""
+        """`METRICS` of the validation samples."""
         probability = self._probability()
         if not np.isfinite(probability).all():
             raise InputError(
-                "the adapter gives no finite probability any more; lower learning_rate. The checkpoint of the last "
-                "whole epoch is kept."
+                "the adapter's probabilities are no longer finite; lower learning_rate. The checkpoint of the last "
+                "complete epoch is kept."
             )
         figures = ctr_metrics(probability, self.validation_label)
         return dict(zip(METRICS, figures.tolist(), strict=True))
@@ -243,7 +243,7 @@ def tune(
     report: ReportProgress,
     engine: EngineSettings | None = None,
 ) -> dict[str, Any]:
-    """Tune, and write the adapter in PEFT's own format into ``output``; ``base`` is the language model's identity."""
+    """Tune, and write the adapter into ``output`` in PEFT's format. ``base`` is the language model's fingerprint."""
     summary = fit(
         objective, objective.settings, stage="adapter tuning", output=output, checkpoint=checkpoint, report=report,
         engine=engine,
@@ -262,7 +262,7 @@ def tune(
 
 
 def _save_adapter(adapted: Any, base: str, output: Path) -> None:
-    """PEFT's format, without what differs from machine to machine: paths, the order of sets, a page to fill in."""
+    """Write PEFT's format without what differs between machines: paths, the order of sets, a model card."""
     adapted.peft_config["default"].base_model_name_or_path = base
     adapted.save_pretrained(output, save_embedding_layers=False)
     (output / "README.md").unlink(missing_ok=True)
@@ -276,7 +276,7 @@ def load_adapter(model: Any, folder: Path, base: str) -> Any:
     """The language model with the adapter that `tune` wrote.
 
     Raises:
-        InputError: the adapter was tuned on another language model.
+        InputError: The adapter was tuned on another language model.
     """
     from peft import PeftModel
 
@@ -291,8 +291,6 @@ def load_adapter(model: Any, folder: Path, base: str) -> Any:
 
 class TuningJob(PromptJob):
     """Tune a LoRA adapter of the language model."""
-
-    module = "rarec.rella.tuning"
 
     settings: TuningSettings
     seed: int

@@ -1,4 +1,4 @@
-"""Semantic item vectors (ReLLa, section 3.2): what a language model makes of an item's description."""
+"""Semantic item vectors (ReLLa, section 3.2): a language model's states for item descriptions, reduced by PCA."""
 
 import re
 from pathlib import Path
@@ -23,31 +23,30 @@ SENTENCE = "sentence-transformers:"
 
 
 class VectorSettings(Settings):
-    """What makes the vectors, and how long they are."""
+    """Which encoder makes the vectors, and how long they are."""
 
     encoder: str = Field(
         default="language-model",
-        description="`language-model`, or for an encoder of that package `sentence-transformers:<folder>` or "
-        "`sentence-transformers:<name>@<revision>`.",
+        description="`language-model`; or an encoder of the package sentence-transformers, as "
+        "`sentence-transformers:<folder>` or `sentence-transformers:<name>@<revision>`.",
     )
-    dimensions: int = Field(default=512, ge=1, description="Most principal components (the paper's 512).")
+    dimensions: int = Field(default=512, ge=1, description="Most principal components; the paper has 512.")
     batch_tokens: int = Field(default=8192, ge=64, description="Most tokens of a padded batch of descriptions.")
 
     @model_validator(mode="after")
     def _known(self) -> "VectorSettings":
         if self.encoder != "language-model" and not re.match(f"{SENTENCE}.+", self.encoder):
             raise ValueError(
-                f"encoder = {self.encoder!r} is neither language-model nor {SENTENCE}<folder> or "
-                f"{SENTENCE}<name>@<revision>"
+                f"encoder = {self.encoder!r} must be language-model, {SENTENCE}<folder> or {SENTENCE}<name>@<revision>"
             )
         return self
 
 
 def sentence_encoder_folder(encoder: str) -> Path | None:
-    """The folder of a sentence encoder; None for one from a hub, or for the language model.
+    """The folder of a sentence encoder; None if it comes from a hub, or is the language model.
 
     Raises:
-        InputError: neither a folder nor a name with its revision.
+        InputError: There is neither such a folder nor a revision of a name.
     """
     if not encoder.startswith(SENTENCE):
         return None
@@ -56,7 +55,7 @@ def sentence_encoder_folder(encoder: str) -> Path | None:
         return folder
     if "@" not in name:
         raise InputError(
-            f"encoder = {encoder}: no such folder; a name from a hub needs its revision: {encoder}@<revision>"
+            f"encoder = {encoder}: there is no such folder; a name from a hub needs a revision: {encoder}@<revision>"
         )
     return None
 
@@ -64,9 +63,9 @@ def sentence_encoder_folder(encoder: str) -> Path | None:
 def encode(
     reference: ModelReference, texts: list[str], device: torch.device, settings: VectorSettings, cache: Path
 ) -> tuple[Float32Array, int | None]:
-    """(I, D) vectors of the texts by the encoder that the settings name; and how many texts were cut.
+    """(I, D) vectors of texts by the encoder that the settings name; and how many texts were truncated.
 
-    A sentence encoder cuts texts by itself and does not tell: None.
+    The number is None for a sentence encoder, which truncates texts without telling.
     """
     if settings.encoder.startswith(SENTENCE):
         return describe_by_sentence_encoder(settings.encoder.removeprefix(SENTENCE), texts, device, cache), None
@@ -75,22 +74,22 @@ def encode(
 
 
 def describe_by_sentence_encoder(name: str, texts: list[str], device: torch.device, cache: Path) -> Float32Array:
-    """(I, D) embeddings of a model of the package sentence-transformers.
+    """(I, D) embeddings of texts by a model of the package sentence-transformers.
 
     Raises:
-        InputError: the package or the model is missing, or memory is short.
+        InputError: The package or the model is missing, or memory runs out.
     """
     try:
         from sentence_transformers import SentenceTransformer
     except ImportError as error:
         raise InputError(
-            f"encoder = {SENTENCE}{name} needs the package sentence-transformers: pip install sentence-transformers"
+            f"encoder = {SENTENCE}{name} needs the package sentence-transformers; pip install sentence-transformers"
         ) from error
     try:
         place, _, revision = name.partition("@")
         model = SentenceTransformer(place, device=str(device), cache_folder=str(cache), revision=revision or None)
     except (OSError, ValueError) as error:
-        raise InputError(f"encoder = {SENTENCE}{name} cannot be had: {one_line(error)}") from error
+        raise InputError(f"encoder = {SENTENCE}{name} cannot be loaded: {one_line(error)}") from error
     with explain_out_of_memory(f"encoder = {SENTENCE}{name}: out of memory; use a smaller encoder"):
         return np.asarray(model.encode(texts, show_progress_bar=False), dtype=np.float32)
 
@@ -99,16 +98,17 @@ def describe_by_sentence_encoder(name: str, texts: list[str], device: torch.devi
 def describe(
     model: Any, tokenizer: Any, texts: list[str], device: torch.device, longest: int, batch_tokens: int = 8192
 ) -> tuple[Float32Array, int]:
-    """(I, D) mean of the last layer's hidden states over each text's own tokens: no padding, no special token; and how
-    many texts lost their ends.
+    """(I, D) mean hidden states of the last layer over each text's own tokens; and how many texts were truncated.
+
+    Padding and special tokens do not count.
 
     Args:
-        model: a causal language model of transformers.
-        texts: descriptions, none of them empty.
-        longest: tokens that the model reads; what a text has beyond them is cut.
+        model: A causal language model of transformers.
+        texts: Descriptions, none of them empty.
+        longest: Most tokens that the model reads. Longer texts are truncated.
 
     Raises:
-        InputError: memory is short; says what to lower.
+        InputError: Out of memory; says what to lower.
     """
     table = tokenise(tokenizer, texts)
     before = first_tokens(tokenizer)
@@ -125,20 +125,20 @@ def describe(
             f"batch_tokens of semantic_item_vectors below {tokens.numel()}"
         ):
             states = model.base_model(input_ids=tokens, use_cache=False).last_hidden_state[:, len(before) :]
-        counted = own.mask[:, :, None]
+        counted = own.mask[:, :, None]  # (b, l, 1); states are (b, l, D)
         result[rows] = ((states.float() * counted).sum(1) / counted.sum(1)).cpu().numpy()
     return result, int((lengths < table.lengths).sum())
 
 
 def reduce(states: Float32Array, most: int = 512) -> tuple[Float32Array, float]:
-    """(I, d) L2-normalised principal components, d the smaller of ``most`` and the rank; and the variance they explain.
+    """(I, d) L2-normalised principal components, with d at most ``most``; and the share of variance they explain.
 
     Raises:
-        InputError: the states are not finite, or all the same, so that nothing could be told apart.
+        InputError: States are not finite, or all the same, so that items could not be told apart.
     """
     if not np.isfinite(states).all():
         row = int(np.flatnonzero(~np.isfinite(states).all(1))[0])
-        raise InputError(f"the language model gives no finite vector for item {row}; use another model or data type")
+        raise InputError(f"the language model's vector for item {row} is not finite; use another model or data type")
     rank = int(np.linalg.matrix_rank(states - states.mean(0)))
     if rank == 0:
         raise InputError("the language model gives all items the same vector; use another model or other descriptions")
@@ -148,7 +148,7 @@ def reduce(states: Float32Array, most: int = 512) -> tuple[Float32Array, float]:
 
 
 def check_vectors(vectors: Float32Array) -> tuple[bool, dict[str, int]]:
-    """Whether (I, d) vectors can tell items apart, and how many are not finite, zero, or like the first one."""
+    """Whether (I, d) vectors tell items apart; and how many are not finite, zero, or whether all are the same."""
     finite = np.isfinite(vectors).all(1)
     zero = finite & (np.abs(vectors).sum(1) == 0)
     same = bool(len(vectors) > 1 and (vectors == vectors[0]).all())

@@ -22,13 +22,13 @@ class ComparisonReport(Report):
 
 
 def build_comparison_report(ranking: RankingReport, ctr: CtrReport, links: tuple[Link, ...] = ()) -> ComparisonReport:
-    """Both reports in one record.
+    """Combine both reports.
 
     Raises:
-        InputError: they are of different data sets.
+        InputError: They are about different data sets.
     """
     if ranking.dataset != ctr.dataset:
-        raise InputError(f"the ranking report is of {ranking.dataset}, the CTR report of {ctr.dataset}")
+        raise InputError(f"the ranking report is about {ranking.dataset}, but the CTR report is about {ctr.dataset}")
     versions = dict.fromkeys([ranking.data_version, ctr.data_version])
     return ComparisonReport(
         dataset=ranking.dataset,
@@ -47,7 +47,7 @@ def build_comparison_report(ranking: RankingReport, ctr: CtrReport, links: tuple
 
 
 def comparison_tables(report: ComparisonReport) -> list[Table]:
-    """Figures of the test split and what they are compared with."""
+    """Metrics of the test split, and comparisons."""
     chosen = []
     for section, tables in (("ranking", report_tables(report.ranking)), ("ctr", ctr_tables(report.ctr))):
         chosen += [

@@ -1,4 +1,4 @@
-"""The drift report: a champion's figures at its promotion beside those on what happened since."""
+"""The drift report: a champion's figures at its promotion, and on events since then."""
 
 from pathlib import Path
 
@@ -11,24 +11,24 @@ from rarec.reports.tables import Card, Table, as_markdown, number
 
 
 class DriftReport(Report):
-    """The champion then and now."""
+    """A champion at its promotion and now."""
 
-    version: int = pydantic.Field(description="The champion's, in MLflow.")
+    version: int = pydantic.Field(description="Version of the champion in MLflow.")
     events: int
     users: int
-    first: int = pydantic.Field(description="Time of the oldest new event, seconds.")
-    last: int = pydantic.Field(description="Time of the newest one, seconds.")
-    then: Text = pydantic.Field(description="On what it was measured at its promotion, and how many.")
-    before: dict[str, Figure] = pydantic.Field(description="Figures on the window of its promotion.")
+    first: int = pydantic.Field(description="Time of the oldest new event, in seconds.")
+    last: int = pydantic.Field(description="Time of the newest event, in seconds.")
+    then: Text = pydantic.Field(description="Which events it was measured on at its promotion, and how many.")
+    before: dict[str, Figure] = pydantic.Field(description="Figures at its promotion.")
     now: dict[str, Figure]
-    choice: str = pydantic.Field(description="The figure that is judged by.")
+    choice: str = pydantic.Field(description="The metric that decides.")
     rule: DriftRule | RellaDriftRule
     verdict: Verdict
     reason: Text
 
 
 def drift_tables(report: DriftReport) -> list[Table]:
-    """Each figure beside its value at the promotion."""
+    """Each figure and its value at the promotion."""
     undefined = float("nan")
     rows = []
     for name, value in report.now.items():

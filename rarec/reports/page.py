@@ -1,4 +1,4 @@
-"""Writing a report: as JSON, as one self-contained HTML page, and its plots as PNG."""
+"""Writing a report as JSON, as one self-contained HTML page, and its plots as PNG."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,10 +24,10 @@ class ReportPaths:
 def write_page(
     folder: Path, template: str, report: Report, cards: Sequence[Card], tables: Sequence[Table], plots: Sequence[Plot]
 ) -> ReportPaths:
-    """Write `report.json`, `report.html` and `plots/<name>.png` into `folder`, which is made if absent.
+    """Write `report.json`, `report.html` and `plots/<name>.png` into `folder`, which is created if it does not exist.
 
-    The page is one file without scripts or outside references, for browsers, e-mail and MLflow alike. `template` is a
-    file of the folder `templates`; each of its sections shows the tables and plots that name it.
+    The page is a single file without scripts and external references, for browsers, e-mail and MLflow. `template` is a
+    file in the folder `templates`. Each of its sections shows the tables and plots that belong to it.
     """
     (folder / "plots").mkdir(parents=True, exist_ok=True)
     png_paths = {}

@@ -1,4 +1,4 @@
-"""Plots of the reports: each figure once, for files as PNG and for the page as SVG in the page's colours."""
+"""Plots of the reports: PNG for files, and SVG in the page's colours for the page."""
 
 import io
 import math
@@ -16,9 +16,9 @@ from matplotlib.ticker import MaxNLocator
 from rarec.reports.records import Report, TrainingCurve
 from rarec.reports.tables import number
 
-# Ink and rule are replaced in the SVG by the page's own colours; the others read well on light and on dark ground.
+# In the SVG, the page's own colours replace ink and rule. The others work on light and dark backgrounds.
 INK, RULE = "#1f2429", "#d9dde2"
-MOST_LEVEL_LABELS = 8  # bars of half a page whose values stand side by side; those of more stand upright
+MOST_LEVEL_LABELS = 8  # most bars of half a page with horizontal labels; with more, labels are vertical
 COLOURS = ("#4c8bd6", "#e2853b", "#4fa66a", "#b465c0", "#c9a227", "#5aa9b5")
 AnyReport = TypeVar("AnyReport", bound=Report)
 
@@ -33,14 +33,14 @@ class Plot:
     """Section of the page it belongs to, as in `tables.Table`."""
     title: str
     description: str
-    """What the plot shows, in words with its figures: the alternative for who cannot see it."""
+    """What the plot shows, in words and figures: the text alternative."""
     png: bytes
     svg: str
-    """An <svg> element without size of its own, for inlining."""
+    """An <svg> element without a size, for inlining."""
 
 
 class Drawing(NamedTuple):
-    """A figure that is drawn and not yet a `Plot`."""
+    """A drawn figure that is not yet a `Plot`."""
 
     name: str
     section: str
@@ -50,13 +50,13 @@ class Drawing(NamedTuple):
 
 
 def finish(report: AnyReport, *makers: Callable[[AnyReport], Iterator[Drawing]]) -> list[Plot]:
-    """Every drawing that the makers make of the report, as files and for the page."""
+    """All drawings that the makers make of the report, as plots."""
     plots = []
     with style():
         for maker in makers:
             for name, section, title, description, figure in maker(report):
                 svg = _svg(figure, name)
-                # The page has the title in the caption; the file has to carry its own.
+                # On the page, the title is in the caption; the file needs its own.
                 figure.suptitle(f"{title}\n{report.dataset}, {report.seed_text}, data version {report.data_version}")
                 plots.append(Plot(name, section, title, description, _png(figure), svg))
     return plots
@@ -64,7 +64,7 @@ def finish(report: AnyReport, *makers: Callable[[AnyReport], Iterator[Drawing]])
 
 @contextmanager
 def style() -> Iterator[None]:
-    """Settings of matplotlib for all plots."""
+    """Matplotlib settings of all plots."""
     settings: Any = {
         "font.family": "DejaVu Sans",
         "font.size": 10,
@@ -91,7 +91,7 @@ def style() -> Iterator[None]:
 def bars(
     axes: Axes, models: Sequence[str], places: Sequence[str], values: Mapping[tuple[str, str], float], metric: str
 ) -> list[str]:
-    """Draw one bar per model at each place, its value on top; return the same in words.
+    """Draw one bar per model at each place, labelled with its value; return the same in words.
 
     `values` maps (model, place) to the metric.
     """
@@ -112,9 +112,9 @@ def bars(
 
 
 def curve_drawing(curves: Sequence[TrainingCurve], metrics: Sequence[str]) -> Iterator[Drawing]:
-    """Training loss and validation metrics by epoch, one row per model, the best epoch marked.
+    """Training loss and validation metrics by epoch, one row per model, with the best epoch marked.
 
-    Of the validation metrics `metrics` are shown, or the first two where a curve has none of them.
+    The validation metrics in `metrics` are shown, or the first two if a curve has none of them.
     """
     curves = [curve for curve in curves if curve.epochs]
     if not curves:
@@ -151,7 +151,7 @@ def curve_drawing(curves: Sequence[TrainingCurve], metrics: Sequence[str]) -> It
 
 
 def legend(figure: Figure, columns: int = 5) -> None:
-    """One legend for all panels, below them, each label once."""
+    """One legend below all panels, with each label once."""
     handles = {
         label: handle for axes in figure.axes for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
     }
@@ -166,7 +166,7 @@ def _png(figure: Figure) -> bytes:
 
 
 def _svg(figure: Figure, name: str) -> str:
-    """The figure as an <svg> element that takes its colours from the page and whose ids no other plot on it has."""
+    """The figure as an <svg> element with the page's colours, and with ids that are unique on the page."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     text = buffer.getvalue()

@@ -1,4 +1,4 @@
-"""What every report is made of, as data for its `report.json`. Undefined figures are NaN here and null in JSON."""
+"""Records that all reports are made of, for `report.json`. Undefined figures are NaN, and null in JSON."""
 
 from typing import Annotated
 
@@ -7,7 +7,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from rarec.types import Split
 
 Figure = Annotated[float, BeforeValidator(lambda value: float("nan") if value is None else value)]
-"""A number, NaN where undefined; null in JSON."""
+"""A number; NaN if undefined, which is null in JSON."""
 
 
 def _printable(text: str, *, keep: str = "") -> str:
@@ -15,9 +15,9 @@ def _printable(text: str, *, keep: str = "") -> str:
 
 
 Text = Annotated[str, AfterValidator(_printable)]
-"""Text for display: on one line, and without control characters, which a terminal would obey."""
+"""Text to display on one line, without control characters, which a terminal would obey."""
 Lines = Annotated[str, AfterValidator(lambda text: _printable(text, keep="\n"))]
-"""Text for display on several lines, otherwise without control characters."""
+"""Text to display on several lines, otherwise without control characters."""
 SPLIT_NAMES: dict[Split, str] = {"train": "training", "valid": "validation", "test": "test"}
 """What reports call a split, on their pages and in `report.json`."""
 SHOWN_SPLITS: tuple[Split, ...] = ("test", "valid")
@@ -31,7 +31,7 @@ ReportedSplit = Annotated[
 
 
 class Record(BaseModel):
-    """Frozen record with no unknown fields."""
+    """Frozen record without unknown fields."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="null")
 
@@ -53,31 +53,31 @@ class TrainingCurve(Record):
 
     @property
     def validation_label(self) -> str:
-        """Words for the axis of the validation metrics."""
+        """Label of the axis for validation metrics."""
         return "validation metric"
 
 
 class Link(Record):
-    """A web page to go on to, such as the MLflow run."""
+    """A link to another web page, such as the MLflow run."""
 
     label: Text
     url: str = Field(pattern=r"^https?://\S+$")
 
 
 class Report(Record):
-    """What the reports of both tracks have in common."""
+    """What all reports have in common."""
 
     dataset: Text
     data_version: Text
     seeds: dict[Text, int] = Field(description="Seed of each model's training.")
-    split_rule: Text = Field(description="How training, validation and test were cut apart, in words.")
-    models: tuple[Text, ...] = Field(description="In the order in which to show them.")
+    split_rule: Text = Field(description="How training, validation and test were split, in words.")
+    models: tuple[Text, ...] = Field(description="The models, in the order in which to show them.")
     links: tuple[Link, ...] = ()
-    notes: tuple[Text, ...] = Field(default=(), description="Remarks of the caller, a sentence or two each.")
+    notes: tuple[Text, ...] = Field(default=(), description="Remarks, a sentence or two each.")
 
     @property
     def seed_text(self) -> str:
-        """Words for captions: one number where all models share it."""
+        """The seeds, for captions; a single number if all models share it."""
         if len(set(self.seeds.values())) == 1:
             return f"seed {next(iter(self.seeds.values()))}"
         return "seeds " + ", ".join(f"{seed} ({model})" for model, seed in self.seeds.items())

@@ -1,4 +1,4 @@
-"""Tables of formatted cells and the cards above them, as Markdown and as plain text."""
+"""Tables of formatted cells, as Markdown and as plain text; and the cards above them."""
 
 import math
 import re
@@ -7,30 +7,30 @@ from dataclasses import dataclass
 
 UNDEFINED = "–"
 TEXT_WIDTH = 36
-"""Characters that a cell may take in a terminal."""
+"""Most characters of a cell in a terminal."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table of formatted cells: the first `n_text` columns are text, the others numbers; the first names the row."""
+    """A table of formatted cells. The first `n_text` columns are text, the others numbers; the first names the row."""
 
     section: str
     title: str
     where: str
-    """What the figures are of: data set, split, protocol if any, seed and data version."""
+    """Where the figures come from: data set, split, protocol if any, seed and data version."""
     header: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     n_text: int = 1
 
     @property
     def caption(self) -> str:
-        """Title and provenance in one line."""
+        """Title and provenance, on one line."""
         return f"{self.title}: {self.where}"
 
 
 @dataclass(frozen=True)
 class Card:
-    """One figure that sums up the report."""
+    """One figure that sums up a report."""
 
     label: str
     value: str
@@ -39,17 +39,17 @@ class Card:
 
 
 def number(value: float, spec: str = ".4f") -> str:
-    """A number to 4 decimals (or as `spec` says); a dash if it is undefined."""
+    """A number with 4 decimals, or as `spec` says; a dash if it is undefined."""
     return UNDEFINED if math.isnan(value) else format(value, spec)
 
 
 def p_value(value: float) -> str:
-    """A p-value to 4 decimals, "<0.0001" below that."""
+    """A p-value with 4 decimals; "<0.0001" below that."""
     return "<0.0001" if value < 0.0001 else number(value)
 
 
 def as_markdown(tables: Iterable[Table]) -> str:
-    """The tables in Markdown, each under its caption; text is escaped, so names cannot add markup."""
+    """The tables in Markdown, each under its caption. Text is escaped, so names cannot add markup."""
     parts = []
     for table in tables:
         aligns = ["---" if column < table.n_text else "---:" for column in range(len(table.header))]
@@ -69,13 +69,13 @@ def _markdown_row(cells: Sequence[str], *, escape: bool = True) -> str:
 
 
 def _markdown(text: str) -> str:
-    """Text with Markdown's and HTML's special characters made harmless, on one line."""
+    """Text on one line, with special characters of Markdown and HTML escaped."""
     text = re.sub(r"([\\`*_\[\]|~#])", r"\\\1", " ".join(text.split()))
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
 def as_text(tables: Iterable[Table], longest: int = TEXT_WIDTH) -> str:
-    """The tables as aligned plain text, for a terminal; cells of more than ``longest`` characters are cut off."""
+    """The tables as aligned plain text, for a terminal. Cells are truncated to ``longest`` characters."""
     parts = []
     for table in tables:
         lines = [tuple(cell[:longest] for cell in row) for row in (table.header, *table.rows)]

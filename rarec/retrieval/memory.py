@@ -1,8 +1,8 @@
 """The collaborative memory bank: what users in similar states chose next (RaSeRec, section 3.3).
 
-A memory is a prefix with its representation and its next item. The bank may be searched by either half: for similar
-users (channel 1) or for next items that suit the query (channel 2). It carries the fingerprint of the encoder that made
-the representations; another encoder's queries are refused.
+A memory is a prefix with its representation and its next item. The bank can be searched by either half: for similar
+users (channel 1), or for next items that suit the query (channel 2). It carries the fingerprint of the encoder that
+made the representations, and refuses queries of another encoder.
 """
 
 import json
@@ -24,10 +24,10 @@ from rarec.training.engine import worker_device
 from rarec.training.progress import ReportProgress, quiet
 from rarec.types import BoolArray, Float32Array, IntArray
 
-NO_USER = -1  # a query by somebody who is not in the data
+NO_USER = -1  # of a query by someone who is not in the data
 
-# Bounds on what is held at once, and on what is done without a word: queries of one search (as many as Faiss takes at
-# once itself), candidate memories of one ordering.
+# Bounds on memory, and on the work between two progress reports: queries of one search (as many as Faiss itself takes
+# at once), and candidate memories that are sorted at once.
 _CHUNK = 4096
 _CANDIDATES = 1_000_000
 _ARRAYS = ("representations", "users", "prefixes", "targets", "known_at")
@@ -40,9 +40,9 @@ class Queries:
     """Q queries to a memory bank.
 
     Attributes:
-        vectors: (Q, D) user representations; only their direction counts.
+        vectors: (Q, D) user representations; only their directions count.
         users: (Q,) user index, or `NO_USER`.
-        prefixes: (Q,) position of each query's last item, comparable with the memories' of the same user.
+        prefixes: (Q,) position of each query's last item, to compare with memories of the same user.
         times: (Q,) time of each query's last item, for the time cut.
     """
 
@@ -56,7 +56,7 @@ class Queries:
 
     @classmethod
     def of(cls, sequences: UserSequences, prefixes: IntArray, vectors: Float32Array) -> Self:
-        """The queries that these prefixes of known users ask."""
+        """Queries for prefixes of known users, with their representations (Q, D)."""
         return cls(vectors, sequences.user_of[prefixes], prefixes, sequences.timestamps[prefixes])
 
     def __getitem__(self, rows: Any) -> "Queries":
@@ -68,11 +68,11 @@ class MemoryBank:
     """N memories and the Faiss index over their representations.
 
     Attributes:
-        representations: (N, D) as the encoder gave them.
-        users, prefixes, targets: (N,) whose memory it is, the position of its prefix's last item, its next item.
+        representations: (N, D) as the encoder made them.
+        users, prefixes, targets: (N,) user, position of the prefix's last item, and next item of each memory.
         known_at: (N,) time of the next item: when the memory became known.
-        encoder: fingerprint of the encoder.
-        settings: kind of index and leakage rules.
+        encoder: Fingerprint of the encoder.
+        settings: Kind of index, and rules against leakage.
         index: Faiss index over the L2-normalised representations; row numbers are its ids.
     """
 
@@ -96,13 +96,13 @@ class MemoryBank:
         encoder: str,
         settings: MemorySettings,
     ) -> Self:
-        """A bank of ``prefixes`` and their (N, D) ``representations``.
+        """Build a bank from ``prefixes`` and their (N, D) ``representations``.
 
         Raises:
-            InputError: no memory at all, or more inverted lists than memories.
+            InputError: There are no memories, or more inverted lists than memories.
         """
         if len(prefixes) == 0:
-            raise InputError("the memory bank would be empty: no user has two training interactions")
+            raise InputError("the memory bank would be empty, as no user has two training interactions; use more data")
         index = new_index(normalised(representations), settings, "memories of the bank")
         empty = np.zeros(0, dtype=np.int64)
         nothing = np.zeros((0, representations.shape[1]), dtype=np.float32)
@@ -114,7 +114,7 @@ class MemoryBank:
         return len(self.prefixes)
 
     def append(self, sequences: UserSequences, prefixes: IntArray, representations: Float32Array) -> None:
-        """Add memories behind the present ones; nothing is rebuilt."""
+        """Append memories. Nothing is rebuilt."""
         self._by_item = None
         self.index.add(normalised(representations))
         self.representations = np.concatenate([self.representations, representations])
@@ -124,9 +124,10 @@ class MemoryBank:
         self.known_at = np.concatenate([self.known_at, sequences.timestamps[prefixes + 1]])
 
     def keep(self, chosen: BoolArray | IntArray) -> None:
-        """Forget all memories but the chosen ones: (N,) whether each is, or their ids, in whose order they then stand.
+        """Forget all memories but the chosen ones. A trained index stays trained.
 
-        A trained index stays trained.
+        Args:
+            chosen: (N,) bool mask, or ids, in whose order the memories then are.
         """
         self._by_item = None
         for name in _ARRAYS:
@@ -135,22 +136,26 @@ class MemoryBank:
         self.index.add(normalised(self.representations))
 
     def copy(self) -> "MemoryBank":
-        """A bank that can be appended to while this one stays as it is."""
+        """A copy that can be appended to without changing this bank."""
         return replace(self, index=faiss.clone_index(self.index), _gpu_index=None)
 
     def require_encoder(self, fingerprint: str) -> None:
-        """Refuse to work with another encoder than the one that made the representations."""
+        """Check that the encoder with this fingerprint made the representations.
+
+        Raises:
+            InputError: Another encoder did.
+        """
         if fingerprint != self.encoder:
             raise InputError(
                 f"the memory bank was made by encoder {self.encoder} and cannot serve encoder {fingerprint}; "
-                "materialise `memory_bank` again with the present `raserec_pretrained`"
+                "materialise `memory_bank` again with the current `raserec_pretrained`"
             )
 
     def allowed(self, queries: Queries, ids: IntArray) -> BoolArray:
         """(Q, K) which of the memories ``ids`` (Q, K; -1 for none) each query may see.
 
-        Of the query's own user only strictly shorter prefixes; with the time cut only what was known at the query's
-        time.
+        Memories of the query's own user must have strictly shorter prefixes. With the time cut, memories must have been
+        known at the time of the query.
         """
         known = ids >= 0
         safe = np.where(known, ids, 0)
@@ -161,11 +166,11 @@ class MemoryBank:
         return known & ~future
 
     def similar_users(self, queries: Queries, k: int, report: ReportProgress = quiet) -> IntArray:
-        """(Q, k) ids of the k allowed memories most similar to each query, best first; -1 where there are fewer.
+        """(Q, k) ids of the k allowed memories most similar to each query, best first; -1 if there are fewer.
 
-        Similarity is the cosine of representations. More than k are fetched, the forbidden ones removed, and queries
-        left with too few are searched again for more, so a flat index gives the exact answer. ``report`` is told how
-        many queries are answered, as searches of a large bank take long.
+        Similarity is the cosine of representations. The search fetches more than k memories, removes those that are not
+        allowed, and searches again for queries that are left with too few. So a flat index gives the exact answer.
+        ``report`` is told how many queries are answered, since searching a large bank takes long.
         """
         self._require(k)
         answered = _Answered(len(queries), report)
@@ -181,7 +186,7 @@ class MemoryBank:
                     ids = search(vectors[part], fetch)
                     kept, counts = first_allowed(ids, self.allowed(queries[part], ids), k)
                     found[part] = kept
-                    # A short list that came back full may hide more; one with gaps has shown all there is.
+                    # A full list may not be all there is; one with gaps is.
                     more = (counts < k) & (ids[:, -1] >= 0) & (fetch < len(self))
                     pending.append(part[more])
                     answered.add(int((~more).sum()))
@@ -193,10 +198,10 @@ class MemoryBank:
     def suitable_items(
         self, queries: Queries, item_embeddings: Float32Array, k: int, report: ReportProgress = quiet
     ) -> IntArray:
-        """(Q, k) ids of the k allowed memories whose next items suit each query best; -1 where there are fewer.
+        """(Q, k) ids of the k allowed memories whose next items suit each query best; -1 if there are fewer.
 
-        Memories are ordered by the cosine of the query with the embedding of their next item; the many memories that
-        share an item are ordered by the similarity of their representations to the query. ``report`` is told how many
+        Memories are ordered by the cosine between the query and the embedding of their next item. Memories with the
+        same next item are ordered by the similarity of their representations to the query. ``report`` is told how many
         queries are answered.
         """
         self._require(k)
@@ -209,7 +214,7 @@ class MemoryBank:
         pending, depth = np.arange(len(queries)), k + 16
         while len(pending):
             short = []
-            step = max(1, _CANDIDATES // (depth + int(counts.max())))  # the last item of a row is taken whole
+            step = max(1, _CANDIDATES // (depth + int(counts.max())))  # all memories of a row's last item are taken
             for start in range(0, len(pending), step):
                 rows = pending[start : start + step]
                 _, nearest = search.search(vectors[rows], min(depth, len(items)))
@@ -228,7 +233,7 @@ class MemoryBank:
                 found[rows] = -1
                 found[rows[row[place < k]], place[place < k]] = ids[place < k]
                 lacking = rows[np.bincount(row, minlength=len(rows)) < k]
-                if depth >= len(self):  # all there is has been looked at
+                if depth >= len(self):  # all memories have been looked at
                     lacking = lacking[:0]
                 short.append(lacking)
                 answered.add(len(rows) - len(lacking))
@@ -238,7 +243,7 @@ class MemoryBank:
         return found
 
     def recall(self, queries: Queries, k: int) -> float:
-        """Share of the exact k most similar allowed memories that the index finds; ties of similarity tolerated."""
+        """Share of the exact k most similar allowed memories that the index finds. Ties in similarity are tolerated."""
         flat = faiss.IndexFlatIP(self.representations.shape[1])
         flat.add(normalised(self.representations))
         settings = self.settings.model_copy(update={"index": "flat"})
@@ -251,11 +256,11 @@ class MemoryBank:
         return float(hits / max((wanted >= 0).sum(), 1))
 
     def save(self, folder: Path) -> None:
-        """Arrays as .npy, the index in Faiss's format, settings and encoder fingerprint as JSON."""
+        """Write arrays as .npy, the index in Faiss's format, and settings and encoder fingerprint as JSON."""
         for name in _ARRAYS:
             np.save(folder / f"{name}.npy", getattr(self, name))
         faiss.write_index(self.index, str(folder / "index.faiss"))
-        settings = self.settings.model_dump(exclude={"minimum_recall"})  # of the check, not of the bank
+        settings = self.settings.model_dump(exclude={"minimum_recall"})  # it belongs to the check, not to the bank
         record = {"encoder": self.encoder, "memories": len(self), "settings": settings}
         (folder / "bank.json").write_text(json.dumps(record, indent=1))
 
@@ -268,8 +273,10 @@ class MemoryBank:
         return cls(**arrays, encoder=record["encoder"], settings=MemorySettings(**record["settings"]), index=index)
 
     def _sorted_by_item(self) -> tuple[IntArray, IntArray, IntArray, IntArray, Float32Array]:
-        """Memory ids in order of their next items; those items, the place of each one's first memory there, and how
-        many it has; and the normalised representations. Kept until memories are added, as online queries come singly.
+        """Memories grouped by next item, kept until memories are added, as online queries come one by one.
+
+        Returns memory ids in order of their next items; these items, the place of each item's first memory and the
+        number of its memories; and the normalised representations.
         """
         if self._by_item is None:
             order = np.argsort(self.targets, kind="stable")
@@ -279,16 +286,16 @@ class MemoryBank:
 
     def _require(self, k: int) -> None:
         if k > len(self):
-            raise InputError(f"K = {k} memories are wanted, but the bank holds {len(self)}; lower `memories`")
+            raise InputError(f"memories = {k} exceeds the {len(self)} memories in the bank; lower it")
 
     def _searches(self, queries: Queries) -> Iterator[tuple[IntArray, Callable[[Float32Array, int], IntArray]]]:
-        """Pairs of (query rows, function (vectors, count) -> ids) that together answer all queries."""
+        """Pairs (query rows, function (vectors, count) -> ids) that together answer all queries."""
         if not self.settings.time_cut:
             yield np.arange(len(queries)), self._search
             return
         if len(queries) == 0:
             return
-        # With the time cut, queries of one period search only what was known by the period's end.
+        # With the time cut, queries of a period search only what was known at the end of the period.
         by_time = np.argsort(self.known_at, kind="stable")
         directions = normalised(self.representations[by_time])
         device = worker_device()
@@ -300,12 +307,12 @@ class MemoryBank:
                 yield rows, partial(_named_search, part, names=by_time)
 
     def _search(self, queries: Float32Array, count: int) -> IntArray:
-        """Ids of the ``count`` memories that the index finds for each query, allowed or not."""
+        """Ids of the ``count`` memories that the index finds for each query, whether allowed or not."""
         ids: IntArray = self._device_index(count).search(queries, count)[1]
         return ids
 
     def _device_index(self, count: int) -> Any:
-        """The index, as a copy on a GPU where Faiss, or for exact search PyTorch, can do it there."""
+        """The index, or a copy on a GPU if Faiss (or, for exact search, PyTorch) can search there."""
         by_faiss = can_use_gpu(self.settings, count)
         by_torch = self.settings.index == "flat" and worker_device().type == "cuda"
         if not (by_faiss or by_torch):
@@ -321,25 +328,25 @@ class MemoryBank:
 
 
 class _Answered:
-    """Tells ``report`` how many of ``total`` queries are answered, for certain at the start and at the end."""
+    """Tells ``report`` how many of ``total`` queries are answered, in any case at the start and at the end."""
 
     def __init__(self, total: int, report: ReportProgress):
         self._done, self._total = 0, total
         self._report = partial(report, steps=total, unit="query")
-        self._report(step=0, force=True)  # a look at the worker then tells what takes so long
+        self._report(step=0, force=True)  # so that one can see what takes so long
 
     def add(self, answered: int) -> None:
-        """So many more are."""
+        """Count more answered queries."""
         self._done += answered
         self._report(step=self._done)
 
     def end(self) -> None:
-        """All are, also those for whom there was nothing to search."""
+        """Count all as answered, including those for which there was nothing to search."""
         self._report(step=self._total, force=True)
 
 
 def first_allowed(ids: IntArray, allowed: BoolArray, k: int) -> tuple[IntArray, IntArray]:
-    """The first k allowed ids of every row, moved to the front, -1 behind them; and how many there are, at most k."""
+    """The first k allowed ids of each row, moved to the front, then -1; and how many there are, at most k."""
     place = allowed.cumsum(1) - 1
     take = allowed & (place < k)
     kept = np.full((len(ids), k), -1, dtype=np.int64)
@@ -350,12 +357,12 @@ def first_allowed(ids: IntArray, allowed: BoolArray, k: int) -> tuple[IntArray, 
 
 @dataclass(frozen=True)
 class _FaissSearch:
-    """Exact search in vectors that no index holds."""
+    """Exact search among vectors that are not in an index."""
 
     vectors: Float32Array
 
     def search(self, queries: Float32Array, count: int) -> tuple[Float32Array, IntArray]:
-        """As a Faiss index does it."""
+        """Search like a Faiss index."""
         found: tuple[Float32Array, IntArray] = faiss.knn(
             queries, self.vectors, count, metric=faiss.METRIC_INNER_PRODUCT
         )
@@ -363,6 +370,6 @@ class _FaissSearch:
 
 
 def _named_search(vectors: ExactSearch | _FaissSearch, queries: Float32Array, count: int, names: IntArray) -> IntArray:
-    """Exact search in ``vectors`` whose ids are ``names``."""
+    """Exact search among ``vectors`` whose ids are ``names``."""
     rows = vectors.search(queries, count)[1]
     return np.where(rows >= 0, names[rows], -1)

@@ -1,8 +1,8 @@
 """Semantic user behaviour retrieval (ReLLa, section 3.2): the behaviours of a user that are most similar to the target.
 
-For a sample whose target stands at position ``p``, the candidates are the same user's positions before ``p``. The K
-whose item vectors have the greatest inner product with the target's are kept, among equal ones the latest, in
-chronological order. What is stored of a kept behaviour is how many positions before the target it stands.
+For a target at position ``p``, the candidates are the same user's positions before ``p``. Of these, the K behaviours
+whose item vectors have the largest inner product with the target's are kept, the latest ones among ties, in
+chronological order. A kept behaviour is stored as its distance: the number of positions before the target.
 """
 
 from collections.abc import Iterator
@@ -15,8 +15,8 @@ from torch import Tensor
 from rarec.data.sequences import user_at
 from rarec.types import BoolArray, Distances, Float32Array, IntArray
 
-# A user is handled some targets at a time: few enough for memory, and so few that hardly any of a block's targets is
-# compared with behaviours that came after it.
+# A user's targets are handled in blocks: small enough for memory, and so small that few targets are compared with
+# behaviours that came after them.
 _BLOCK_ELEMENTS = 1_000_000
 _BLOCK_TARGETS = 128
 
@@ -24,18 +24,19 @@ _BLOCK_TARGETS = 128
 def retrieve_behaviours(
     vectors: Float32Array, items: IntArray, offsets: IntArray, position: IntArray, k: int, out: Distances | None = None
 ) -> Distances:
-    """(N, k) distances of the kept behaviours from their target, greatest (oldest) first.
+    """(N, k) distances of the kept behaviours, largest (oldest) first.
 
-    A history of fewer than k is kept whole, behind zeros. The cost is some block products a user. Beside an order of
-    the targets, memory is bounded by a block and the vectors of the longest history, whatever N is.
+    A history of fewer than k behaviours is kept whole, after zeros. The work is a few block products per user. Apart
+    from an order of the targets, memory is bounded by a block and the vectors of the longest history, however large N
+    is.
 
     Args:
         vectors: (I, D) L2-normalised item vectors.
         items: (M,) item of each interaction, sorted by (user, time).
         offsets: (U + 1,) where each user's interactions begin.
         position: (N,) targets, in any order.
-        k: behaviours kept.
-        out: (N, k) integers to fill, for example a memory-mapped file; made here if None.
+        k: Number of behaviours to keep.
+        out: (N, k) integers to fill, such as a memory-mapped file; by default a new array.
     """
     out = np.zeros((len(position), k), dtype=distance_type(offsets)) if out is None else out
     distinct = same_vector(vectors)
@@ -45,13 +46,13 @@ def retrieve_behaviours(
         samples = order[rows]
         lengths = position[samples] - start
         history = distinct[items[start : start + int(lengths[-1]) + 1]]
-        own = table[torch.from_numpy(history)]  # of behaviours and targets
-        # Equal items get their similarity from the same product, or rounding would decide ties in place of recency.
+        own = table[torch.from_numpy(history)]  # (h, D) vectors of behaviours and targets
+        # Equal items must get their similarity from the same product, or rounding would decide ties instead of recency.
         seen, first, again = np.unique(history, return_index=True, return_inverse=True)
         same = torch.from_numpy(first[again]) if len(seen) < len(history) else None
         for block in _blocks(lengths):
             width = int(lengths[block.stop - 1])
-            similar = own[torch.from_numpy(lengths[block])] @ own[:width].T
+            similar = own[torch.from_numpy(lengths[block])] @ own[:width].T  # (n, width)
             if same is not None:
                 similar = similar[:, same[:width]]
             kept = most_similar(similar, torch.from_numpy(lengths[block]), k)
@@ -60,7 +61,7 @@ def retrieve_behaviours(
 
 
 def recent_behaviours(offsets: IntArray, position: IntArray, k: int, out: Distances | None = None) -> Distances:
-    """(N, k) distances of the k latest behaviours before each target, in the form of `retrieve_behaviours`."""
+    """(N, k) distances of the k latest behaviours before each target; see `retrieve_behaviours`."""
     out = np.zeros((len(position), k), dtype=distance_type(offsets)) if out is None else out
     distance = np.arange(k, 0, -1)
     block = max(1, _BLOCK_ELEMENTS // k)
@@ -72,20 +73,20 @@ def recent_behaviours(offsets: IntArray, position: IntArray, k: int, out: Distan
 
 
 def distance_type(offsets: IntArray) -> type[np.integer[Any]]:
-    """The narrowest type that holds the distances inside every user's history."""
+    """The smallest type that holds all distances within users' histories."""
     longest = int(np.diff(offsets).max(initial=0))
     return np.uint16 if longest <= np.iinfo(np.uint16).max else np.int32
 
 
 def same_vector(vectors: Float32Array) -> IntArray:
-    """(I,) the first item with the same vector as each item."""
+    """(I,) the first item that has the same vector as each item."""
     raw = np.ascontiguousarray(vectors).view(np.dtype((np.void, vectors.shape[1] * vectors.itemsize)))[:, 0]
     _, first, group = np.unique(raw, return_index=True, return_inverse=True)
     return first[group]
 
 
 def most_similar(similar: Tensor, lengths: Tensor, k: int) -> Tensor:
-    """(n, h) bool: the k greatest of the first ``lengths`` (n,) columns of ``similar`` (n, h), the last of equals."""
+    """(n, h) bool: the k largest of the first ``lengths`` (n,) columns of ``similar`` (n, h), the last among ties."""
     known = torch.arange(similar.shape[1]) < lengths[:, None]
     if similar.shape[1] <= k:
         return known
@@ -103,15 +104,15 @@ def most_similar(similar: Tensor, lengths: Tensor, k: int) -> Tensor:
 
 
 def _users(position: IntArray, offsets: IntArray) -> Iterator[tuple[slice, int]]:
-    """The rows of each user's ascending targets, and the first position of the user."""
+    """For each user with targets, which are ascending: the rows of the targets, and the user's first position."""
     bounds = np.searchsorted(position, offsets)
     for user in np.flatnonzero(np.diff(bounds)).tolist():
         yield slice(int(bounds[user]), int(bounds[user + 1])), int(offsets[user])
 
 
 def _blocks(lengths: IntArray) -> Iterator[slice]:
-    """Blocks of a user's targets, whose histories' lengths ascend."""
-    # As many rows as fit beside the longest history; that one alone in the worst case.
+    """Blocks of a user's targets, the lengths of whose histories ascend."""
+    # As many rows as fit with the longest history; in the worst case one.
     step = max(1, min(_BLOCK_TARGETS, _BLOCK_ELEMENTS // max(1, int(lengths[-1]))))
     for first in range(0, len(lengths), step):
         yield slice(first, min(first + step, len(lengths)))

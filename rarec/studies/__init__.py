@@ -1,1 +1,1 @@
-"""Experiments: grids of settings and how their trials are ranked."""
+"""Experiments: grids of settings, and how their trials are ranked."""

@@ -1,4 +1,4 @@
-"""Grids of settings: every combination of the values given, and how their trials are ranked."""
+"""Grids of settings: all combinations of the given values, and how their trials are ranked."""
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,7 +11,7 @@ from rarec.config import Settings, require_distinct
 
 
 class Grid(Settings):
-    """Base of what a sweep tries: every field that is a tuple lists the values of one setting."""
+    """Base of what a sweep tries: every field that is a tuple lists values of one setting."""
 
     @model_validator(mode="after")
     def _consistent(self) -> "Grid":
@@ -20,21 +20,21 @@ class Grid(Settings):
         return self
 
     def lists(self) -> dict[str, tuple[Any, ...]]:
-        """The values of each setting that is varied."""
+        """The values of each setting that varies."""
         return {name: value for name in type(self).model_fields if isinstance(value := getattr(self, name), tuple)}
 
     def trials(self) -> Iterator[dict[str, Any]]:
-        """Every combination, the last setting varying fastest."""
+        """All combinations; the last setting varies fastest."""
         lists = self.lists()
         for values in itertools.product(*lists.values()):
             yield dict(zip(lists, values, strict=True))
 
 
 def trial_name(trial: Mapping[str, Any]) -> str:
-    """Its folder and its run: `memories-10-alpha-0.5`."""
+    """Name of a trial's folder and run: `memories-10-alpha-0.5`."""
     return "-".join(f"{name}-{value}" for name, value in trial.items())
 
 
 def leaderboard(rows: Sequence[Mapping[str, Any]], choice: str) -> pd.DataFrame:
-    """The trials, the best figure of ``choice`` first; equal ones in the order in which they were tried."""
+    """The trials, with the best ``choice`` first; ties in the order in which they were tried."""
     return pd.DataFrame(rows).sort_values(choice, ascending=False, kind="stable", ignore_index=True)

@@ -1,1 +1,1 @@
-"""Words for items, users and histories: descriptions, prompt templates, token tables."""
+"""Prompts: first as sequences of shared parts (prompts), then as tokens. How they are worded is part of a data set."""

@@ -1,8 +1,7 @@
-"""Prompts as sequences of parts: a profile, a heading, one line a behaviour, a question.
+"""Prompts as sequences of parts: a profile, a heading, one line per behaviour, a question.
 
-A part is written once, however many prompts it stands in: a line for each (item, rating) that occurs, a question for
-each item, a profile for each user. A prompt is a list of part numbers, and is put together only when it is read, as
-text or as tokens.
+A part is written once, however many prompts share it: a line for each (item, rating) that occurs, a question for each
+item, a profile for each user. A prompt is a list of part numbers. It is assembled only when needed, as text or tokens.
 """
 
 from dataclasses import dataclass
@@ -32,13 +31,13 @@ class TextSettings(Settings):
 
 @dataclass(frozen=True)
 class Catalogue:
-    """(I,) what items are called in prompts, and their descriptions."""
+    """(I,) names of the items in prompts, and their descriptions."""
 
     names: list[str]
     descriptions: list[str]
 
     def save(self, folder: Path) -> None:
-        """Write a table into ``folder``."""
+        """Write them as a table into ``folder``."""
         pd.DataFrame({"name": self.names, "description": self.descriptions}).to_parquet(folder / CATALOGUE)
 
     @classmethod
@@ -50,11 +49,11 @@ class Catalogue:
 
 @dataclass(frozen=True)
 class PromptParts:
-    """The parts of all prompts of a data set: profiles, then the heading, then lines, then questions.
+    """The parts of a data set's prompts: profiles, then the heading, then lines, then questions.
 
     Attributes:
-        texts: (P,) every part.
-        profiles, lines, questions: number of the first part of each kind; the heading stands before the lines.
+        texts: (P,) text of every part.
+        profiles, lines, questions: Number of the first part of each kind; the heading comes before the lines.
         line_of: (M,) the line of each interaction, counted from ``lines``.
     """
 
@@ -67,12 +66,12 @@ class PromptParts:
     line_of: IntArray
 
     def of(self, users: IntArray, targets: IntArray, position: IntArray, distances: Distances) -> IntArray:
-        """(B, K + 3) part numbers of B prompts, `NO_PART` where a history is shorter.
+        """(B, K + 3) part numbers of B prompts; `NO_PART` if a history is shorter.
 
         Args:
             users, targets: (B,) user and item.
             position: (B,) interaction of each target.
-            distances: (B, K) how far before it each behaviour stands, 0 for none.
+            distances: (B, K) of each behaviour from its target, 0 for none.
         """
         behaviours = position[:, None] - distances.astype(np.int64)
         history = np.where(distances > 0, self.lines + self.line_of[behaviours], NO_PART)
@@ -80,7 +79,7 @@ class PromptParts:
         return np.column_stack([self.profiles + users, heading, history, self.questions + targets])
 
     def text(self, parts: IntArray) -> str:
-        """One prompt, from one row of `of`."""
+        """The text of one prompt, a row of `of`."""
         return "".join(self.texts[part] for part in parts.tolist() if part != NO_PART)
 
     def save(self, folder: Path) -> None:
@@ -100,14 +99,14 @@ class PromptParts:
 def build_parts(
     template: Template, items: pd.DataFrame, users: pd.DataFrame, item_index: IntArray, rating: npt.ArrayLike
 ) -> PromptParts:
-    """All parts of a data set's prompts.
+    """Make all parts of a data set's prompts.
 
     Args:
-        items, users: the clean tables.
-        item_index, rating: (M,) of each interaction, sorted by (user, time).
+        items, users: The clean tables.
+        item_index, rating: (M,) item and rating of each interaction, sorted by (user, time).
 
     Raises:
-        InputError: an item has no text.
+        InputError: An item has no text.
     """
     names = item_texts(items, template.item)
     profiles = profile_texts(users, template)

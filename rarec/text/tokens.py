@@ -1,7 +1,7 @@
-"""Prompts as tokens: every part is tokenised once, and a prompt is the concatenation of its parts' tokens.
+"""Prompts as tokens: each part is tokenised once, and a prompt is the concatenation of its parts' tokens.
 
-Parts end where lines end, which is where tokenizers split anyway. So twin prompts that share lines share tokens, and
-making 5,000 prompts a second is a matter of copying integers.
+Parts end at line ends, where tokenizers split anyway. So prompts that share lines share tokens, and making thousands of
+prompts a second is a matter of copying integers.
 """
 
 from collections.abc import Iterator
@@ -16,11 +16,11 @@ from rarec.errors import InputError
 from rarec.text.prompts import NO_PART, PromptParts
 from rarec.types import Int32Array, IntArray
 
-ANCHOR = "\n"  # what stands before nearly every part
-# Some chat templates print the date, through `strftime_now`: next week's prompts shall be the same.
+ANCHOR = "\n"  # precedes nearly every part
+# Some chat templates print the date through `strftime_now`. Prompts must not change from day to day.
 _DAY = datetime(2024, 7, 1)
 _DIRECTIVES = ("Y", "y", "m", "-m", "d", "-d", "e", "B", "b", "A", "a", "j", "H", "I", "M", "S", "p", "F", "D", "T")
-FIXED_DAY = (  # as a macro, since transformers takes no functions for a template
+FIXED_DAY = (  # a macro, as transformers accepts no functions for a template
     "{% macro strftime_now(form) %}{{ form"
     + "".join(f" | replace('%{directive}', '{_DAY.strftime('%' + directive)}')" for directive in _DIRECTIVES)
     + " }}{% endmacro %}"
@@ -45,9 +45,9 @@ class TokenTable:
 
 
 def tokenise(tokenizer: Any, texts: list[str]) -> TokenTable:
-    """Tokens of each text as they are behind a line's end, without special tokens.
+    """Tokens of each text as they are after a line end, without special tokens.
 
-    Sentencepiece tokenizers put a blank before a text that begins; behind `ANCHOR` they do not.
+    Sentencepiece tokenizers put a blank before the beginning of a text; after `ANCHOR` they do not.
     """
     rows: list[list[int]] = []
     for start in range(0, len(texts), _CHUNK):
@@ -63,12 +63,12 @@ def tokenise(tokenizer: Any, texts: list[str]) -> TokenTable:
 
 @dataclass(frozen=True)
 class TokenisedPrompts:
-    """B prompts end to end.
+    """B prompts, concatenated.
 
     Attributes:
         tokens: (T,) int32.
         lengths: (B,) tokens of each prompt.
-        dropped: (B,) behaviours left out for the token limit.
+        dropped: (B,) behaviours left out because of the token limit.
     """
 
     tokens: Int32Array
@@ -78,7 +78,7 @@ class TokenisedPrompts:
 
 @dataclass(frozen=True)
 class PromptTokens:
-    """Token tables of a data set's prompt parts, with what the language model wants around a prompt."""
+    """Tokens of a data set's prompt parts, and the tokens that a language model needs around a prompt."""
 
     table: TokenTable
     before: Int32Array
@@ -89,24 +89,24 @@ class PromptTokens:
     def of(cls, parts: PromptParts, tokenizer: Any, limit: int) -> "PromptTokens":
         """Tokenise all parts for a model that reads at most ``limit`` tokens.
 
-        A tokenizer with a chat template gets the prompt as a user's message; another one its usual first token, if it
-        has one.
+        If the tokenizer has a chat template, the prompt becomes a user's message. Otherwise it begins with the
+        tokenizer's usual first token, if there is one.
         """
         before, after = _frame(tokenizer)
         return cls(tokenise(tokenizer, parts.texts), before, after, limit)
 
     def part_lengths(self, parts: IntArray) -> IntArray:
-        """(B, K + 3) tokens of each part; none where there is no part."""
+        """(B, K + 3) number of tokens of each part; 0 where there is no part."""
         return np.where(parts == NO_PART, 0, self.table.lengths[parts])
 
     def prompts(self, parts: IntArray) -> TokenisedPrompts:
-        """Put prompts together; the oldest behaviours of one over the limit are left out, and counted.
+        """Assemble prompts. If one exceeds the limit, its oldest behaviours are left out and counted.
 
         Args:
-            parts: (B, K + 3) as `PromptParts.of` gives them.
+            parts: (B, K + 3) part numbers from `PromptParts.of`.
 
         Raises:
-            InputError: a prompt exceeds the limit without any behaviour.
+            InputError: A prompt exceeds the limit even without any behaviour.
         """
         present = parts != NO_PART
         lengths = self.part_lengths(parts)
@@ -115,10 +115,10 @@ class PromptTokens:
         fixed = lengths.sum(1) - history.sum(1)
         if len(parts) and fixed.max() > room:
             raise InputError(
-                f"a prompt of {int(fixed.max())} tokens without any behaviour cannot fit into {self.limit}; shorten "
-                "the template or the items' texts, or use a language model that reads more"
+                f"a prompt has {int(fixed.max())} tokens without any behaviour, more than the limit of {self.limit}; "
+                "shorten the template or the items' texts, or use a language model with a longer context"
             )
-        # What is left when the behaviours before this one are gone must fit.
+        # A behaviour is kept if it fits together with all later ones.
         kept = fixed[:, None] + history[:, ::-1].cumsum(1)[:, ::-1] <= room
         dropped = (present[:, 2:-1] & ~kept).sum(1)
         present[:, 2:-1] &= kept
@@ -136,10 +136,9 @@ class PromptTokens:
 
 
 def by_length(lengths: IntArray, most_tokens: int, least: float = 0.875) -> Iterator[IntArray]:
-    """Rows of prompts of similar length, so many that none of the padded batches exceeds ``most_tokens``.
+    """Batches of rows of similar length, none of which exceeds ``most_tokens`` when padded.
 
-    No prompt is shorter than ``least`` of its batch's longest: where prompts are few, a further batch costs less than
-    the padding would.
+    No prompt is shorter than ``least`` times the longest one of its batch: another batch costs less than the padding.
     """
     order = np.argsort(lengths, kind="stable")[::-1]
     falling = lengths[order]
@@ -153,7 +152,7 @@ def by_length(lengths: IntArray, most_tokens: int, least: float = 0.875) -> Iter
 
 
 def _frame(tokenizer: Any) -> tuple[Int32Array, Int32Array]:
-    """Tokens that go before and behind a prompt."""
+    """Tokens that go before and after a prompt."""
     if getattr(tokenizer, "chat_template", None):
         before, after = frame_texts(tokenizer)
         encode = [tokenizer(part, add_special_tokens=False)["input_ids"] if part else [] for part in (before, after)]
@@ -162,10 +161,10 @@ def _frame(tokenizer: Any) -> tuple[Int32Array, Int32Array]:
 
 
 def frame_texts(tokenizer: Any) -> tuple[str, str]:
-    """What a chat template puts before and behind a user's message; nothing without a template."""
+    """Texts that a chat template puts before and after a user's message; empty without a template."""
     if not getattr(tokenizer, "chat_template", None):
         return "", ""
-    mark = "\u241f"  # a sign that no template holds
+    mark = "\u241f"  # no template contains it
     message = [{"role": "user", "content": mark}]
     template = FIXED_DAY + tokenizer.get_chat_template()
     text = tokenizer.apply_chat_template(message, chat_template=template, tokenize=False, add_generation_prompt=True)
@@ -174,7 +173,7 @@ def frame_texts(tokenizer: Any) -> tuple[str, str]:
 
 
 def first_tokens(tokenizer: Any) -> Int32Array:
-    """What the tokenizer puts before every text: its first token, or nothing."""
+    """The tokens that the tokenizer puts before every text: a single one, or none."""
     with_special = tokenizer("a")["input_ids"]
     plain = tokenizer("a", add_special_tokens=False)["input_ids"]
     first = with_special[: len(with_special) - len(plain)] if with_special[-len(plain) :] == plain else []

@@ -17,7 +17,12 @@ class WorkerJob(Settings):
     """Base of what an asset asks a worker to do: settings, inputs and their identities."""
 
     module: ClassVar[str]
-    """The worker's module, which runs as ``python -m <module> <job file>``."""
+    """The worker's module, which runs as ``python -m <module> <job file>``: that of the job's class."""
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **_: object) -> None:
+        """Note the module of the class."""
+        cls.module = cls.__dict__.get("module", cls.__module__)
 
 
 class Place(Settings):

@@ -1,4 +1,4 @@
-"""What MLflow runs still have to record: sent at once, later if the server was away, or counted as lost.
+"""Requests to MLflow: sent at once, later if the server is unavailable, or counted as lost.
 
 Nothing here ever fails a training. Everything is sent in the order it came, since a nested run must exist before its
 metrics.
@@ -23,7 +23,7 @@ progress_log = logging.getLogger("rarec.progress")  # `make run` shows it in the
 
 
 class ServerAway(Exception):
-    """The server did not take a parcel; it keeps waiting, with all behind it."""
+    """The server did not accept a parcel. It keeps waiting, with all later ones."""
 
 
 @dataclass
@@ -63,7 +63,7 @@ class Outbox:
                 self._attempt()
 
     def drain(self) -> None:
-        """Deliver the parcels that wait, and keep trying while patience lasts."""
+        """Deliver the parcels that wait, and keep trying until the waiting time is used up."""
         away_since: list[float] = []
 
         def tell(_: Exception) -> None:
@@ -106,7 +106,7 @@ class Outbox:
             try:
                 parcel.deliver()
             except Exception as error:
-                if refused(error):  # it would be refused again and hold up everything behind it
+                if refused(error):  # it would be refused again and block everything behind it
                     self._log.warning(f"MLflow refused {parcel.what}: {type(error).__name__}: {one_line(error)}")
                     self.withdraw(parcel)
                     continue
@@ -124,7 +124,7 @@ class Outbox:
 
 
 def refused(error: Exception) -> bool:
-    """Whether MLflow said no or our request is wrong, as opposed to a server or database that is away."""
+    """Whether MLflow refused the request or the request is wrong; False if a server or database is unavailable."""
     from mlflow.exceptions import MlflowException
 
     if isinstance(error, MlflowException):

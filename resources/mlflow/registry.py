@@ -1,4 +1,4 @@
-"""Which trained model serves: versions registered in MLflow, the alias `champion`, and the evidence behind it."""
+"""The model in use: versions registered in MLflow, the alias `champion`, and the evidence for it."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 CHAMPION = "champion"
+PREFIX = "rarec-"  # of registered models: rarec-<data set>-<track>
 
 _ARTIFACTS = "rarec.artifacts"
 _KIND = "rarec.kind"
@@ -87,7 +88,7 @@ class Version:
                 f"version {self.number} of {self.model} has lost {', '.join(missing)} from the artifact store. Restore "
                 f"it from a backup, or run the job `rollback` for {partition} with track: {self.track} (version: picks "
                 "a version other than the previous champion). If there is none, set replace_lost on the candidate so "
-                "that it takes this one's place"
+                "that it replaces this version"
             )
         return found
 
@@ -97,9 +98,9 @@ class ModelRegistry:
 
     def __init__(self, client: "MlflowClient", track: str, dataset: str) -> None:
         self._client = client
-        self._dataset = dataset
+        self.dataset = dataset
         self._track = track
-        self.name = f"rarec-{dataset}-{track}"
+        self.name = f"{PREFIX}{dataset}-{track}"
 
     def versions(self) -> list[Version]:
         """All versions, oldest first."""
@@ -107,7 +108,7 @@ class ModelRegistry:
         return sorted((_version(one) for one in found), key=lambda version: version.number)
 
     def champion(self) -> Version | None:
-        """The version that serves; None before the first promotion."""
+        """The version in use; None before the first promotion."""
         from mlflow.exceptions import MlflowException
 
         try:
@@ -169,7 +170,7 @@ class ModelRegistry:
                 f"{self.name} has no version {wanted}; version {before.number} remains the champion. "
                 + (f"Set `version` to one of {others}" if others else "There is no other version")
             )
-        known[number].open(store, self._dataset)
+        known[number].open(store, self.dataset)
         if not _gave_way(known, number, before.number):
             self._tag(before, _ROLLED_BACK_TO, str(number))
             self._tag(before, _ROLLED_BACK, datetime.now(UTC).isoformat(timespec="seconds"))

@@ -25,8 +25,8 @@ METRICS_SHARE = 0.005
 PARAM_LENGTH = 6000  # MLflow's limits
 BATCH_SIZES = {"params": 100, "metrics": 1000}
 MODEL_NOT_LOGGED = (
-    "not logged, MLflow was away. To log the model, materialise the asset with force once MLflow is back; this trains "
-    "it again."
+    "not logged, MLflow was unavailable. To log the model, materialise the asset with force once MLflow is back; this "
+    "trains it again."
 )
 
 
@@ -159,7 +159,7 @@ class TrackedRun:
     ) -> str | None:
         """Log a model as code plus files, without any pickle, and return its URI for `mlflow.pyfunc.load_model`.
 
-        The files may not stay where they are, so this waits for a server that is away. None if it stays away.
+        The files may be moved afterwards, so this waits for an unavailable server. None if it stays unavailable.
 
         Args:
             model_file: a Python file that calls `mlflow.models.set_model(model)`.

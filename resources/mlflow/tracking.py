@@ -18,7 +18,7 @@ from pydantic import Field
 
 from rarec.errors import InputError, one_line
 from resources.mlflow.outbox import Outbox
-from resources.mlflow.registry import ModelRegistry
+from resources.mlflow.registry import PREFIX, ModelRegistry
 from resources.mlflow.run_history import ListedRun, newest_runs
 from resources.mlflow.tracked_run import CODE_VERSION, FINGERPRINT, TrackedRun
 from resources.settings import MLFLOW_DATABASE
@@ -110,6 +110,16 @@ class MlflowTracking(dg.ConfigurableResource):
         """The model registry of one data set and track; raises InputError if MLflow cannot be used."""
         self.check()
         return ModelRegistry(self._client(), track, dataset)
+
+    def registries(self) -> list[ModelRegistry]:
+        """The model registry of every data set and track that has one; raises InputError if MLflow cannot be used."""
+        self.check()
+        client, found, token = self._client(), [], None
+        while token != "":
+            page = client.search_registered_models(f"name LIKE '{PREFIX}%'", page_token=token)
+            found += [model.name.removeprefix(PREFIX).rpartition("-") for model in page]
+            token = page.token or ""
+        return [ModelRegistry(client, track, dataset) for dataset, _, track in found if dataset]
 
     def newest_runs(self) -> list[ListedRun]:
         """The newest runs, newest first; raises InputError if MLflow cannot be used."""

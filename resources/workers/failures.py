@@ -14,7 +14,7 @@ from resources.workers.log_follower import OutputFollower
 
 FULL_BYTES = 1 << 20  # a disk with less than this left counts as full
 OUT_OF_MEMORY = ("OutOfMemoryError", "MemoryError")
-# Words of a rank whose peer went away: a consequence, not the cause.
+# Messages of a rank that lost its peer: a consequence, not the cause.
 LOST_PEER = ("connection closed by peer", "connection reset by peer", "broken pipe", "distbackenderror", "distnetwork")
 
 
@@ -29,14 +29,14 @@ class Ending:
 
 
 class Errors:
-    """The `error` files of a training, in the order in which they were first seen here."""
+    """The `error` files of a training, in the order in which this process first saw them."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._seen: dict[Path, dict[str, Any]] = {}
 
     def look(self) -> bool:
-        """Look for new files; whether there is any file at all."""
+        """Look for new files. Returns whether there is any file."""
         files = [path for path in self._folder.glob("error-*.json") if path not in self._seen]
         new = [(path, json.loads(path.read_text(encoding="utf-8"))) for path in files]
         # Those seen together are ordered by the machine's monotonic clock, which setting the clock does not change.
@@ -52,7 +52,7 @@ def _is_consequence(error: dict[str, Any]) -> int:
     if error.get("input_error"):
         return 0
     if error.get("signal"):
-        # SIGTERM is how torchrun ends the ranks beside a failed one.
+        # torchrun ends the other ranks with SIGTERM when one fails.
         return 4 if error["signal"] == "SIGTERM" else 1
     text = f"{error.get('type')} {error['message']}".lower()
     if any(sign in text for sign in LOST_PEER):
@@ -80,7 +80,7 @@ def failure(ending: Ending, errors: Errors, output: OutputFollower, stacks: dict
     """
     errors.look()
     error = errors.cause()
-    # On a full disk, ranks cannot leave an error file, or they blame the file that they happened to write next.
+    # On a full disk, ranks cannot write an error file, or blame whichever file they wrote next.
     if not (error and error.get("input_error")) and (full := full_disk(folder)):
         said = f"worker {error['rank']}: {error['message']}" if error else output.last_lines()
         return _failure(f"Training failed: {full}. Last output: {said}", ending.exit_code, output, allow_retries=False)

@@ -27,7 +27,7 @@ from resources.workers.log_follower import OutputFollower
 POLL_S = 0.2
 OBSERVATION_INTERVAL_S = 15.0
 CANCEL_LOOK_S = 10.0
-SETTLE_S = 5.0  # between the first error and the end of all: others may have something to say, too
+SETTLE_S = 5.0  # between the first error and ending all ranks: others may report errors too
 progress_log = logging.getLogger("rarec.progress")  # `make run` shows it in the terminal
 STACKS_WAIT_S = 8.0  # for the ranks to write their stacks, also on machines that look at announcements
 
@@ -42,7 +42,7 @@ class TrainingLauncher(dg.ConfigurableResource):
         default=0, ge=0, description="Worker processes of each machine; 0 means one per GPU, or one without a GPU."
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
-        default="auto", description="Where to train; auto takes GPUs if any."
+        default="auto", description="Device to train on; auto uses GPUs if there are any."
     )
     threads_per_process: int = Field(default=0, ge=0, description="CPU threads of each worker; 0 shares out the cores.")
     timeout_s: float = Field(default=0, ge=0, description="Longest time one training may take; 0 means no limit.")
@@ -64,7 +64,7 @@ class TrainingLauncher(dg.ConfigurableResource):
         default="", description="This machine's host[:port] as the machines that join it (pipelines.join) reach it."
     )
     nodes: int = Field(
-        default=1, ge=1, description="Machines that train together through the rendezvous, this one too."
+        default=1, ge=1, description="Machines that train together through the rendezvous, including this one."
     )
     engine: dict[str, Any] = Field(
         default={}, description="How trainings are held, computed and saved: fields of rarec.training.EngineSettings."
@@ -95,7 +95,7 @@ class TrainingLauncher(dg.ConfigurableResource):
         engine, processes = EngineSettings(**self.engine), sum(hosts.values())
         workdir = workdir.absolute()
         workdir.mkdir(parents=True, exist_ok=True)
-        if full := full_disk(workdir):  # else it would end at some file, and look like a fault of that
+        if full := full_disk(workdir):  # otherwise the training would fail at some write, which would hide the cause
             raise InputError(full)
         clear_signs(workdir)
         job_file = workdir / "job.json"
@@ -140,7 +140,7 @@ class TrainingLauncher(dg.ConfigurableResource):
             raise failure(ending, errors, log, stacks, workdir)
 
     def result_settings(self) -> dict[str, Any]:
-        """What of these settings changes a training's result, and so belongs to its artifact's identity."""
+        """The settings that change a training's result, and so belong to its artifact's identity."""
         precision = EngineSettings(**self.engine).precision
         return {} if precision == "fp32" else {"precision": precision}
 
@@ -155,10 +155,10 @@ class TrainingLauncher(dg.ConfigurableResource):
     ) -> Ending:
         """Follow the workers until they end, fail, fall silent or run out of time.
 
-        The agents of machines that join are not ours to ask: of them, the ranks' own signs tell.
+        The agents of machines that join cannot be polled from here; the signs of life of their ranks are used instead.
 
         Raises:
-            dg.DagsterExecutionInterruptedError: the run was cancelled, and no signal told so.
+            dg.DagsterExecutionInterruptedError: the run was cancelled, but its signal was lost.
         """
         started = time.monotonic()
         failed_at: float | None = None
@@ -175,7 +175,7 @@ class TrainingLauncher(dg.ConfigurableResource):
                 return Ending(timed_out_s=self.timeout_s)
             if errors.look():
                 failed_at = failed_at or now
-                if now - failed_at > SETTLE_S:  # some would wait for the failed one for ever
+                if now - failed_at > SETTLE_S:  # some would wait forever for the failed one
                     return Ending()
             elif self.heartbeat_s and (hung := pulse.silent(self.heartbeat_s)):
                 return Ending(hung=tuple(hung), heartbeat_s=self.heartbeat_s)
@@ -185,7 +185,7 @@ class TrainingLauncher(dg.ConfigurableResource):
     def _machines(
         self, context: dg.AssetExecutionContext, workdir: Path, hosts: Mapping[str, int], assignment: Assignment
     ) -> Iterator[Machines]:
-        """The machines at work; whatever happens inside, nothing runs on them afterwards."""
+        """The machines while they train. Whatever happens inside the block, nothing runs on them afterwards."""
         launch_id = uuid.uuid4().hex
         machines = Machines(workdir, launch_id)
         try:
@@ -201,7 +201,7 @@ class TrainingLauncher(dg.ConfigurableResource):
                 context.log.error(f"Processes that could not be ended, even by SIGKILL: {stuck}")
 
     def _resolve(self) -> tuple[Literal["auto", "cpu", "cuda"], dict[str, int]]:
-        """Device, and processes on each machine, that the settings mean here."""
+        """The device, and the number of processes on each machine, that the settings give here."""
         if self.hostfile and self.rendezvous:
             raise InputError(
                 "The launcher has both a hostfile (RAREC_HOSTFILE) and a rendezvous (RAREC_RENDEZVOUS); set only one."
@@ -212,15 +212,15 @@ class TrainingLauncher(dg.ConfigurableResource):
                     "The launcher has a hostfile (RAREC_HOSTFILE), whose lines and slots say how many machines and "
                     "processes; leave nproc (RAREC_NPROC) and nodes (RAREC_NODES) unset."
                 )
-            return self.device, read_hostfile(Path(self.hostfile))  # what GPUs this machine has means nothing there
+            return self.device, read_hostfile(Path(self.hostfile))  # the GPUs of this machine do not matter there
         if bool(self.rendezvous) != (self.nodes > 1):
             raise InputError(
                 f"The launcher's rendezvous (RAREC_RENDEZVOUS) is {self.rendezvous!r} and nodes (RAREC_NODES) is "
-                f"{self.nodes}; to train on several machines set the one to this machine's address and the other to "
-                "their number, else neither."
+                f"{self.nodes}; to train on several machines, set both: this machine's address and the number of "
+                "machines. Otherwise set neither."
             )
         if self.rendezvous and not self.announced:
-            raise InputError("The launcher has a rendezvous; set announced to a folder that the machines share, too.")
+            raise InputError("The launcher has a rendezvous; also set announced to a folder that the machines share.")
         gpus = 0 if self.device == "cpu" else _gpu_count()
         if self.device == "cuda" and gpus == 0:
             raise InputError(
@@ -236,7 +236,7 @@ class TrainingLauncher(dg.ConfigurableResource):
 
 
 class _Cancellation:
-    """Looks whether the run is being cancelled.
+    """Checks whether the run is being cancelled.
 
     Dagster interrupts a step once. An exception that is raised while Python runs a finaliser is dropped, and the step
     would train on.
@@ -248,14 +248,14 @@ class _Cancellation:
         self._asked = False
 
     def unheard(self) -> bool:
-        """Whether the run was being cancelled at the look before this one already; looks every `CANCEL_LOOK_S`."""
+        """Whether the previous check already found the run being cancelled; checks every `CANCEL_LOOK_S`."""
         now = time.monotonic()
         if now - self._looked_at < CANCEL_LOOK_S:
             return False
         self._looked_at = now
         try:
             run = self._instance.get_run_by_id(self._run_id)
-        except Exception:  # a database that is away is no reason to end a training
+        except Exception:  # an unavailable database is no reason to end a training
             return False
         asked_before, self._asked = self._asked, run is not None and run.status == dg.DagsterRunStatus.CANCELING
         return asked_before and self._asked
@@ -334,7 +334,7 @@ def _collect_stacks(machines: Machines, workdir: Path, ranks: int) -> dict[int, 
 
 def _device_environment(device: Literal["auto", "cpu", "cuda"]) -> dict[str, str]:
     environment = {"PYTHONUNBUFFERED": "1"}
-    if device != "auto":  # each worker then sees for itself
+    if device != "auto":  # each worker then detects GPUs itself
         environment["DS_ACCELERATOR"] = device
     if device == "cpu":
         environment["CUDA_VISIBLE_DEVICES"] = ""  # the worker then finds no GPU and takes gloo

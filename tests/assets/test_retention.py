@@ -49,7 +49,7 @@ def test_cleaning_up_names_the_runs_that_it_waits_for(tmp_path):
 class Registered:
     """A registry of these versions."""
 
-    name = "rarec-shop-raserec"
+    name, dataset = "rarec-shop-raserec", "shop"
 
     def __init__(self, versions, champion):
         self._versions, self._champion = versions, champion
@@ -88,10 +88,7 @@ def test_models_of_a_data_set_whose_file_is_absent_keep_what_they_are_made_of(tm
         ) as draft:
             (draft.path / "bank.npy").write_bytes(b"1")
     version = Version("rarec-shop-raserec", 1, {"memory_bank": made["registered"]}, "trained")
-    monkeypatch.setattr(
-        MlflowTracking, "registry",
-        lambda _, track, dataset: Registered([version] if dataset == "shop" else [], champion=None),
-    )  # fmt: skip
+    monkeypatch.setattr(MlflowTracking, "registries", lambda _: [Registered([version], champion=None)])
     clean_all(store, tmp_path)
     assert store.find("memory_bank", "shop", made["registered"]) is not None
     assert store.find("memory_bank", "shop", made["forgotten"]) is None
@@ -122,11 +119,7 @@ def refreshed_weekly(tmp_path, monkeypatch):
         versions.append(Version(Registered.name, number, identities, "refreshed", replaced=replaced))
 
     def register(versions, champion):
-        monkeypatch.setattr(
-            MlflowTracking, "registry",
-            lambda _, track, dataset: Registered(versions, champion) if (track, dataset) == ("raserec", "shop")
-            else Registered([], None),
-        )  # fmt: skip
+        monkeypatch.setattr(MlflowTracking, "registries", lambda _: [Registered(versions, champion)])
 
     register(versions, versions[-1])
     return store, versions, register

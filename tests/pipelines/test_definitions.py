@@ -5,7 +5,7 @@ import dagster as dg
 import pytest
 
 from pipelines.definitions import build_defs, default_resources
-from pipelines.jobs import TRACKS, cascade
+from pipelines.jobs import TRACK_JOBS, cascade
 from rarec.errors import InputError
 from rarec.training.engine_settings import EngineSettings
 from resources.mlflow.tracking import MlflowTracking
@@ -75,8 +75,8 @@ def test_jobs_cover_their_groups(tmp_path):
         "raserec": {"raw", "sequences", "recommender", "baselines"},
         "rella": {"raw", "text", "semantic", "index", "instruction", "language"},
     }
-    assert set(TRACKS) == set(reports)
-    for track in TRACKS:
+    assert set(TRACK_JOBS) == set(reports)
+    for track in TRACK_JOBS:
         keys = set(defs.resolve_job_def(track).asset_layer.executable_asset_keys)
         expected = {key for key in everything if graph.get(key).group_name in groups[track]}
         assert keys == expected | {dg.AssetKey(reports[track])}
@@ -139,7 +139,7 @@ def test_schedules_are_weekly_and_off_and_ask_for_each_data_set_once(tmp_path):
     defs = build_defs(home)
     schedules = defs.schedules
     assert {schedule.name: schedule.job_name for schedule in schedules} == {
-        f"rarec_{job}_weekly": job for job in (*TRACKS, "drift", "drift_rella")
+        f"rarec_{job}_weekly": job for job in (*TRACK_JOBS, "drift", "drift_rella")
     }
     for schedule in schedules:
         assert (schedule.cron_schedule, schedule.default_status) == ("0 3 * * 1", dg.DefaultScheduleStatus.STOPPED)

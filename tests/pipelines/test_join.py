@@ -73,5 +73,5 @@ def test_folder_that_is_not_shared_is_named(tmp_path):
     announcement.refresh()
     follower.look()
     announcement.refresh()
-    with pytest.raises(InputError, match=r"working folder .*/not/here does not exist here; mount RAREC_HOME"):
+    with pytest.raises(InputError, match=r"/not/here of an announced training does not exist here; mount RAREC_HOME"):
         follower.look()

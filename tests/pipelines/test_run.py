@@ -28,12 +28,12 @@ def test_a_job_keeps_its_own_configuration_beside_what_is_given(track, tmp_path)
     home = Installation.from_environment({"RAREC_HOME": str(tmp_path)})
     job, config = _prepare("demo", track, '{"incoming_interactions": {}}' if track == "ingest" else "{}", home)
     assert job.name == track
-    for asset, settings in cascade()[track][2].items():
+    for asset, settings in cascade()[track].config.items():
         assert config["ops"][asset]["config"] == settings
     if track == "finetune":
         _, config = _prepare("demo", track, '{"raserec_candidate": {"tolerance": 0.5}}', home)
         assert config["ops"]["raserec_candidate"]["config"] == {"source": "finetuned", "tolerance": 0.5}
-        assert cascade()[track][2]["raserec_candidate"] == {"source": "finetuned"}
+        assert cascade()[track].config["raserec_candidate"] == {"source": "finetuned"}
 
 
 @pytest.mark.parametrize(

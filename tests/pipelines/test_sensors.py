@@ -253,7 +253,7 @@ def test_a_materialisation_reported_by_hand_is_no_report(followed):
 
 def test_a_report_on_a_champion_of_before_asks_for_nothing(followed):
     followed.report("refresh", 2)
-    assert followed.tick() == ([], "own: the newest drift_report measured version 2, which no longer serves")
+    assert followed.tick() == ([], "own: the newest drift_report measured version 2, which is no longer in use")
     followed.report("tune", 1, dataset="demo", asset="rella_drift_report")  # of a model that has no champion
     followed.report("refresh", 3)
     assert followed.tick() == ([("own", "refresh")], "")
@@ -267,7 +267,7 @@ def test_while_mlflow_is_away_reports_wait(followed):
     followed.report("refresh", 3)
     followed.away = True
     for _ in range(2):
-        reason = "the champions cannot be looked up; the next tick tries again: connection refused"
+        reason = "the champions cannot be looked up; the next tick retries: connection refused"
         assert followed.tick() == ([], reason)
         assert followed.cursor == before
     followed.away = False

@@ -34,7 +34,7 @@ def test_hostfile_of_deepspeed(tmp_path):
         ),
         ("# x\na\n", "hostfile, line 2: 'a' is not of the form"),
         ("-oProxyCommand=x slots=1\n", "hostfile, line 1: .* is not of the form"),
-        ("a slots=1\n\na slots=2\n", "hostfile, line 3: host a stands there twice"),
+        ("a slots=1\n\na slots=2\n", "hostfile, line 3: host a is listed twice"),
         ("# nobody\n", "hostfile names no host"),
     ],
 )
@@ -76,7 +76,7 @@ def test_host_whose_name_is_unknown_is_refused_for_good(tmp_path, monkeypatch):
     said = "ssh: Could not resolve hostname far: Name or service not known"
     machines = Machines(tmp_path, "1")
     try:
-        with pytest.raises(InputError, match=r"Host far of the launcher's hostfile is not known here: ssh: Could not"):
+        with pytest.raises(InputError, match=r"Host far of the launcher's hostfile cannot be resolved: ssh: Could not"):
             machines.start_on_hosts({"far": 1}, f"sh -c 'echo {said}; exit 255'", ASSIGNMENT)
     finally:
         machines.end(0.1)

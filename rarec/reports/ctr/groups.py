@@ -1,4 +1,4 @@
-"""Groups of CTR samples: by the length of the history, and by how often the target item was trained on."""
+"""Groups of CTR samples: by the length of the history, and by the training interactions of the target."""
 
 from collections.abc import Mapping, Sequence
 
@@ -14,10 +14,10 @@ TAIL_SHARE, HEAD_SHARE = 0.2, 0.2
 
 
 def history_groups(lengths: Mapping[Split, npt.ArrayLike]) -> dict[Split, Groups]:
-    """Short, medium and long histories: terciles of the test samples, the same edges on every split.
+    """Short, medium and long histories: terciles of the test samples, with the same edges on every split.
 
-    Samples of equal length share a group, so groups are uneven, or even empty, where many lengths are equal. Without a
-    test split the terciles are those of the validation split.
+    Samples of equal length share a group. So groups are uneven, or even empty, if many lengths are equal. Without a
+    test split, the terciles are those of the validation split.
 
     Args:
         lengths: (N,) behaviours before each sample of a split, N > 0.
@@ -32,11 +32,11 @@ def history_groups(lengths: Mapping[Split, npt.ArrayLike]) -> dict[Split, Groups
 
 
 def target_groups(counts: Mapping[Split, npt.ArrayLike]) -> dict[Split, Groups]:
-    """New, tail, mid and head items, the same edges on every split.
+    """New, tail, mid and head items, with the same edges on every split.
 
-    New items have no training interactions. Of the test samples with other items, about 20 % have targets with the
-    fewest interactions, the tail, and about 20 % ones with the most, the head; equal counts stay together. Without a
-    test split the shares are those of the validation split.
+    New items have no training interactions. Of the test samples with other items, about 20 % belong to the tail, whose
+    targets have the fewest interactions, and about 20 % to the head, whose targets have the most. Equal counts share a
+    group. Without a test split, the shares are those of the validation split.
 
     Args:
         counts: (N,) training interactions of each sample's target, N > 0.
@@ -55,7 +55,7 @@ def target_groups(counts: Mapping[Split, npt.ArrayLike]) -> dict[Split, Groups]:
 
 
 def _reference(values: Mapping[Split, npt.ArrayLike]) -> Split:
-    """The split whose samples give the edges."""
+    """The split whose samples define the edges."""
     return next(split for split in SHOWN_SPLITS if split in values)
 
 
@@ -64,7 +64,7 @@ def _edges(values: npt.ArrayLike, shares: Sequence[float]) -> tuple[int, ...]:
 
 
 def _ranges(edges: Sequence[int], lowest: int, what: str) -> tuple[str, str, str]:
-    """Words for the three ranges that two edges cut; a group's upper edge belongs to it."""
+    """The three ranges between two edges, in words. A group includes its upper edge."""
     first, second = edges
     middle = f"{_span(first + 1, second)} {what}" if second > first else "none: the edges coincide"
     return f"{_span(lowest, first)} {what}", middle, f"more than {second:,} {what}"

@@ -1,4 +1,4 @@
-"""What the CTR report shows of the histories in prompts: how varied they are, and how close to the target."""
+"""The histories in prompts, for the CTR report: how varied they are, and how similar to the target."""
 
 import pandas as pd
 
@@ -8,19 +8,19 @@ from rarec.reports.ctr.records import Heterogeneity, Similarity
 from rarec.retrieval.subr import recent_behaviours, retrieve_behaviours
 from rarec.types import Float32Array, IntArray
 
-STUDIED = 5000  # test samples whose histories are looked at
+STUDIED = 5000  # test samples whose histories are examined
 SIZES = (5, 10, 15, 20, 25, 30)
 
 
 def heterogeneity(
     source: PromptSource, vectors: Float32Array, genres: pd.Series, test: IntArray
 ) -> list[Heterogeneity]:
-    """Distinct genres among the K behaviours kept, by K; empty for a catalogue without genres.
+    """Distinct genres among the K behaviours kept, by K; empty if the catalogue has no genres.
 
     Args:
         vectors: (I, D) L2-normalised item vectors.
-        genres: (I,) as in the catalogue.
-        test: test samples.
+        genres: (I,) from the catalogue.
+        test: Test samples.
     """
     if genres.isna().all():
         return []
@@ -62,5 +62,5 @@ def similarity(source: PromptSource, vectors: Float32Array, test: IntArray) -> l
 
 
 def _studied(test: IntArray) -> IntArray:
-    """Some of the test samples, evenly spread over time."""
+    """About `STUDIED` test samples, evenly spread over time."""
     return test[:: max(1, len(test) // STUDIED)]

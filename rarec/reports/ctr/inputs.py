@@ -1,4 +1,4 @@
-"""What the CTR report is built from, and what it refuses."""
+"""Inputs of the CTR report, and their checks."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,12 +23,12 @@ class CtrReportSettings(Settings):
 
 @dataclass(frozen=True)
 class CtrOutcome:
-    """What one model predicts for one split."""
+    """Predictions of one model for one split."""
 
     model: str
     split: Split
     probability: npt.ArrayLike
-    """(N,) probability of a like for each sample, between 0 and 1."""
+    """(N,) probability of a like for each sample, from 0 to 1."""
 
 
 @dataclass(frozen=True)
@@ -44,20 +44,20 @@ class Samples:
     def of(
         cls, split: Split, labels: Mapping[Split, npt.ArrayLike], *others: Mapping[Split, npt.ArrayLike]
     ) -> "Samples":
-        """The samples of a split; `others` are users, history_length and target_count."""
+        """The samples of a split. `others` are users, history_length and target_count."""
         for name, values in zip(("labels", "users", "history_length", "target_count"), (labels, *others), strict=True):
             if split not in values:
-                raise InputError(f"There are outcomes on {split}, but {name} has no {split}.")
+                raise InputError(f"There are outcomes on {split}, but {name} has no values for {split}.")
         label, *arrays = (np.asarray(values[split]) for values in (labels, *others))
         if label.ndim != 1 or len(label) == 0:
-            raise InputError(f"labels of {split} have the shape {label.shape}; give one to each of its samples.")
+            raise InputError(f"labels of {split} have the shape {label.shape}; give one label per sample.")
         for name, array in zip(("users", "history_length", "target_count"), arrays, strict=True):
             if array.shape != label.shape:
                 raise InputError(f"{name} of {split} has the shape {array.shape}, but there are {len(label)} labels.")
         return cls(label.astype(bool), *arrays)
 
     def size(self, split: Split) -> SplitSize:
-        """Counts, and the share of likes."""
+        """Numbers of samples and users, and the share of likes."""
         return SplitSize(
             split=split, n_samples=len(self.label), n_users=len(np.unique(self.user)), likes=float(self.label.mean())
         )
@@ -74,7 +74,7 @@ def splits_of(outcomes: Sequence[CtrOutcome]) -> list[Split]:
 def checked_probabilities(
     outcomes: Sequence[CtrOutcome], samples: Mapping[Split, Samples]
 ) -> dict[tuple[str, Split], Float64Array]:
-    """The (N,) probabilities by model and split."""
+    """(N,) probabilities by model and split."""
     probabilities: dict[tuple[str, Split], Float64Array] = {}
     for outcome in outcomes:
         p, n = np.asarray(outcome.probability, dtype=np.float64), len(samples[outcome.split].label)
@@ -84,11 +84,11 @@ def checked_probabilities(
         wrong = np.flatnonzero(~((p >= 0) & (p <= 1)))
         if len(wrong):
             raise InputError(
-                f"{where} has {len(wrong)} probabilities that are no number from 0 to 1, the first {p[wrong[0]]} at "
-                f"sample {wrong[0]}."
+                f"{where} has {len(wrong)} probabilities outside 0 to 1; the first is {p[wrong[0]]}, of sample "
+                f"{wrong[0]}."
             )
         if (outcome.model, outcome.split) in probabilities:
-            raise InputError(f"Two outcomes are of {where}; give one.")
+            raise InputError(f"There are two outcomes of {where}; give only one.")
         probabilities[outcome.model, outcome.split] = p
     return probabilities
 
@@ -100,10 +100,14 @@ def check_names(
     samples: Mapping[Split, Samples],
     probabilities: Mapping[tuple[str, Split], Float64Array],
 ) -> None:
-    """Refuse a yardstick or chosen model without outcomes, and a split without the yardstick."""
+    """Check that the yardstick has an outcome on every split, and the chosen model has one.
+
+    Raises:
+        InputError: That is not so.
+    """
     for role, model in (("yardstick", yardstick), ("chosen model", chosen)):
         if model is not None and model not in models:
-            raise InputError(f"The {role} {model} has no outcome; there are {', '.join(models)}.")
+            raise InputError(f"The {role} {model} has no outcome; there are outcomes of {', '.join(models)}.")
     for split in samples:
         if yardstick is not None and (yardstick, split) not in probabilities:
-            raise InputError(f"The yardstick {yardstick} has no outcome on {split}, and every table is to show it.")
+            raise InputError(f"The yardstick {yardstick} has no outcome on {split}; every table must show it.")

@@ -15,7 +15,7 @@ LINES = ("solid", "dashed", "dotted", "dashdot")  # with the colours, for more m
 
 
 def ctr_plots(report: CtrReport) -> list[Plot]:
-    """All plots that the report has data for."""
+    """All plots for which the report has data."""
     return finish(
         report,
         _metric_plot,
@@ -26,7 +26,7 @@ def ctr_plots(report: CtrReport) -> list[Plot]:
 
 
 def _metric_plot(report: CtrReport) -> Iterator[Drawing]:
-    """AUC and LogLoss of each model with their intervals, one line a model, the yardstick as a vertical line."""
+    """AUC and LogLoss of each model with intervals, one line per model, and the yardstick as a vertical line."""
     split = report.splits[0]
     models = ordered_models(report, split)
     figure = Figure(figsize=(10, 1.2 + 0.36 * len(models)), layout="constrained")
@@ -53,7 +53,7 @@ def _metric_plot(report: CtrReport) -> Iterator[Drawing]:
 
 
 def _reliability_plot(report: CtrReport) -> Iterator[Drawing]:
-    """Share of likes by mean probability, one line a model; beside it, how many samples each bin holds."""
+    """Share of likes by mean probability, one line per model; and the share of samples in each bin."""
     split = report.splits[0]
     of_model = {own.model: own.bins for own in report.calibrations if own.split == split}
     figure = Figure(figsize=(10, 5), layout="constrained")
@@ -92,7 +92,7 @@ def _reliability_plot(report: CtrReport) -> Iterator[Drawing]:
 
 
 def _heterogeneity_plot(report: CtrReport) -> Iterator[Drawing]:
-    """Distinct genres by the number of behaviours kept, one line a kind of history."""
+    """Distinct genres by the number of behaviours kept, one line per kind of history."""
     if not report.heterogeneity:
         return
     split = report.heterogeneity[0].split

@@ -18,12 +18,12 @@ class Estimate(Record):
 
     @property
     def excludes_zero(self) -> bool:
-        """Whether the whole interval lies on one side of 0; False where it is undefined."""
+        """Whether the whole interval is on one side of 0; False if it is undefined."""
         return self.low > 0 or self.high < 0
 
 
 class SplitSize(Record):
-    """What one split holds."""
+    """Size of a split."""
 
     split: ReportedSplit
     n_samples: int
@@ -32,7 +32,7 @@ class SplitSize(Record):
 
 
 class CtrScores(Record):
-    """Metrics of one model on one split, by the names of `ctr.METRICS`."""
+    """Metrics of one model on one split, by the names in `rarec.metrics.ctr.METRICS`."""
 
     model: Text
     split: ReportedSplit
@@ -40,7 +40,7 @@ class CtrScores(Record):
 
 
 class CtrComparison(Record):
-    """Candidate minus baseline on the same samples, over the same draws of users."""
+    """Candidate minus baseline on the same samples, with the same draws of users."""
 
     baseline: Text
     candidate: Text
@@ -49,12 +49,12 @@ class CtrComparison(Record):
 
 
 class SampleGroup(Record):
-    """Samples of one split that are alike in their history or their target item."""
+    """Samples of a split with similar histories or targets."""
 
     split: ReportedSplit
     grouping: Text
     group: Text
-    description: Text = Field(description="What belongs to the group, with its edges.")
+    description: Text = Field(description="What belongs to the group, and its edges.")
     n_samples: int
     n_users: int
     likes: Figure
@@ -71,7 +71,7 @@ class CtrGroupScores(Record):
 
 
 class CalibrationBin(Record):
-    """Samples whose probabilities lie in one bin."""
+    """Samples with probabilities in one bin."""
 
     low: float
     high: float
@@ -81,7 +81,7 @@ class CalibrationBin(Record):
 
 
 class Calibration(Record):
-    """How often what one model gave some probability was liked; see `ctr.calibration`."""
+    """Share of likes by probability, for one model; see `rarec.metrics.ctr.calibration`."""
 
     model: Text
     split: ReportedSplit
@@ -93,20 +93,20 @@ class Heterogeneity(Record):
 
     history: History
     k: int = Field(ge=1, description="Behaviours kept.")
-    distinct_genres: Figure = Field(description="Mean number of different genres among the K behaviours kept.")
+    distinct_genres: Figure = Field(description="Mean number of distinct genres among the K behaviours kept.")
     split: ReportedSplit = "test"
 
 
 class Similarity(Record):
-    """How like its target the history in a prompt is."""
+    """How similar the histories in prompts are to their targets."""
 
     history: Literal["retrieved", "recent", "random"]
-    cosine: Figure = Field(description="Mean cosine similarity of the behaviours' vectors to the target's.")
+    cosine: Figure = Field(description="Mean cosine similarity between behaviours and target.")
     split: ReportedSplit = "test"
 
 
 class SeedRun(Record):
-    """One of several trainings that differ in their seed only."""
+    """One of several trainings that differ only in their seed."""
 
     mode: Mode = Field(description="Histories of the prompts it was tuned on.")
     seed: int
@@ -115,7 +115,7 @@ class SeedRun(Record):
 
 
 class SeedSummary(Record):
-    """Mean and sample standard deviation (n - 1) over seeds, on the test split."""
+    """Mean and standard deviation (with n - 1) over seeds, on the test split."""
 
     mode: Text
     history: Text
@@ -125,18 +125,18 @@ class SeedSummary(Record):
 
 
 class PromptPreview(Record):
-    """One prompt, to look at."""
+    """An example of a prompt."""
 
     title: Text
     text: Lines
 
 
 class CtrReport(Report):
-    """Everything the CTR report of one data set shows."""
+    """Everything that the CTR report of a data set shows."""
 
-    resamples: int = Field(description="Draws of users behind each interval.")
+    resamples: int = Field(description="Number of draws of users behind each interval.")
     sizes: tuple[SplitSize, ...]
-    chosen: Text = Field(description="The model of the cards, compared with the yardstick.")
+    chosen: Text = Field(description="The model on the cards, which is compared with the yardstick.")
     yardstick: Text | None = Field(description="The baseline that every table shows.")
     scores: tuple[CtrScores, ...]
     comparisons: tuple[CtrComparison, ...]
@@ -157,14 +157,14 @@ class CtrReport(Report):
 
     @property
     def seed_text(self) -> str:
-        """Words for captions; which model has which seed is told once, at the top of the page."""
+        """The seeds, for captions. The page lists the seed of each model once."""
         seeds = sorted(set(self.seeds.values()))
         if not seeds:
             return "no seed"
         return ("seed " if len(seeds) == 1 else "seeds ") + ", ".join(map(str, seeds))
 
     def of(self, model: str, split: Split) -> dict[str, Estimate]:
-        """The metrics of one model on one split; empty where it has none."""
+        """Metrics of one model on one split; empty if it has none."""
         found = (scores.metrics for scores in self.scores if (scores.model, scores.split) == (model, split))
         return next(found, {})
 

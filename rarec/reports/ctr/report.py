@@ -1,4 +1,4 @@
-"""The CTR report: built from probabilities, written as JSON, as one self-contained HTML page, and as plots."""
+"""The CTR report: built from probabilities, written as JSON, HTML page and plots."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -77,33 +77,34 @@ def build_ctr_report(
     notes: Sequence[str] = (),
     resamples: int = 1000,
 ) -> CtrReport:
-    """Work out every figure of the report.
+    """Compute all figures of the report.
 
     Args:
-        outcomes: one per model and split; models are shown in the order of their first appearance.
+        outcomes: One per model and split. Models are shown in the order of their first appearance.
         labels: (N,) by split, whether each sample was liked.
-        users: (N,) by split, the user of each sample, who is drawn as a whole for the intervals.
+        users: (N,) by split, user of each sample. Users are drawn whole for the intervals.
         history_length: (N,) by split, behaviours before each sample.
-        target_count: (N,) by split, interactions of the target item in the training split, 0 for a new item.
-        dataset: name of the data set.
-        data_version: version of the data that the models were evaluated on.
-        seeds: of each model's training; their sum seeds the bootstrap.
-        split_rule: how training, validation and test were cut apart, in words.
-        yardstick: model that every table shows, and that `chosen` is compared with.
-        chosen: model of the cards and of the bins; by default the one with the highest AUC on the validation split,
-            the last model where there is no such split. The default is never the yardstick if there is another.
-        comparisons: (baseline, candidate) models, compared on every split that both have; (yardstick, chosen) is added.
-        heterogeneity: mean number of genres in the histories of the prompts.
-        similarity: mean cosine similarity of histories to targets.
-        seed_runs: trainings that differ in their seed; summed up by mode and history once any of them has two seeds.
-        curves: the course of the trainings.
-        prompts: prompts to look at.
-        links: web pages to go on to.
-        notes: remarks to show on the page.
-        resamples: draws of users behind each interval.
+        target_count: (N,) by split, training interactions of the target item, 0 for a new item.
+        dataset: Name of the data set.
+        data_version: Version of the data that the models were evaluated on.
+        seeds: Seed of each model's training; their sum seeds the bootstrap.
+        split_rule: How training, validation and test were split, in words.
+        yardstick: Model that every table shows, and that `chosen` is compared with.
+        chosen: Model of the cards and bins. By default the one with the highest AUC on the validation split, or the
+            last one if there is no such split; never the yardstick, if there is another.
+        comparisons: (baseline, candidate) models to compare on every split that both have. (yardstick, chosen) is
+            added.
+        heterogeneity: Mean number of genres in the histories of prompts.
+        similarity: Mean cosine similarity between histories and targets.
+        seed_runs: Trainings that differ in their seed. They are summarised by mode and history, if any has two seeds.
+        curves: Training curves.
+        prompts: Examples of prompts.
+        links: Links to other web pages.
+        notes: Remarks to show on the page.
+        resamples: Number of draws of users behind each interval.
 
     Raises:
-        InputError: an array's length differs from its split's labels, a probability is no probability, a model appears
+        InputError: An array does not match the labels of its split, a probability is outside 0 to 1, a model appears
             twice on a split, or a name has no outcome.
     """
     samples = {split: Samples.of(split, labels, users, history_length, target_count) for split in splits_of(outcomes)}
@@ -163,12 +164,12 @@ def build_ctr_report(
 
 
 def write_ctr_report(report: CtrReport, folder: Path) -> ReportPaths:
-    """Write the report's JSON, page and plots into `folder`; see `page.write_page`."""
+    """Write the report as JSON, page and plots into `folder`; see `page.write_page`."""
     return write_page(folder, "ctr.html", report, ctr_cards(report), ctr_tables(report), ctr_plots(report))
 
 
 def _best(models: Sequence[str], yardstick: str | None, values: Mapping[tuple[str, Split], Float64Array]) -> str:
-    """The model with the highest AUC on the validation split; the last one where there is none."""
+    """The model with the highest AUC on the validation split; the last one if there is no such split."""
     others = [model for model in models if model != yardstick] or list(models)
     rated = [model for model in others if (model, "valid") in values]
     aucs = [values[model, "valid"][0] for model in rated]
@@ -185,10 +186,10 @@ def _differences(
     values: Mapping[tuple[str, Split], Float64Array],
     drawn: Mapping[tuple[str, Split], Float64Array],
 ) -> Iterator[tuple[Split, dict[str, Estimate]]]:
-    """Candidate minus baseline on every split that both have."""
+    """Candidate minus baseline, on every split that both have."""
     common = [split for split in SHOWN_SPLITS if (baseline, split) in values and (candidate, split) in values]
     if not common:
-        raise InputError(f"{baseline} and {candidate} cannot be compared: they have no split in common.")
+        raise InputError(f"{baseline} and {candidate} cannot be compared, as they have no split in common.")
     for split in common:
         value = values[candidate, split] - values[baseline, split]
         yield split, _estimates(value, drawn[candidate, split] - drawn[baseline, split])
@@ -229,14 +230,14 @@ def _calibration(model: str, split: Split, p: Float64Array, label: BoolArray) ->
 def _seed_summaries(
     runs: Sequence[SeedRun], values: Mapping[tuple[str, Split], Float64Array]
 ) -> tuple[SeedSummary, ...]:
-    """One summary of each mode and history; none at all where no mode has two seeds."""
+    """One summary per mode and history; none at all if no mode has two seeds."""
     members: dict[tuple[str, str], dict[int, Float64Array]] = {}
     for run in runs:
         if (run.model, "test") not in values:
-            raise InputError(f"The run of seed {run.seed} names {run.model}, which has no outcome on test.")
+            raise InputError(f"The run with seed {run.seed} names {run.model}, which has no outcome on test.")
         of_seed = members.setdefault((run.mode, run.history), {})
         if run.seed in of_seed:
-            raise InputError(f"Two runs are of {run.mode}, evaluated on {run.history}, with seed {run.seed}; give one.")
+            raise InputError(f"There are two runs of {run.mode} on {run.history} with seed {run.seed}; give only one.")
         of_seed[run.seed] = values[run.model, "test"]
     if not any(len(of_seed) > 1 for of_seed in members.values()):
         return ()

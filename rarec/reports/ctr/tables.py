@@ -15,14 +15,14 @@ GROUP_METRICS = ("AUC", "LogLoss")
 
 
 def with_interval(estimate: Estimate) -> str:
-    """Words such as `0.7440 (0.731 to 0.757)`."""
+    """An estimate as text: `0.7440 (0.731 to 0.757)`."""
     if math.isnan(estimate.value):
         return UNDEFINED
     return f"{number(estimate.value)} ({number(estimate.low, '.3f')} to {number(estimate.high, '.3f')})"
 
 
 def reading(metric: str, difference: Estimate) -> str:
-    """What the interval of a difference says, in words."""
+    """What the interval of a difference means, in words."""
     if math.isnan(difference.value):
         return UNDEFINED
     if not difference.excludes_zero:
@@ -31,12 +31,12 @@ def reading(metric: str, difference: Estimate) -> str:
 
 
 def provenance(report: CtrReport, split: Split) -> str:
-    """The words that every table carries: data set, split, seed, data version."""
+    """Where the figures of a table come from: data set, split, seed, data version."""
     return f"{report.dataset}, {SPLIT_NAMES[split]} split, {report.seed_text}, data version {report.data_version}"
 
 
 def ctr_cards(report: CtrReport) -> list[Card]:
-    """The metrics of the chosen model on the first split, and how its AUC compares with the yardstick's."""
+    """Metrics of the chosen model on the first split, and the difference of its AUC from the yardstick's."""
     split = report.splits[0]
     own = report.of(report.chosen, split)
     against = report.of(report.yardstick, split) if report.yardstick not in (None, report.chosen) else {}
@@ -57,7 +57,7 @@ def ctr_cards(report: CtrReport) -> list[Card]:
 
 
 def ctr_tables(report: CtrReport) -> list[Table]:
-    """All tables, section by section, the test split first."""
+    """All tables, by section, with the test split first."""
     by_split = (_score_table, _comparison_tables, _group_tables)
     tables = [table for maker in by_split for split in report.splits for table in maker(report, split)]
     once = (_calibration_table, _heterogeneity_tables, _similarity_tables, _seed_table)
@@ -65,17 +65,17 @@ def ctr_tables(report: CtrReport) -> list[Table]:
 
 
 def ctr_markdown_tables(report: CtrReport) -> str:
-    """All tables in Markdown, each under its caption; text is escaped, so names cannot add markup."""
+    """All tables in Markdown, each under its caption. Text is escaped, so names cannot add markup."""
     return as_markdown(ctr_tables(report))
 
 
 def ctr_text_tables(report: CtrReport) -> str:
-    """The metric tables and the comparisons as aligned plain text, for a terminal."""
+    """Tables of metrics and comparisons as aligned plain text, for a terminal."""
     return as_text(table for table in ctr_tables(report) if table.section in ("scores", "comparisons"))
 
 
 def ordered_models(report: CtrReport, split: Split) -> list[str]:
-    """The models that have scores on a split, the yardstick first."""
+    """Models with scores on a split, the yardstick first."""
     models = [model for model in report.models if report.of(model, split)]
     return sorted(models, key=lambda model: model != report.yardstick)
 
@@ -95,7 +95,7 @@ def _score_table(report: CtrReport, split: Split) -> Iterator[Table]:
 
 
 def _comparison_tables(report: CtrReport, split: Split) -> Iterator[Table]:
-    """One table a pair of models."""
+    """One table per pair of models."""
     for compared in report.comparisons:
         if compared.split != split:
             continue
@@ -142,7 +142,7 @@ def _group_tables(report: CtrReport, split: Split) -> Iterator[Table]:
 
 
 def _calibration_table(report: CtrReport) -> Iterator[Table]:
-    """The bins of the chosen model, and of the yardstick beside them."""
+    """The bins of the chosen model and of the yardstick."""
     split = report.splits[0]
     of_model: dict[str, Calibration] = {own.model: own for own in report.calibrations if own.split == split}
     models = [model for model in dict.fromkeys((report.chosen, report.yardstick)) if model in of_model]

@@ -16,12 +16,12 @@ GROUP_METRIC = "NDCG@10"
 
 
 def report_plots(report: RankingReport) -> list[Plot]:
-    """All plots that the report has data for."""
+    """All plots for which the report has data."""
     return finish(report, _metric_plot, _group_plots, lambda report: curve_drawing(report.curves, PLOTTED))
 
 
 def _metric_plot(report: RankingReport) -> Iterator[Drawing]:
-    """HR@10 and NDCG@10 of each model, masked and unmasked, with published figures as marks."""
+    """HR@10 and NDCG@10 of each model, masked and unmasked, with published figures as dashed lines."""
     if not report.splits:
         return
     split = report.splits[0]
@@ -48,7 +48,7 @@ def _metric_plot(report: RankingReport) -> Iterator[Drawing]:
 
 
 def _group_plots(report: RankingReport) -> Iterator[Drawing]:
-    """NDCG@10 of each model by group, one plot per grouping, one panel per protocol, users under each group."""
+    """NDCG@10 of each model by group: one plot per grouping, one panel per protocol."""
     if not report.splits:
         return
     split = report.splits[0]

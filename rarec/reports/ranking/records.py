@@ -25,7 +25,7 @@ class GroupScores(Scores):
 
 
 class Comparison(Record):
-    """Candidate minus baseline on one metric, paired by user; see `significance.compare_paired`."""
+    """Candidate minus baseline in one metric, paired by user; see `rarec.metrics.significance`."""
 
     baseline: Text
     candidate: Text
@@ -45,7 +45,7 @@ class Comparison(Record):
 
 
 class Recommended(Record):
-    """Coverage and popularity of the first n recommendations; see `recommendations.recommendation_stats`."""
+    """Coverage and popularity of the first n recommendations; see `rarec.metrics.coverage`."""
 
     model: Text
     split: ReportedSplit
@@ -63,12 +63,12 @@ class RankingCurve(TrainingCurve):
 
     @property
     def validation_label(self) -> str:
-        """Words for the axis of the validation metrics."""
+        """Label of the axis for validation metrics."""
         return f"validation metric ({self.protocol})"
 
 
 class Published(Record):
-    """Figures that others published for the same data set, split and protocol."""
+    """Metrics that others published for the same data set, split and protocol."""
 
     source: Text
     split: ReportedSplit
@@ -77,7 +77,7 @@ class Published(Record):
 
 
 class RankingReport(Report):
-    """Everything the ranking report of one data set shows."""
+    """Everything that the ranking report of a data set shows."""
 
     n_users: int
     n_items: int

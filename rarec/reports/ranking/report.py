@@ -1,4 +1,4 @@
-"""The ranking report: built from ranks and lists, written as JSON, as one self-contained HTML page, and as plots."""
+"""The ranking report: built from ranks and lists, written as JSON, HTML page and plots."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -52,7 +52,7 @@ LIST_LENGTHS = (10, 50)
 
 @dataclass(frozen=True)
 class RankingOutcome:
-    """What one model made of one split: the full ranking of all U users."""
+    """Result of one model on one split: the full ranking of all U users."""
 
     model: str
     split: Split
@@ -76,24 +76,25 @@ def build_report(
     links: Sequence[Link] = (),
     notes: Sequence[str] = (),
 ) -> RankingReport:
-    """Work out every figure of the report, for each outcome unmasked and masked.
+    """Compute all figures of the report, unmasked and masked.
 
     Args:
-        outcomes: one per model and split; models are shown in the order of their first appearance.
-        dataset: name of the data set.
-        data_version: version of the data that the models were evaluated on.
-        seeds: of each model's training; their sum seeds the bootstrap.
-        split_rule: how training, validation and test were cut apart, in words.
+        outcomes: One per model and split. Models are shown in the order of their first appearance.
+        dataset: Name of the data set.
+        data_version: Version of the data that the models were evaluated on.
+        seeds: Seed of each model's training; their sum seeds the bootstrap.
+        split_rule: How training, validation and test were split, in words.
         training_counts: (I,) training interactions of each item.
         training_lengths: (U,) training interactions of each user.
         comparison: (baseline, candidate) models to compare, paired by user, on HR, NDCG and MRR at 10.
-        curves: the course of the trainings.
-        published: figures of others for the same data set, split and protocol.
-        links: web pages to go on to.
-        notes: remarks to show on the page.
+        curves: Training curves.
+        published: Metrics that others published for the same data set, split and protocol.
+        links: Links to other web pages.
+        notes: Remarks to show on the page.
 
     Raises:
-        InputError: an outcome has other users or targets than the rest, appears twice, or a model to compare has none.
+        InputError: An outcome has other users or targets than the rest or appears twice, or a model to compare has no
+            outcome.
     """
     counts, lengths = np.asarray(training_counts), np.asarray(training_lengths)
     popularity, activity = popularity_groups(counts), activity_groups(lengths)
@@ -106,10 +107,10 @@ def build_report(
         if not len(targets) == len(result.rank) == len(lengths):
             raise InputError(
                 f"{outcome.model} on {outcome.split} has {len(targets)} targets and {len(result.rank)} ranks, but "
-                f"there are {len(lengths)} users; give a rank to every user (-1 for one without target)."
+                f"there are {len(lengths)} users; give a rank to every user (-1 for users without target)."
             )
         if not np.array_equal(targets, targets_of.setdefault(outcome.split, targets)):
-            raise InputError(f"{outcome.model} has other targets on {outcome.split} than the models before it.")
+            raise InputError(f"{outcome.model} has other targets on {outcome.split} than the previous models.")
         by_protocol: tuple[tuple[Protocol, Tensor, Tensor | None], ...] = (
             ("unmasked", result.rank, result.top_items),
             ("masked", result.rank_masked, result.top_items_masked),
@@ -117,7 +118,7 @@ def build_report(
         for protocol, rank, lists in by_protocol:
             key = (outcome.model, outcome.split, protocol)
             if key in ranks:
-                raise InputError(f"Two outcomes are of {outcome.model} on {outcome.split}; give one.")
+                raise InputError(f"There are two outcomes of {outcome.model} on {outcome.split}; give only one.")
             ranks[key] = as_float_ranks(rank)
             where: dict[str, Any] = {"model": outcome.model, "split": outcome.split, "protocol": protocol}
             n_users = int(np.count_nonzero(~np.isnan(ranks[key])))
@@ -155,7 +156,7 @@ def build_report(
 def _compare(
     ranks: dict[tuple[str, Split, Protocol], Float64Array], baseline: str, candidate: str, *, seed: int
 ) -> tuple[Comparison, ...]:
-    """Compare two models wherever both have ranks."""
+    """Compare two models on each split and protocol for which both have ranks."""
     comparisons = []
     for (model, split, protocol), rank in ranks.items():
         if model != baseline or (candidate, split, protocol) not in ranks:
@@ -174,10 +175,10 @@ def _compare(
                 )
             )
     if not comparisons:
-        raise InputError(f"{baseline} and {candidate} cannot be compared: they have no split in common.")
+        raise InputError(f"{baseline} and {candidate} cannot be compared, as they have no split in common.")
     return tuple(comparisons)
 
 
 def write_report(report: RankingReport, folder: Path) -> ReportPaths:
-    """Write the report's JSON, page and plots into `folder`; see `page.write_page`."""
+    """Write the report as JSON, page and plots into `folder`; see `page.write_page`."""
     return write_page(folder, "ranking.html", report, headline(report), report_tables(report), report_plots(report))

@@ -13,13 +13,13 @@ KEY_METRICS = ("HR@10", "NDCG@10")
 
 
 def provenance(report: RankingReport, split: Split, protocol: Protocol) -> str:
-    """The words that every table carries: data set, split, protocol, seed, data version."""
+    """Where the figures of a table come from: data set, split, protocol, seed, data version."""
     where = f"{report.dataset}, {SPLIT_NAMES[split]} split, {protocol}"
     return f"{where}, {report.seed_text}, data version {report.data_version}"
 
 
 def headline(report: RankingReport) -> list[Card]:
-    """The key metrics on the first split: of the compared candidate if there is one, else of the last model."""
+    """Key metrics on the first split, of the compared candidate or else of the last model."""
     if not report.splits:
         return []
     split = report.splits[0]
@@ -48,7 +48,7 @@ def headline(report: RankingReport) -> list[Card]:
 
 
 def report_tables(report: RankingReport) -> list[Table]:
-    """All tables, section by section, the test split first."""
+    """All tables, by section, with the test split first."""
     makers: tuple[Callable[[RankingReport, Split, Protocol], list[Table]], ...] = (
         _score_tables,
         _comparison_tables,
@@ -153,10 +153,10 @@ def _recommended_tables(report: RankingReport, split: Split, protocol: Protocol)
 
 
 def markdown_tables(report: RankingReport) -> str:
-    """All tables in Markdown, each under its caption; text is escaped, so names cannot add markup."""
+    """All tables in Markdown, each under its caption. Text is escaped, so names cannot add markup."""
     return as_markdown(report_tables(report))
 
 
 def text_tables(report: RankingReport) -> str:
-    """The metric tables and the comparisons as aligned plain text, for a terminal."""
+    """Tables of metrics and comparisons as aligned plain text, for a terminal."""
     return as_text(table for table in report_tables(report) if table.section in ("scores", "comparisons"))

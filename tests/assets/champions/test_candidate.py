@@ -47,7 +47,9 @@ def test_the_alias_stays_where_the_champion_changed_after_the_comparison(promote
     other = replace(promoted.registry.champion(), number=7)
     monkeypatch.setattr("resources.mlflow.registry.ModelRegistry.champion", lambda _: other)
     message = failures(promoted.run("promote", only=["raserec_champion"]))["raserec_champion"]
-    assert re.search("changed after the comparison: it was .* and is version 7 now, which stays; run ras", message)
+    assert re.search(
+        "changed after the comparison: it was .* and is version 7 now. Nothing was changed; run ras", message
+    )
 
 
 def test_a_worse_candidate_is_stopped_and_the_champion_stays(refreshed, monkeypatch):
@@ -59,7 +61,7 @@ def test_a_worse_candidate_is_stopped_and_the_champion_stays(refreshed, monkeypa
     ((check, details),) = failed_checks(result).items()
     assert check == ("raserec_candidate", "not_worse")
     assert details["reason"] == told["raserec_candidate"]["reason"] == "planted"
-    assert details["next"].startswith(f"nothing to do: version {before.number} serves on; a larger `tolerance`")
+    assert details["next"].startswith(f"nothing to do: version {before.number} stays in use; a larger `tolerance`")
     assert "raserec_champion" not in told
     assert refreshed.registry.champion() == before
     assert not refreshed.run("promote").success  # what was judged stays judged

@@ -22,7 +22,7 @@ def test_without_new_events_what_was_kept_from_training_is_asked_for(promoted):
     users = (table["user_id"].value_counts() >= 3).sum()  # shorter ones are trained on whole
     # The items of validation and test, each behind a prefix of its own.
     assert told["verdict"] == "refresh"
-    assert told["reason"].startswith(f"{2 * users} events are not in the champion's memory; no event is newer")
+    assert told["reason"].startswith(f"{2 * users} events are not in the champion's memory; there are no events newer")
 
 
 def test_a_champion_made_by_hand_is_measured_once_it_was_compared(promoted, monkeypatch):
@@ -53,7 +53,7 @@ def test_the_sensor_asks_once_for_what_the_newest_report_asks_for(refreshed):
         context = dg.build_sensor_context(plant.instance, cursor, definitions=plant.defs, resources=resources)
         return sensor.evaluate_tick(context)
 
-    assert tick().skip_message == "own: the newest drift_report measured version 1, which no longer serves"
+    assert tick().skip_message == "own: the newest drift_report measured version 1, which is no longer in use"
     refreshed.registry.roll_back(plant.store, 1)
     data = tick()
     (request,) = data.run_requests

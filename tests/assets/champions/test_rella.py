@@ -235,7 +235,7 @@ def test_a_model_that_mlflow_missed_is_logged_now(plant, challenged):
     (model,) = run.models
     assert (model["name"], model["files"]) == ("model", sorted(["adapter", *rella.ASKED]))
     assert model["model_config"]["behaviours"] == 3
-    with pytest.raises(InputError, match="MLflow went away; materialise rella_candidate again"):
+    with pytest.raises(InputError, match="MLflow was unavailable; materialise rella_candidate again"):
         rella.RellaTrack().log_model(SimpleNamespace(run=run), made)
 
 
@@ -315,7 +315,7 @@ def test_a_champion_whose_artifact_is_gone_is_told_with_the_way_back(plant, chal
 def test_one_class_allows_no_comparison():
     label = np.array([True, False, True, True])
     samples = CtrSamples(np.array([0, 4]), np.arange(4), label, np.array([0, 1, 2, 4]))
-    with pytest.raises(InputError, match="made with 2 are likes and 0 are not, but an AUC needs both"):
+    with pytest.raises(InputError, match="neither model was made with are 2 likes and 0 dislikes"):
         rella.choose_samples(samples, None, None, RellaCandidateSettings())
     label[3] = False
     assert rella.choose_samples(samples, None, None, RellaCandidateSettings()).tolist() == [2, 3]

@@ -35,7 +35,7 @@ class ToyTrack:
     name = "toy"
     artifacts = ("toy_model",)
     kinds = frozenset({"mlflow"})
-    scores = False
+    has_workers = False
     figure = "closeness"
     promotion = Rule
     drift = DriftSettings
@@ -91,8 +91,7 @@ def toys():
     """The stages of the toy; the registries are as before afterwards."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(framework, "STAGES", dict(STAGES))
-        patch.setattr(tracks, "TRACKS", tracks.TRACKS)
-        kept = dict(tracks.TRACKS)
+        kept = dict(tracks.CHAMPION_TRACKS)
 
         @stage(
             group="baselines", track="raserec", version="1", settings=GuessSettings, after=("interactions",),
@@ -105,8 +104,8 @@ def toys():
 
         stages, check = champion_stages(ToyTrack())
         yield [toy_model, *stages], check
-        tracks.TRACKS.clear()
-        tracks.TRACKS.update(kept)
+        tracks.CHAMPION_TRACKS.clear()
+        tracks.CHAMPION_TRACKS.update(kept)
 
 
 @pytest.fixture(scope="module")

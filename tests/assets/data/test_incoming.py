@@ -112,12 +112,12 @@ def test_a_store_that_is_away_is_one_sentence_and_nothing_is_lost(shop, shaky):
     result = shop.run("incoming_interactions")
     url = f"shaky://{shop.folder}"
     assert failures(result) == {
-        "incoming_interactions": f"new files in {url} cannot be taken in: could not connect to the endpoint: "
-        "Connection refused; what was judged is kept. Run again to go on"
+        "incoming_interactions": f"new files in {url} cannot be ingested: could not connect to the endpoint: "
+        "Connection refused; finished files are kept. Run again to go on"
     }
     shaky.away, shaky.opens_left = "", 2
     result = shop.run("incoming_interactions")
-    assert failures(result)["incoming_interactions"].startswith(f"new files in {url} cannot be taken in: could not")
+    assert failures(result)["incoming_interactions"].startswith(f"new files in {url} cannot be ingested: could not")
     shaky.away, shaky.opens_left = "", None
     told = shop.take_in()
     assert (told["files_judged_now"], told["files"]) == (2, 4)
@@ -162,7 +162,7 @@ def test_a_withdrawn_file_is_told_and_its_rows_leave_the_raw_tables(shop):
     assert shop.raw().incoming_rows == 3
     result = shop.run("incoming_interactions", incoming_interactions={"withdraw": ["b.csv"], "judge_again": True})
     assert failures(result)["incoming_interactions"].endswith(
-        "withdraw takes back what judge_again brings in; run one after the other"
+        "withdraw and judge_again contradict each other; set one of them per run"
     )
     result = shop.run("incoming_interactions", incoming_interactions={"withdraw": ["c.csv"]})
     assert failures(result)["incoming_interactions"].startswith("withdraw: 'c.csv' is neither the name of a file nor")

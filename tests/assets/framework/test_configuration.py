@@ -14,7 +14,7 @@ from rarec.raserec.settings import FinetuneSettings, PretrainSettings
         ("raserec_finetuned", {"alpha": 2.0}, "alpha is 2.0; it must be at most 1"),
         ("raserec_pretrained", {"encoder": "lstm"}, "encoder is lstm; it must be 'sasrec', 'gru4rec' or 'bert4rec'"),
         ("raserec_pretrained", {"dim": 9, "heads": 2}, "dim = 9 is not a multiple of heads = 2"),
-        ("memory_bank", {"time_cut": True, "index": "hnsw"}, "time_cut needs the exact search: set index = flat"),
+        ("memory_bank", {"time_cut": True, "index": "hnsw"}, "time_cut needs exact search; set index = flat"),
         ("recommendations", {"top_n": 0}, "top_n is 0; it must be at least 1"),
     ],
 )

@@ -6,11 +6,12 @@ from plant import failures, metadata
 
 from assets.framework import stage as framework
 from assets.framework.reuse import Outcome
-from assets.framework.stage import STAGES, Job, check_declarations, refuse_bad_input, settings_of, stage
+from assets.framework.stage import STAGES, Job, check_declarations, refuse_bad_input, stage, stage_of
 from pipelines.definitions import build_defs
 from rarec.config import Settings
 from rarec.errors import InputError
 from rarec.raserec.settings import PretrainSettings
+from resources.workers.launcher import TrainingLauncher
 
 TRACK = "tables"
 
@@ -19,6 +20,12 @@ class ToySettings(Settings):
     """Settings of the toy."""
 
     times: int = 1
+
+
+class Forced(Settings):
+    """Settings with a name that is taken."""
+
+    force: bool = False
 
 
 @pytest.fixture
@@ -106,9 +113,17 @@ def test_bad_input_in_prepare_stops_before_anything_is_recorded(stages, plant):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"group": "new", "track": ""}, "stage toy: group 'new' has no track; say track=, or add it to TRACK_OF_GROUP"),
+        ({"group": "new", "track": ""}, "group 'new' has no track; set track=, or add the group to TRACK_OF_GROUP"),
         ({"fingerprints": {"encoder": "raserec_pretrained"}}, "fingerprints= names raserec_pretrained, which is not"),
-        ({"name": "memory_bank"}, "stage memory_bank is declared twice"),
+        ({"inputs": ("a",), "fingerprints": {"a": "a"}}, "fingerprints= would replace the data version of a"),
+        ({"inputs": ("a",), "after": ("a",)}, "a is in inputs= and after="),
+        ({"name": "memory_bank"}, "memory_bank is declared twice"),
+        ({"name": "item_catalog"}, "item_catalog is declared twice"),
+        ({"config": dict, "extras": dict}, "config= and extras=; config= is the whole configuration"),
+        ({"parts": {"a": "A."}, "trains": True}, "parts= go neither with trains= nor with check_specs="),
+        ({"makes_artifact": False, "extras": dict}, "makes_artifact=False, but an identity, parts or workers"),
+        ({"makes_artifact": False, "trains": True}, "makes_artifact=False, but an identity, parts or workers"),
+        ({"settings": Forced}, "a field `force`, which every artifact's run has"),
     ],
 )
 def test_a_declaration_that_contradicts_itself_is_refused(stages, changes, message):
@@ -119,9 +134,12 @@ def test_a_declaration_that_contradicts_itself_is_refused(stages, changes, messa
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"inputs": ("user_sequenses",)}, "stage toy: input 'user_sequenses' is no asset of any stage"),
-        ({"after": ("nothing",)}, "stage toy: input 'nothing' is no asset of any stage"),
+        ({"inputs": ("user_sequenses",)}, "stage toy: no stage builds the input 'user_sequenses'"),
+        ({"after": ("nothing",)}, "stage toy: no stage builds the input 'nothing'"),
         ({"inputs": ("raserec_champion",)}, "stage toy: input 'raserec_champion' keeps no artifact; name it in after="),
+        ({"defaults_of": "raserec_finetune"}, "stage toy: defaults_of='raserec_finetune' is no stage"),
+        ({"track": "raserek"}, "stage toy: track='raserek' is no track; there are both, raserec, rella"),
+        ({"champion": "rasrec"}, "stage toy: champion='rasrec' is no track"),
     ],
 )
 def test_declarations_are_compared_with_each_other(stages, changes, message):
@@ -131,9 +149,30 @@ def test_declarations_are_compared_with_each_other(stages, changes, message):
         check_declarations(stages)
 
 
-def test_settings_are_found_by_asset_also_of_a_stage_with_several():
-    assert settings_of("raserec_pretrained") is PretrainSettings
-    assert settings_of("item_catalog") is Settings
+def test_a_stage_is_found_by_asset_also_one_with_several():
+    assert stage_of("raserec_pretrained").settings is PretrainSettings
+    assert stage_of("item_catalog").assets == ("interactions", "item_catalog", "user_profiles")
+
+
+def test_a_stage_without_a_docstring_is_refused(stages):
+    def silent(job):
+        return Outcome()
+
+    with pytest.raises(ValueError, match="stage silent: no docstring"):
+        declare(stages, silent)
+    assert "silent" not in stages
+
+
+@pytest.mark.parametrize("precision", [True, False])
+def test_the_precision_is_part_of_what_is_trained(stages, plant, precision):
+    asset = declare(stages, toy, settings=ToySettings, trains=True, precision=precision, config=lambda _: {"own": 1})
+    launcher = TrainingLauncher(engine={"precision": "bf16"})
+    partitions = dg.StaticPartitionsDefinition(["tiny"])
+    (bound,) = dg.map_asset_specs(lambda spec: spec.replace_attributes(partitions_def=partitions), [asset])
+    resources = {**plant.defs.resources, "launcher": launcher}
+    result = dg.materialize([bound], partition_key="tiny", instance=plant.instance, resources=resources)
+    manifest = plant.store.open("toy", "tiny", told(result)["fingerprint"]).manifest
+    assert manifest.config == {"own": 1, **({"precision": "bf16"} if precision else {})}
 
 
 def test_a_run_without_a_data_set_is_told_to_choose_one(plant):

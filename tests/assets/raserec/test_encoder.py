@@ -73,5 +73,5 @@ def test_time_cut_without_clock_is_refused(plant, first):
     plant.put("raserec_pretrained", "borrowed", plant.artifact(first, "raserec_pretrained").path, {})
     result = plant.run("borrowed", only=["memory_bank"], memory_bank={"time_cut": True})
     assert failures(result) == {
-        "memory_bank": "time_cut needs clock timestamps, which borrowed has not; set time_cut = false"
+        "memory_bank": "time_cut needs clock timestamps, and borrowed has none; set time_cut = false"
     }

@@ -90,7 +90,7 @@ def test_more_memories_than_the_bank_holds_are_refused(plant, first):
     result = plant.run(only=["raserec_finetuned"], raserec_finetuned={"memories": 100_000})
     held = metadata(first)["memory_bank"]["memories"]
     message = failures(result)["raserec_finetuned"]
-    assert message == f"K = 100000 memories are wanted, but the bank holds {held}; lower `memories`"
+    assert message == f"memories = 100000 exceeds the {held} memories in the bank; lower it"
 
 
 def test_a_training_outlives_a_failure_behind_it(plant, monkeypatch):
@@ -124,7 +124,7 @@ def test_mlflow_gone_after_the_training_costs_the_model_in_mlflow_only(plant, mo
     monkeypatch.setattr(TrackedRun, "log_pyfunc", lambda *_, **__: None)
     result = plant.run(only=["raserec_finetuned"], raserec_finetuned={"seed": 8})
     assert result.success
-    assert metadata(result)["raserec_finetuned"]["mlflow_model"].startswith("not logged, MLflow was away")
+    assert metadata(result)["raserec_finetuned"]["mlflow_model"].startswith("not logged, MLflow was unavailable")
 
 
 def test_a_corrected_title_trains_nothing_again(plant, first):

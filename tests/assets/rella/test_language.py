@@ -107,4 +107,4 @@ def test_changing_the_tuning_rebuilds_the_tuning_and_what_follows(plant, first):
 
 def test_targets_that_match_nothing_are_refused(plant, first):
     result = plant.run(track="rella", lora_checkpoint={"targets": ["query"]})
-    assert "no linear layer called query; it has down_proj, gate_proj" in failures(result)["lora_checkpoint"]
+    assert "no linear layer named query; it has down_proj, gate_proj" in failures(result)["lora_checkpoint"]

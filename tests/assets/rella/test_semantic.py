@@ -2,9 +2,10 @@
 
 import numpy as np
 from plant import failures, metadata
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from assets.data.clean import load_table
+from rarec.rella.small_llama import train_tokenizer
 from rarec.rella.vectors import VECTORS
 from rarec.retrieval.items import ItemIndex
 
@@ -44,3 +45,16 @@ def test_the_index_finds_the_items_that_are_most_alike(plant, first):
     np.testing.assert_allclose(cosines, best, atol=1e-5)
     assert metadata(first)["item_index"]["recall_at_20"] == 1  # the search is exact
     assert metadata(first)["item_index"]["neighbours"].count("\n") == 6
+
+
+def test_another_ones_model_needs_nothing_upstream(plant, tmp_path):
+    tokenizer = train_tokenizer(["A viewer.\n"], 400, answers=("Yes", "No"))
+    shape = {"n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 64}
+    GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), **shape)).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    source = {"base_language_model": {"source": f"path:{tmp_path}"}}
+    result = plant.run("demo", track="rella", only=["base_language_model"], **source)
+    assert result.success, failures(result)
+    manifest = plant.artifact(result, "base_language_model").manifest
+    assert set(manifest.inputs) == {"model"}
+    assert set(manifest.config) == {"source", "max_tokens", "quantisation", "answers"}

@@ -70,8 +70,12 @@ def test_another_ones_model_passes_the_same_track(plant, first, tmp_path):
 @pytest.mark.parametrize(
     ("change", "asset", "message"),
     [
-        ({"base_language_model": {"source": "path:/nowhere"}}, "base_language_model", "holds no language model"),
-        ({"base_language_model": {"source": "hub:gpt2"}}, "base_language_model", "a hub model needs its revision"),
+        ({"base_language_model": {"source": "path:/nowhere"}}, "base_language_model", "does not hold a language model"),
+        (
+            {"base_language_model": {"source": "hub:gpt2"}},
+            "base_language_model",
+            "with a revision, as the model must not change",
+        ),
         (
             {"mixed_reit_samples": {"modes": ["blended"]}},
             "mixed_reit_samples",
@@ -79,7 +83,7 @@ def test_another_ones_model_passes_the_same_track(plant, first, tmp_path):
         ),
         ({"ctr_samples": {"minimum_history": 500}}, "ctr_samples", "the train split is empty"),
         ({"textual_samples": {"behaviours": 0}}, "textual_samples", "behaviours is 0; it must be at least 1"),
-        ({"semantic_item_vectors": {"encoder": "bert"}}, "semantic_item_vectors", "neither language-model nor"),
+        ({"semantic_item_vectors": {"encoder": "bert"}}, "semantic_item_vectors", "must be language-model, "),
     ],
 )
 def test_bad_settings_are_refused(plant, first, change, asset, message):

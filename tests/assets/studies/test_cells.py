@@ -85,8 +85,8 @@ def test_a_finished_trial_is_not_trained_again(plant, monkeypatch):
 @pytest.mark.parametrize(
     ("grid", "message"),
     [
-        ({"alpha": [0.5, 0.5]}, "alpha = [0.5, 0.5] must name one or more, none of them twice"),
-        ({"memories": []}, "memories = [] must name one or more"),
+        ({"alpha": [0.5, 0.5]}, "alpha = [0.5, 0.5] must list at least one value, and none of them twice"),
+        ({"memories": []}, "memories = [] must list at least one value"),
         ({"alpha": [0.5, 1.5]}, "trial memories-10-alpha-1.5-beta-1.0 of raserec_finetuned for tiny: alpha is 1.5"),
     ],
 )

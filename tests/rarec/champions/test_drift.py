@@ -14,7 +14,7 @@ CALM = {**BEFORE, CHOICE_ERROR: 0.003, RELLA_ERROR: 0.006, "unknown_items": 0.0,
 @pytest.mark.parametrize(
     ("events", "judged", "now", "verdict", "reason"),
     [
-        (0, 0, {}, "none", "no event is newer"),
+        (0, 0, {}, "none", "there are no events newer"),
         (99, 99, {}, "wait", "99 new events, fewer than least_events = 100"),
         (100, 100, {}, "refresh", "100 new events to remember; NDCG@10 went from 0.1000 to 0.1000 (+0.0%)"),
         (100, 100, {"NDCG@10": 0.086}, "refresh", "(-14.0%)"),
@@ -26,7 +26,7 @@ CALM = {**BEFORE, CHOICE_ERROR: 0.003, RELLA_ERROR: 0.006, "unknown_items": 0.0,
         (100, 100, {"unknown_items": 0.1}, "pretrain", "10.0% of new events have unknown items"),
         (100, 100, {"item_shift": 0.5}, "pretrain", "shifted by 0.500 beyond chance (pretrain_shift = 0.500)"),
         # Too few can be set beside those of the promotion: the figure tells nothing, the rest does.
-        (100, 99, {"NDCG@10": 0.0}, "refresh", "NDCG@10 not judged, as only 99 of them can be set beside"),
+        (100, 99, {"NDCG@10": 0.0}, "refresh", "NDCG@10 not judged: only 99 new events are comparable"),
         (100, 0, {"item_shift": 0.6}, "pretrain", "shifted by 0.600"),
     ],
 )
@@ -46,7 +46,7 @@ def test_what_the_memory_lacks_is_asked_for_without_new_events(events):
 @pytest.mark.parametrize(
     ("events", "now", "verdict", "reason"),
     [
-        (0, CALM, "none", "no event is newer"),
+        (0, CALM, "none", "there are no events newer"),
         (99, CALM, "wait", "fewer than least_events = 100"),
         (100, {}, "wait", "all or none of them are likes"),
         (100, CALM, "none", "AUC went from 0.7000 to 0.7000 (+0.0000)"),

@@ -70,7 +70,10 @@ def test_unknown_data_set_lists_known_ones():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (OWN.replace("domain", "domian"), r"own\.toml: domain is missing; domian: no such setting\."),
+        (
+            OWN.replace("domain", "domian"),
+            r"own\.toml: domain is missing; domian: no such setting .did you mean .domain.*; known: name",
+        ),
         (OWN + "colums = 3\n", r"own\.toml: sources\.0\.colums: no such setting\."),
         (OWN + 'format = "x"\n', r"own\.toml: not valid TOML: "),
         (OWN.replace("recbole", "parquet"), r"own\.toml: sources\.0\.format is parquet; it must be 'recbole', "),

@@ -31,9 +31,9 @@ def test_nothing_recommended_is_nan_but_covers_nothing():
 
 
 def test_short_lists_and_unknown_items_are_errors():
-    with pytest.raises(InputError, match="no 3 places"):
+    with pytest.raises(InputError, match="fewer than 3 places"):
         recommendation_stats([[0, 1]], [1, 1], n=3)
-    with pytest.raises(InputError, match="there are 2 items"):
+    with pytest.raises(InputError, match="there are only 2 items"):
         recommendation_stats([[0, 2]], [1, 1], n=2)
-    with pytest.raises(InputError, match="there are 2 items"):
+    with pytest.raises(InputError, match="there are only 2 items"):
         recommendation_stats([[-2, 1]], [1, 1], n=2)

@@ -71,7 +71,7 @@ def test_metrics_by_group_with_counts_and_an_empty_group():
 
 
 def test_negative_counts_and_unequal_lengths_are_errors():
-    with pytest.raises(InputError, match=r"training_counts hold a negative number \(-1\)"):
+    with pytest.raises(InputError, match=r"training_counts has a negative number \(-1\)"):
         popularity_groups([3, -1])
-    with pytest.raises(InputError, match="2 ranks do not fit groups of 3 users"):
+    with pytest.raises(InputError, match="There are 2 ranks, but 3 users have a group"):
         metrics_by_group([1, 2], activity_groups([1, 2, 3]))

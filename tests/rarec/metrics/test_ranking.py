@@ -134,16 +134,16 @@ def test_input_is_not_modified():
 @pytest.mark.parametrize(
     ("argument", "value", "message"),
     [
-        (0, torch.full((2, 3), math.nan), "queries hold NaN"),
-        (1, torch.full((5, 3), -math.inf), "item_embeddings hold NaN or infinite"),
+        (0, torch.full((2, 3), math.nan), "queries contain NaN"),
+        (1, torch.full((5, 3), -math.inf), "item_embeddings contain NaN or infinite"),
         (0, torch.full((2, 3), 3e38), "overflow"),
         (0, torch.ones(2, 4), "equal width"),
         (1, torch.ones(0, 3), "nothing to rank"),
-        (2, torch.tensor([0, 5]), "targets must lie between -1 and 4"),
+        (2, torch.tensor([0, 5]), "targets must be between -1 and 4"),
         (2, torch.tensor([0]), "one item index for each of 2 queries"),
-        (3, torch.tensor([0, 2]), "seen_offsets must hold 3"),
-        (3, torch.tensor([0, 2, 1]), "seen_offsets must hold 3"),
-        (4, torch.tensor([0, -1]), "seen_items must lie between 0 and 4"),
+        (3, torch.tensor([0, 2]), "seen_offsets must be 3"),
+        (3, torch.tensor([0, 2, 1]), "seen_offsets must be 3"),
+        (4, torch.tensor([0, -1]), "seen_items must be between 0 and 4"),
     ],
 )
 def test_bad_input_is_one_clear_error(argument, value, message):

@@ -196,7 +196,7 @@ def test_validation_queries_are_the_validation_prefixes_and_see_training_memorie
 
 def test_more_memories_than_the_bank_holds_are_refused(untrained):
     size = len(untrained[2])
-    with pytest.raises(InputError, match=f"K = {size + 1} memories are wanted, but the bank holds {size}"):
+    with pytest.raises(InputError, match=f"memories = {size + 1} exceeds the {size} memories in the bank"):
         new_objective(untrained, memories=size + 1)
 
 

@@ -213,7 +213,7 @@ def test_the_channels_hold_different_memories():
 
 
 def test_heads_must_divide_the_width():
-    with pytest.raises(InputError, match="heads = 3 does not divide the encoder's dim = 8; set another `heads`"):
+    with pytest.raises(InputError, match="heads = 3 does not divide the encoder's dim = 8; change heads"):
         RetrievalAugmentedModule(8, FinetuneSettings(heads=3), DropoutBits())
 
 

@@ -15,7 +15,7 @@ from rarec.raserec.settings import EncoderSettings, FinetuneSettings, PretrainSe
         (PretrainSettings, {"batch_size": 1}, "greater than or equal to 2"),
         (PretrainSettings, {"learning_rate": 0.0}, "greater than 0"),
         (PretrainSettings, {"contrastiv_weight": 0.1}, "Extra inputs are not permitted"),
-        (FinetuneSettings, {"alpha": 1.0}, "alpha = 1 leaves the retrieval-augmented module without effect"),
+        (FinetuneSettings, {"alpha": 1.0}, "alpha = 1 gives the retrieval-augmented module no weight"),
         (FinetuneSettings, {"beta": 1.5}, "less than or equal to 1"),
         (FinetuneSettings, {"memories": 0}, "greater than or equal to 1"),
     ],

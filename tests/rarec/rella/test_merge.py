@@ -72,9 +72,11 @@ def test_another_base_is_refused(made, tmp_path):
 def test_folders_that_hold_something_else_are_named(made, tmp_path):
     files, adapter, _ = made
     base = artifact(tmp_path / BASE, files)
-    with pytest.raises(InputError, match=r"/base holds no language model's artifact \(reference.json is missing\)"):
+    with pytest.raises(
+        InputError, match=r"/base is not an artifact of base_language_model \(reference.json is missing\)"
+    ):
         merge(files, adapter, tmp_path / "merged")
-    with pytest.raises(InputError, match=rf"{tmp_path} holds no adapter \(tuning.json is missing\); name one"):
+    with pytest.raises(InputError, match=rf"{tmp_path} is not an adapter \(tuning.json is missing\); name a folder"):
         merge(base, tmp_path, tmp_path / "merged")
 
 
@@ -91,7 +93,7 @@ def test_a_hub_model_is_taken_from_where_the_assets_keep_it(made, tmp_path, monk
     ModelReference(f"hub:toys/tiny@{COMMIT}", COMMIT, base, "none", LIMIT).save(base)
     arguments = [str(one) for one in (base, adapter, tmp_path / "merged")]
     monkeypatch.setattr(sys, "argv", ["merge", *arguments])
-    with pytest.raises(SystemExit, match=rf"hub:toys/tiny@{COMMIT} cannot be had"):
+    with pytest.raises(SystemExit, match=rf"hub:toys/tiny@{COMMIT} cannot be downloaded"):
         main()
     if told == "RAREC_HOME":
         monkeypatch.setenv("RAREC_HOME", str(home))

@@ -76,7 +76,7 @@ def test_out_of_memory_says_what_to_lower(full, monkeypatch):
         score(DATA.model(), DATA.prompts, rows, DATA.answers, CPU, batch)
     monkeypatch.setattr(scoring, "cpu_decoder", full)
     monkeypatch.setattr(scoring, "MANY", 1)
-    with pytest.raises(InputError, match="out of memory while the language model's weights are arranged"):
+    with pytest.raises(InputError, match="out of memory while preparing the language model's weights"):
         score(DATA.model(), DATA.prompts, rows, DATA.answers, CPU, batch)
 
 

@@ -57,11 +57,13 @@ def test_settings_name_every_variant_once():
     settings = TrainingSampleSettings(modes=("mixed", "recent"), seeds=(3, 4))
     named = ["mixed-3", "recent-3", "mixed-4", "recent-4"]
     assert [variant.name for variant in settings.variants()] == named
-    with pytest.raises(ValidationError, match=r"modes = \['recent', 'recent'\] must name one or more"):
+    with pytest.raises(ValidationError, match=r"modes = \['recent', 'recent'\] must list at least one value"):
         TrainingSampleSettings(modes=("recent", "recent"))
-    with pytest.raises(ValidationError, match=r"seeds = \[1, 2, 1\] must name one or more, none of them twice"):
+    with pytest.raises(
+        ValidationError, match=r"seeds = \[1, 2, 1\] must list at least one value, and none of them twice"
+    ):
         TrainingSampleSettings(seeds=(1, 2, 1))
-    with pytest.raises(ValidationError, match=r"seeds = \[\] must name one or more"):
+    with pytest.raises(ValidationError, match=r"seeds = \[\] must list at least one value"):
         TrainingSampleSettings(seeds=())
     with pytest.raises(ValidationError, match="greater than or equal to 0"):
         TrainingSampleSettings(seeds=(-1,))  # no generator takes one

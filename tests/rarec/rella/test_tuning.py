@@ -170,7 +170,7 @@ def test_first_weights_follow_the_seed_and_dropout_the_epoch():
 
 
 def test_validation_needs_both_answers():
-    with pytest.raises(InputError, match=r"the 1 validation samples drawn are all alike.*raise validation_prompts"):
+    with pytest.raises(InputError, match=r"all 1 validation samples have the same label.*raise validation_prompts"):
         objective_of(settings_of(validation_prompts=2).model_copy(update={"validation_prompts": 1}))
 
 
@@ -194,11 +194,11 @@ def test_validation_asks_as_the_adapter_will_be_asked(mode, retrieved):
 def test_targets_that_the_model_lacks_are_named():
     with pytest.raises(
         InputError,
-        match=r"targets: the language model has no linear layer called wq, wv; it has down_proj, gate_proj, k_proj, "
+        match=r"targets: the language model has no linear layer named wq, wv; it has down_proj, gate_proj, k_proj, "
         r"lm_head, o_proj, q_proj, up_proj, v_proj$",
     ):
         add_adapter(DATA.model(), settings_of(targets=("wq", "q_proj", "wv")), 5)
-    with pytest.raises(InputError, match=r"called q_proj; it has c_attn, c_fc, c_proj, lm_head$"):
+    with pytest.raises(InputError, match=r"named q_proj; it has c_attn, c_fc, c_proj, lm_head$"):
         add_adapter(DATA.model("gpt2"), settings_of(targets=("q_proj",)), 5)
 
 

@@ -90,7 +90,7 @@ def test_vectors_that_tell_nothing_apart_are_refused():
         reduce(np.ones((5, 3), dtype=np.float32))
     states = np.ones((5, 3), dtype=np.float32)
     states[2, 1] = np.nan
-    with pytest.raises(InputError, match="no finite vector for item 2"):
+    with pytest.raises(InputError, match="vector for item 2 is not finite"):
         reduce(states)
 
 
@@ -148,7 +148,7 @@ def test_a_sentence_encoder_is_asked_by_name(monkeypatch, tmp_path):
         raise OSError("no such\nmodel")
 
     monkeypatch.setitem(sys.modules, "sentence_transformers", SimpleNamespace(SentenceTransformer=missing))
-    with pytest.raises(InputError, match="sentence-transformers:some/model@v1 cannot be had: no such model"):
+    with pytest.raises(InputError, match="sentence-transformers:some/model@v1 cannot be loaded: no such model"):
         encode(None, TEXTS, CPU, settings, tmp_path)
 
 
@@ -156,7 +156,7 @@ def test_a_sentence_encoder_is_pinned(tmp_path):
     assert sentence_encoder_folder("language-model") is None
     assert sentence_encoder_folder("sentence-transformers:some/model@v1") is None
     assert sentence_encoder_folder(f"sentence-transformers:{tmp_path}") == tmp_path
-    with pytest.raises(InputError, match="no such folder; a name from a hub needs its revision"):
+    with pytest.raises(InputError, match="there is no such folder; a name from a hub needs a revision"):
         sentence_encoder_folder("sentence-transformers:some/model")
 
 
@@ -164,5 +164,5 @@ def test_settings_know_two_kinds_of_encoder():
     for encoder in ("language-model", "sentence-transformers:/models/x"):
         assert VectorSettings(encoder=encoder).encoder == encoder
     for encoder in ("sentence-transformers:", "word2vec", "xsentence-transformers:a"):
-        with pytest.raises(ValidationError, match="is neither language-model nor sentence-transformers:<folder> or"):
+        with pytest.raises(ValidationError, match="must be language-model, sentence-transformers:<folder> or"):
             VectorSettings(encoder=encoder)

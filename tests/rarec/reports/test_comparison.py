@@ -48,5 +48,5 @@ def test_json_round_trip(report, tmp_path):
 
 def test_reports_of_two_data_sets_are_refused(report):
     other = report.ranking.model_copy(update={"dataset": "another"})
-    with pytest.raises(InputError, match="the ranking report is of another, the CTR report of"):
+    with pytest.raises(InputError, match="the ranking report is about another, but the CTR report is about"):
         build_comparison_report(other, report.ctr)

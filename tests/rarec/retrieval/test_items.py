@@ -108,7 +108,7 @@ def test_behaviours_by_the_index_are_those_by_products(kind, saved, tmp_path):
 
 
 def test_settings_refuse_what_cannot_be():
-    with pytest.raises(InputError, match="ivf_lists = 30 exceeds the 20 items; lower it"):
+    with pytest.raises(InputError, match="ivf_lists = 30 exceeds the number of items, 20; lower it"):
         ItemIndex.build(VECTORS[:20], NUMBERS[:20], SETTINGS["ivf"])
     with pytest.raises(ValidationError, match="ivf_probes = 9 exceeds ivf_lists = 4"):
         IndexSettings(index="ivf", ivf_lists=4, ivf_probes=9)

@@ -247,7 +247,7 @@ def test_more_memories_than_the_bank_holds_are_refused(sequences):
     bank, queries = new_bank(sequences), all_queries(sequences)
     k = len(bank) + 1
     for search in (lambda: bank.similar_users(queries, k), lambda: bank.suitable_items(queries, vectors(ITEMS), k)):
-        with pytest.raises(InputError, match=f"K = {k} memories are wanted, but the bank holds {len(bank)}; lower"):
+        with pytest.raises(InputError, match=f"memories = {k} exceeds the {len(bank)} memories in the bank; lower it"):
             search()
     assert (bank.similar_users(queries[-1:], len(bank)) >= 0).all()  # a stranger may see them all
 
@@ -255,7 +255,7 @@ def test_more_memories_than_the_bank_holds_are_refused(sequences):
 def test_impossible_banks_are_refused(sequences):
     with pytest.raises(InputError, match="the memory bank would be empty"):
         new_bank(sequences, prefixes=np.zeros(0, dtype=np.int64))
-    with pytest.raises(InputError, match=r"ivf_lists = 128 exceeds the 60 memories of the bank; lower it"):
+    with pytest.raises(InputError, match=r"ivf_lists = 128 exceeds the number of memories of the bank, 60; lower it"):
         new_bank(sequences, MemorySettings(index="ivf"), prefixes=sequences.prefixes("train")[:60])
 
 

@@ -9,7 +9,7 @@ from rarec.retrieval.settings import IndexSettings, MemorySettings
     [
         (IndexSettings, {"index": "ivf", "ivf_lists": 4, "ivf_probes": 5}, "ivf_probes = 5 exceeds ivf_lists = 4"),
         (MemorySettings, {"index": "ivf", "ivf_lists": 4, "ivf_probes": 5}, "ivf_probes = 5 exceeds ivf_lists = 4"),
-        (MemorySettings, {"index": "hnsw", "time_cut": True}, "time_cut needs the exact search: set index = flat"),
+        (MemorySettings, {"index": "hnsw", "time_cut": True}, "time_cut needs exact search; set index = flat"),
         (MemorySettings, {"minimum_recall": 1.1}, "less than or equal to 1"),
     ],
 )

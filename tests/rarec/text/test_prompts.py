@@ -123,7 +123,7 @@ def test_templates_refuse_contradictions():
         ValidationError, match=r"`behaviour` must contain \{item\} and \{rating\} once, and nothing else"
     ):
         Template(**{**own, "behaviour": "{item}\n"})
-    with pytest.raises(ValidationError, match="`behaviour` must hold"):
+    with pytest.raises(ValidationError, match="`behaviour` must contain"):
         Template(**{**own, "behaviour": "{item}: {rating} {stars}\n"})
     with pytest.raises(ValidationError, match=r"`question` = 'Like {item'"):
         Template(**{**own, "question": "Like {item"})
@@ -211,7 +211,7 @@ def test_over_the_limit_the_oldest_behaviours_go_and_are_counted(parts, tokenize
     smallest = int(PromptTokens.of(parts, tokenizer, limit=1000).prompts(fixed).lengths[0])
     alone = PromptTokens.of(parts, tokenizer, limit=smallest).prompts(numbers(parts, np.array([4]), 4))
     assert alone.dropped.tolist() == [4]
-    with pytest.raises(InputError, match=r"without any behaviour cannot fit into \d+; shorten the template"):
+    with pytest.raises(InputError, match=r"without any behaviour, more than the limit of \d+; shorten the template"):
         PromptTokens.of(parts, tokenizer, limit=smallest - 1).prompts(fixed)
 
 

@@ -122,3 +122,11 @@ def test_the_chain_is_what_rollbacks_go_through(registry):
     assert rollback_chain(registry.versions(), registry.champion()) == []
     with pytest.raises(InputError, match="has no version before the champion"):
         registry.roll_back(STORE)
+
+
+def test_every_registered_model_is_found_whatever_its_data_set_and_track(tracking, client):
+    for name in ("rarec-ml-100k-raserec", "rarec-shop-two_tower", "somebody-else"):
+        client.create_registered_model(name)
+    found = {(one.dataset, one.name) for one in tracking.registries()}
+    assert {("ml-100k", "rarec-ml-100k-raserec"), ("shop", "rarec-shop-two_tower")} <= found
+    assert not any(name == "somebody-else" for _, name in found)

@@ -297,7 +297,7 @@ def test_input_is_not_modified():
 def test_what_is_no_probability_is_refused(wrong):
     outcomes = make_outcomes()
     outcomes[-1].probability[7] = wrong
-    with pytest.raises(InputError, match=rf"{MIXED} on test has 1 probabilities .* the first {wrong} at sample 7"):
+    with pytest.raises(InputError, match=rf"{MIXED} on test has 1 probabilities .* the first is {wrong}, of sample 7"):
         make_report(outcomes)
 
 
@@ -308,11 +308,11 @@ def test_bad_input_is_named():
     for name in ("users", "history_length", "target_count"):
         with pytest.raises(InputError, match=rf"{name} of test has the shape \(399,\), but there are 400 labels"):
             make_report(**{name: data[name] | {"test": data[name]["test"][1:]}})
-    with pytest.raises(InputError, match="outcomes on test, but users has no test"):
+    with pytest.raises(InputError, match="outcomes on test, but users has no values for test"):
         make_report(users={"valid": data["users"]["valid"]})
     with pytest.raises(InputError, match="labels of test have the shape"):
         make_report(labels=data["labels"] | {"test": []})
-    with pytest.raises(InputError, match=f"Two outcomes are of {MIXED} on test"):
+    with pytest.raises(InputError, match=f"There are two outcomes of {MIXED} on test"):
         make_report([*outcomes, outcomes[-1]])
     with pytest.raises(InputError, match="There are no outcomes"):
         make_report([])
@@ -325,7 +325,7 @@ def test_bad_input_is_named():
     with pytest.raises(InputError, match="The chosen model missing has no outcome"):
         make_report(chosen="missing")
     run = SeedRun(mode="mixed", seed=42, history="recent", model=MIXED)
-    with pytest.raises(InputError, match="Two runs are of mixed, evaluated on recent, with seed 42"):
+    with pytest.raises(InputError, match="There are two runs of mixed on recent with seed 42"):
         make_report(seed_runs=[run, run])
     with pytest.raises(InputError, match="seed 42 names missing, which has no outcome on test"):
         make_report(seed_runs=[run.model_copy(update={"model": "missing"})])

@@ -196,7 +196,7 @@ def test_bad_outcomes_are_clear_errors():
     outcomes = make_outcomes()
     with pytest.raises(InputError, match="60 targets and 60 ranks, but there are 59 users"):
         make_report(outcomes, training_lengths=np.full(N_USERS - 1, 3))
-    with pytest.raises(InputError, match="Two outcomes are of pre-trained on valid"):
+    with pytest.raises(InputError, match="There are two outcomes of pre-trained on valid"):
         make_report([outcomes[0], outcomes[0]])
     with pytest.raises(InputError, match="fine-tuned has other targets on test"):
         make_report(
