@@ -20,12 +20,12 @@ class RawTables:
     """What was read.
 
     Attributes:
-        interactions: user_id, item_id; `rating` if published; `timestamp` (seconds) or `order` if published; and other
+        interactions: User_id, item_id; `rating` if published; `timestamp` (seconds) or `order` if published; and other
             published columns. Ids are int64 if all ids of that column are whole numbers, else strings.
-        items: item_id and other columns, unique by item_id; None if not published.
-        users: user_id and other columns, unique by user_id; None if not published.
-        quarantine: file, line, reason and text of each unreadable row.
-        sources: role, file, bytes, sha256 and number of readable rows of each file.
+        items: Item_id and other columns, unique by item_id; None if not published.
+        users: User_id and other columns, unique by user_id; None if not published.
+        quarantine: File, line, reason and text of each unreadable row.
+        sources: Role, file, bytes, sha256 and number of readable rows of each file.
         incoming_rows: Number of interactions that arrived after publication (`rarec.data.incoming.merge`).
     """
 

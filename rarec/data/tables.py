@@ -28,7 +28,7 @@ class Tables:
     """Clean tables; see `rarec.data.schemas` for their columns.
 
     Attributes:
-        interactions: user_id, item_id, rating (float32, NaN if none), timestamp (int64), user_index, item_index
+        interactions: User_id, item_id, rating (float32, NaN if none), timestamp (int64), user_index, item_index
             (int32); sorted by (user, timestamp, order of appearance). `timestamp` is in seconds if the data have a
             clock, else the order within the user: as published, or drawn with `split_seed` and counted from 1.
         items: One row per item with interactions, sorted by item_id; item_index is the row number.

@@ -116,7 +116,7 @@ def ranking_by_scores(
 
     Args:
         shape: (U, I).
-        dtype, device: of the scores.
+        dtype, device: Of the scores.
     """
     n_users, n_items = shape
     targets = targets.to(device, torch.int64)

@@ -48,8 +48,8 @@ class Incoming:
 
     Attributes:
         rows: Columns `ROW_TYPES`, in order of arrival.
-        files: entry, file, bytes, sha256, rows, bad_rows, first and last timestamp of each file.
-        bad: entry, file, line, reason and text of each row that could not be read.
+        files: Entry, file, bytes, sha256, rows, bad_rows, first and last timestamp of each file.
+        bad: Entry, file, line, reason and text of each row that could not be read.
     """
 
     rows: pd.DataFrame

@@ -44,7 +44,7 @@ def similarity(source: PromptSource, vectors: Float32Array, test: IntArray) -> l
 
     Args:
         vectors: (I, D) L2-normalised item vectors.
-        test: test samples.
+        test: Test samples.
     """
     shown = _studied(test)
     samples = source.samples
