@@ -102,7 +102,7 @@ def promoted(plant, grow):
     assert "has no champion yet; run the job `promote` first" in failures(early)["drift_report"]
     result = run(plant, "raserec")
     assert result.success, failures(result)
-    assert metadata(result)["recommendations"]["model"] == "the present raserec_finetuned"
+    assert metadata(result)["recommendations"]["model"] == "the current raserec_finetuned"
     result = run(plant, "promote")
     assert result.success, failures(result)
     return result
