@@ -209,7 +209,7 @@ def first_champion(day):
     assert all(trained.checks.values())
     assert ("user_sequences", "no_leak_between_splits") in trained.checks
     assert {"raserec_pretrained", "raserec_finetuned"} < trained.mlflow.keys()
-    assert trained.assets["recommendations"]["model"] == "the present raserec_finetuned"
+    assert trained.assets["recommendations"]["model"] == "the current raserec_finetuned"
     assert day.versions() == {}
     promoted = day.by_hand("promote")
     assert promoted.assets.keys() == IN_USE
