@@ -2,10 +2,26 @@ import gc
 
 import fsspec
 import pytest
-import torch
 import torch.distributed as dist
-from raserec_toys import SINGLE_PROCESS
+from lone_worker import lone_worker
 from shaky_store import ShakyStore
+
+FAILED_STEP = pytest.StashKey[str]()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    """Keep the first step that failed of a file whose tests are ``ordered``."""
+    report = yield
+    if report.failed and item.get_closest_marker("ordered"):
+        item.parent.stash.setdefault(FAILED_STEP, item.name)
+    return report
+
+
+def pytest_runtest_setup(item):
+    """Skip the steps behind it."""
+    if failed := item.parent.stash.get(FAILED_STEP, None):
+        pytest.skip(f"an earlier step failed: {failed}")
 
 
 @pytest.fixture(scope="session")
@@ -26,11 +42,7 @@ def shaky():
 
 
 @pytest.fixture
-def single_process(monkeypatch, _process_group):
-    """What the launcher sets for a lone CPU worker; one torch thread, so that results repeat bit by bit."""
-    for name, value in SINGLE_PROCESS.items():
-        monkeypatch.setenv(name, value)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+def single_process(_process_group):
+    """This process is a lone CPU worker."""
+    with lone_worker():
+        yield

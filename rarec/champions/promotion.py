@@ -126,6 +126,6 @@ def compare_answers(
         confidence=0.95,
         t_test_p=nan,
         wilcoxon_p=nan,
-        reason="an AUC is no mean over users, so its interval alone tells",
+        reason="AUC is not a mean over users, so only its interval is used",
     )
     return compared, figures["LogLoss"]

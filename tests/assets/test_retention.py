@@ -17,6 +17,7 @@ from resources.artifacts.remote import written_at
 from resources.artifacts.store import ArtifactStore
 from resources.mlflow.registry import Version
 from resources.mlflow.tracking import MlflowTracking
+from resources.retention import wanted_versions
 from resources.workspace import Workspace
 
 
@@ -273,3 +274,40 @@ def test_content_stays_while_a_manifest_is_damaged_or_its_file_system_tells_no_t
 def test_file_systems_tell_times_under_names_of_their_own(told):
     assert written_at(told) == datetime(2026, 11, 1, tzinfo=UTC).timestamp()
     assert written_at({"size": 1}) is written_at({"mtime": ""}) is None
+
+
+def test_what_the_champion_needs_stays_though_its_data_are_no_longer_todays(refreshed):
+    refreshed.grow(0.5)
+    assert refreshed.run("drift").success
+    plant, registry = refreshed.plant, refreshed.registry
+    job = plant.defs.resolve_job_def("clean")
+
+    def clean(**config):
+        return job.execute_in_process(
+            instance=plant.instance, run_config={"ops": {"clean_up": {"config": {"days": 1e-9, **config}}}}
+        )
+
+    def told():
+        (output,) = [event for event in clean().all_node_events if event.event_type_value == "STEP_OUTPUT"]
+        return re.findall(r"own/\w+ \|.*would go", output.step_output_data.metadata["verdicts"].value)
+
+    def held():
+        return {(one.asset, one.fingerprint) for one in plant.store.manifests()}
+
+    before = held()
+    assert told()
+    serves = next(iter(registry.champion().open(plant.store, "own").values())).path / "manifest.json"
+    text = serves.read_text()
+    serves.write_text("{")
+    assert not told()
+    serves.write_text(text)
+    assert held() == before
+    assert clean(dry_run=False).success
+    assert held() < before
+    known = {version.number: version for version in registry.versions()}
+    wanted = wanted_versions([*known.values()], registry.champion(), 5, days=0)
+    assert {max(known), registry.champion().number} <= wanted.keys()
+    for number in wanted:
+        assert known[number].open(plant.store, "own").keys() == known[number].artifacts.keys()
+        assert set(known[number].artifacts.items()) <= held()
+    assert refreshed.run("drift").success  # all that is needed is there

@@ -1,10 +1,16 @@
-"""A whole installation in a temporary folder: tiny data sets, their definitions, and runs of them in this process."""
+"""A whole installation in a temporary folder: tiny data sets, their definitions, and runs of them in this process.
+
+What takes trainings is built once in a process and copied for each file of tests: see `Plant.copy` and the fixtures of
+`tests/assets/conftest.py`.
+"""
 
 import json
 import os
 import shutil
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +22,7 @@ from pipelines.definitions import build_defs
 from rarec.data.spec import DatasetSpec
 from resources.artifacts.identity import fingerprint
 from resources.artifacts.store import Artifact, ArtifactStore
-from resources.settings import Installation
+from resources.settings import MLFLOW_DATABASE, Installation
 from resources.workspace import Workspace
 
 TINY = """
@@ -85,6 +91,7 @@ domain = "products"
 [[sources]]
 format = "recbole"
 """
+LENIENT = OWN_FILES.replace("\n\n", '\nduplicates = "keep-last"\nquarantine_limit = 0.5\n\n')
 REPOSITORY = Path(assets.data.clean.__file__).parents[2]
 # One step of Dagster may make several assets.
 STEPS = dict.fromkeys(("interactions", "item_catalog", "user_profiles"), "clean_tables")
@@ -118,12 +125,27 @@ class Plant:
                 "RAREC_SETTLE": "0",
             }
         )
-        self.home.datasets.mkdir(parents=True)
+        self.home.datasets.mkdir(parents=True, exist_ok=True)
         for name, text in datasets.items():
             (self.home.datasets / f"{name}.toml").write_text(text.format(name=name))
         self.instance = instance
         self.defs = build_defs(self.home)
         self.store = ArtifactStore(root=self.home.artifacts, cache=str(self.home.cache))
+
+    def copy(self, root: Path, instance: dg.DagsterInstance, **datasets: str) -> "Plant":
+        """The same installation elsewhere: artifacts, MLflow, and in ``instance`` every materialisation so far."""
+        shutil.copytree(self.home.root, root, dirs_exist_ok=True)
+        database = root / "mlflow" / MLFLOW_DATABASE
+        if database.exists():
+            _rename(database, str(self.home.root), str(root))
+        events = [
+            record
+            for key in self.instance.all_asset_keys()
+            for record in self.instance.fetch_materializations(key, limit=1000).records
+        ]
+        for record in sorted(events, key=lambda record: record.storage_id):
+            instance.report_runless_asset_event(record.asset_materialization)
+        return Plant(root, instance, **datasets)
 
     def spec(self, name: str) -> DatasetSpec:
         workspace = Workspace(data="", datasets=str(self.home.datasets), cache="", work="", ledgers="")
@@ -148,8 +170,8 @@ class Plant:
         (event,) = [e for e in result.get_asset_materialization_events() if e.asset_key.to_user_string() == asset]
         return self.store.open(asset, event.partition, str(event.materialization.metadata["fingerprint"].value))
 
-    def put(self, asset: str, dataset: str, files: Path, values: dict, inputs: dict[str, str] | None = None) -> None:
-        """Make it look as if ``asset`` had been materialised for ``dataset`` with copies of these files."""
+    def put(self, asset: str, dataset: str, files: Path, values: dict, inputs: dict[str, str] | None = None) -> str:
+        """Make it look as if ``asset`` had been materialised with copies of these files; gives its identity."""
         config = {"copied": values}
         inputs = inputs or {}
         identity = fingerprint(asset, "1", config, inputs)
@@ -159,6 +181,7 @@ class Plant:
         self.instance.report_runless_asset_event(
             dg.AssetMaterialization(asset, partition=dataset, metadata={"fingerprint": identity})
         )
+        return identity
 
     def ask_alone(self, model: str, code: str, request: object, cwd: Path) -> Any:
         """What ``code`` prints last, as JSON, of the MLflow model ``model``, with ``request`` on its standard input."""
@@ -171,13 +194,27 @@ class Plant:
         return json.loads(process.stdout.splitlines()[-1])
 
 
-def metadata(result: dg.ExecuteInProcessResult) -> dict[str, dict]:
-    """Asset -> metadata of what this run materialised, plain values; but for the ledger, which is no artifact."""
+def _rename(database: Path, old: str, new: str) -> None:
+    """Let every path in an SQLite file that lies below ``old`` lie below ``new``."""
+    with closing(sqlite3.connect(database)) as connection, connection:
+        tables = [name for (name,) in connection.execute("select name from sqlite_master where type = 'table'")]
+        for table in tables:
+            for column in [row[1] for row in connection.execute(f'pragma table_info("{table}")')]:
+                update = f'update "{table}" set "{column}" = replace("{column}", ?, ?) where "{column}" like ?'
+                connection.execute(update, (old, new, f"%{old}%"))
+
+
+def materialised(result: dg.ExecuteInProcessResult) -> dict[str, dict]:
+    """Asset -> metadata of what this run materialised, plain values."""
     return {
         event.asset_key.to_user_string(): {k: v.value for k, v in event.materialization.metadata.items()}
         for event in result.get_asset_materialization_events()
-        if event.asset_key.to_user_string() != "incoming_interactions"
     }
+
+
+def metadata(result: dg.ExecuteInProcessResult) -> dict[str, dict]:
+    """The same, but for the ledger, which is no artifact."""
+    return {asset: values for asset, values in materialised(result).items() if asset != "incoming_interactions"}
 
 
 def built(result: dg.ExecuteInProcessResult) -> set[str]:

@@ -11,17 +11,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from lone_worker import SINGLE_PROCESS
 from torch import nn
 
 from rarec.data.sequences import UserSequences
 from rarec.raserec.settings import FinetuneSettings, PretrainSettings
-from rarec.training.progress import LONE_WORKER
 
 SMALL = {"dim": 8, "inner_dim": 12, "layers": 2, "heads": 2, "max_length": 7}
 NO_DROPOUT = {"hidden_dropout": 0.0, "attention_dropout": 0.0}
-
-# What the launcher sets for a lone CPU worker.
-SINGLE_PROCESS = {**LONE_WORKER, "DS_ACCELERATOR": "cpu"}
 
 # A chain of 60 items is learnt within a second with these.
 QUICK = PretrainSettings(

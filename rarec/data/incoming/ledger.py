@@ -192,10 +192,10 @@ class Ledger:
         With a content goes whatever it superseded, whose rows it repeats.
 
         Args:
-            wanted: For each content a name, or the beginning of its sha256. It may be withdrawn already.
+            wanted: For each content a name, or the beginning of its sha256. It may already be withdrawn.
 
         Raises:
-            InputError: One of them identifies no content, or several of which some are in force.
+            InputError: One of them matches no content, or matches several of which at least one is in force.
         """
         if not self._file.is_file():
             raise InputError(f"withdraw: {wanted[0]!r} is unknown, as no file has been ingested yet.")
@@ -295,7 +295,7 @@ class Ledger:
 def _last_judgement(database: sqlite3.Connection, one: Judged) -> tuple[int | None, int]:
     """Entry and generation of this content's judgement so far, unless a longer file superseded it; (None, 0) without.
 
-    Of a superseded content there is none: nothing is to be judged again where the longer file is in force.
+    A superseded content has none: it is not judged again while the longer file is in force.
     """
     found = database.execute(
         "SELECT entry, generation FROM entries WHERE sha256 = ? AND kind = ? AND superseded_by IS NULL",

@@ -1,6 +1,6 @@
 """A day of the demo's data engineer: files arrive, sensors and schedules are ticked, and what they ask for is run.
 
-The worked example of docs/operations/index.md. It asserts what Dagster and MLflow show.
+The tests are its steps, in order. What is asserted is what one would look up on the pages of Dagster and MLflow.
 """
 
 import json
@@ -22,7 +22,7 @@ from assets.data.raw import load_raw
 from pipelines import definitions
 from resources.mlflow.registry import CHAMPION
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.ordered]
 
 # NDCG@10 cannot fall by more than all of it, so that nothing asks for pre-training.
 DEMO = (
@@ -209,7 +209,7 @@ def first_champion(day):
     assert all(trained.checks.values())
     assert ("user_sequences", "no_leak_between_splits") in trained.checks
     assert {"raserec_pretrained", "raserec_finetuned"} < trained.mlflow.keys()
-    assert trained.assets["recommendations"]["model"] == "the present raserec_finetuned"
+    assert trained.assets["recommendations"]["model"] == "the current raserec_finetuned"
     assert day.versions() == {}
     promoted = day.by_hand("promote")
     assert promoted.assets.keys() == IN_USE
@@ -244,102 +244,117 @@ def drifted(day, when):
     return job, report, shown
 
 
-def test_a_day_from_the_first_champion_to_a_rollback(tmp_path):
-    dagster_home = tmp_path / "dagster"
-    dagster_home.mkdir()
-    shutil.copy(Path(definitions.__file__).with_name("dagster.yaml"), dagster_home)
-    with dg.DagsterInstance.from_config(str(dagster_home)) as instance:
-        day = Day(tmp_path / "home", instance)
-        lists, published = first_champion(day)
-        today = published["timestamp"].max() / DAY_S
+@pytest.fixture(scope="module")
+def day(tmp_path_factory):
+    """One day for all steps; each leaves for the next what it found."""
+    root = tmp_path_factory.mktemp("day")
+    (root / "dagster").mkdir()
+    shutil.copy(Path(definitions.__file__).with_name("dagster.yaml"), root / "dagster")
+    with dg.DagsterInstance.from_config(str(root / "dagster")) as instance:
+        yield Day(root / "home", instance)
 
-        # The first drop: everybody takes what was recommended. It counts once its name says that it is complete.
-        assert day.tick_sensor("incoming_sensor") == ([], "no new files")
-        first = events(lists[lists["rank"] <= 2], today + 1, today + 3, seed=1)
-        first.to_csv(day.incoming / "first.csv.part", index=False)
-        assert day.tick_sensor("incoming_sensor") == ([], "no new files")
-        (day.incoming / "first.csv.part").rename(day.incoming / "first.csv")
-        shown = take_in(day, ["first.csv"])
-        assert shown.assets["incoming_interactions"]["dagster/row_count"] == len(first)
-        assert shown.assets["interactions"]["rows"] == len(published) + len(first)
-        assert int(day.champion().version) == 1
 
-        # The second drop; enough has happened to be measured: the champion fares well and need only remember.
-        second = events(lists[lists["rank"].between(3, 4)], today + 3, today + 6, seed=2)
-        second.to_parquet(day.incoming / "second.parquet", index=False)
-        shown = take_in(day, ["second.parquet"])
-        assert shown.assets["interactions"]["rows"] == len(published) + len(first) + len(second)
-        job, report, shown = drifted(day, MONDAY + timedelta(weeks=1))
-        assert job == report["verdict"] == "refresh"
-        assert (report["champion"], report["new events"]) == (1, len(first) + len(second))
-        assert shown.assets.keys() == {*TABLES, "refreshed_memory", *IN_USE}
-        assert shown.assets["refreshed_memory"]["new memories"] >= len(first) + len(second)
-        assert_in_use(day, shown, 2, "refreshed", "1", ["better", "not worse"])
-        served = day.table(shown, "recommendations", "recommendations")
-        assert not pairs(served) & (pairs(first) | pairs(second))
+def test_the_weekly_training_makes_a_model_that_is_promoted_by_hand(day):
+    day.lists, day.published = first_champion(day)
+    day.today = day.published["timestamp"].max() / DAY_S
 
-        # The third drop, with bad rows and delivered twice: everybody turns to what few had watched.
-        rare = published["item_id"].value_counts(ascending=True).index
-        had = pairs(published) | pairs(lists)
-        turned = [
-            (user, item)
-            for user in lists["user_id"].unique()
-            for item in [one for one in rare if (str(user), str(one)) not in had][:4]
-        ]
-        third = events(pd.DataFrame(turned, columns=["user_id", "item_id"]), today + 10, today + 22, seed=3)
-        lines = third.to_csv(index=False).splitlines()
-        bad = [
-            lines[1].replace(",4,", ",9,"),
-            lines[2].rsplit(",", 1)[0] + ",yesterday",
-            "," + lines[3].split(",", 1)[1],
-        ]
-        for name in ("third again.csv", "third.csv"):
-            (day.incoming / name).write_text("\n".join([*lines, *bad]) + "\n")
-        shown = take_in(day, ["third again.csv", "third.csv"])
-        told = shown.assets["incoming_interactions"]
-        assert told["bad_rows"] == 3
-        assert told["judged now"].count("accepted") == told["judged now"].count("already known") == 1
-        assert shown.assets["interactions"]["rows"] == len(published) + len(first) + len(second) + len(third)
-        raw = day.plant.store.open("raw_interactions", "demo", shown.assets["raw_interactions"]["fingerprint"])
-        aside = load_raw(raw).quarantine
-        assert aside["line"].tolist() == [len(lines) + 1, len(lines) + 2, len(lines) + 3]
-        assert shown.assets["raw_interactions"]["quarantined_rows"] == 3
 
-        # That is more than a memory can make good: stage 2 is trained anew.
-        job, report, shown = drifted(day, MONDAY + timedelta(weeks=2))
-        assert job == report["verdict"] == "finetune"
-        assert report["reason"].startswith("NDCG@10 went from ")
-        assert report["champion"] == 2
-        assert shown.assets.keys() == {*TABLES, "refreshed_memory", "refreshed_finetuned", *IN_USE}
-        assert "epoch_loss" in shown.mlflow["refreshed_finetuned"].data.metrics
-        assert shown.assets["raserec_candidate"]["window what"] == "all events that came after the training data"
-        assert shown.assets["raserec_candidate"]["window from"] >= shown.assets["refreshed_finetuned"]["unseen_since"]
-        assert_in_use(day, shown, 3, "finetuned", "2", ["better", "not worse"])
+def test_a_file_counts_once_its_name_says_that_it_is_complete(day):
+    """The first drop: everybody takes what was recommended."""
+    assert day.tick_sensor("incoming_sensor") == ([], "no new files")
+    day.first = events(day.lists[day.lists["rank"] <= 2], day.today + 1, day.today + 3, seed=1)
+    day.first.to_csv(day.incoming / "first.csv.part", index=False)
+    assert day.tick_sensor("incoming_sensor") == ([], "no new files")
+    (day.incoming / "first.csv.part").rename(day.incoming / "first.csv")
+    shown = take_in(day, ["first.csv"])
+    assert shown.assets["incoming_interactions"]["dagster/row_count"] == len(day.first)
+    assert shown.assets["interactions"]["rows"] == len(day.published) + len(day.first)
+    assert int(day.champion().version) == 1
 
-        # Somebody complains of it. The one before serves again.
-        shown = day.by_hand("rollback")
-        assert shown.assets == {
-            "raserec_champion": {"version": 2, "before": "version 3", "reason": "rolled back", "moved": True}
-        }
-        assert int(day.champion().version) == 2
-        mark = day.versions()[3]
-        assert mark["rarec.rolled_back_to"] == "2"
-        shown = day.by_hand("promote", only=["recommendations"])
-        assert shown.assets["recommendations"]["model"] == "champion, version 2"
 
-        # Neither daemon nor person brings the same version back by doing what was done before.
-        measured = day.follow(*day.tick_schedule("rarec_drift_weekly", MONDAY + timedelta(weeks=3)))
-        assert measured.assets["drift_report"]["reused"]
-        assert day.tick_sensor("follow_drift")[0] == []
-        for job in ("finetune", "promote"):
-            config = {"raserec_candidate": {"source": "finetuned"}}
-            if job == "finetune":
-                config["refreshed_memory"] = {"window_days": 7}
-            shown = day.by_hand(job, **config)
-            assert shown.assets["raserec_candidate"]["reused"]
-            assert shown.checks[NOT_WORSE]
-            message = f"version 3 of {MODEL} was rolled back on {mark['rarec.rolled_back']} in favour of version 2"
-            assert shown.failed["raserec_champion"].startswith(message)
-            assert not {"raserec_champion", "recommendations"} & shown.assets.keys()
-        assert int(day.champion().version) == 2
-        assert day.versions().keys() == {1, 2, 3}
+def test_a_second_file_is_added_to_the_first(day):
+    day.second = events(day.lists[day.lists["rank"].between(3, 4)], day.today + 3, day.today + 6, seed=2)
+    day.second.to_parquet(day.incoming / "second.parquet", index=False)
+    shown = take_in(day, ["second.parquet"])
+    assert shown.assets["interactions"]["rows"] == len(day.published) + len(day.first) + len(day.second)
+
+
+def test_a_champion_that_fares_well_need_only_remember(day):
+    job, report, shown = drifted(day, MONDAY + timedelta(weeks=1))
+    assert job == report["verdict"] == "refresh"
+    assert (report["champion"], report["new events"]) == (1, len(day.first) + len(day.second))
+    assert shown.assets.keys() == {*TABLES, "refreshed_memory", *IN_USE}
+    assert shown.assets["refreshed_memory"]["new memories"] >= len(day.first) + len(day.second)
+    assert_in_use(day, shown, 2, "refreshed", "1", ["better", "not worse"])
+    served = day.table(shown, "recommendations", "recommendations")
+    assert not pairs(served) & (pairs(day.first) | pairs(day.second))
+
+
+def test_bad_rows_are_set_aside_and_what_is_delivered_twice_counts_once(day):
+    """The third drop: everybody turns to what few had watched."""
+    rare = day.published["item_id"].value_counts(ascending=True).index
+    had = pairs(day.published) | pairs(day.lists)
+    turned = [
+        (user, item)
+        for user in day.lists["user_id"].unique()
+        for item in [one for one in rare if (str(user), str(one)) not in had][:4]
+    ]
+    third = events(pd.DataFrame(turned, columns=["user_id", "item_id"]), day.today + 10, day.today + 22, seed=3)
+    lines = third.to_csv(index=False).splitlines()
+    bad = [lines[1].replace(",4,", ",9,"), lines[2].rsplit(",", 1)[0] + ",yesterday", "," + lines[3].split(",", 1)[1]]
+    for name in ("third again.csv", "third.csv"):
+        (day.incoming / name).write_text("\n".join([*lines, *bad]) + "\n")
+    shown = take_in(day, ["third again.csv", "third.csv"])
+    told = shown.assets["incoming_interactions"]
+    assert told["bad_rows"] == 3
+    assert told["judged now"].count("accepted") == told["judged now"].count("already known") == 1
+    rows = sum(map(len, (day.published, day.first, day.second, third)))
+    assert shown.assets["interactions"]["rows"] == rows
+    raw = day.plant.store.open("raw_interactions", "demo", shown.assets["raw_interactions"]["fingerprint"])
+    aside = load_raw(raw).quarantine
+    assert aside["line"].tolist() == [len(lines) + 1, len(lines) + 2, len(lines) + 3]
+    assert shown.assets["raw_interactions"]["quarantined_rows"] == 3
+
+
+def test_what_a_memory_cannot_make_good_trains_stage_2_anew(day):
+    job, report, shown = drifted(day, MONDAY + timedelta(weeks=2))
+    assert job == report["verdict"] == "finetune"
+    assert report["reason"].startswith("NDCG@10 went from ")
+    assert report["champion"] == 2
+    assert shown.assets.keys() == {*TABLES, "refreshed_memory", "refreshed_finetuned", *IN_USE}
+    assert "epoch_loss" in shown.mlflow["refreshed_finetuned"].data.metrics
+    assert shown.assets["raserec_candidate"]["window what"] == "all events that came after the training data"
+    assert shown.assets["raserec_candidate"]["window from"] >= shown.assets["refreshed_finetuned"]["unseen_since"]
+    assert_in_use(day, shown, 3, "finetuned", "2", ["better", "not worse"])
+
+
+def test_somebody_complains_and_the_one_before_serves_again(day):
+    shown = day.by_hand("rollback")
+    assert shown.assets == {
+        "raserec_champion": {"version": 2, "before": "version 3", "reason": "rolled back", "moved": True}
+    }
+    assert int(day.champion().version) == 2
+    assert day.versions()[3]["rarec.rolled_back_to"] == "2"
+    shown = day.by_hand("promote", only=["recommendations"])
+    assert shown.assets["recommendations"]["model"] == "champion, version 2"
+
+
+def test_the_daemon_does_not_bring_the_same_version_back(day):
+    measured = day.follow(*day.tick_schedule("rarec_drift_weekly", MONDAY + timedelta(weeks=3)))
+    assert measured.assets["drift_report"]["reused"]
+    assert day.tick_sensor("follow_drift")[0] == []
+
+
+@pytest.mark.parametrize(
+    ("job", "config"), [("finetune", {"refreshed_memory": {"window_days": 7}}), ("promote", {})]
+)  # fmt: skip
+def test_nor_does_a_person_by_doing_what_was_done_before(day, job, config):
+    shown = day.by_hand(job, raserec_candidate={"source": "finetuned"}, **config)
+    assert shown.assets["raserec_candidate"]["reused"]
+    assert shown.checks[NOT_WORSE]
+    when = day.versions()[3]["rarec.rolled_back"]
+    message = f"version 3 of {MODEL} was rolled back on {when} in favour of version 2"
+    assert shown.failed["raserec_champion"].startswith(message)
+    assert not {"raserec_champion", "recommendations"} & shown.assets.keys()
+    assert int(day.champion().version) == 2
+    assert day.versions().keys() == {1, 2, 3}

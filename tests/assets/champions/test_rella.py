@@ -8,6 +8,7 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pytest
+from fake_run import FakeRun
 from plant import TINY, Plant, failed_checks, failures, metadata
 from sklearn.metrics import roc_auc_score
 
@@ -38,7 +39,7 @@ TRAINED = [
 
 
 @pytest.fixture(scope="module")
-def plant(tmp_path_factory):
+def plant(tmp_path_factory, trains_here):
     with dg.DagsterInstance.ephemeral() as instance:
         yield Plant(tmp_path_factory.mktemp("plant"), instance, own=GROWING, other=TINY)
 
@@ -114,7 +115,7 @@ def answer_alone(model, table, row):
     return float(model.predict(pd.DataFrame([request]))["probability"].iloc[0])
 
 
-def test_drift_is_measured_on_what_came_since(plant, promoted, grow):
+def test_drift_is_measured_on_what_came_since(plant, promoted, grow, real_workers):
     before = registry(plant).champion()
     still = plant.run("own", track="drift_rella")
     assert metadata(still)["rella_drift_report"]["verdict"] == "none"
@@ -122,7 +123,8 @@ def test_drift_is_measured_on_what_came_since(plant, promoted, grow):
     assert metadata(still)["rella_drift_report"]["new events"] == 0
     newest = pd.read_parquet(plant.artifact(still, "interactions").file("interactions.parquet"))["timestamp"].max()
     grow(0.9)
-    result = plant.run("own", track="drift_rella", rella_drift_report={"least_events": 20, "tune_drop": 1.0})
+    with real_workers():
+        result = plant.run("own", track="drift_rella", rella_drift_report={"least_events": 20, "tune_drop": 1.0})
     assert result.success, failures(result)
     told = metadata(result)["rella_drift_report"]
     assert (told["verdict"], told["champion"]) == ("none", 1)
@@ -224,22 +226,17 @@ def test_a_candidate_that_is_not_worse_takes_its_place(plant, challenged):
     assert int(model.version) == 2
 
 
-def test_a_model_that_mlflow_missed_is_logged_now(plant, challenged, monkeypatch):
+def test_a_model_that_mlflow_missed_is_logged_now(plant, challenged):
     lora = plant.store.open("lora_checkpoint", "own", registry(plant).champion().artifacts["lora_checkpoint"])
     made = {**registry(plant).champion().open(plant.store, "own"), "lora_checkpoint": lora}
     lora.metadata["values"]["mlflow_model"] = MODEL_NOT_LOGGED
-    logged = []
-
-    class Run:
-        def log_pyfunc(self, name, file, files, **options):
-            logged.append((name, sorted(files), options["model_config"]["behaviours"]))
-            return uris.pop()
-
-    uris = [None, "models:/m-1"]
-    assert rella.RellaTrack().log_model(SimpleNamespace(run=Run()), made) == "models:/m-1"
-    assert logged == [("model", sorted(["adapter", *rella.ASKED]), 3)]
+    run = FakeRun(uris=("models:/m-1", None))
+    assert rella.RellaTrack().log_model(SimpleNamespace(run=run), made) == "models:/m-1"
+    (model,) = run.models
+    assert (model["name"], model["files"]) == ("model", sorted(["adapter", *rella.ASKED]))
+    assert model["model_config"]["behaviours"] == 3
     with pytest.raises(InputError, match="MLflow was unavailable; materialise rella_candidate again"):
-        rella.RellaTrack().log_model(SimpleNamespace(run=Run()), made)
+        rella.RellaTrack().log_model(SimpleNamespace(run=run), made)
 
 
 def test_mlflow_away_is_told_and_nothing_is_retried(plant, promoted):
@@ -310,7 +307,7 @@ def test_a_champion_whose_artifact_is_gone_is_told_with_the_way_back(plant, chal
     try:
         message = failures(promote(plant))["rella_candidate"]
         assert f"has lost base_language_model/own/{folder.name}" in message
-        assert "run the job `rollback` for own (its setting track: rella)" in message
+        assert "run the job `rollback` for own with track: rella" in message
     finally:
         shutil.move(folder.with_name("away"), folder)
 

@@ -4,7 +4,7 @@ import dagster as dg
 import numpy as np
 import pytest
 from places import HELPERS
-from plant import TINY, Plant, failed_checks, failures
+from plant import failed_checks, failures, metadata
 
 from assets.champions import track as tracks
 from assets.champions.stages import champion_stages
@@ -19,6 +19,8 @@ from rarec.champions.drift import DriftSettings
 from rarec.champions.promotion import Rule
 from rarec.config import Settings
 from rarec.metrics.significance import compare_paired
+
+TRACK = "tables"
 
 
 class GuessSettings(Settings):
@@ -107,15 +109,6 @@ def toys():
 
 
 @pytest.fixture(scope="module")
-def plant(tmp_path_factory):
-    with dg.DagsterInstance.ephemeral() as instance:
-        plant = Plant(tmp_path_factory.mktemp("plant"), instance, tiny=TINY)
-        tables = plant.run(only=["raw_interactions", "interactions", "item_catalog", "user_profiles"])
-        assert tables.success, failures(tables)
-        yield plant
-
-
-@pytest.fixture(scope="module")
 def run(plant, toys):
     """Runs some of the toy's assets, with the model's guess."""
     assets, check = toys
@@ -162,8 +155,7 @@ def test_the_track_is_promoted_measured_and_taken_back(plant, run):
 
     drift = run(only=["toy_drift_report"])
     assert drift.success, failures(drift)
-    (event,) = drift.get_asset_materialization_events()
-    told = {name: value.value for name, value in event.materialization.metadata.items()}
+    told = metadata(drift)["toy_drift_report"]
     assert (told["verdict"], told["reason"], told["champion"]) == ("none", "nothing happened since", 2)
 
     back = run("rollback", {"roll_back": {"config": {"track": "toy"}}})

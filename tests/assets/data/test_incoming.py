@@ -5,12 +5,13 @@ import time
 import dagster as dg
 import pandas as pd
 import pytest
-from plant import OWN_FILES, Plant, failures
+from plant import OWN_FILES, failures, materialised
 
 from assets.data.raw import load_raw
 from resources.workspace import Workspace
 
 OWN = OWN_FILES.replace('domain = "products"', 'domain = "products"\nrating_scale = [1, 5]\nduplicates = "keep-last"')
+TRACK = "tables"
 PUBLISHED = [(1, 10, 4.0, 500), (1, 11, 3.0, 600), (2, 10, 5.0, 700)]
 AHEAD = "(seconds since 1970 are expected, at most a day ahead of now)"
 
@@ -18,8 +19,8 @@ AHEAD = "(seconds since 1970 are expected, at most a day ahead of now)"
 class Shop:
     """A plant whose data set `own` gets new files through a store that can be away."""
 
-    def __init__(self, root, instance):
-        self.plant = Plant(root, instance, own=OWN)
+    def __init__(self, root, plant):
+        self.plant = plant
         self.home = home = self.plant.home
         self.folder = root / "arrivals" / "own" / "incoming"
         self.folder.mkdir(parents=True)
@@ -43,9 +44,8 @@ class Shop:
         """Metadata of the ledger, plain values."""
         result = self.run("incoming_interactions", incoming_interactions=config)
         assert failures(result) == {}
-        (event,) = result.get_asset_materialization_events()
         self.checks = result.get_asset_check_evaluations()
-        return {name: value.value for name, value in event.materialization.metadata.items()}
+        return materialised(result)["incoming_interactions"]
 
     def raw(self):
         result = self.run("raw_interactions")
@@ -54,9 +54,8 @@ class Shop:
 
 
 @pytest.fixture
-def shop(tmp_path, shaky):
-    with dg.DagsterInstance.ephemeral() as instance:
-        yield Shop(tmp_path, instance)
+def shop(tmp_path, shaky, seed, copies):
+    return Shop(tmp_path, copies(seed.plant, own=OWN))
 
 
 def test_late_future_bad_and_repeated_rows_end_where_they_belong(shop):
@@ -103,8 +102,7 @@ def test_late_future_bad_and_repeated_rows_end_where_they_belong(shop):
     assert told["files_judged_now"] == 3
     assert told["judged now"].count("already known") == 3
     result = shop.run("raw_interactions")
-    (event,) = result.get_asset_materialization_events()
-    assert event.materialization.metadata["reused"].value
+    assert materialised(result)["raw_interactions"]["reused"]
 
 
 def test_a_store_that_is_away_is_one_sentence_and_nothing_is_lost(shop, shaky):

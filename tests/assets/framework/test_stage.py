@@ -2,16 +2,18 @@
 
 import dagster as dg
 import pytest
-from plant import TINY, Plant, failures
+from plant import failures, metadata
 
 from assets.framework import stage as framework
 from assets.framework.reuse import Outcome
-from assets.framework.stage import STAGES, Job, check_declarations, stage, stage_of
+from assets.framework.stage import STAGES, Job, check_declarations, refuse_bad_input, stage, stage_of
 from pipelines.definitions import build_defs
 from rarec.config import Settings
 from rarec.errors import InputError
 from rarec.raserec.settings import PretrainSettings
 from resources.workers.launcher import TrainingLauncher
+
+TRACK = "tables"
 
 
 class ToySettings(Settings):
@@ -32,12 +34,6 @@ def stages(monkeypatch):
     kept = dict(STAGES)
     monkeypatch.setattr(framework, "STAGES", kept)
     return kept
-
-
-@pytest.fixture
-def plant(tmp_path):
-    with dg.DagsterInstance.ephemeral() as instance:
-        yield Plant(tmp_path, instance, tiny=TINY)
 
 
 def declare(stages, function, **changes):
@@ -61,8 +57,7 @@ def run(plant, asset, **config):
 
 
 def told(result):
-    (event,) = result.get_asset_materialization_events()
-    return {name: value.value for name, value in event.materialization.metadata.items()}
+    return metadata(result)["toy"]
 
 
 def test_a_declaration_gives_the_asset_its_place_in_the_graph(stages):
@@ -80,11 +75,11 @@ def test_a_declaration_gives_the_asset_its_place_in_the_graph(stages):
 
 def test_what_is_built_once_is_reused_until_its_identity_changes(stages, plant):
     asset = declare(stages, toy, settings=ToySettings, prepare=lambda request: f"for {request.dataset}")
-    first = told(run(plant, asset))
+    first = told(run(plant, asset, times=7))
     assert (first["reused"], first["prepared"], first["folder"]) == (False, "for tiny", ".staging")
-    assert told(run(plant, asset))["reused"] is True
-    assert told(run(plant, asset, force=True))["reused"] is False
-    other = told(run(plant, asset, times=2))
+    assert told(run(plant, asset, times=7))["reused"] is True
+    assert told(run(plant, asset, times=7, force=True))["reused"] is False
+    other = told(run(plant, asset, times=8))
     assert (other["reused"], other["fingerprint"] != first["fingerprint"]) == (False, True)
 
 
@@ -178,3 +173,19 @@ def test_the_precision_is_part_of_what_is_trained(stages, plant, precision):
     result = dg.materialize([bound], partition_key="tiny", instance=plant.instance, resources=resources)
     manifest = plant.store.open("toy", "tiny", told(result)["fingerprint"]).manifest
     assert manifest.config == {"own": 1, **({"precision": "bf16"} if precision else {})}
+
+
+def test_a_run_without_a_data_set_is_told_to_choose_one(plant):
+    result = plant.defs.resolve_job_def("rollback").execute_in_process(instance=plant.instance, raise_on_error=False)
+    assert failures(result) == {"roll_back": "choose a data set (the partition) for this run"}
+
+
+def test_bad_input_is_never_retried():
+    @refuse_bad_input
+    def asset():
+        raise InputError("row 3 is bad")
+
+    with pytest.raises(dg.Failure) as caught:
+        asset()
+    assert caught.value.description == "row 3 is bad"
+    assert caught.value.allow_retries is False

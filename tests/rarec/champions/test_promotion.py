@@ -69,3 +69,18 @@ def test_evidence_is_rounded_and_plain():
         "decision": "better", "reason": "why", "window": {"events": 3},
         "candidate": {"AUC": 0.666667}, "champion": {"AUC": 0.5},
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("candidate", "tolerance", "decision"),
+    [
+        ([0.5, 0.6, 0.7, 0.9], 0.01, "better"),
+        ([0.1, 0.0, 0.1, 0.2], 0.99, "worse"),  # significantly
+        ([0.4, 0.5, 0.5, 0.6], 0.0, "not worse"),
+        ([0.4, 0.5, 0.1, 0.7], 0.01, "worse"),  # the interval holds 0, but it looks a good deal worse
+        ([0.4, 0.5, 0.1, 0.7], 0.5, "not worse"),
+    ],
+)
+def test_a_difference_is_judged_by_its_interval_and_its_size(candidate, tolerance, decision):
+    compared = compare_paired([0.4, 0.5, 0.5, 0.6], candidate, seed=1)
+    assert Rule(tolerance=tolerance).decide(compared)[0] == decision

@@ -2,7 +2,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from rarec.champions.window import Window, item_distances, newest_window, unknown_shares
+from rarec.champions.promotion import CandidateSettings
+from rarec.champions.window import Window, choose_window, item_distances, newest_window, unknown_shares
 
 TABLE = pd.DataFrame(
     {
@@ -88,3 +89,27 @@ def test_distance_of_item_distributions():
     # Half of the mass moves: divergence = 1/2 KL([1/2,1/2] | [3/4,1/4]) + 1/2 KL([1, 0] | [3/4, 1/4]).
     divergence = 0.5 * (0.5 * np.log2(0.5 / 0.75) + 0.5 * np.log2(0.5 / 0.25)) + 0.5 * np.log2(1 / 0.75)
     assert distance(pd.Series(["x", "y"]), pd.Series(["x"])) == pytest.approx(np.sqrt(divergence))
+
+
+@pytest.mark.parametrize(
+    ("since", "changed", "what", "events"),
+    [
+        (30, {}, "all events that came after the training data", 20),
+        (30, {"most_events": 7}, "7 of all events that came after the training data", 7),
+        (30, {"least_events": 21}, "the last event of every user (leave-one-out)", 10),
+        (30, {"least_users": 11}, "the last event of every user (leave-one-out)", 10),
+        (41, {}, "the last event of every user (leave-one-out)", 10),
+    ],
+)
+def test_window_of_a_comparison(since, changed, what, events):
+    table = pd.DataFrame(
+        {
+            "user_index": np.repeat(np.arange(10), 4),
+            "item_index": np.arange(40),
+            "timestamp": np.tile([10, 20, 30, 40], 10),
+        }
+    )
+    settings = CandidateSettings(**{"least_events": 20, "least_users": 10, **changed})
+    window, told = choose_window(table, True, since, settings)
+    assert (told["what"], told["events"], len(window)) == (what, events, events)
+    assert (told["to"], told["newest"]) == (40, 40)

@@ -1,5 +1,10 @@
 """Signs of life, and which of several errors is the cause."""
 
+import errno
+import os
+from pathlib import Path
+from unittest.mock import Mock
+
 import dagster as dg
 import pytest
 
@@ -65,8 +70,32 @@ def test_forced_report_is_a_sign_of_life_however_soon_after_the_last(tmp_path, c
     assert (tmp_path / "alive-1").read_text() == "2 neighbour lists  step 0/9"
 
 
-def test_beat_that_cannot_be_written_ends_nothing(tmp_path):
-    Heartbeat(tmp_path / "missing", 0).beat("start")
+def test_beat_that_cannot_be_written_ends_nothing_and_the_next_one_is_tried(tmp_path):
+    folder = tmp_path / "away"
+    heartbeat = Heartbeat(folder, 0)
+    heartbeat.beat("start")
+    assert not folder.exists()
+    folder.mkdir()
+    heartbeat.beat("step 2")
+    assert (folder / "alive-0").read_text() == "2 step 2"
+
+
+def test_full_disk_is_no_silence(tmp_path, clock, monkeypatch):
+    """What is there can be touched: that is a sign of life, though its text is the one before."""
+    monkeypatch.setattr(Path, "write_text", refuse := Mock(side_effect=OSError(errno.ENOSPC, "No space left")))
+    full, silent = Heartbeat(tmp_path, 0), Heartbeat(tmp_path, 1)
+    for rank in (0, 1):
+        (tmp_path / f"alive-{rank}").write_bytes(b"1 step 1")
+        os.utime(tmp_path / f"alive-{rank}", (1, 1))
+    pulse = Pulse(tmp_path, 2)
+    assert pulse.silent(10) == []
+    clock.now += 20
+    full.beat("step 2")
+    assert [(one.rank, one.seconds, one.doing) for one in pulse.silent(10)] == [(1, 20.0, "step 1")]
+    assert refuse.call_count == 1
+    silent.beat("step 2")
+    clock.now += 5
+    assert pulse.silent(10) == []
 
 
 def test_signs_of_one_rank_or_all_are_cleared(tmp_path):

@@ -1,0 +1,60 @@
+"""The language model, the items' vectors and their index."""
+
+import numpy as np
+from plant import failures, metadata
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
+
+from assets.data.clean import load_table
+from rarec.rella.small_llama import train_tokenizer
+from rarec.rella.vectors import VECTORS
+from rarec.retrieval.items import ItemIndex
+
+TRACK = "rella"
+
+
+def test_an_approximate_index(plant, first):
+    result = plant.run(track="rella", only=["item_index"], item_index={"index": "hnsw"})
+    assert result.success, failures(result)
+    values = metadata(result)["item_index"]
+    assert 0.9 < values["recall_at_20"] <= 1
+
+
+def test_the_language_model_says_what_it_is_and_what_it_read(plant, first):
+    told = metadata(first)["base_language_model"]
+    model = AutoModelForCausalLM.from_pretrained(plant.artifact(first, "base_language_model").path)
+    assert told["source"] == "scratch"
+    assert told["parameters"] == model.num_parameters()
+    assert told["epochs"] == 2
+
+
+def test_vectors_have_length_one_and_tell_items_apart(plant, first):
+    vectors = np.load(plant.artifact(first, "semantic_item_vectors").file(VECTORS))
+    told = metadata(first)["semantic_item_vectors"]
+    items = load_table(plant.artifact(first, "item_catalog"), "items")
+    assert vectors.shape == (len(items), told["dimensions"])
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, rtol=1e-5)
+    assert len(np.unique(vectors.round(5), axis=0)) > len(items) / 2
+    assert 0 < told["explained_variance"] <= 1
+
+
+def test_the_index_finds_the_items_that_are_most_alike(plant, first):
+    vectors = np.load(plant.artifact(first, "semantic_item_vectors").file(VECTORS))
+    index = ItemIndex.load(plant.artifact(first, "item_index").path)
+    _, cosines = index.similar(vectors[:7], 4)
+    best = -np.sort(-(vectors[:7] @ vectors.T), axis=1)[:, :4]
+    np.testing.assert_allclose(cosines, best, atol=1e-5)
+    assert metadata(first)["item_index"]["recall_at_20"] == 1  # the search is exact
+    assert metadata(first)["item_index"]["neighbours"].count("\n") == 6
+
+
+def test_another_ones_model_needs_nothing_upstream(plant, tmp_path):
+    tokenizer = train_tokenizer(["A viewer.\n"], 400, answers=("Yes", "No"))
+    shape = {"n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 64}
+    GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), **shape)).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    source = {"base_language_model": {"source": f"path:{tmp_path}"}}
+    result = plant.run("demo", track="rella", only=["base_language_model"], **source)
+    assert result.success, failures(result)
+    manifest = plant.artifact(result, "base_language_model").manifest
+    assert set(manifest.inputs) == {"model"}
+    assert set(manifest.config) == {"source", "max_tokens", "quantisation", "answers"}
