@@ -6,7 +6,8 @@ import time
 import psutil
 import pytest
 import requests
-from deploy_stack import SETTINGS, Stack, wait_for
+from deploy_stack import SETTINGS, Stack
+from waiting import wait_for
 
 pytestmark = pytest.mark.deploy
 
@@ -86,7 +87,7 @@ def finished(stack, run_id, seconds=900):
         (run,) = runs(stack, runIds=[run_id])
         return run["status"] if run["status"] in ("SUCCESS", "FAILURE", "CANCELED") else None
 
-    return wait_for(f"run {run_id} ends", status, seconds)
+    return wait_for(status, seconds, f"run {run_id} ends", pause=0.5)
 
 
 def launch(stack, config, server="webserver"):
@@ -106,7 +107,7 @@ def training(stack, run_id):
         assert run["status"] != "FAILURE"
         return {"stepKey": "raserec_pretrained", "status": "IN_PROGRESS"} in run["stepStats"]
 
-    wait_for("training", at_work, 180)
+    wait_for(at_work, 180, "training", pause=0.5)
     time.sleep(5)
 
 
@@ -123,7 +124,7 @@ def test_a_scheduled_run_is_launched_by_the_daemon_and_ends_well(stack):
     stack.graphql(change % "start", selector=selector)
     assert status() == "RUNNING"
     scheduled = {"tags": [{"key": "dagster/schedule_name", "value": SCHEDULE}]}
-    (run,) = wait_for("the daemon launches a run", lambda: runs(stack, **scheduled), 100)
+    (run,) = wait_for(lambda: runs(stack, **scheduled), 100, "the daemon launches a run", pause=0.5)
     time.sleep(5)  # a daemon still at work on the tick would write over what it has not seen
     stack.graphql(change % "reset", selector=selector)
     assert status() == "STOPPED"
@@ -170,7 +171,8 @@ def test_a_run_whose_container_is_lost_is_found_and_tried_again(stack):
     stack.kill("code")
     stack.start("code")
     assert finished(stack, run_id, 120) == "FAILURE"
-    again = wait_for("another try", lambda: runs(stack, tags=[{"key": "dagster/root_run_id", "value": run_id}]), 60)
+    retried = {"tags": [{"key": "dagster/root_run_id", "value": run_id}]}
+    again = wait_for(lambda: runs(stack, **retried), 60, "another try", pause=0.5)
     assert again[0]["tags"]["dagster/retry_number"] == "1"
     assert finished(stack, again[0]["runId"]) == "SUCCESS"
 

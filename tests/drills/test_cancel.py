@@ -15,8 +15,9 @@ from pathlib import Path
 import psutil
 import pytest
 import requests
-from drill_data import TINY, wait_for
+from drill_data import TINY
 from places import ROOT
+from waiting import wait_for
 
 from pipelines.run import INTERRUPTED
 from rarec.training.worker.process_tree import LAUNCH_ID, end_processes

@@ -18,7 +18,7 @@ from contextlib import closing
 
 import pytest
 from drill_record import record_part
-from places import ROOT
+from places import ROOT, child_environment
 
 from rarec.data.incoming.ledger import Ledger
 from rarec.data.incoming.schema import FILE
@@ -92,7 +92,7 @@ def begin(folder, ledger):
     """A process at work."""
     process = subprocess.Popen(
         [sys.executable, str(ROOT / "tests/helpers/drill_incoming.py"), str(folder), str(ledger)],
-        cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, text=True,
+        cwd=ROOT, env=child_environment(OMP_NUM_THREADS="1"), stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert process.stdout.readline() == "ready\n"
     return process

@@ -22,10 +22,11 @@ from pathlib import Path
 
 import psutil
 import pytest
-from drill_data import TINY, wait_for
+from drill_data import TINY
 from drill_record import record_part
 from places import ROOT
 from safetensors.torch import load_file
+from waiting import wait_for
 
 from rarec.training.checkpoint import STATE
 from rarec.training.fit import HISTORY
@@ -335,7 +336,7 @@ def strike(drill, asset, step, launch, kill):
             steps[position[0]] = max(position[1], steps.get(position[0], 0))
             return position[0] >= kill.share  # whole epochs; the delay brings it between two checkpoints
 
-        poll(reached, LATE_S, f"{kill.share:.1f} epochs")
+        wait_for(reached, LATE_S, f"{kill.share:.1f} epochs")
         time.sleep(kill.delay)
 
     def target():
@@ -343,7 +344,7 @@ def strike(drill, asset, step, launch, kill):
             return psutil.Process(step.pid)
         return next((p for _, role, p in drill.processes(launch.identity) if role == kill.role), None)
 
-    victim = poll(target, LATE_S, f"{kill.role} is there")
+    victim = wait_for(target, LATE_S, f"{kill.role} is there")
     victim.kill()
     seconds = time.monotonic() - launch.since
     position = drill.position(asset)
@@ -360,18 +361,9 @@ def strike(drill, asset, step, launch, kill):
         gone = time.monotonic() - killed
     else:
         killed = time.monotonic()
-        poll(lambda: not drill.processes(launch.identity), GONE_S, "nothing is left of the launch")
+        wait_for(lambda: not drill.processes(launch.identity), GONE_S, "nothing is left of the launch")
         gone = time.monotonic() - killed
     return Row(asset, moment, kill.role, _text(drill.position(asset)), gone_s=gone)
-
-
-def poll(condition, seconds, what):
-    """`wait_for` with short pauses."""
-    deadline = time.monotonic() + seconds
-    while not (value := condition()):
-        assert time.monotonic() < deadline, f"{what}: not within {seconds} s"
-        time.sleep(0.05)
-    return value
 
 
 def _finishing(drill, asset):
@@ -436,7 +428,7 @@ def begin(drill, asset, **environment):
         assert step.poll() is None, step.log.read_text()[-2000:]
         return (drill.position(asset) or (0,))[0] >= 2
 
-    poll(trains, LATE_S, "a checkpoint")
+    wait_for(trains, LATE_S, "a checkpoint")
     return step
 
 

@@ -12,8 +12,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +19,7 @@ import psutil
 import requests
 import yaml
 from places import ROOT
+from waiting import wait_for
 
 DOCKER = ROOT / "docker"
 SETTINGS = {
@@ -38,17 +37,6 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
-
-
-def wait_for(what: str, condition: Callable[[], Any], seconds: float = 120) -> Any:
-    """The condition's first value that is true."""
-    deadline = time.monotonic() + seconds
-    while True:
-        value = condition()
-        if value:
-            return value
-        assert time.monotonic() < deadline, f"{what}: not within {seconds:g} s"
-        time.sleep(0.5)
 
 
 def interpolated(value: Any, settings: dict[str, str]) -> Any:
@@ -132,7 +120,7 @@ class Stack:
         command = [self._postgres("postgres"), "-D", str(data), "-h", "127.0.0.1", "-k", str(data)]
         self._run("postgres", [*command, "-p", str(self.ports["postgres"])], {**os.environ}, **self._as_postgres())
         ready = [self._postgres("pg_isready"), "-q", "-h", "127.0.0.1", "-p", str(self.ports["postgres"])]
-        wait_for("Postgres", lambda: subprocess.run(ready, check=False).returncode == 0)
+        wait_for(lambda: subprocess.run(ready, check=False).returncode == 0, 120, "Postgres", pause=0.5)
 
     def stop_postgres(self) -> None:
         """As docker does: SIGINT, which cuts every connection."""
@@ -150,7 +138,7 @@ class Stack:
         command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(self.ports["store"])]
         self._run("store", command, {**os.environ})
         url = self.settings["AWS_ENDPOINT_URL"]
-        wait_for("the object store", lambda: _answers(url))
+        wait_for(lambda: _answers(url), 120, "the object store", pause=0.5)
         for bucket in buckets:
             requests.put(f"{url}/{bucket}", timeout=10).raise_for_status()
 
@@ -162,7 +150,7 @@ class Stack:
             self._run(name, self._here(self.services[name]["command"], name), self.environment(name))
         for name in names:
             test = self._here(self.services[name]["healthcheck"]["test"][1:], name)
-            wait_for(f"{name} is healthy", lambda name=name, test=test: self._passes(name, test), seconds=180)
+            wait_for(lambda name=name, test=test: self._passes(name, test), 180, f"{name} is healthy", pause=0.5)
 
     def run_in(self, name: str, *command: str) -> None:
         """Run a command as in a container of a service."""

@@ -1,6 +1,4 @@
-"""What the drills run on, and how they wait."""
-
-import time
+"""What the drills run on."""
 
 TINY = """
 name = "tiny"
@@ -53,11 +51,3 @@ epochs = 1
 batch_size = 32
 validation_prompts = 50
 """
-
-
-def wait_for(condition, seconds, what):
-    deadline = time.monotonic() + seconds
-    while not (value := condition()):
-        assert time.monotonic() < deadline, f"{what}: not within {seconds} s"
-        time.sleep(0.2)
-    return value

@@ -5,13 +5,13 @@ import os
 import socket
 import subprocess
 import sys
-import time
 from types import SimpleNamespace
 
 import dagster as dg
 import psutil
 import pytest
 from dagster._daemon.monitoring.run_monitoring import execute_run_monitoring_iteration
+from waiting import wait_for
 
 from pipelines.dagster_home import prepare_dagster_home
 from pipelines.run_launcher_local import HOST_TAG, SKEW_S, LocalRunLauncher, _lives, _process_of
@@ -49,14 +49,13 @@ def instance(tmp_path, monkeypatch):
 
 def started(instance, process):
     """The run that the process starts sooner or later, and the number of its process."""
-    deadline = time.monotonic() + 120
-    while True:
-        for run in instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED])):
-            if found := _process_of(instance, run):
-                return run, found[0]
+
+    def found():
         assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
+        runs = instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED]))
+        return next(((run, one[0]) for run in runs if (one := _process_of(instance, run))), None)
+
+    return wait_for(found, 120, "a run with a process", pause=0.2)
 
 
 def status_after_a_look(instance, run):

@@ -5,11 +5,11 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 
 import psutil
 import pytest
-from places import ROOT
+from places import child_environment
+from waiting import wait_for
 
 from pipelines import ui
 from rarec.errors import InputError
@@ -52,7 +52,7 @@ def servers(tmp_path):
     )
 
     def start(*modules: str) -> subprocess.Popen:
-        environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"}
+        environment = child_environment(tmp_path)
         return subprocess.Popen(
             [sys.executable, "-c", SERVE, *modules],
             cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -70,17 +70,10 @@ def lives(pid: int) -> bool:
     return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
 
 
-def wait_until(condition, seconds=60):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-
-
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_pages_end_together_with_all_they_started(servers, tmp_path, number):
     process = servers("waits", "waits")
-    wait_until(lambda: len(grandchildren(tmp_path)) == 2)
+    wait_for(lambda: len(grandchildren(tmp_path)) == 2, 60)
     process.send_signal(number)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 0, err

@@ -18,7 +18,7 @@ def test_the_registered_model_recommends(promoted):
 
 def test_recommendations_are_the_champions_once_there_is_one(runs):
     model = {job: metadata(runs("promoted")[job])["recommendations"]["model"] for job in ("raserec", "promote")}
-    assert model == {"raserec": "the present raserec_finetuned", "promote": "champion, version 1"}
+    assert model == {"raserec": "the current raserec_finetuned", "promote": "champion, version 1"}
 
 
 def test_of_a_newcomer_the_champion_knows_nothing_and_recommends_what_is_popular(promoted):

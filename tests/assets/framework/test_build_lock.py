@@ -5,13 +5,13 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from contextlib import contextmanager
 from pathlib import Path
 
 import dagster as dg
 import pytest
-from places import HELPERS, ROOT
+from places import HELPERS, child_environment
+from waiting import wait_for
 from workshop import Workshop
 
 from assets.framework import build_lock, reuse
@@ -48,13 +48,6 @@ def assert_cancelled(result):
     assert up_for_retry(result) == 0
     assert "Execution was interrupted unexpectedly" in result.all_events[-1].message
     assert not [event for event in result.all_events if event.step_key == "other"]
-
-
-def wait_for(condition, seconds=20):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.02)
 
 
 def two_at_once(workshop, first, second, force=False):
@@ -159,17 +152,17 @@ run()
 
 @pytest.mark.parametrize("where", ["run", "step"])
 def test_a_run_takes_over_from_one_whose_process_was_killed(workshop, tmp_path, where):
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{HELPERS}"}
-    process = subprocess.Popen([sys.executable, "-c", TRAIN_FOR_EVER, str(tmp_path), where], env=environment)
+    command = [sys.executable, "-c", TRAIN_FOR_EVER, str(tmp_path), where]
+    process = subprocess.Popen(command, env=child_environment(HELPERS))
+    seen = []
+
+    def kill_when_waiting(record):
+        if "waiting for it" in record.getMessage():
+            process.send_signal(signal.SIGKILL)
+        return True
+
     try:
-        wait_for(lambda: list(tmp_path.glob("work/model/*/checkpoint/state")), 100)
-        seen = []
-
-        def kill_when_waiting(record):
-            if "waiting for it" in record.getMessage():
-                process.send_signal(signal.SIGKILL)
-            return True
-
+        wait_for(lambda: list(tmp_path.glob("work/model/*/checkpoint/state")), 100, "the first run's checkpoint")
         build_lock.progress_log.addFilter(kill_when_waiting)
         build_lock.progress_log.setLevel("INFO")
         result = workshop.run(lambda checkpoint: seen.append((checkpoint / "state").read_text()) or "done")

@@ -87,7 +87,7 @@ def test_the_merged_model_gives_the_adapters_probabilities(plant, first, tmp_pat
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
     with torch.no_grad():
         torch.testing.assert_close(merged(tokens).logits, adapted(tokens).logits, rtol=1e-4, atol=1e-4)
-    with pytest.raises(InputError, match="merged holds files"):
+    with pytest.raises(InputError, match="merged is not empty"):
         merge(base, lora / "mixed-42", tmp_path / "merged")
 
 

@@ -18,6 +18,7 @@ import requests
 from mlflow import MlflowClient
 from mlflow_toys import Away, assert_everything_arrived, everything, materialize
 from places import HELPERS
+from waiting import wait_for
 
 from rarec.training.worker.node import free_port
 from resources.mlflow import outbox as outbox_module
@@ -146,12 +147,12 @@ def server(folder, port):
 
 
 def wait_until_it_answers(url, seconds=60):
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
+
+    def answers():
         with suppress(requests.ConnectionError):
             return requests.get(f"{url}/health", timeout=5)
-        time.sleep(0.1)
-    raise AssertionError("the server does not answer")
+
+    return wait_for(answers, seconds, "the server's answer")
 
 
 @pytest.mark.slow

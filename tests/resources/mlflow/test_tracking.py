@@ -1,6 +1,5 @@
 """Whether runs can be recorded, and how a run links Dagster and MLflow."""
 
-import os
 import socket
 import subprocess
 import sys
@@ -11,7 +10,7 @@ import dagster as dg
 import mlflow
 import pytest
 from mlflow_toys import materialize
-from places import ROOT
+from places import child_environment
 
 from rarec.errors import InputError
 from rarec.training.worker.node import free_port
@@ -30,7 +29,7 @@ print(tracking.check())
 def test_first_use_is_quiet_and_two_at_once_share_one_experiment(tmp_path):
     """Two processes use a database that does not exist yet."""
     command = [sys.executable, "-c", FIRST_USE, f"sqlite:///{tmp_path}/db/mlflow.db", str(tmp_path / "artifacts")]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment = child_environment()
     pipe = subprocess.PIPE
     both = [subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=pipe, stderr=pipe) for _ in range(2)]
     assert [process.communicate(timeout=100) for process in both] == [(b"1\n", b""), (b"1\n", b"")]

@@ -13,6 +13,7 @@ import psutil
 import pytest
 from launcher_worker import ToyJob
 from places import HELPERS, ROOT
+from waiting import wait_for
 
 from rarec.errors import InputError
 from rarec.training.progress import Progress
@@ -75,13 +76,6 @@ def processes_of(folder):
         except psutil.Error:
             continue
     return found
-
-
-def wait_for(condition, seconds=20):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.05)
 
 
 def environment(path):

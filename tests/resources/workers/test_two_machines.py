@@ -5,14 +5,14 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import psutil
 import pytest
 from launcher_worker import ToyJob
-from places import HELPERS, ROOT
+from places import HELPERS, ROOT, child_environment
 from raserec_toys import QUICK, chain_sequences
 from two_machines import two_machines, why_not
+from waiting import wait_for
 
 from rarec.raserec.pretrain import PretrainJob
 
@@ -53,7 +53,7 @@ def step_command(folder, job, **settings):
 
 
 def environment(**more):
-    return {**os.environ, "PYTHONPATH": f"{HELPERS}:{ROOT}", "OMP_NUM_THREADS": "1", **more}
+    return child_environment(HELPERS, OMP_NUM_THREADS="1", **more)
 
 
 def run(command, **more):
@@ -68,13 +68,6 @@ def hostfile(machines, folder):
     file = folder / "hosts.txt"
     file.write_text("# two machines\n" + "".join(f"{one} slots=1\n" for one in machines.addresses))
     return {"hostfile": str(file), "remote_shell": machines.shell}
-
-
-def wait_for(condition, seconds=60):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.1)
 
 
 @pytest.fixture
@@ -138,7 +131,7 @@ def launch(machines, folder, mode, way, **job):
         settings = {"rendezvous": f"{machines.addresses[0]}:29533", "nodes": 2, "nproc": 1, "announced": announced}
         command = machines.inside(0, step_command(folder, job, **settings))
     step = subprocess.Popen(command, env=environment(), cwd=ROOT, stderr=subprocess.PIPE, text=True)
-    wait_for(lambda: len(list(folder.glob("ready-*"))) == 2)
+    wait_for(lambda: len(list(folder.glob("ready-*"))) == 2, 60, "both ranks at work")
     assert len(machines.processes()) >= 4  # an agent and a rank on each
     return step
 
@@ -152,7 +145,7 @@ def test_launcher_that_is_ended_leaves_no_process_on_any_machine(machines, tmp_p
     step.send_signal(number)
     step.communicate(timeout=60)
     own = [] if follower is None else [follower.pid]  # goes on waiting for trainings
-    wait_for(lambda: [pid for pid in machines.processes() if pid not in own] == [], seconds=120)
+    wait_for(lambda: [pid for pid in machines.processes() if pid not in own] == [], 120, "nothing is left")
 
 
 @pytest.mark.slow
@@ -179,4 +172,4 @@ def test_stacks_come_from_the_machine_that_joined(machines, tmp_path, follower):
     assert "hung: no sign of life for" in done.stderr
     assert "Stacks of worker 0:" in done.stderr
     assert "Stacks of worker 1:" in done.stderr
-    wait_for(lambda: machines.processes() == [follower.pid])  # the other machine looks once a second
+    wait_for(lambda: machines.processes() == [follower.pid], 60)  # the other machine looks once a second

@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import os
 import signal
 import sqlite3
 import subprocess
@@ -11,7 +10,7 @@ import sys
 import pandas as pd
 import pyarrow as pa
 import pytest
-from places import ROOT
+from places import child_environment
 
 from rarec.data.incoming.ledger import Judged, Ledger, Seen, State
 from rarec.data.incoming.rows import FILE_ROWS
@@ -252,7 +251,7 @@ def test_a_migration_that_is_killed_leaves_the_file_as_it_was(tmp_path):
     )
     child = subprocess.run(
         [sys.executable, "-c", kill, str(ledger.folder)],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env=child_environment(),
         timeout=60,
         check=False,
     )

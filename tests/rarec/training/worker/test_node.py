@@ -1,13 +1,12 @@
 import json
-import os
 import signal
 import subprocess
 import sys
-import time
 
 import psutil
 import pytest
-from places import ROOT
+from places import ROOT, child_environment
+from waiting import wait_for
 
 from rarec.training.worker import node
 from rarec.training.worker.node import READY, Assignment
@@ -42,7 +41,7 @@ def agent(tmp_path):
     def start(*command, before=b""):
         process = subprocess.Popen(
             [sys.executable, *command],
-            env={**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"},
+            env=child_environment(tmp_path),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             bufsize=0,
@@ -56,13 +55,6 @@ def agent(tmp_path):
     yield start
     for process in started:
         process.kill()
-
-
-def wait_for(condition, seconds=20):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.05)
 
 
 @pytest.mark.parametrize("way", ["end of input", "SIGTERM", "SIGKILL", "nothing heard"])
