@@ -158,7 +158,7 @@ def test_a_webhook_that_is_away_fails_nothing_and_its_address_stays_secret(tmp_p
     log = capsys.readouterr().err
     assert [line.partition(" - ERROR - ")[2] for line in log.splitlines()] == [  # once: the sensor goes on behind it
         f"broken_job demo failed: the row 7 of x.csv has no item (http://127.0.0.1:3333/runs/{run_id})",
-        "RAREC_WEBHOOK could not be told: ConnectionError",
+        "The run could not be posted to RAREC_WEBHOOK: ConnectionError",
     ]
 
 

@@ -1,6 +1,5 @@
 """Writers that die, race or meet a full disk."""
 
-import multiprocessing
 import os
 import resource
 import signal
@@ -13,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from artifact_toys import CONFIG, FP, INPUTS, OTHER, draft, find, write
+from places import HELPERS, child_environment
 
 from resources.artifacts import local
 from resources.artifacts.local import StorageFull
@@ -74,27 +74,30 @@ def test_a_real_file_size_limit_is_reported_as_full_disk(local_store):
     assert find(local_store) is None
 
 
-def race(root, cache, content, barrier):
-    with draft(ArtifactStore(root=root, cache=cache)) as one:
-        (one.path / "x").write_text(content)
-        barrier.wait(20)
-    (Path(cache) / f"seen-{content}").write_text(one.artifact.file("x").read_text())
+RACE = """
+import sys
+from pathlib import Path
+
+from artifact_toys import draft
+from waiting import wait_for
+
+from resources.artifacts.store import ArtifactStore
+
+root, cache, content = sys.argv[1:]
+with draft(ArtifactStore(root=root, cache=cache)) as one:
+    (one.path / "x").write_text(content)
+    Path(cache, f"ready-{content}").touch()
+    wait_for(lambda: len(list(Path(cache).glob("ready-*"))) == 3, 100, "the other writers")
+Path(cache, f"seen-{content}").write_text(one.artifact.file("x").read_text())
+"""
 
 
 def test_processes_that_write_the_same_fingerprint_agree_on_one(local_store):
-    context = multiprocessing.get_context("fork")
-    barrier = context.Barrier(3)
     cache = Path(local_store.cache)
     cache.mkdir(exist_ok=True)
-    writers = [
-        context.Process(target=race, args=(local_store.root, local_store.cache, str(number), barrier))
-        for number in range(3)
-    ]
-    for writer in writers:
-        writer.start()
-    for writer in writers:
-        writer.join(30)
-    assert [writer.exitcode for writer in writers] == [0, 0, 0]
+    command = [sys.executable, "-c", RACE, local_store.root, local_store.cache]
+    writers = [subprocess.Popen([*command, str(number)], env=child_environment(HELPERS)) for number in range(3)]
+    assert [writer.wait(120) for writer in writers] == [0, 0, 0]
     seen = {(cache / f"seen-{number}").read_text() for number in range(3)}
     assert seen == {find(local_store).file("x").read_text()}  # what was committed first stays
     assert list(staging(local_store).iterdir()) == []
