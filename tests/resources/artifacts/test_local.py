@@ -16,7 +16,6 @@ from places import HELPERS, child_environment
 
 from resources.artifacts import local
 from resources.artifacts.local import StorageFull
-from resources.artifacts.store import ArtifactStore
 
 
 def staging(store):
