@@ -1,36 +1,18 @@
-import sys
-from types import SimpleNamespace
+"""The code location: its data sets, assets and resources, as an installation's settings want them."""
 
 import dagster as dg
 import pytest
+from installations import OWN, installation
 
 from pipelines.definitions import build_defs, default_resources
-from pipelines.jobs import TRACK_JOBS, cascade
 from rarec.errors import InputError
 from rarec.training.engine_settings import EngineSettings
 from resources.mlflow.tracking import MlflowTracking
 from resources.settings import Installation
 
-OWN = """
-name = "own"
-title = "Own"
-domain = "movies"
-
-[[sources]]
-format = "recbole"
-"""
-
-
-def home_with(tmp_path, text: str = "") -> Installation:
-    home = Installation.from_environment({"RAREC_HOME": str(tmp_path)})
-    home.datasets.mkdir()
-    if text:
-        (home.datasets / "own.toml").write_text(text)
-    return home
-
 
 def test_a_data_set_of_the_users_own_becomes_a_partition(tmp_path):
-    graph = build_defs(home_with(tmp_path, OWN)).resolve_asset_graph()
+    graph = build_defs(installation(tmp_path, OWN)).resolve_asset_graph()
     for key in graph.materializable_asset_keys:
         assert {"own", "demo"} <= set(graph.get(key).partitions_def.get_partition_keys())
 
@@ -57,29 +39,7 @@ def test_a_data_set_of_the_users_own_becomes_a_partition(tmp_path):
 )
 def test_a_wrong_data_set_file_is_refused_when_it_is_loaded(tmp_path, overrides, message):
     with pytest.raises(InputError, match=message):
-        build_defs(home_with(tmp_path, OWN + overrides))
-
-
-def test_jobs_cover_their_groups(tmp_path):
-    defs = build_defs(home_with(tmp_path))
-    graph = defs.resolve_asset_graph()
-    everything = defs.resolve_job_def("everything").asset_layer.executable_asset_keys
-    operations = {key for key in graph.materializable_asset_keys if graph.get(key).group_name == "operations"}
-    sweeps = {key for key in graph.materializable_asset_keys if graph.get(key).group_name == "sweeps"}
-    assert set(everything) == set(graph.materializable_asset_keys) - operations - sweeps
-    assert operations <= {
-        key for job in cascade() for key in defs.resolve_job_def(job).asset_layer.executable_asset_keys
-    }
-    reports = {"raserec": "ranking_metrics", "rella": "ctr_metrics"}
-    groups = {
-        "raserec": {"raw", "sequences", "recommender", "baselines"},
-        "rella": {"raw", "text", "semantic", "index", "instruction", "language"},
-    }
-    assert set(TRACK_JOBS) == set(reports)
-    for track in TRACK_JOBS:
-        keys = set(defs.resolve_job_def(track).asset_layer.executable_asset_keys)
-        expected = {key for key in everything if graph.get(key).group_name in groups[track]}
-        assert keys == expected | {dg.AssetKey(reports[track])}
+        build_defs(installation(tmp_path, OWN + overrides))
 
 
 def test_resources_follow_the_environment_and_can_be_replaced(tmp_path):
@@ -134,53 +94,8 @@ def test_deepspeed_comes_from_the_environment(tmp_path):
         Installation.from_environment(variables)
 
 
-def test_schedules_are_weekly_and_off_and_ask_for_each_data_set_once(tmp_path):
-    home = home_with(tmp_path, OWN).model_copy(update={"scheduled": ("demo", "own")})
-    defs = build_defs(home)
-    schedules = defs.schedules
-    assert {schedule.name: schedule.job_name for schedule in schedules} == {
-        f"rarec_{job}_weekly": job for job in (*TRACK_JOBS, "drift", "drift_rella")
-    }
-    for schedule in schedules:
-        assert (schedule.cron_schedule, schedule.default_status) == ("0 3 * * 1", dg.DefaultScheduleStatus.STOPPED)
-        with dg.build_schedule_context(repository_def=defs.get_repository_def()) as context:
-            asked = schedule.evaluate_tick(context).run_requests
-        assert [(one.run_key, one.partition_key) for one in asked] == [("demo", "demo"), ("own", "own")]
-
-
-@pytest.mark.parametrize(
-    ("variable", "value", "message"),
-    [
-        ("RAREC_SCHEDULED", "demo, none", "RAREC_SCHEDULED: Unknown data set 'none'"),
-        ("RAREC_SCHEDULE", "weekly", "RAREC_SCHEDULE is 'weekly'; set it to a cron expression such as 0 3 "),
-    ],
-)
-def test_wrong_schedules_are_refused_when_they_are_loaded(tmp_path, variable, value, message):
-    with pytest.raises(InputError, match=message):
-        build_defs(Installation.from_environment({"RAREC_HOME": str(tmp_path), variable: value}))
-
-
-def test_pods_are_asked_for_gpus_where_they_train(tmp_path, monkeypatch):
-    home = home_with(tmp_path)
-    assert build_defs(home).executor is None
-    taken = []
-    fake = SimpleNamespace(k8s_job_executor=SimpleNamespace(configured=lambda settings: taken.append(settings)))
-    monkeypatch.setitem(sys.modules, "dagster_k8s", fake)
-    build_defs(home.model_copy(update={"pod_gpus": 2}))
-    graph = build_defs(home).resolve_asset_graph()
-    names = {key.to_user_string() for key in graph.materializable_asset_keys}
-    steps = {build_defs(home).resolve_assets_def(name).op for name in names}
-    training = {step.name for step in steps if step.pool == "training"}
-    limits = {"container_config": {"resources": {"limits": {"nvidia.com/gpu": "2"}}}}
-    assert taken == [{"per_step_k8s_config": dict.fromkeys(training, limits)}]
-    assert {"raserec_pretrained", "lora_checkpoint"} <= training
-    monkeypatch.setitem(sys.modules, "dagster_k8s", None)
-    with pytest.raises(InputError, match=r"RAREC_POD_GPUS is set, but dagster-k8s is not installed. Install"):
-        build_defs(home.model_copy(update={"pod_gpus": 2}))
-
-
 def test_every_asset_tells_what_it_is_whose_and_of_which_track(tmp_path):
-    graph = build_defs(home_with(tmp_path)).resolve_asset_graph()
+    graph = build_defs(installation(tmp_path)).resolve_asset_graph()
     tracks = {}
     for key in graph.materializable_asset_keys:
         node = graph.get(key)
@@ -202,7 +117,7 @@ def test_every_asset_tells_what_it_is_whose_and_of_which_track(tmp_path):
 
 
 def test_what_is_read_every_week_tells_when_it_is_late(tmp_path):
-    defs = build_defs(home_with(tmp_path))
+    defs = build_defs(installation(tmp_path))
     graph = defs.resolve_asset_graph()
     fresh = {
         key.to_user_string(): graph.get(key).freshness_policy
@@ -214,55 +129,16 @@ def test_what_is_read_every_week_tells_when_it_is_late(tmp_path):
         assert (policy.warn_window.to_timedelta().days, policy.fail_window.to_timedelta().days) == (8, 9)
 
 
-def test_the_jobs_that_an_engineer_expects(tmp_path):
-    defs = build_defs(home_with(tmp_path))
-    jobs = {job.name: job for job in defs.resolve_all_job_defs()}
-    expected = {
-        "demo",
-        "raserec",
-        "rella",
-        "everything",
-        "ingest",
-        "recommend",
-        "drift",
-        "drift_rella",
-        "refresh",
-        "finetune",
-        "pretrain",
-    }
-    expected |= {"tune", "promote", "promote_rella", "rollback", "clean", "sweep", "sweep_rella"}
-    assert {name for name in jobs if not name.startswith("__")} == expected
-    assert all(jobs[name].description for name in expected)
-
-
-def test_the_demo_asks_for_no_choice(tmp_path):
-    defs = build_defs(home_with(tmp_path))
-    with dg.DagsterInstance.ephemeral() as instance:
-        # As the page launches it: without a partition, without configuration.
-        launched = defs.resolve_job_def("demo").execute_in_process(instance=instance)
-        (sensor,) = (one for one in defs.sensors if one.name == "start_demo")
-        assert sensor.default_status == dg.DefaultSensorStatus.RUNNING
-        assert sensor.job_name == "everything"
-        context = dg.build_run_status_sensor_context(
-            sensor_name="start_demo",
-            dagster_instance=instance,
-            dagster_run=launched.dagster_run,
-            dagster_event=launched.get_run_success_event(),
-        )
-        request = sensor(context)
-    assert (request.partition_key, request.run_key) == ("demo", launched.run_id)
-
-
 def test_training_steps_share_one_pool(tmp_path):
     """Two trainings at once would share the same cores or GPU."""
-    defs = build_defs(home_with(tmp_path))
+    defs = build_defs(installation(tmp_path))
     pools = {name: defs.resolve_assets_def(name).op.pool for name in ("raserec_pretrained", "raserec_finetuned")}
     assert set(pools.values()) == {"training"}
 
 
 def test_every_setting_is_described_where_it_is_typed(tmp_path):
     """The launchpad shows these texts beside the fields."""
-    defs = build_defs(home_with(tmp_path))
+    defs = build_defs(installation(tmp_path))
     for name in ("raserec_pretrained", "memory_bank", "raserec_finetuned", "recommendations"):
         fields = defs.resolve_assets_def(name).op.config_schema.config_type.fields
         assert len(fields) > 2
@@ -273,4 +149,4 @@ def test_every_setting_is_described_where_it_is_typed(tmp_path):
 
 
 def test_definitions_are_loadable_as_a_whole(tmp_path):
-    dg.Definitions.validate_loadable(build_defs(home_with(tmp_path, OWN)))
+    dg.Definitions.validate_loadable(build_defs(installation(tmp_path, OWN)))

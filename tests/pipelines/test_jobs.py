@@ -1,0 +1,93 @@
+"""Jobs: which assets run together, and what is done by hand."""
+
+import dagster as dg
+from installations import installation
+from plant import failures
+
+from pipelines.definitions import build_defs
+from pipelines.jobs import TRACK_JOBS, cascade, dataset_partitions
+
+
+def test_jobs_cover_their_groups(tmp_path):
+    defs = build_defs(installation(tmp_path))
+    graph = defs.resolve_asset_graph()
+    everything = defs.resolve_job_def("everything").asset_layer.executable_asset_keys
+    operations = {key for key in graph.materializable_asset_keys if graph.get(key).group_name == "operations"}
+    sweeps = {key for key in graph.materializable_asset_keys if graph.get(key).group_name == "sweeps"}
+    assert set(everything) == set(graph.materializable_asset_keys) - operations - sweeps
+    assert operations <= {
+        key for job in cascade() for key in defs.resolve_job_def(job).asset_layer.executable_asset_keys
+    }
+    reports = {"raserec": "ranking_metrics", "rella": "ctr_metrics"}
+    groups = {
+        "raserec": {"raw", "sequences", "recommender", "baselines"},
+        "rella": {"raw", "text", "semantic", "index", "instruction", "language"},
+    }
+    assert set(TRACK_JOBS) == set(reports)
+    for track in TRACK_JOBS:
+        keys = set(defs.resolve_job_def(track).asset_layer.executable_asset_keys)
+        expected = {key for key in everything if graph.get(key).group_name in groups[track]}
+        assert keys == expected | {dg.AssetKey(reports[track])}
+
+
+def test_the_jobs_that_an_engineer_expects(tmp_path):
+    defs = build_defs(installation(tmp_path))
+    jobs = {job.name: job for job in defs.resolve_all_job_defs()}
+    expected = {
+        "demo",
+        "raserec",
+        "rella",
+        "everything",
+        "ingest",
+        "recommend",
+        "drift",
+        "drift_rella",
+        "refresh",
+        "finetune",
+        "pretrain",
+    }
+    expected |= {"tune", "promote", "promote_rella", "rollback", "clean", "sweep", "sweep_rella"}
+    assert {name for name in jobs if not name.startswith("__")} == expected
+    assert all(jobs[name].description for name in expected)
+
+
+def test_the_demo_asks_for_no_choice(tmp_path):
+    defs = build_defs(installation(tmp_path))
+    with dg.DagsterInstance.ephemeral() as instance:
+        # As the page launches it: without a partition, without configuration.
+        launched = defs.resolve_job_def("demo").execute_in_process(instance=instance)
+        (sensor,) = (one for one in defs.sensors if one.name == "start_demo")
+        assert sensor.default_status == dg.DefaultSensorStatus.RUNNING
+        assert sensor.job_name == "everything"
+        context = dg.build_run_status_sensor_context(
+            sensor_name="start_demo",
+            dagster_instance=instance,
+            dagster_run=launched.dagster_run,
+            dagster_event=launched.get_run_success_event(),
+        )
+        request = sensor(context)
+    assert (request.partition_key, request.run_key) == ("demo", launched.run_id)
+
+
+def test_data_sets_are_partitions_in_alphabetical_order():
+    assert dataset_partitions({"ml-1m", "demo", "beauty"}).get_partition_keys() == ["beauty", "demo", "ml-1m"]
+
+
+def test_the_cascade_sets_what_makes_each_step_that_step():
+    """From cheap to expensive; only the last two hold back the newest days, on which a candidate is compared."""
+    configs = {name: config for name, (_, _, config) in cascade().items() if config}
+    assert configs == {
+        "refresh": {"raserec_candidate": {"source": "refreshed"}},
+        "finetune": {"raserec_candidate": {"source": "finetuned"}, "refreshed_memory": {"window_days": 7}},
+        "pretrain": {"user_sequences": {"window_days": 7}},
+    }
+
+
+def test_a_track_that_is_none_cannot_be_rolled_back(tmp_path):
+    job = build_defs(installation(tmp_path)).resolve_job_def("rollback")
+    with dg.DagsterInstance.ephemeral() as instance:
+        result = job.execute_in_process(
+            instance=instance, partition_key="demo", raise_on_error=False,
+            run_config={"ops": {"roll_back": {"config": {"track": "rarec"}}}},
+        )  # fmt: skip
+    assert failures(result) == {"roll_back": "track is rarec; it must be one of 'raserec', 'rella'"}
