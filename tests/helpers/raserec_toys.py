@@ -1,18 +1,13 @@
 """Small sequences, settings and checks that the tests of the RaSeRec core share."""
 
-import contextlib
-import dataclasses
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
 from lone_worker import SINGLE_PROCESS
-from torch import nn
 
 from rarec.data.sequences import UserSequences
 from rarec.raserec.settings import FinetuneSettings, PretrainSettings
@@ -71,44 +66,6 @@ def unit(vectors: np.ndarray) -> np.ndarray:
     """Rows of length one, in double precision."""
     vectors = np.asarray(vectors, dtype=np.float64)
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-
-
-def _frozen(value: Any) -> Any:
-    """A copy of all data inside ``value``."""
-    if isinstance(value, np.ndarray):
-        return value.copy()
-    if isinstance(value, torch.Tensor):
-        return value.detach().clone()
-    if isinstance(value, nn.Module):
-        return {name: _frozen(tensor) for name, tensor in value.state_dict().items()}
-    if dataclasses.is_dataclass(value):
-        return {field.name: _frozen(getattr(value, field.name)) for field in dataclasses.fields(value)}
-    if isinstance(value, dict):
-        return {name: _frozen(part) for name, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [_frozen(part) for part in value]
-    return value
-
-
-def same_data(one: Any, other: Any) -> bool:
-    """Whether two frozen values hold the same data, bit by bit."""
-    if isinstance(one, np.ndarray):
-        return one.dtype == other.dtype and np.array_equal(one, other)
-    if isinstance(one, torch.Tensor):
-        return one.dtype == other.dtype and torch.equal(one, other)
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(same_data(one[name], other[name]) for name in one)
-    if isinstance(one, list):
-        return len(one) == len(other) and all(map(same_data, one, other))
-    return one is other or one == other
-
-
-@contextlib.contextmanager
-def unchanged(*values: Any) -> Iterator[None]:
-    """Fail if what happens inside changes any array, tensor or weight of ``values``."""
-    before = _frozen(values)
-    yield
-    assert same_data(before, _frozen(values)), "a caller's data was changed"
 
 
 def run_on_two_ranks(worker: Path, folder: Path) -> None:

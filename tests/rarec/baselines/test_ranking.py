@@ -2,7 +2,8 @@ import math
 
 import numpy as np
 import pytest
-from raserec_toys import random_sequences, sequences_of, unchanged
+from callers_data import unchanged
+from raserec_toys import random_sequences, sequences_of
 
 from rarec.baselines import ranking as ranking_module
 from rarec.baselines.ranking import ItemNeighbours, rank_by_popularity

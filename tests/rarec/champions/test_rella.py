@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from raserec_toys import unchanged
+from callers_data import unchanged
 from rella_toys import BASE, BEHAVIOURS, CPU, LIMIT, TEMPLATE, toy_data
 
 from rarec.champions import rella as served

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
-from raserec_toys import history_of, random_sequences, sequences_of, unchanged
+from callers_data import unchanged
+from raserec_toys import history_of, random_sequences, sequences_of
 
 from rarec.data.sequences import (
     UserSequences,

@@ -1,7 +1,8 @@
 import numpy as np
 import pandas as pd
 import pytest
-from raserec_toys import random_sequences, unchanged, unit
+from callers_data import unchanged
+from raserec_toys import random_sequences, unit
 
 from rarec.metrics import histories
 from rarec.metrics.histories import distinct_genres, genre_matrix, mean_similarity, random_behaviours

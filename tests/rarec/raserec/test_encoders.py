@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
 import torch
+from callers_data import unchanged
 from raserec_oracles import gradients, plain_pretraining_loss, plain_representations
-from raserec_toys import NO_DROPOUT, SMALL, random_sequences, unchanged
+from raserec_toys import NO_DROPOUT, SMALL, random_sequences
 
 from rarec.data.sequences import Windows, single_windows
 from rarec.errors import InputError

@@ -3,8 +3,9 @@ import json
 import numpy as np
 import pytest
 import torch
+from callers_data import unchanged
 from lone_worker import lone_worker
-from raserec_toys import QUICK, QUICK_FINETUNE, chain_sequences, random_sequences, unchanged
+from raserec_toys import QUICK, QUICK_FINETUNE, chain_sequences, random_sequences
 from torch.nn import functional as F
 
 from rarec.data.sequences import UserSequences

@@ -3,8 +3,8 @@ import math
 
 import pytest
 import torch
+from callers_data import unchanged
 from raserec_oracles import literal_info_nce
-from raserec_toys import unchanged
 
 from rarec.raserec.losses import info_nce_loss
 

@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 import torch
-from raserec_toys import random_sequences, unchanged
+from callers_data import unchanged
+from raserec_toys import random_sequences
 
 from rarec.data.sequences import Windows, shared_windows, single_windows
 from rarec.raserec.packing import fill_rows, pack_rows, pack_steps

@@ -3,7 +3,8 @@ import json
 import numpy as np
 import pytest
 import torch
-from raserec_toys import QUICK, chain_sequences, random_sequences, unchanged
+from callers_data import unchanged
+from raserec_toys import QUICK, chain_sequences, random_sequences
 
 from rarec.data.sequences import UserSequences, Windows
 from rarec.errors import InputError

@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 import torch
-from raserec_toys import sequences_of, unchanged
+from callers_data import unchanged
+from raserec_toys import sequences_of
 
 from rarec.raserec.encoders import build_encoder
 from rarec.raserec.recommender import NOW, Recommender, recommend_histories, recommend_users

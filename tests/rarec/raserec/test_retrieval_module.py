@@ -2,8 +2,8 @@ import math
 
 import pytest
 import torch
+from callers_data import unchanged
 from raserec_oracles import gradients
-from raserec_toys import unchanged
 from torch.nn import functional as F
 
 from rarec.errors import InputError

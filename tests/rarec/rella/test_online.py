@@ -3,7 +3,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from raserec_toys import unchanged
+from callers_data import unchanged
 from rella_toys import BASE, BEHAVIOURS, CPU, LIMIT, TEMPLATE, slow_probability, toy_data
 
 from rarec.errors import InputError

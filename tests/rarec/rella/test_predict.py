@@ -4,8 +4,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from callers_data import same_data
 from pydantic import ValidationError
-from raserec_toys import same_data
 from rella_toys import BASE, CPU, slow_probability, toy_data
 
 from rarec.data.ctr import draw

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from raserec_toys import unchanged
+from callers_data import unchanged
 from rella_toys import BEHAVIOURS, TEMPLATE, toy_data
 
 from rarec.data.templates import item_texts, profile_texts

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from raserec_toys import unchanged
+from callers_data import unchanged
 from rella_toys import CPU, KINDS, OUT_OF_MEMORY, slow_probability, toy_data
 
 from rarec.errors import InputError

@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from raserec_toys import same_data, unchanged
+from callers_data import same_data, unchanged
 from rella_toys import BASE, CPU, OUT_OF_MEMORY, toy_data
 from torch.nn import functional as F
 

@@ -2,8 +2,9 @@ import json
 
 import numpy as np
 import pytest
+from callers_data import unchanged
 from pydantic import ValidationError
-from raserec_toys import random_sequences, unchanged, unit
+from raserec_toys import random_sequences, unit
 from subr_oracle import retrieve_behaviours_by_index
 
 from rarec.errors import InputError

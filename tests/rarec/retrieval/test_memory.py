@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 import torch
-from raserec_toys import random_sequences, sequences_of, unchanged, unit
+from callers_data import unchanged
+from raserec_toys import random_sequences, sequences_of, unit
 
 from rarec.data.sequences import ranges
 from rarec.errors import InputError

@@ -1,7 +1,8 @@
 import faiss
 import numpy as np
 import pytest
-from raserec_toys import random_sequences, unchanged, unit
+from callers_data import unchanged
+from raserec_toys import random_sequences, unit
 from subr_oracle import retrieve_behaviours_by_index
 
 from rarec.retrieval import subr

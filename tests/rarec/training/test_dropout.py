@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from raserec_toys import unchanged
+from callers_data import unchanged
 
 from rarec.training.dropout import Dropout, DropoutBits
 

@@ -1,85 +1,17 @@
+"""Epochs, early stopping, the clock, and what a training says of itself; on every engine."""
+
 import json
 import math
 
 import pytest
 import torch
-from safetensors import safe_open
-from torch import nn
+from fit_toys import CHOICE, Interrupted, Noisy, Regression, Scripted, run
 
 from rarec.errors import InputError
-from rarec.training.dropout import DropoutBits
 from rarec.training.engine_settings import EngineSettings
-from rarec.training.fit import ENGINE, HISTORY, SUMMARY, FitSettings, fit
+from rarec.training.fit import ENGINE, HISTORY, SUMMARY, FitSettings
 
 pytestmark = pytest.mark.usefixtures("single_process")
-
-X = torch.randn(12, 3, generator=torch.Generator().manual_seed(0))
-Y = X @ torch.tensor([1.0, -2.0, 0.5]) + 0.3
-
-
-CHOICE = "figure"
-
-
-class Interrupted(Exception):
-    """Stands for a killed process."""
-
-
-class Regression(nn.Module):
-    def __init__(self):
-        super().__init__()
-        torch.manual_seed(1)
-        self.layer = nn.Linear(3, 1)
-        self.unused = nn.Linear(2, 2)  # no gradient ever reaches it
-
-    def forward(self, rows):
-        error = self.layer(X[rows])[:, 0] - Y[rows]
-        return (error**2).sum(), {"absolute_error": error.detach().abs().sum()}
-
-
-class Scripted:
-    """Trains a regression on uneven batches; the validation figures are given beforehand."""
-
-    choice = CHOICE
-
-    def __init__(self, figures, interrupt_at=None, piece=12):
-        self.piece = piece
-        self.model = Regression()
-        self.figures = list(figures)
-        self.interrupt_at = interrupt_at
-        self.epoch = -1
-        self.started: list[int] = []
-        self.seen: list[torch.Tensor] = []
-
-    def start_epoch(self, epoch):
-        if epoch == self.interrupt_at:
-            raise Interrupted
-        self.epoch = epoch
-        self.started.append(epoch)
-        return 3
-
-    def batches(self, first=0):
-        order = torch.randperm(12, generator=torch.Generator().manual_seed(self.epoch))
-        for rows in order.split([2, 6, 4])[first:]:
-            yield rows.split(self.piece), len(rows)
-
-    def random_state(self):
-        return {}
-
-    def restore_random_state(self, state):
-        assert state == {}
-
-    def validate(self):
-        self.seen.append(self.model.layer.weight.detach().clone())
-        return {CHOICE: self.figures[self.epoch], "HR@10": 2 * self.figures[self.epoch]}
-
-
-def run(objective, folder, epochs=10, patience=2, learning_rate=0.05, schedule="constant", **options):
-    reports = []
-    summary = fit(
-        objective, FitSettings(learning_rate=learning_rate, epochs=epochs, patience=patience, schedule=schedule),
-        stage="test stage", output=folder, checkpoint=folder, report=lambda **values: reports.append(values), **options,
-    )  # fmt: skip
-    return summary, reports
 
 
 @pytest.mark.parametrize(
@@ -143,56 +75,6 @@ def test_steps_in_pieces_trace_the_same_loss(tmp_path, piece):
             assert one[name] == pytest.approx(other[name], rel=1e-5)
 
 
-def test_only_what_is_trained_is_kept(tmp_path):
-    """A frozen part, as the model below an adapter, is in no checkpoint and stays as it is."""
-
-    def frozen():
-        objective = Scripted([0.1, 0.3, 0.2])
-        objective.model.layer.weight.requires_grad_(False)
-        return objective
-
-    objective = frozen()
-    before = objective.model.layer.weight.clone()
-    run(objective, tmp_path, epochs=2)
-    assert torch.equal(objective.model.layer.weight, before)
-    with safe_open(tmp_path / "state.safetensors", framework="pt") as file:
-        assert {name for name in file.keys() if "layer.weight" in name} == set()  # noqa: SIM118
-        assert {"model.layer.bias", "best.layer.bias"} <= set(file.keys())
-    resumed = frozen()
-    run(resumed, tmp_path, epochs=3)
-    assert resumed.started == [2]
-    with pytest.raises(ValueError, match=r"weights of \['layer\.weight'\] are missing"):
-        run(Scripted([0.1, 0.3, 0.2]), tmp_path, epochs=3)
-
-
-@pytest.mark.parametrize("interrupt_at", [1, 2, 3, 4])
-def test_resumed_training_ends_as_if_undisturbed(tmp_path, interrupt_at):
-    figures = [0.1, 0.4, 0.3, 0.2, 0.5, 0.1]  # patience 2 stops after the fourth
-    straight = Scripted(figures)
-    expected, _ = run(straight, tmp_path / "straight")
-    broken = Scripted(figures, interrupt_at)
-    if interrupt_at < 4:
-        with pytest.raises(Interrupted):
-            run(broken, tmp_path / "broken")
-    else:
-        run(broken, tmp_path / "broken")
-    resumed = Scripted(figures)
-    resumed.model.layer.weight.data.zero_()  # what it starts with must not matter
-    summary, _ = run(resumed, tmp_path / "broken")
-    assert resumed.started == list(range(interrupt_at, 4))
-    assert without_clock(summary) == without_clock(expected)
-    for one, other in zip(resumed.model.parameters(), straight.model.parameters(), strict=True):
-        assert torch.equal(one, other)
-    assert torch.equal(resumed.model.layer.weight, straight.seen[1])
-
-
-def without_clock(summary):
-    return (
-        summary["best_epoch"],
-        [{k: v for k, v in r.items() if not k.endswith("_seconds")} for r in summary["history"]],
-    )
-
-
 def test_what_lasts_repeats_and_what_does_not_stays_with_the_checkpoint(tmp_path):
     written = []
     for name in "ab":
@@ -204,16 +86,6 @@ def test_what_lasts_repeats_and_what_does_not_stays_with_the_checkpoint(tmp_path
     assert lasting["best_epoch"] == 1
     assert [record[CHOICE] for record in lasting["history"]] == [0.1, 0.3]
     assert not [name for name in lasting["history"][0] if "seconds" in name]
-
-
-def test_more_epochs_continue_a_finished_training(tmp_path):
-    run(Scripted([0.1, 0.2, 0.3, 0.4]), tmp_path / "a", epochs=2)
-    longer = Scripted([0.1, 0.2, 0.3, 0.4])
-    summary, _ = run(longer, tmp_path / "a", epochs=4)
-    straight, _ = run(Scripted([0.1, 0.2, 0.3, 0.4]), tmp_path / "b", epochs=4)
-    assert longer.started == [2, 3]
-    assert without_clock(summary) == without_clock(straight)
-    assert summary["seconds"] >= sum(r["train_seconds"] for r in summary["history"])
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -235,107 +107,6 @@ def test_a_loss_that_is_not_finite_names_epoch_and_step_and_keeps_the_checkpoint
     summary, _ = run(resumed, tmp_path, epochs=3)
     assert resumed.started == [1, 2]
     assert all(math.isfinite(record["loss"]) for record in summary["history"])
-
-
-def test_a_crash_while_saving_leaves_the_last_good_checkpoint(tmp_path, monkeypatch):
-    from rarec.training import checkpoint as module
-
-    run(Scripted([0.1, 0.2, 0.3]), tmp_path, epochs=1)
-    before = (tmp_path / "state.safetensors").read_bytes()
-
-    def full_disk(tensors, path, metadata):
-        path.write_bytes(b"half a file")
-        raise OSError(28, "No space left on device")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(module, "save_file", full_disk)
-        with pytest.raises(
-            InputError, match=r"state\.safetensors cannot be written: .*No space left.*; free disk space there"
-        ):
-            run(Scripted([0.1, 0.2, 0.3]), tmp_path, epochs=3)
-    assert (tmp_path / "state.safetensors").read_bytes() == before
-    assert not list(tmp_path.glob("*.new"))  # a full disk is not kept full
-    resumed = Scripted([0.1, 0.2, 0.3])
-    run(resumed, tmp_path, epochs=3)
-    assert resumed.started == [1, 2]
-
-
-def test_a_damaged_checkpoint_is_told_and_training_starts_from_the_beginning(tmp_path, capsys):
-    run(Scripted([0.1, 0.2, 0.3]), tmp_path, epochs=1)
-    (tmp_path / "state.safetensors").write_bytes(b"no such format")
-    again = Scripted([0.1, 0.2, 0.3])
-    run(again, tmp_path, epochs=3)
-    assert again.started == [0, 1, 2]
-    assert "state.safetensors is damaged" in capsys.readouterr().out
-
-
-def test_a_checkpoint_of_other_workers_is_refused(tmp_path, monkeypatch):
-    from rarec.training import checkpoint as module
-
-    with monkeypatch.context() as patch:
-        patch.setattr(module, "world_size", lambda: 2)
-        run(Scripted([0.1, 0.2, 0.3]), tmp_path, epochs=1)
-    with pytest.raises(
-        InputError, match=r"with 2 on cpu in float32; resuming it with 1 on cpu in float32 would.*start over with force"
-    ):
-        run(Scripted([0.1, 0.2, 0.3]), tmp_path, epochs=3)
-    run(Scripted([0.1, 0.2, 0.3]), tmp_path / "other", epochs=1)
-    with pytest.raises(InputError, match=r"with 1 on cpu in float32; resuming it with 1 on cpu in bfloat16"):
-        run(Scripted([0.1, 0.2, 0.3]), tmp_path / "other", epochs=3, engine=EngineSettings(precision="bf16"))
-    with pytest.raises(InputError, match=r"resuming it with 1 on cpu in float32, accumulation 2 would"):
-        run(Scripted([0.1, 0.2, 0.3]), tmp_path / "other", epochs=3, engine=EngineSettings(accumulation=2))
-
-
-class Noisy(Scripted):
-    """Twelve steps an epoch, each with random noise; breaks off before a step of an epoch."""
-
-    def __init__(self, interrupt_before=None):
-        super().__init__([0.1, 0.3, 0.2])
-        self.interrupt_before = interrupt_before
-        self.bits = DropoutBits(0)
-        self.steps = []
-
-    def start_epoch(self, epoch):
-        super().start_epoch(epoch)
-        self.bits.seed(7, epoch)
-        return 12
-
-    def batches(self, first=0):
-        order = torch.randperm(12, generator=torch.Generator().manual_seed(self.epoch))
-        for step in range(first, 12):
-            if (self.epoch, step) == self.interrupt_before:
-                raise Interrupted
-            self.steps.append((self.epoch, step))
-            # A row may be dropped, which shows in every weight that comes after.
-            kept = self.bits.scaled_mask(torch.Size([4]), 0.5) > 0
-            rows = order[[step, (step + 1) % 12, (step + 2) % 12, (step + 5) % 12]]
-            yield [rows[kept]], 4
-
-    def random_state(self):
-        return self.bits.state()
-
-    def restore_random_state(self, state):
-        self.bits.restore(state)
-
-
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
-@pytest.mark.parametrize("interrupt_before", [(0, 1), (1, 5), (1, 11), (2, 8)])
-def test_a_training_goes_on_within_an_epoch_bit_by_bit(tmp_path, stage, interrupt_before):
-    engine = EngineSettings(checkpoint_steps=4, zero_stage=stage)
-    straight = Noisy()
-    expected, _ = run(straight, tmp_path / "straight", epochs=3, engine=EngineSettings(zero_stage=stage))
-    broken = Noisy(interrupt_before)
-    with pytest.raises(Interrupted):
-        run(broken, tmp_path / "broken", epochs=3, engine=engine)
-    resumed = Noisy()
-    summary, _ = run(resumed, tmp_path / "broken", epochs=3, engine=engine)
-    epoch, step = interrupt_before
-    assert resumed.steps[0] == (epoch, step // 4 * 4)
-    assert without_clock(summary) == without_clock(expected)
-    assert summary["samples"] == expected["samples"] == 3 * 12 * 4
-    weights = [dict(objective.model.named_parameters()) for objective in (straight, resumed)]
-    for name, weight in weights[0].items():
-        assert torch.equal(weight, weights[1][name]), name
 
 
 def test_checkpoints_by_the_clock(tmp_path, monkeypatch):
@@ -460,19 +231,6 @@ def test_every_engine_trains_alike(tmp_path, settings, tolerance):
     assert objective.model.layer.weight.shape == (1, 3)
     kept = json.loads((tmp_path / "other" / ENGINE).read_text())
     assert kept["zero_optimization"]["stage"] == EngineSettings(**settings).stage
-
-
-def test_a_loss_scale_goes_on_too(tmp_path):
-    engine = EngineSettings(precision="fp16", checkpoint_steps=4)
-    straight = Noisy()
-    summary, _ = run(straight, tmp_path / "straight", epochs=2, engine=engine)
-    assert summary["history"][1]["loss"] < summary["history"][0]["loss"]  # it skips steps at first, but not all
-    with pytest.raises(Interrupted):
-        run(Noisy((1, 9)), tmp_path / "broken", epochs=2, engine=engine)
-    resumed = Noisy()
-    run(resumed, tmp_path / "broken", epochs=2, engine=engine)
-    assert resumed.steps[0] == (1, 8)
-    assert torch.equal(resumed.model.layer.weight, straight.model.layer.weight)
 
 
 def test_clipped_training_is_plain_clipped_adam(tmp_path):

@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from raserec_toys import unchanged
+from callers_data import unchanged
 from torch.nn import functional as F
 
 from rarec.training import softmax

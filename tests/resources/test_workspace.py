@@ -1,0 +1,38 @@
+"""Where things lie, by data set and by artifact."""
+
+from pathlib import Path
+
+import pytest
+from installations import OWN
+
+from rarec.errors import InputError
+from resources.workspace import Workspace, known_specs
+
+
+def workspace(root, **changes):
+    places = {"data": "/data", "datasets": str(root), "cache": "/cache", "work": "/work", "ledgers": "/ledgers"}
+    return Workspace(**{**places, **changes})
+
+
+def test_a_training_lies_under_its_asset_and_fingerprint(tmp_path):
+    assert workspace(tmp_path).workdir("memory_bank", "abc") == Path("/work/memory_bank/abc")
+    assert workspace(tmp_path).hub_cache == Path("/cache/hub")
+    assert workspace(tmp_path).ledger("own").folder == Path("/ledgers/own")
+
+
+@pytest.mark.parametrize(
+    ("incoming", "url"),
+    [("", "/data/own/incoming"), ("memory://new/", "memory://new/own/incoming"), ("/new", "/new/own/incoming")],
+)
+def test_new_files_arrive_beside_the_data_or_where_it_is_said(tmp_path, incoming, url):
+    assert workspace(tmp_path, incoming=incoming).incoming_files("own").url == url
+
+
+def test_a_data_set_is_built_in_or_the_users_own(tmp_path):
+    built_in = known_specs(tmp_path / "none")
+    assert {"demo", "ml-100k"} <= built_in.keys()
+    (tmp_path / "own.toml").write_text(OWN)
+    assert known_specs(tmp_path).keys() == built_in.keys() | {"own"}
+    assert workspace(tmp_path).spec("own").title == "Own"
+    with pytest.raises(InputError, match="Unknown data set 'none'"):
+        workspace(tmp_path).spec("none")
