@@ -9,9 +9,10 @@ from dataclasses import dataclass
 
 import dagster as dg
 import pytest
+from declarations import LENIENT, MISCOUNTED, OWN_FILES, TINY
 from growing import GROWING, Growing, demo_events
 from launch_here import launch_here
-from plant import LENIENT, MISCOUNTED, OWN_FILES, TINY, Plant, failures
+from plant import Plant, failures
 
 from resources.workers.launcher import TrainingLauncher
 

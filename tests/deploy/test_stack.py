@@ -6,42 +6,14 @@ import time
 import psutil
 import pytest
 import requests
+from declarations import RASEREC, SYNTHETIC, declared
 from deploy_stack import SETTINGS, Stack
 from waiting import wait_for
 
 pytestmark = pytest.mark.deploy
 
 # A data set of the user's own, small enough for a run in a minute or two.
-QUICK = """
-name = "quick"
-title = "Quick"
-domain = "movies"
-rating_scale = [1, 5]
-label_threshold = 3
-
-[[sources]]
-format = "synthetic"
-
-[sources.demo]
-users = 60
-items = 100
-interactions_per_user = 25
-
-[overrides.raserec_pretrained]
-dim = 8
-inner_dim = 8
-layers = 1
-heads = 1
-max_length = 8
-batch_size = 64
-epochs = 2
-
-[overrides.raserec_finetuned]
-memories = 5
-heads = 1
-inner_dim = 8
-epochs = 2
-"""
+QUICK = declared(SYNTHETIC, RASEREC).format(name="quick")
 REPOSITORY = {"repositoryLocationName": "rarec", "repositoryName": "__repository__"}
 SCHEDULE = "rarec_raserec_weekly"
 RUNS = """query($filter: RunsFilter) { runsOrError(filter: $filter) { ... on Runs { results {

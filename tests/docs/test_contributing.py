@@ -9,8 +9,9 @@ import dagster as dg
 import numpy as np
 import pytest
 import torch
+from declarations import TINY
 from places import ROOT
-from plant import TINY, Plant, failures
+from plant import Plant, failures
 from raserec_toys import chain_sequences
 
 from assets.framework import stage as framework

@@ -4,12 +4,13 @@ from pathlib import Path
 
 import dagster as dg
 import pandas as pd
+from declarations import RASEREC, declared
 from plant import Plant
 
 from rarec.data.sources.demo import DemoSettings, generate_demo
 from resources.mlflow.registry import ModelRegistry
 
-GROWING = """
+HEAD = """
 name = "{name}"
 title = "Growing"
 domain = "movies"
@@ -19,31 +20,14 @@ short_users = "train-only"
 
 [[sources]]
 format = "recbole"
-
-[overrides.raserec_pretrained]
-dim = 8
-inner_dim = 8
-layers = 1
-heads = 1
-max_length = 8
-batch_size = 64
-epochs = 3
-
-[overrides.raserec_finetuned]
-memories = 5
-alpha = 0.6
-heads = 1
-inner_dim = 8
-epochs = 2
-
-[overrides.raserec_candidate]
-tolerance = 0.5
-least_events = 20
-least_users = 1
-
-[overrides.drift_report]
-least_events = 20
 """
+GROWING = declared(
+    HEAD,
+    RASEREC,
+    raserec_pretrained={"epochs": 3},
+    raserec_candidate={"tolerance": 0.5, "least_events": 20, "least_users": 1},
+    drift_report={"least_events": 20},
+)
 COLUMNS = ["user_id:token", "item_id:token", "rating:float", "timestamp:float"]
 EVENTS = DemoSettings(users=60, items=100, interactions_per_user=25)
 

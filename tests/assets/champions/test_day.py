@@ -15,7 +15,8 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pytest
-from plant import TINY, Plant, failures
+from declarations import SYNTHETIC, declared
+from plant import Plant, failures
 
 from assets.data.clean import load_table
 from assets.data.raw import load_raw
@@ -25,20 +26,10 @@ from resources.mlflow.registry import CHAMPION
 pytestmark = [pytest.mark.slow, pytest.mark.ordered]
 
 # NDCG@10 cannot fall by more than all of it, so that nothing asks for pre-training.
-DEMO = (
-    TINY
-    + """
-[overrides.raserec_candidate]
-tolerance = 0.5
-least_events = 50
-least_users = 5
-
-[overrides.drift_report]
-least_events = 50
-finetune_drop = 0.5
-pretrain_drop = 2
-pretrain_shift = 1
-"""
+DEMO = declared(
+    SYNTHETIC,
+    raserec_candidate={"tolerance": 0.5, "least_events": 50, "least_users": 5},
+    drift_report={"least_events": 50, "finetune_drop": 0.5, "pretrain_drop": 2, "pretrain_shift": 1},
 )
 MODEL = "rarec-demo-raserec"
 MONDAY = datetime(2026, 11, 23, 3, tzinfo=UTC)

@@ -8,8 +8,9 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pytest
+from declarations import SYNTHETIC, TINY, declared
 from fake_run import FakeRun
-from plant import TINY, Plant, failed_checks, failures, metadata
+from plant import Plant, failed_checks, failures, metadata
 from sklearn.metrics import roc_auc_score
 
 from assets.champions import rella
@@ -22,15 +23,10 @@ from resources.mlflow.registry import CHAMPION
 from resources.mlflow.tracked_run import MODEL_NOT_LOGGED
 from resources.mlflow.tracking import MlflowTracking
 
-HEAD, OVERRIDES = TINY.split("[sources.demo]")
-GROWING = f"""
-{HEAD.replace("synthetic", "movielens-dat")}
-{OVERRIDES[OVERRIDES.index("[overrides") :]}
-[overrides.rella_candidate]
-tolerance = 0.5
-test_samples = 60
-"""
-GROWING = GROWING.replace('["mixed", "recent"]', '["mixed"]')
+FILES = SYNTHETIC[: SYNTHETIC.index("[sources.demo]")].replace("synthetic", "movielens-dat")
+GROWING = declared(
+    FILES, mixed_reit_samples={"modes": ["mixed"]}, rella_candidate={"tolerance": 0.5, "test_samples": 60}
+)
 TRAINED = [
     "raw_interactions", "interactions", "item_catalog", "user_profiles", "ctr_samples", "textual_samples",
     "base_language_model", "semantic_item_vectors", "item_index", "retrieval_enhanced_samples", "mixed_reit_samples",

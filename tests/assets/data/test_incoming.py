@@ -5,7 +5,8 @@ import time
 import dagster as dg
 import pandas as pd
 import pytest
-from plant import OWN_FILES, failures, materialised
+from declarations import OWN_FILES
+from plant import failures, materialised
 
 from assets.data.raw import load_raw
 from resources.workspace import Workspace
