@@ -9,7 +9,6 @@ from statistics import median
 import dagster as dg
 import torch
 
-from assets.framework.training import training_progress
 from benchmarks.measure import Column, Figures, clock, timing
 from benchmarks.raserec import CPU, PRETRAIN, sizes
 from benchmarks.workloads import Setup
@@ -17,6 +16,7 @@ from rarec.data.sequences import UserSequences
 from rarec.raserec.pretrain import PretrainJob, PretrainObjective
 from rarec.training.fit import SUMMARY
 from resources.mlflow.tracking import MlflowTracking
+from resources.mlflow.training_progress import training_progress
 from resources.workers.launcher import TrainingLauncher
 
 EPOCHS = 2  # of a training; what it takes to start and to end stands apart

@@ -3,15 +3,12 @@
 import functools
 import json
 import logging
-import math
 import multiprocessing
 import os
 import signal
 import threading
-import time
 import typing
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,8 +19,8 @@ from assets.framework.reuse import Outcome, markdown_table
 from rarec.errors import one_line
 from rarec.training.fit import HISTORY, SUMMARY
 from rarec.training.job import WorkerJob
-from rarec.training.progress import Progress
 from resources.mlflow.tracked_run import TrackedRun
+from resources.mlflow.training_progress import training_progress
 from resources.workers.launcher import TrainingLauncher
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -32,21 +29,6 @@ F = TypeVar("F", bound=Callable[..., Any])
 # the checkpoint. Bad input is a Failure without retries (`refuse_bad_input`).
 RETRIES = dg.RetryPolicy(max_retries=3, delay=5, backoff=dg.Backoff.EXPONENTIAL)
 WATCH = "run-watch"
-TERMINAL_METRICS = (
-    "learning_rate",
-    "samples_per_s",
-    "tokens_per_s",
-    "gpu_memory_gib",
-    "HR@10",
-    "NDCG@10",
-    "masked_NDCG@10",
-    "AUC",
-    "LogLoss",
-)
-TERMINAL_INTERVAL_S = 5.0
-# MLflow gets at most one step in 2 seconds and one in 0.5 % of the time so far: about 1,000 in a day.
-STEP_INTERVAL_S = 2.0
-STEP_SHARE = 0.005
 progress_log = logging.getLogger("rarec.progress")  # `make run` shows it in the terminal
 
 
@@ -107,35 +89,6 @@ def train(
     launcher.launch(context, job, output, checkpoint, workdir, training_progress(run))
     summary = checkpoint / SUMMARY
     return json.loads(summary.read_text()) if summary.is_file() else None
-
-
-def training_progress(run: TrackedRun) -> Callable[[Progress], None]:
-    """A function that shows progress in the terminal and sends it to MLflow: some steps, and every epoch's figures."""
-    started = time.monotonic()
-    shown_at = sent_at = -math.inf
-
-    def show(progress: Progress) -> None:
-        nonlocal shown_at, sent_at
-        now = time.monotonic()
-        # Without epochs, only the last step shows the end.
-        ended = progress.step is None or (progress.epoch is None and progress.step == progress.steps)
-        if ended or now - shown_at >= TERMINAL_INTERVAL_S:
-            few = {name: progress.metrics[name] for name in TERMINAL_METRICS if name in progress.metrics}
-            progress_log.info("%s", "  " + replace(progress, metrics=few).line())
-            shown_at = now
-        if progress.epoch is None:
-            return
-        if progress.step is None:
-            run.log_metrics(progress.metrics, step=progress.epoch)
-            if progress.loss is not None:
-                run.log_metrics({"epoch_loss": progress.loss}, step=progress.epoch)
-        elif now - sent_at >= max(STEP_INTERVAL_S, STEP_SHARE * (now - started)):
-            figures = {"loss": progress.loss, "eta_s": progress.eta_s, **progress.metrics}
-            step = (progress.epoch - 1) * (progress.steps or 0) + progress.step
-            run.log_metrics({name: value for name, value in figures.items() if value is not None}, step=step)
-            sent_at = now
-
-    return show
 
 
 def training_outcome(

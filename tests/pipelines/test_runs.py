@@ -85,7 +85,9 @@ def test_errors_end_in_one_line(tmp_path, monkeypatch, capsys, variables, messag
 
 
 def test_make_runs_runs_it():
-    shown = subprocess.run(["make", "-n", "runs"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    shown = subprocess.run(
+        ["make", "--no-print-directory", "-n", "runs"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
     assert shown.splitlines()[-1].endswith("python -m pipelines.runs")
     listed = subprocess.run(["make", "-s", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert "make runs         list the newest MLflow runs with their main figures" in listed.splitlines()
