@@ -5,10 +5,9 @@ from typing import Any
 
 import dagster as dg
 
-import assets as packages
 from assets.framework.configuration import make_settings
-from assets.framework.stage import STAGES, check_declarations
-from pipelines.jobs import asset_jobs, clean, dataset_partitions, demo, rollback_job
+from assets.framework.stage import STAGES
+from pipelines.jobs import ASSETS, CHECKS, asset_jobs, clean, dataset_partitions, demo, rollback_job
 from pipelines.pods import step_executor
 from pipelines.schedules import weekly_schedules
 from pipelines.sensors import follow_drift, incoming_sensor, notify_failure, notify_warning, start_demo
@@ -19,10 +18,6 @@ from resources.mlflow.tracking import MlflowTracking
 from resources.settings import Installation
 from resources.workers.launcher import TrainingLauncher
 from resources.workspace import Workspace, known_specs
-
-ASSETS = [one for one in dg.load_assets_from_package_module(packages) if isinstance(one, dg.AssetsDefinition)]
-CHECKS = list(dg.load_asset_checks_from_package_module(packages))
-check_declarations()
 
 
 def default_resources(home: Installation) -> dict[str, Any]:

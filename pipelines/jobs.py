@@ -6,13 +6,20 @@ from typing import Any, NamedTuple
 import dagster as dg
 from pydantic import Field
 
+import assets
 from assets.champions.track import CHAMPION_TRACKS
-from assets.framework.stage import STAGES, refuse_bad_input
+from assets.framework.lineage import TRACK_JOBS
+from assets.framework.stage import STAGES, check_declarations, refuse_bad_input
 from assets.retention import CleanConfig, clean_up
 from rarec.errors import InputError
 from resources.artifacts.store import ArtifactStore
 from resources.mlflow.registry import promote_job
 from resources.mlflow.tracking import MlflowTracking
+
+# Loading the assets fills STAGES and CHAMPION_TRACKS, which jobs, schedules and sensors are made from.
+ASSETS = [one for one in dg.load_assets_from_package_module(assets) if isinstance(one, dg.AssetsDefinition)]
+CHECKS = list(dg.load_asset_checks_from_package_module(assets))
+check_declarations()
 
 WINDOW_DAYS = 7  # newest days of the data set's clock, held out so that a candidate can be compared on them
 DEMO = "demo"
@@ -23,7 +30,6 @@ def dataset_partitions(names: Iterable[str]) -> dg.StaticPartitionsDefinition:
     return dg.StaticPartitionsDefinition(sorted(names))
 
 
-TRACK_JOBS = ("raserec", "rella")
 NOT_IN_TRACKS = ("operations", "sweeps")  # groups that no job of a whole track builds
 
 
@@ -127,7 +133,6 @@ def asset_jobs(partitions: dg.StaticPartitionsDefinition) -> list[Any]:
     jobs["everything"] = Job(
         "Every asset of one data set except operations on the model in use, and sweeps.",
         dg.AssetSelection.all() - dg.AssetSelection.groups(*NOT_IN_TRACKS),
-        {},
     )
     return [
         dg.define_asset_job(

@@ -4,10 +4,9 @@ from collections.abc import Iterable
 
 import dagster as dg
 
+from assets.framework.stage import TRAINING_POOL
 from rarec.errors import InputError
 from resources.settings import Installation
-
-TRAINING_POOL = "training"
 
 
 def step_executor(installation: Installation, assets: Iterable[dg.AssetsDefinition]) -> dg.ExecutorDefinition | None:

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ValidationError
 from pipelines.dagster_home import prepare_dagster_home
 from rarec.config import refusals
 from rarec.errors import InputError, closest
+from rarec.training.progress import progress_log
 from resources.settings import Installation
 
 EXAMPLE = """Example: CONFIG='{"raserec_finetuned": {"memories": 50}}'"""
@@ -66,7 +67,7 @@ def main(
 
 def _prepare(dataset: str, track: str, config: str, installation: Installation) -> tuple[Any, dict[str, Any]]:
     """The job and its run configuration. Wrong arguments are refused here, before anything runs."""
-    from assets.framework.configuration import make_settings
+    from assets.framework.configuration import make_settings, with_defaults
     from assets.framework.stage import stage_of
     from pipelines.definitions import defs  # seconds to import, and DAGSTER_HOME is set now
     from pipelines.jobs import OF_ONE_STEP, cascade
@@ -95,7 +96,7 @@ def _prepare(dataset: str, track: str, config: str, installation: Installation) 
         stage = stage_of(asset)
         make_settings(
             stage.settings,
-            {**overrides.get(stage.defaults_of, {}), **overrides.get(asset, {}), **settings},
+            with_defaults(settings, overrides, asset, stage.defaults_of),
             f"CONFIG: {asset}",
             also=("force",),
         )
@@ -149,10 +150,9 @@ def _show_progress(started: float) -> None:
 
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(Elapsed())
-    log = logging.getLogger("rarec.progress")
-    log.addHandler(handler)
-    log.setLevel(logging.INFO)
-    log.propagate = False
+    progress_log.addHandler(handler)
+    progress_log.setLevel(logging.INFO)
+    progress_log.propagate = False
 
 
 def _failures(result: Any, installation: Installation) -> str:

@@ -5,7 +5,8 @@ from collections.abc import Iterator
 import dagster as dg
 
 from assets.champions.track import CHAMPION_TRACKS
-from pipelines.jobs import TRACK_JOBS, drift_job
+from assets.framework.lineage import TRACK_JOBS
+from pipelines.jobs import drift_job
 from rarec.data.spec import DatasetSpec, find_spec
 from rarec.errors import InputError
 from resources.settings import SCHEDULE, Installation

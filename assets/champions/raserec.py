@@ -8,6 +8,7 @@ from assets.champions.track import Artifacts, Compared, Drift, Events
 from assets.data.clean import has_clock, load_table
 from assets.framework.champion import Champion
 from assets.framework.lineage import lineage, upstream
+from assets.framework.mlflow_models import logged_model, require_logged
 from assets.framework.stage import Job, Request
 from assets.raserec.finetuned import log_recommender
 from rarec.champions.drift import DriftSettings
@@ -18,7 +19,6 @@ from rarec.errors import InputError
 from rarec.types import Float64Array
 from resources.artifacts.store import Artifact
 from resources.mlflow.registry import Version
-from resources.mlflow.tracked_run import MODEL_NOT_LOGGED
 
 ARTIFACTS = (
     "raserec_pretrained",
@@ -127,18 +127,12 @@ class RaserecTrack:
 
     def log_model(self, job: Job[CandidateSettings], model: Artifacts) -> str:
         """The model logged by the training, or a new one with the refreshed memory."""
-        if REFRESHED not in model:
-            uri: str = model["raserec_finetuned"].metadata["values"]["mlflow_model"]
-            if uri != MODEL_NOT_LOGGED:
-                return uri
+        if REFRESHED not in model and (uri := logged_model(model["raserec_finetuned"])):
+            return uri
         bank = model.get(REFRESHED) or model["memory_bank"]
         encoder, module = model["raserec_pretrained"], module_of(model)
-        logged = log_recommender(job.run, encoder, bank.path, module.path, model["item_catalog"], job.folder)
-        if logged is None:
-            raise InputError(
-                "the model was not logged because MLflow was unavailable; materialise raserec_candidate again"
-            )
-        return logged
+        uri = log_recommender(job.run, encoder, bank.path, module.path, model["item_catalog"], job.folder)
+        return require_logged(uri, "raserec_candidate")
 
     def measure(self, job: Job[DriftSettings], champion: Champion, table: pd.DataFrame, since: int) -> Drift:
         """Ranks of the new events under the protocol of the promotion, and what the memory lacks."""

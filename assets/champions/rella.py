@@ -14,8 +14,9 @@ from assets.champions.track import Artifacts, Compared, Drift, Events
 from assets.data.clean import load_table
 from assets.framework.champion import Champion
 from assets.framework.lineage import lineage
+from assets.framework.mlflow_models import logged_model, require_logged
 from assets.framework.stage import Job, Request
-from assets.rella.language import log_language_model
+from assets.rella.language import SERVED, log_language_model
 from rarec.champions.drift import RELLA_CHOICE, RELLA_ERROR, RellaDriftSettings
 from rarec.champions.promotion import Kind, RellaCandidateSettings, compare_answers, with_unknown
 from rarec.champions.rella import AskJob, gather_answers, unseen_targets
@@ -30,11 +31,8 @@ from rarec.rella.training_samples import load_variants
 from rarec.types import Float64Array, IntArray
 from resources.artifacts.store import Artifact
 from resources.mlflow.registry import Version
-from resources.mlflow.tracked_run import MODEL_NOT_LOGGED
 
-ASKED = ("base_language_model", "item_catalog", "user_profiles", "semantic_item_vectors")
-"""The artifacts that a model needs for scoring, besides its adapter."""
-ARTIFACTS = ("interactions", "ctr_samples", "textual_samples", *ASKED, "lora_checkpoint")
+ARTIFACTS = ("interactions", "ctr_samples", "textual_samples", *SERVED, "lora_checkpoint")
 ANSWERS = "answers.parquet"
 
 
@@ -61,7 +59,7 @@ class RellaTrack:
         return candidate["interactions"]
 
     def kind(self, settings: RellaCandidateSettings) -> Kind:
-        """Always `tuned`: nothing of it can be refreshed."""
+        """Always `trained`: nothing of it can be refreshed."""
         return "trained"
 
     def events(
@@ -117,16 +115,10 @@ class RellaTrack:
 
     def log_model(self, job: Job[RellaCandidateSettings], model: Artifacts) -> str:
         """The model logged by the tuning, or logged now if MLflow was unavailable then."""
-        uri: str = model["lora_checkpoint"].metadata["values"]["mlflow_model"]
-        if uri != MODEL_NOT_LOGGED:
+        if uri := logged_model(model["lora_checkpoint"]):
             return uri
         template = Template(**model["textual_samples"].manifest.config["template"])
-        logged = log_language_model(job.run, model, _adapter(model), template)
-        if logged is None:
-            raise InputError(
-                "the model was not logged because MLflow was unavailable; materialise rella_candidate again"
-            )
-        return logged
+        return require_logged(log_language_model(job.run, model, _adapter(model), template), "rella_candidate")
 
     def measure(self, job: Job[RellaDriftSettings], champion: Champion, table: pd.DataFrame, since: int) -> Drift:
         """Predictions for new events with enough history."""
@@ -186,7 +178,7 @@ def ask_model(
     text = model["textual_samples"].manifest.config
     work = AskJob(
         name=name,
-        model={"adapter": _adapter(model), **{part: model[part].path for part in ASKED}},
+        model={"adapter": _adapter(model), **{part: model[part].path for part in SERVED}},
         base=model["base_language_model"].fingerprint,
         template=Template(**text["template"]),
         behaviours=text["behaviours"],

@@ -5,10 +5,11 @@ from typing import Any
 import dagster as dg
 import pydantic
 
-from assets.framework.reuse import markdown_table, progress_log
+from assets.framework.reuse import markdown_table
 from assets.framework.stage import Request, stage
 from rarec.config import Settings
 from rarec.errors import one_line
+from rarec.training.progress import progress_log
 from resources.incoming import Ingestion, ingest, wait_for_settled, withdraw
 
 SHOWN = 20  # files and bad rows in metadata

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from assets.data.incoming import first_rows
-from assets.framework.reuse import Outcome, markdown_table, progress_log
+from assets.framework.reuse import Outcome, markdown_table
 from assets.framework.stage import Job, Request, stage
 from rarec.config import Settings
 from rarec.data.incoming.ledger import Ledger, State
@@ -16,6 +16,7 @@ from rarec.data.incoming.merge import merge_incoming
 from rarec.data.raw import RawTables, read_raw
 from rarec.data.sources.download import Located, locate_source
 from rarec.data.sources.files import sha256_of
+from rarec.training.progress import progress_log
 from resources.artifacts.store import Artifact
 
 VERSION = "2"  # of the raw tables and of the clean ones

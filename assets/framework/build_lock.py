@@ -4,7 +4,6 @@ Everything about a training is in its working folder: job, log, checkpoints and 
 """
 
 import fcntl
-import logging
 import shutil
 import time
 from collections.abc import Iterator
@@ -13,10 +12,10 @@ from pathlib import Path
 
 import dagster as dg
 
+from rarec.training.progress import progress_log
+
 POLL_S = 1.0
 REMINDER_S = 300.0
-
-progress_log = logging.getLogger("rarec.progress")  # `make run` shows it in the terminal
 
 
 @contextmanager

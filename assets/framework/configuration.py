@@ -42,10 +42,15 @@ def resolve(settings: type[S], config: EventConfig, spec: DatasetSpec, stage: st
     """
     given = {name: value for name, value in config.model_dump(exclude={"force"}).items() if value is not None}
     return make_settings(
-        settings,
-        {**spec.overrides.get(defaults_of, {}), **spec.overrides.get(stage, {}), **given},
-        f"settings of {stage} for {spec.name}",
+        settings, with_defaults(given, spec.overrides, stage, defaults_of), f"settings of {stage} for {spec.name}"
     )
+
+
+def with_defaults(
+    given: Mapping[str, Any], overrides: Mapping[str, Mapping[str, Any]], stage: str, defaults_of: str = ""
+) -> dict[str, Any]:
+    """Given values before a data set's defaults for the stage, before its defaults for the stage ``defaults_of``."""
+    return {**overrides.get(defaults_of, {}), **overrides.get(stage, {}), **given}
 
 
 def make_settings(settings: type[S], values: Mapping[str, Any], where: str, also: tuple[str, ...] = ()) -> S:

@@ -5,6 +5,9 @@ import dagster as dg
 from rarec.errors import InputError
 from resources.artifacts.store import Artifact, ArtifactStore
 
+TRACK_JOBS = ("raserec", "rella")
+"""Jobs that build a whole track, each by the name of its track."""
+
 AnyContext = dg.AssetExecutionContext | dg.AssetCheckExecutionContext
 
 
@@ -83,7 +86,7 @@ def _made_by(context: AnyContext, asset: str) -> str:
     if not graph.has(key) or graph.get(key).group_name == "operations":
         return ""
     track = graph.get(key).tags.get("track")
-    jobs = [job for job in ("raserec", "rella") if track in (job, "both")]
+    jobs = [job for job in TRACK_JOBS if track in (job, "both")]
     if not jobs:
         return ""
     named = " or ".join(f"`{job}`" for job in jobs)

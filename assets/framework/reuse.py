@@ -3,7 +3,6 @@
 An asset's identity is the fingerprint of its code version, its configuration and the data versions of its inputs.
 """
 
-import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 
 from assets.framework.build_lock import build_lock, forget_checkpoints, forget_idle_checkpoints
+from rarec.training.progress import progress_log
 from resources.artifacts.identity import fingerprint
 from resources.artifacts.manifest import DamagedArtifact
 from resources.artifacts.store import Artifact, ArtifactStore
@@ -20,8 +20,6 @@ from resources.mlflow.tracking import MlflowTracking
 
 if TYPE_CHECKING:
     import pandas as pd
-
-progress_log = logging.getLogger("rarec.progress")  # `make run` shows it in the terminal
 
 
 @dataclass

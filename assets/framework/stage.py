@@ -119,21 +119,30 @@ class Job(Request[S]):
         """Working folder of stages that train or score; later attempts reuse it."""
         return self.workspace.workdir(self.name, self.run.fingerprint)
 
-    def train(
-        self, job: WorkerJob, output: Path | None = None, run: TrackedRun | None = None, variant: str = ""
-    ) -> dict[str, Any] | None:
+    def train(self, job: WorkerJob, output: Path | None = None) -> dict[str, Any] | None:
         """Run a worker and return its training's summary (`rarec.training.fit`), if it leaves one.
 
         An existing checkpoint is used.
 
         Args:
             output: the folder it writes to. Default: the artifact's.
-            run: the MLflow run that gets its progress. Default: the artifact's.
-            variant: name of one of several trainings for the same artifact.
         """
-        return training.train(
-            self.context, self.launcher, self.workdir / variant, run or self.run, job, output or self.folder
-        )
+        return training.train(self.context, self.launcher, self.workdir, self.run, job, output or self.folder)
+
+    def train_one(self, name: str, params: Mapping[str, Any], job: WorkerJob, figures: Sequence[str]) -> Outcome:
+        """Run one of several trainings for this artifact: in a folder of its name, and in a nested MLflow run.
+
+        Args:
+            params: of the nested run.
+            figures: validation figures of the best epoch.
+        """
+        output = self.folder / name
+        output.mkdir()
+        with self.run.nested(name, params) as run:
+            summary = training.train(self.context, self.launcher, self.workdir / name, run, job, output)
+            outcome = training.training_outcome(run, summary, figures, figures)
+            run.log_metrics(outcome.metrics)
+        return outcome
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,6 @@
 
 import functools
 import json
-import logging
 import multiprocessing
 import os
 import signal
@@ -19,6 +18,7 @@ from assets.framework.reuse import Outcome, markdown_table
 from rarec.errors import one_line
 from rarec.training.fit import HISTORY, SUMMARY
 from rarec.training.job import WorkerJob
+from rarec.training.progress import progress_log
 from resources.mlflow.tracked_run import TrackedRun
 from resources.mlflow.training_progress import training_progress
 from resources.workers.launcher import TrainingLauncher
@@ -29,7 +29,6 @@ F = TypeVar("F", bound=Callable[..., Any])
 # the checkpoint. Bad input is a Failure without retries (`refuse_bad_input`).
 RETRIES = dg.RetryPolicy(max_retries=3, delay=5, backoff=dg.Backoff.EXPONENTIAL)
 WATCH = "run-watch"
-progress_log = logging.getLogger("rarec.progress")  # `make run` shows it in the terminal
 
 
 class Cancelled(dg.DagsterError, dg.DagsterExecutionInterruptedError):

@@ -11,7 +11,6 @@ import rarec
 from assets.framework.mlflow_models import pinned
 from assets.framework.reuse import Outcome
 from assets.framework.stage import Job, Request, stage
-from assets.framework.training import training_outcome
 from rarec.data.ctr import CtrSamples
 from rarec.data.templates import Template
 from rarec.rella.predict import Adapter, PredictionSettings, PredictJob, gather_facts, gather_predictions
@@ -22,6 +21,8 @@ from resources.mlflow.tracked_run import MODEL_NOT_LOGGED, TrackedRun
 
 PROMPTS = ("interactions", "ctr_samples", "textual_samples", "base_language_model", "retrieval_enhanced_samples")
 """Artifacts that prompts are built from."""
+SERVED = ("base_language_model", "item_catalog", "user_profiles", "semantic_item_vectors")
+"""Artifacts that the model needs for scoring, besides its adapter."""
 FIGURES = ("AUC", "LogLoss", "ACC")
 
 
@@ -69,8 +70,6 @@ def lora_checkpoint(job: Job[TuningSettings]) -> Outcome:
 
 def _tune(job: Job[TuningSettings], variant: Variant) -> Outcome:
     """One adapter, in a nested MLflow run."""
-    output = job.folder / variant.name
-    output.mkdir()
     work = TuningJob(
         settings=job.settings,
         seed=variant.seed,
@@ -78,10 +77,7 @@ def _tune(job: Job[TuningSettings], variant: Variant) -> Outcome:
         **prompt_fields(job),
     )
     params = {"mode": variant.mode, "seed": variant.seed, **job.settings.model_dump()}
-    with job.run.nested(variant.name, params) as nested:
-        outcome = training_outcome(nested, job.train(work, output, nested, variant.name), FIGURES, FIGURES)
-        nested.log_metrics(outcome.metrics)
-    return outcome
+    return job.train_one(variant.name, params, work, FIGURES)
 
 
 @stage(
@@ -122,11 +118,10 @@ def log_language_model(
 
     config = inputs["base_language_model"].manifest.config
     quantised = [] if config["quantisation"] == "none" else ["bitsandbytes"]
-    names = ("base_language_model", "item_catalog", "user_profiles", "semantic_item_vectors")
     return run.log_pyfunc(
         "model",
         Path(pyfunc.__file__),
-        {"adapter": adapter, **{name: inputs[name].path for name in names}},
+        {"adapter": adapter, **{name: inputs[name].path for name in SERVED}},
         requirements=pinned(
             "torch",
             "transformers",

@@ -10,7 +10,7 @@ from assets.framework.stage import Job, stage
 from rarec.data.ctr import CtrSamples, CtrSettings, build_ctr_samples, ctr_leaks
 from rarec.data.spec import DatasetSpec
 from rarec.data.templates import item_texts
-from rarec.rella.prompt_source import load_items, save_recent
+from rarec.rella.prompt_source import save_recent
 from rarec.text.prompts import Catalogue, TextSettings, build_parts
 from rarec.types import SPLITS
 from resources.artifacts.store import Artifact
@@ -64,8 +64,8 @@ def textual_samples(job: Job[TextSettings]) -> Outcome:
     """Prompts with the K most recent behaviours: their parts as text, and the parts of each sample's prompt."""
     template = job.template
     items = load_table(job.inputs["item_catalog"], "items")
-    item_index = load_items(job.path("interactions"))
-    rating = load_table(job.inputs["interactions"], "interactions")["rating"].to_numpy()
+    interactions = load_table(job.inputs["interactions"], "interactions")
+    item_index, rating = interactions["item_index"].to_numpy(np.int64), interactions["rating"].to_numpy()
     samples = CtrSamples.load(job.path("ctr_samples"))
     parts = build_parts(template, items, load_table(job.inputs["user_profiles"], "users"), item_index, rating)
     parts.save(job.folder)

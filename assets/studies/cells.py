@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from assets.framework.configuration import make_settings
+from assets.framework.configuration import make_settings, with_defaults
 from assets.framework.reuse import Outcome, markdown_table
 from assets.framework.stage import Job
-from assets.framework.training import training_outcome
 from rarec.config import Settings
 from rarec.data.spec import DatasetSpec
 from rarec.studies.grid import Grid, leaderboard, trial_name
@@ -63,14 +62,15 @@ def cells_of(
     Raises:
         InputError: a combination that the settings refuse.
     """
-    defaults = spec.overrides.get(stage, {})
     return tuple(
         Cell(
             trial_name(trial),
             trial,
             make_settings(
                 kind,
-                {**defaults, **{name: value for name, value in trial.items() if name not in without}},
+                with_defaults(
+                    {name: value for name, value in trial.items() if name not in without}, spec.overrides, stage
+                ),
                 f"trial {trial_name(trial)} of {stage} for {spec.name}",
             ),
         )
@@ -90,13 +90,8 @@ def run_cells(
     shown = ("epochs", "best_epoch", "seconds", *(f"validation {name}" for name in board.figures))
     rows = []
     for cell in cells:
-        output = job.folder / cell.name
-        output.mkdir()
-        with job.run.nested(cell.name, {**cell.settings.model_dump(), **cell.values}) as nested:
-            summary = job.train(trains(cell), output, nested, cell.name)
-            one = training_outcome(nested, summary, board.figures, board.figures)
-            nested.log_metrics(one.metrics)
-        _keep_history(output, job.folder / f"{cell.name}.json")
+        one = job.train_one(cell.name, {**cell.settings.model_dump(), **cell.values}, trains(cell), board.figures)
+        _keep_history(job.folder / cell.name, job.folder / f"{cell.name}.json")
         rows.append({**cell.values, **{key: one.values[key] for key in shown}})
     table = leaderboard(rows, f"validation {board.choice}")
     table.to_parquet(job.folder / LEADERBOARD, index=False)

@@ -91,11 +91,13 @@ def rella_sweep(job: Job[RellaSweepSettings]) -> Outcome:
     grid, samples = job.settings, job.prepared.samples
     with tempfile.TemporaryDirectory(dir=job.workdir) as scratch:
         place = Path(scratch)
-        for k in grid.behaviours or ():  # cells share them
-            histories = place / f"histories-{k}"
-            histories.mkdir()
+        if grid.behaviours:
             vectors = np.load(job.path("semantic_item_vectors") / VECTORS)
-            save_histories(histories, samples, load_items(job.path("interactions")), vectors, k)
+            items = load_items(job.path("interactions"))
+            for k in grid.behaviours:  # cells share them
+                histories = place / f"histories-{k}"
+                histories.mkdir()
+                save_histories(histories, samples, items, vectors, k)
 
         def trains(cell: Cell[TuningSettings]) -> TuningJob:
             drawn = place / cell.name

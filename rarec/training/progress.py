@@ -6,6 +6,7 @@ job.json`, alone or under torchrun. Under Dagster rank 0 reports through Dagster
 
 import ctypes
 import faulthandler
+import logging
 import os
 import signal
 import sys
@@ -41,6 +42,8 @@ PARENT_CHECK_S = 1.0
 
 ReportProgress = Callable[..., None]
 """Takes the arguments of `ProgressReporter.report`."""
+
+progress_log = logging.getLogger("rarec.progress")  # `make run` shows it in the terminal
 
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 

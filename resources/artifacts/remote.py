@@ -5,7 +5,6 @@ or a rebuild during a read, never mix files of different content. A store that d
 while before the asset fails.
 """
 
-import logging
 import re
 import uuid
 from collections.abc import Callable, Mapping
@@ -17,6 +16,7 @@ import dagster as dg
 import fsspec
 
 from rarec.errors import one_line
+from rarec.training.progress import progress_log
 from resources.artifacts.local import StorageFull, is_full_disk
 from resources.artifacts.manifest import damaged
 from resources.retry import call_patiently, is_program_fault
@@ -34,7 +34,6 @@ FINAL = (
     NotImplementedError,
 )
 
-progress_log = logging.getLogger("rarec.progress")  # `make run` shows it in the terminal
 
 _DIGEST = re.compile(r"[0-9a-f]{32}")
 

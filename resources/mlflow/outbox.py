@@ -4,7 +4,6 @@ Nothing here ever fails a training. Everything is sent in the order it came, sin
 metrics.
 """
 
-import logging
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -14,12 +13,11 @@ from dataclasses import dataclass
 import dagster as dg
 
 from rarec.errors import one_line
+from rarec.training.progress import progress_log
 from resources.retry import call_patiently, is_program_fault
 
 RETRY_INTERVAL_S = 30.0  # between attempts during a run; each may take as long as MLflow's request timeout
 DRAIN_INTERVAL_S = 2.0  # between attempts at the end, when nothing else is left to do
-
-progress_log = logging.getLogger("rarec.progress")  # `make run` shows it in the terminal
 
 
 class ServerAway(Exception):

@@ -1,12 +1,11 @@
 """A training's progress, in the terminal and in its MLflow run."""
 
-import logging
 import math
 import time
 from collections.abc import Callable
 from dataclasses import replace
 
-from rarec.training.progress import Progress
+from rarec.training.progress import Progress, progress_log
 from resources.mlflow.tracked_run import TrackedRun
 
 TERMINAL_METRICS = (
@@ -24,7 +23,6 @@ TERMINAL_INTERVAL_S = 5.0
 # MLflow gets at most one step in 2 seconds and one in 0.5 % of the time so far: about 1,000 in a day.
 STEP_INTERVAL_S = 2.0
 STEP_SHARE = 0.005
-progress_log = logging.getLogger("rarec.progress")  # `make run` shows it in the terminal
 
 
 def training_progress(run: TrackedRun) -> Callable[[Progress], None]:

@@ -1,6 +1,5 @@
 """Runs training in worker processes and owns them: whatever happens to the asset, no process is left behind."""
 
-import logging
 import time
 import uuid
 import warnings
@@ -15,7 +14,7 @@ from pydantic import Field
 from rarec.errors import InputError
 from rarec.training.engine_settings import EngineSettings
 from rarec.training.job import Place, WorkerJob, write_job
-from rarec.training.progress import Progress, duration
+from rarec.training.progress import Progress, duration, progress_log
 from rarec.training.worker.node import Assignment
 from rarec.training.worker.worker_files import clear_signs, stacks_file
 from resources.machines import Machines, read_hostfile
@@ -28,7 +27,6 @@ POLL_S = 0.2
 OBSERVATION_INTERVAL_S = 15.0
 CANCEL_LOOK_S = 10.0
 SETTLE_S = 5.0  # between the first error and ending all ranks: others may report errors too
-progress_log = logging.getLogger("rarec.progress")  # `make run` shows it in the terminal
 STACKS_WAIT_S = 8.0  # for the ranks to write their stacks, also on machines that look at announcements
 
 # Dagster warns about its own use of a preview property at every Pipes session.
@@ -125,11 +123,11 @@ class TrainingLauncher(dg.ConfigurableResource):
             errors = Errors(workdir)
             stacks: dict[int, str] = {}
             with self._machines(context, workdir, hosts, assignment) as machines:
-                pulse = Pulse(workdir, sum(hosts.values()))
+                pulse = Pulse(workdir, processes)
                 try:
                     ending = self._wait(machines, log, relay, errors, pulse, _Cancellation(context))
                     if ending.hung:
-                        stacks = _collect_stacks(machines, workdir, sum(hosts.values()))
+                        stacks = _collect_stacks(machines, workdir, processes)
                 finally:
                     log.forward()
             log.finish()

@@ -7,7 +7,6 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import dagster as dg
 import pytest
 
-import pipelines.definitions  # noqa: F401 - imports every track, which registers it
 from pipelines import sensors
 from pipelines.sensors import follow_drift, notify_failure, notify_warning
 from resources.mlflow.registry import ModelRegistry, Version

@@ -229,7 +229,7 @@ def test_a_model_that_mlflow_missed_is_logged_now(plant, challenged):
     run = FakeRun(uris=("models:/m-1", None))
     assert rella.RellaTrack().log_model(SimpleNamespace(run=run), made) == "models:/m-1"
     (model,) = run.models
-    assert (model["name"], model["files"]) == ("model", sorted(["adapter", *rella.ASKED]))
+    assert (model["name"], model["files"]) == ("model", sorted(["adapter", *rella.SERVED]))
     assert model["model_config"]["behaviours"] == 3
     with pytest.raises(InputError, match="MLflow was unavailable; materialise rella_candidate again"):
         rella.RellaTrack().log_model(SimpleNamespace(run=run), made)

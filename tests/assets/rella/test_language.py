@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from declarations import CHOSEN_MODEL, RELLA_MODELS
 from peft import PeftModel
 from plant import built, failures, metadata
 from transformers import AutoModelForCausalLM
@@ -17,16 +18,6 @@ from rarec.rella.merge import merge
 from rarec.reports.ctr.report import CtrReport
 
 TRACK = "rella"
-
-
-MODELS = [
-    "zero-shot, recent", "zero-shot, retrieved",
-    "tuned on mixed, recent (seed 42)", "tuned on mixed, retrieved (seed 42)",
-    "tuned on recent, recent (seed 42)", "tuned on recent, retrieved (seed 42)",
-]  # fmt: skip
-
-
-CHOSEN = "tuned on mixed, retrieved (seed 42)"
 
 
 def test_each_adapter_is_a_nested_run(plant, first):
@@ -46,14 +37,14 @@ def test_predictions_hold_every_model_and_the_labels(plant, first):
     predictions = plant.artifact(first, "ctr_predictions")
     for split in ("valid", "test"):
         table = pd.read_parquet(predictions.file(f"{split}.parquet"))
-        assert list(table.columns) == ["sample", "label", *MODELS]
+        assert list(table.columns) == ["sample", "label", *RELLA_MODELS]
         rows = samples.rows(split)
         assert table["sample"].tolist() == list(range(rows.start, rows.stop))
         assert np.array_equal(table["label"], samples.label[rows])
-        assert table[MODELS].ge(0).all(axis=None)
-        assert table[MODELS].le(1).all(axis=None)
-    assert not (table[MODELS[0]] == table[MODELS[1]]).all()  # other histories
-    assert not (table[MODELS[0]] == table[MODELS[2]]).all()  # tuned
+        assert table[RELLA_MODELS].ge(0).all(axis=None)
+        assert table[RELLA_MODELS].le(1).all(axis=None)
+    assert not (table[RELLA_MODELS[0]] == table[RELLA_MODELS[1]]).all()  # other histories
+    assert not (table[RELLA_MODELS[0]] == table[RELLA_MODELS[2]]).all()  # tuned
 
 
 ASK = 'print(json.dumps(model.predict(pd.DataFrame(json.loads(sys.stdin.read())))["probability"].tolist()))'
@@ -76,7 +67,7 @@ def test_logged_model_gives_the_predicted_probability_without_this_repository(pl
             }
         )
     probability = plant.ask_alone(metadata(first)["lora_checkpoint"]["mlflow_model"], ASK, rows, tmp_path)
-    assert probability == pytest.approx(predicted[CHOSEN].tolist(), abs=1e-4)
+    assert probability == pytest.approx(predicted[CHOSEN_MODEL].tolist(), abs=1e-4)
 
 
 def test_the_merged_model_gives_the_adapters_probabilities(plant, first, tmp_path):

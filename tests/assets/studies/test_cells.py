@@ -57,20 +57,20 @@ def test_each_trial_is_a_nested_run_with_its_settings_and_figures(plant, swept):
 
 
 def test_a_finished_trial_is_not_trained_again(plant, monkeypatch):
-    trained, train = [], Job.train
+    trained, train_one = [], Job.train_one
 
-    def fail_at_the_second(self, job, output, run, name):
+    def fail_at_the_second(self, name, params, job, figures):
         trained.append(name)
         if len(trained) == 2:
             raise dg.Failure("the machine is needed elsewhere", allow_retries=False)
-        return train(self, job, output, run, name)
+        return train_one(self, name, params, job, figures)
 
-    monkeypatch.setattr(Job, "train", fail_at_the_second)
+    monkeypatch.setattr(Job, "train_one", fail_at_the_second)
     grid = {"memories": [2, 4], "alpha": [0.5]}
     assert not plant.run(track="sweep", raserec_sweep=grid).success
     (state,) = (plant.home.root / "work" / "raserec_sweep").glob("*/memories-2-*/checkpoint/summary.json")
     before = json.loads(state.read_text())
-    monkeypatch.setattr(Job, "train", train)
+    monkeypatch.setattr(Job, "train_one", train_one)
     result = plant.run(track="sweep", raserec_sweep=grid)
     assert result.success, failures(result)
     table = pd.read_parquet(plant.artifact(result, "raserec_sweep").file(LEADERBOARD)).set_index("memories")
