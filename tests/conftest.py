@@ -1,4 +1,5 @@
 import gc
+import time
 
 import fsspec
 import pytest
@@ -31,6 +32,17 @@ def _process_group():
     if dist.is_initialized():
         gc.collect()
         dist.destroy_process_group()
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """The steady clock of this process; it stands still until a test sets `now`."""
+
+    class Clock:
+        now = 100.0
+
+    monkeypatch.setattr(time, "monotonic", lambda: Clock.now)
+    return Clock
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ import math
 import sys
 from functools import partial
 
-import faiss
 import numpy as np
 import pytest
 import torch
@@ -14,7 +13,7 @@ import benchmarks.gpu.__main__ as gpu
 from benchmarks.gpu import llama, raserec
 from benchmarks.gpu.__main__ import FAILED, NO_GPU_EXIT, RATE, GpuEffort, Part, measure, yardstick
 from benchmarks.gpu.llama import SHAPES, LlamaEffort, LlamaShape, RandomPrompts
-from benchmarks.measure import WORKER_ENVIRONMENT, become_worker, machine
+from benchmarks.measure import machine
 from benchmarks.report import write
 from benchmarks.workloads import synthetic
 from rarec.raserec.settings import FinetuneSettings, PretrainSettings
@@ -28,17 +27,6 @@ TINY = GpuEffort(
     few_queries=50, engines=((0, "fp32"), (2, "bf16")),
     stage1=PretrainSettings(dim=8, inner_dim=8, layers=1, epochs=2), stage2=FinetuneSettings(memories=3, epochs=2),
 )  # fmt: skip
-
-
-@pytest.fixture
-def worker(monkeypatch, _process_group):
-    for name, value in WORKER_ENVIRONMENT.items():
-        monkeypatch.setenv(name, value)
-    threads = torch.get_num_threads(), faiss.omp_get_max_threads()
-    become_worker(1)
-    yield
-    torch.set_num_threads(threads[0])
-    faiss.omp_set_num_threads(threads[1])
 
 
 def here(case):

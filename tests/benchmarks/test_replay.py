@@ -4,14 +4,14 @@ import json
 from pathlib import Path
 from types import SimpleNamespace
 
-import faiss
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from benchmark_worker import benchmark_worker
+from clean_tables import clean_table
 from matplotlib.figure import Figure
 
-from benchmarks.measure import WORKER_ENVIRONMENT, become_worker
 from benchmarks.replay import STRATEGIES, WEEK_S, Course, Trainer, draw, main, replay, summarise
 from rarec.champions.window import Window
 from rarec.raserec.settings import FinetuneSettings, PretrainSettings
@@ -34,24 +34,9 @@ TRAINER = Trainer(
 
 @pytest.fixture(scope="module", autouse=True)
 def worker(_process_group):
-    """This process is a lone worker of one thread, so that trainings repeat bit by bit."""
-    threads = torch.get_num_threads(), faiss.omp_get_max_threads()
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in WORKER_ENVIRONMENT.items():
-            patch.setenv(name, value)
-        become_worker(1)
+    """One for all tests of this file."""
+    with benchmark_worker():
         yield
-    torch.set_num_threads(threads[0])
-    faiss.omp_set_num_threads(threads[1])
-
-
-def cleaned(rows):
-    """A clean table of (user, film, time)."""
-    rows = pd.DataFrame(rows, columns=["user_id", "item_id", "timestamp"])
-    rows = rows.sort_values(["user_id", "timestamp"], kind="stable", ignore_index=True)
-    for name in ("user", "item"):
-        rows[f"{name}_index"] = pd.factorize(rows[f"{name}_id"], sort=True)[0].astype(np.int32)
-    return rows
 
 
 def lives():
@@ -69,7 +54,7 @@ def lives():
             films = [*(unseen[user].pop() for _ in range(3)), f"new{week}"]
             times = FIRST + week * WEEK_S + rng.integers(WEEK_S, size=4)
             rows += [(user, film, int(time)) for film, time in zip(films, times, strict=True)]
-    return cleaned(rows)
+    return clean_table(rows)
 
 
 TABLE = lives()
@@ -173,7 +158,7 @@ def test_what_comes_later_changes_no_rank(lived):
     """In the middle of the last week, which begins with every kind of update, all that follows has not happened."""
     cut = LAST + WEEK_S // 2
     past = TABLE[TABLE["timestamp"] < cut]
-    courses, windows, begins = live(cleaned(past[["user_id", "item_id", "timestamp"]]))
+    courses, windows, begins = live(clean_table(past[["user_id", "item_id", "timestamp"]]))
     assert begins == lived.begins
     kept = TABLE.iloc[lived.windows[2].events]["timestamp"].to_numpy() < cut
     assert 9 < len(windows[2]) == kept.sum() < 27

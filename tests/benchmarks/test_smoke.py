@@ -5,14 +5,13 @@ import math
 import os
 from pathlib import Path
 
-import faiss
 import numpy as np
 import pytest
 import torch
 
 from benchmarks import report, rules
 from benchmarks.__main__ import main
-from benchmarks.measure import WORKER_ENVIRONMENT, Excerpt, alternate, become_worker, machine, peak_mib
+from benchmarks.measure import Excerpt, alternate, machine, peak_mib
 from benchmarks.plain.raserec import PlainFinetuning, PlainPretraining, plain_ranks
 from benchmarks.raserec import BENCHMARKS as ON_SEQUENCES
 from benchmarks.raserec import GROWTH, overhead, scaling
@@ -54,17 +53,6 @@ STAGE1 = PretrainSettings(
     dim=16, inner_dim=24, hidden_dropout=0, attention_dropout=0, max_length=9, contrastive_weight=0.3, temperature=0.7
 )
 STAGE2 = FinetuneSettings(memories=5, alpha=0.4, beta=1, inner_dim=24, dropout=0)
-
-
-@pytest.fixture
-def worker(monkeypatch, _process_group):
-    for name, value in WORKER_ENVIRONMENT.items():
-        monkeypatch.setenv(name, value)
-    threads = torch.get_num_threads(), faiss.omp_get_max_threads()
-    become_worker(1)
-    yield
-    torch.set_num_threads(threads[0])
-    faiss.omp_set_num_threads(threads[1])
 
 
 @pytest.fixture

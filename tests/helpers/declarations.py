@@ -43,6 +43,13 @@ RELLA = {
     "lora_checkpoint": {"rank": 2, "epochs": 2, "batch_size": 32, "validation_prompts": 100},
     "ctr_metrics": {"resamples": 100},
 }  # fmt: skip
+RELLA_MODELS = [
+    "zero-shot, recent", "zero-shot, retrieved",
+    "tuned on mixed, recent (seed 42)", "tuned on mixed, retrieved (seed 42)",
+    "tuned on recent, recent (seed 42)", "tuned on recent, retrieved (seed 42)",
+]  # fmt: skip
+"""What predicts, with the stages of `RELLA`: untuned, and both adapters."""
+CHOSEN_MODEL = "tuned on mixed, retrieved (seed 42)"
 SIZES = RASEREC | RELLA
 
 

@@ -14,6 +14,7 @@ from rarec.data.templates import TEMPLATES, item_texts
 from rarec.rella.language_model import Answers, ModelReference, find_answers
 from rarec.rella.prompt_source import RECENT, RETRIEVED, PromptJob, PromptSource
 from rarec.rella.small_llama import train_tokenizer
+from rarec.rella.tuning import TUNING, TuningSettings, add_adapter
 from rarec.retrieval.subr import recent_behaviours, retrieve_behaviours
 from rarec.text.prompts import build_parts
 from rarec.text.tokens import PromptTokens
@@ -174,6 +175,18 @@ def toy_data(n_items: int = 14, seed: int = 0) -> ToyData:
 
 
 @torch.no_grad()
+def save_random_adapter(model: Any, folder: Path, seed: int) -> Any:
+    """Write an adapter as `tune` leaves it, but with random weights; the model with it."""
+    adapted = add_adapter(model, TuningSettings(), seed)
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(0, 0.5)
+    adapted.save_pretrained(folder, save_embedding_layers=False)
+    (folder / TUNING).write_text(f'{{"base": "{BASE}"}}')
+    return adapted
+
+
 def slow_probability(model: Any, tokenizer: Any, text: str) -> float:
     """Yes against no behind one prompt, by itself, from the logits of every place."""
     ids = tokenizer(text, return_tensors="pt")["input_ids"]

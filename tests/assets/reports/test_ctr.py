@@ -4,6 +4,7 @@ from pathlib import Path
 
 import mlflow
 import pytest
+from declarations import CHOSEN_MODEL, RELLA_MODELS
 from plant import metadata
 
 from rarec.reports.ctr.report import CtrReport
@@ -11,29 +12,19 @@ from rarec.reports.ctr.report import CtrReport
 TRACK = "rella"
 
 
-MODELS = [
-    "zero-shot, recent", "zero-shot, retrieved",
-    "tuned on mixed, recent (seed 42)", "tuned on mixed, retrieved (seed 42)",
-    "tuned on recent, recent (seed 42)", "tuned on recent, retrieved (seed 42)",
-]  # fmt: skip
-
-
-CHOSEN = "tuned on mixed, retrieved (seed 42)"
-
-
 YARDSTICK = "logistic regression on five numbers"
 
 
 def test_report_shows_all_models_and_the_yardstick(plant, first):
     report = CtrReport.model_validate_json(plant.artifact(first, "ctr_metrics").file("report.json").read_text())
-    assert set(report.models) == {*MODELS, YARDSTICK}
-    assert (report.chosen, report.yardstick) == (CHOSEN, YARDSTICK)
-    assert report.compared("zero-shot, retrieved", CHOSEN, "test") is not None
-    assert report.compared("tuned on mixed, recent (seed 42)", CHOSEN, "test") is not None
-    assert report.compared("tuned on recent, retrieved (seed 42)", CHOSEN, "test") is not None
+    assert set(report.models) == {*RELLA_MODELS, YARDSTICK}
+    assert (report.chosen, report.yardstick) == (CHOSEN_MODEL, YARDSTICK)
+    assert report.compared("zero-shot, retrieved", CHOSEN_MODEL, "test") is not None
+    assert report.compared("tuned on mixed, recent (seed 42)", CHOSEN_MODEL, "test") is not None
+    assert report.compared("tuned on recent, retrieved (seed 42)", CHOSEN_MODEL, "test") is not None
     assert {(own.history, own.k) for own in report.heterogeneity} >= {("recent", 5), ("retrieved", 30)}
     values = metadata(first)["ctr_metrics"]
-    assert values[f"test {CHOSEN} AUC"] == round(report.of(CHOSEN, "test")["AUC"].value, 4)
+    assert values[f"test {CHOSEN_MODEL} AUC"] == round(report.of(CHOSEN_MODEL, "test")["AUC"].value, 4)
     assert "data:image/png;base64," in values["plot"]
     assert Path(values["report"]).is_file()
 
@@ -49,7 +40,7 @@ def test_mlflow_sets_zero_shot_beside_tuned(plant, first):
     parent = Path(metadata(first)["ctr_metrics"]["mlflow_run"]).name
     experiment = client.get_run(parent).info.experiment_id
     nested = client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{parent}'")
-    assert {run.data.params["model"] for run in nested} == {*MODELS, YARDSTICK}
+    assert {run.data.params["model"] for run in nested} == {*RELLA_MODELS, YARDSTICK}
     report = CtrReport.model_validate_json(plant.artifact(first, "ctr_metrics").file("report.json").read_text())
     for run in nested:
         assert run.data.metrics["test/AUC"] == pytest.approx(report.of(run.data.params["model"], "test")["AUC"].value)

@@ -2,6 +2,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from clean_tables import clean_table
 
 from rarec.champions.raserec import ServedRecommender, unremembered
 from rarec.metrics.ranking import full_ranking
@@ -16,15 +17,6 @@ from rarec.training.dropout import DropoutBits
 ITEMS = [f"i{number}" for number in range(9)]  # what the encoder knows; `new` it does not
 
 
-def table(rows):
-    """A clean table of (user, item, time)."""
-    rows = pd.DataFrame(rows, columns=["user_id", "item_id", "timestamp"])
-    rows = rows.sort_values(["user_id", "timestamp"], kind="stable", ignore_index=True)
-    for name in ("user", "item"):
-        rows[f"{name}_index"] = pd.factorize(rows[f"{name}_id"], sort=True)[0].astype(np.int32)
-    return rows
-
-
 def random_rows(seed, users=7, start=0):
     generator = np.random.default_rng(seed)
     return [
@@ -34,7 +26,7 @@ def random_rows(seed, users=7, start=0):
     ]
 
 
-BEFORE = table(random_rows(1))
+BEFORE = clean_table(random_rows(1))
 # Later: more of the same users, people who come before the others in the order of ids, items that are not known.
 LATER = [*random_rows(2, start=100), ("a", "i3", 120), ("a", "new", 121), ("a", "i4", 122), ("u1", "new", 130)]
 
@@ -77,7 +69,7 @@ def as_built_anew(served, translation, prefixes):
 @pytest.mark.parametrize("late", [[], [("u2", "i0", 3), ("u4", "i8", -1)]])
 def test_refreshed_bank_is_that_built_anew(index, late, monkeypatch):
     served = make_served(index, **({"ivf_lists": 2, "ivf_probes": 2} if index == "ivf" else {}))
-    today = table([*BEFORE[["user_id", "item_id", "timestamp"]].itertuples(index=False), *LATER, *late])
+    today = clean_table([*BEFORE[["user_id", "item_id", "timestamp"]].itertuples(index=False), *LATER, *late])
     translation = served.translate(today, clock=True)
     before = memories(served.recommender.bank)
     encoded = []
@@ -104,7 +96,7 @@ def test_refreshed_bank_is_that_built_anew(index, late, monkeypatch):
 def test_refresh_until_a_time_takes_nothing_younger():
     served = make_served()
     translation = served.translate(
-        table([*BEFORE[["user_id", "item_id", "timestamp"]].itertuples(index=False), *LATER]), clock=True
+        clean_table([*BEFORE[["user_id", "item_id", "timestamp"]].itertuples(index=False), *LATER]), clock=True
     )
     bank = served.refreshed(translation, until=121)
     assert (bank.known_at < 121).all()
@@ -116,7 +108,7 @@ def test_refresh_until_a_time_takes_nothing_younger():
 
 def test_what_is_unknown_is_left_out_of_the_translation():
     served = make_served()
-    today = table([("a", "i1", 9), ("u1", "i3", 1), ("u1", "new", 2), ("b", "new", 3), ("u1", "i0", 4)])
+    today = clean_table([("a", "i1", 9), ("u1", "i3", 1), ("u1", "new", 2), ("b", "new", 3), ("u1", "i0", 4)])
     today = today[today["timestamp"] < 9]  # user numbers have a gap
     translation = served.translate(today, clock=True)
     assert translation.user_ids.tolist() == ["b", "u1"]
@@ -128,7 +120,7 @@ def test_what_is_unknown_is_left_out_of_the_translation():
 
 def test_ranks_equal_a_plain_loop_over_the_events():
     served = make_served()
-    today = table([*BEFORE[["user_id", "item_id", "timestamp"]].itertuples(index=False), *LATER])
+    today = clean_table([*BEFORE[["user_id", "item_id", "timestamp"]].itertuples(index=False), *LATER])
     translation = served.translate(today, clock=True)
     bank = served.refreshed(translation)
     events = np.flatnonzero(today["timestamp"] >= 100)
@@ -144,7 +136,7 @@ def test_ranks_equal_a_plain_loop_over_the_events():
             continue
         # All that is known before the event, and of this user only what is behind them.
         past = today[(today["timestamp"] < event["timestamp"])].sort_values(["user_id", "timestamp"], kind="stable")
-        past = table(past[["user_id", "item_id", "timestamp"]].itertuples(index=False))
+        past = clean_table(past[["user_id", "item_id", "timestamp"]].itertuples(index=False))
         then = served.translate(past, clock=True)
         last = int(then.sequences.offsets[then.user_ids.tolist().index(event["user_id"]) + 1]) - 1
         short = as_built_anew(served, then, then.proper_prefixes())
@@ -161,7 +153,7 @@ def test_ranks_equal_a_plain_loop_over_the_events():
 def test_a_stale_bank_answers_otherwise_than_a_fresh_one():
     served = make_served()
     translation = served.translate(
-        table([*BEFORE[["user_id", "item_id", "timestamp"]].itertuples(index=False), *LATER]), clock=True
+        clean_table([*BEFORE[["user_id", "item_id", "timestamp"]].itertuples(index=False), *LATER]), clock=True
     )
     events = np.flatnonzero(translation.positions >= 0)[-12:]
     stale, fresh = (

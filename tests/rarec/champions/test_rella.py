@@ -6,16 +6,14 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from callers_data import unchanged
-from rella_toys import BASE, BEHAVIOURS, CPU, LIMIT, TEMPLATE, toy_data
+from rella_toys import BASE, BEHAVIOURS, CPU, LIMIT, TEMPLATE, save_random_adapter, toy_data
 
 from rarec.champions import rella as served
 from rarec.champions.rella import AskJob, ask_served, unseen_targets
 from rarec.data.ctr import CtrSamples
 from rarec.rella.online import OnlineModel
 from rarec.rella.scoring import score
-from rarec.rella.tuning import TUNING, TuningSettings, add_adapter
 from rarec.training.job import Place
 
 DATA = toy_data()
@@ -92,13 +90,7 @@ def test_workers_share_the_targets(tmp_path, monkeypatch, world):
     folders = DATA.save(tmp_path / "artifacts", DATA.model())
     TABLE.to_parquet(tmp_path / "artifacts/interactions/interactions.parquet")
     adapter = tmp_path / "adapter"
-    adapted = add_adapter(DATA.model(), TuningSettings(), 1)
-    with torch.no_grad():
-        for name, parameter in adapted.named_parameters():
-            if "lora_B" in name:
-                parameter.normal_(0, 0.5)
-    adapted.save_pretrained(adapter, save_embedding_layers=False)
-    (adapter / TUNING).write_text(f'{{"base": "{BASE}"}}')
+    adapted = save_random_adapter(DATA.model(), adapter, 1)
     samples = np.array([3, 20])  # fewer than workers
     np.save(tmp_path / "targets.npy", POSITION[samples])
     names = ("base_language_model", "item_catalog", "user_profiles", "semantic_item_vectors")

@@ -3,14 +3,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from callers_data import same_data
 from pydantic import ValidationError
-from rella_toys import BASE, CPU, slow_probability, toy_data
+from rella_toys import BASE, CPU, save_random_adapter, slow_probability, toy_data
 
 from rarec.data.ctr import draw
 from rarec.rella.predict import SCORED, PredictionSettings, Predictor, Variant, predict_all, untuned
-from rarec.rella.tuning import TUNING, TuningSettings, add_adapter
 
 DATA = toy_data()
 SAMPLES = {split: draw(DATA.source.samples, split, 7, seed=1) for split in SCORED}
@@ -18,22 +16,11 @@ PREDICTOR = Predictor(DATA.source, DATA.prompts, DATA.answers, CPU, 500)
 VARIANTS = [Variant("mixed", 3), Variant("retrieved", 3), Variant("recent", 3)]
 
 
-def random_adapter(folder, seed):
-    """As `tune` leaves one, but with random weights."""
-    model = add_adapter(DATA.model(), TuningSettings(), seed)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "lora_B" in name:
-                parameter.normal_(0, 0.5)
-    model.save_pretrained(folder, save_embedding_layers=False)
-    (folder / TUNING).write_text(f'{{"base": "{BASE}"}}')
-
-
 @pytest.fixture(scope="module")
 def adapters(tmp_path_factory):
     folder = tmp_path_factory.mktemp("adapters")
     for seed, variant in enumerate(VARIANTS):
-        random_adapter(folder / variant.name, seed)
+        save_random_adapter(DATA.model(), folder / variant.name, seed)
     return [(variant, folder / variant.name) for variant in VARIANTS]
 
 

@@ -11,15 +11,6 @@ from rarec.training.progress import Progress, ProgressReporter, duration, worker
 
 
 @pytest.fixture
-def clock(monkeypatch):
-    class Clock:
-        now = 100.0
-
-    monkeypatch.setattr(progress_module.time, "monotonic", lambda: Clock.now)
-    return Clock
-
-
-@pytest.fixture
 def sent(monkeypatch):
     monkeypatch.delenv("DAGSTER_PIPES_CONTEXT", raising=False)
     monkeypatch.delenv("RANK", raising=False)

@@ -5,20 +5,8 @@ import os
 from pathlib import Path
 from unittest.mock import Mock
 
-import pytest
-
 from rarec.training.worker.worker_files import Heartbeat
-from resources.workers import heartbeat_monitor as pulse_module
 from resources.workers.heartbeat_monitor import Pulse
-
-
-@pytest.fixture
-def clock(monkeypatch):
-    class Clock:
-        now = 100.0
-
-    monkeypatch.setattr(pulse_module.time, "monotonic", lambda: Clock.now)
-    return Clock
 
 
 def test_rank_without_reports_is_silent_and_one_at_its_end_is_not(tmp_path, clock):

@@ -10,15 +10,6 @@ from rarec.training.worker import worker_files
 from rarec.training.worker.worker_files import Heartbeat, clear_signs, leave_ended, leave_error, memory_kills
 
 
-@pytest.fixture
-def clock(monkeypatch):
-    class Clock:
-        now = 100.0
-
-    monkeypatch.setattr(worker_files.time, "monotonic", lambda: Clock.now)
-    return Clock
-
-
 def test_every_rank_beats_at_most_once_a_second_whatever_the_wall_clock_does(tmp_path, clock, monkeypatch):
     monkeypatch.setattr(worker_files.time, "time", lambda: 0.0)
     monkeypatch.setenv("RANK", "1")  # reports nothing
