@@ -2,7 +2,7 @@
 
 import functools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pandas as pd
@@ -12,8 +12,16 @@ from assets.framework.checks import artifact_check
 from assets.framework.reuse import Outcome, markdown_table
 from assets.framework.stage import Job, Request, stage
 from rarec.config import Settings
-from rarec.data.checks import check_published_counts, check_schema, check_time_order, check_unique_interactions
+from rarec.data.checks import (
+    check_published_counts,
+    check_schema,
+    check_ties,
+    check_time_order,
+    check_unique_interactions,
+)
+from rarec.data.readers.parquet_files import parquet_head
 from rarec.data.schemas import INTERACTIONS, ITEMS, USERS
+from rarec.data.sources.files import link_or_copy
 from rarec.data.tables import Tables, build_tables
 from resources.artifacts.store import Artifact
 
@@ -41,18 +49,18 @@ def _tables(request: Request[Settings]) -> Callable[[], Tables]:
 def clean_tables(job: Job[Settings]) -> Outcome:
     """One of the three clean tables. k-core and ids tie them to each other, so one step cuts all three."""
     clean, name = job.prepared(), TABLE_OF[job.name]
-    table: pd.DataFrame = getattr(clean, name)
-    table.to_parquet(job.folder / f"{name}.parquet", index=False)
+    link_or_copy(clean.folder / f"{name}.parquet", job.folder / f"{name}.parquet")
+    rows, first = parquet_head(job.folder / f"{name}.parquet")
     (job.folder / "counts.json").write_text(json.dumps({**clean.counts, "time": clean.time}, indent=1))
-    values: dict[str, Any] = {"rows": len(table), "dagster/row_count": len(table)}
+    values: dict[str, Any] = {"rows": rows, "dagster/row_count": rows}
     if name == "interactions":
         values |= {**clean.counts, "time": clean.time}
-    return Outcome(values, {"preview": markdown_table(table.head())}, {"rows": len(table)})
+    return Outcome(values, {"preview": markdown_table(first)}, {"rows": rows})
 
 
-def load_table(artifact: Artifact, name: str) -> pd.DataFrame:
-    """A parquet table of an artifact."""
-    return pd.read_parquet(artifact.file(f"{name}.parquet"))
+def load_table(artifact: Artifact, name: str, columns: Sequence[str] | None = None) -> pd.DataFrame:
+    """A parquet table of an artifact, or some columns of it."""
+    return pd.read_parquet(artifact.file(f"{name}.parquet"), columns=None if columns is None else list(columns))
 
 
 def load_counts(artifact: Artifact) -> dict[str, Any]:
@@ -84,6 +92,17 @@ CHECKS = [
         "interactions",
         "Within a user, time never runs backwards.",
         lambda _spec, artifact: check_time_order(load_table(artifact, "interactions")),
+    ),
+    artifact_check(
+        "ties",
+        "interactions",
+        "Few events of a user have the same time. Only a warning: among ties, the order is that of the file.",
+        lambda _spec, artifact: (
+            check_ties(load_table(artifact, "interactions", ("user_index", "timestamp")))
+            if has_clock(artifact)
+            else (True, {})
+        ),
+        blocking=False,
     ),
     artifact_check(
         "published_counts",

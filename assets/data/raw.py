@@ -1,6 +1,8 @@
 """Group `raw`: the published files, with the rows that have arrived since."""
 
+import hashlib
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,18 +10,22 @@ from typing import Any
 import pandas as pd
 
 from assets.data.incoming import first_rows
+from assets.framework.checks import artifact_check
 from assets.framework.reuse import Outcome, markdown_table
 from assets.framework.stage import Job, Request, stage
 from rarec.config import Settings
 from rarec.data.incoming.ledger import Ledger, State
 from rarec.data.incoming.merge import merge_incoming
-from rarec.data.raw import RawTables, read_raw
+from rarec.data.raw import RawTables, published_files, read_raw
+from rarec.data.readers.parquet_files import parquet_head
 from rarec.data.sources.download import Located, locate_source
-from rarec.data.sources.files import sha256_of
+from rarec.data.sources.files import link_or_copy, sha256_of, whole_folder
+from rarec.data.spec import DatasetSpec
 from rarec.training.progress import progress_log
 from resources.artifacts.store import Artifact
 
-VERSION = "2"  # of the raw tables and of the clean ones
+VERSION = "3"  # of the raw tables and of the clean ones
+NOT_CONTENT = ("overrides", "published", "template")  # parts of a declaration that do not affect its tables
 
 
 @dataclass(frozen=True)
@@ -41,15 +47,14 @@ def _locate(request: Request[Settings]) -> _Published:
 def _versions(request: Request[Settings]) -> dict[str, Artifact | str]:
     """Hashes of the files. Without incoming rows, only the published files are part of the identity."""
     located, state = request.prepared.located, request.prepared.state
-    names = {**request.spec.files(located.source), **request.spec.optional_files(located.source)}
-    paths = {name: located.folder / name for name in names.values()}
-    hashes: dict[str, Artifact | str] = {name: sha256_of(path) for name, path in paths.items() if path.is_file()}
+    files = published_files(request.spec, located.source, located.folder)
+    hashes: dict[str, Artifact | str] = {path.name: sha256_of(path) for paths in files.values() for path in paths}
     return hashes | ({"incoming_interactions": state.version} if state.version else {})
 
 
 def declaration(request: Request[Settings]) -> dict[str, Any]:
     """The parts of a data set's declaration that affect its tables."""
-    return {"spec": request.spec.model_dump(mode="json", exclude={"overrides", "published", "template"})}
+    return {"spec": request.spec.model_dump(mode="json", exclude=set(NOT_CONTENT))}
 
 
 @stage(
@@ -64,47 +69,95 @@ def declaration(request: Request[Settings]) -> dict[str, Any]:
 def raw_interactions(job: Job[Settings]) -> Outcome:
     """Interactions, items and users as published and arrived since, with provenance and a quarantine of bad rows."""
     located, ledger, state = job.prepared.located, job.prepared.ledger, job.prepared.state
-    raw = read_raw(job.spec, located.folder)
+    raw = _read_once(job.spec, located, Path(job.workspace.cache))
     provenance: dict[str, Any] = {"data_set": job.spec.title, "format": located.source.format, "files": raw.sources}
     counts: dict[str, int] = {}
     tables = {"provenance": markdown_table(pd.DataFrame(raw.sources))}
     if state.version:
         incoming = ledger.read(state)
-        merged = merge_incoming(job.spec, raw, incoming)
+        merged = merge_incoming(job.spec, raw, incoming, job.folder)
         raw, counts = merged.raw, merged.counts
         arrived = incoming.files.drop(columns="entry")
         provenance["incoming"] = {**counts, "files": json.loads(arrived.to_json(orient="records"))}
         tables["incoming files"] = first_rows(arrived[::-1])
-    for name in ("interactions", "items", "users", "quarantine"):
-        table: pd.DataFrame | None = getattr(raw, name)
-        if table is not None:
-            table.to_parquet(job.folder / f"{name}.parquet", index=False)
+    else:
+        for file in raw.folder.glob("*.parquet"):
+            link_or_copy(file, job.folder / file.name)
+    if raw.warnings:
+        provenance["warnings"] = list(raw.warnings)
+    raw.quarantine.to_parquet(job.folder / "quarantine.parquet", index=False)
     (job.folder / "provenance.json").write_text(json.dumps(provenance, indent=1))
+    rows = raw.count
     values = {
-        "rows": len(raw.interactions),
+        "rows": rows,
         "quarantined_rows": len(raw.quarantine),
         "format": located.source.format,
         **counts,
-        "dagster/row_count": len(raw.interactions),
+        "dagster/row_count": rows,
     }
-    tables["preview"] = markdown_table(raw.interactions.head())
+    tables["preview"] = markdown_table(parquet_head(raw.folder / "interactions.parquet")[1])
     if len(raw.quarantine):
         tables["quarantine"] = first_rows(raw.quarantine)
-        progress_log.info("%s", f"  {len(raw.quarantine):,} rows quarantined, {len(raw.interactions):,} read")
-    metrics: dict[str, float] = {"rows": len(raw.interactions), "quarantined_rows": len(raw.quarantine), **counts}
+        progress_log.info("%s", f"  {len(raw.quarantine):,} rows quarantined, {rows:,} read")
+    for sentence in raw.warnings:
+        progress_log.info("%s", f"  warning: {sentence}")
+    metrics: dict[str, float] = {"rows": rows, "quarantined_rows": len(raw.quarantine), **counts}
     return Outcome(values, tables, metrics)
+
+
+def _read_once(spec: DatasetSpec, located: Located, cache: Path) -> RawTables:
+    """The published tables, kept in the cache: when rows arrive, the published files are not read again."""
+    files = published_files(spec, located.source, located.folder)
+    identity = {
+        "version": VERSION,
+        "spec": spec.model_dump(mode="json", exclude=set(NOT_CONTENT)),
+        "files": {role: [[path.name, sha256_of(path)] for path in paths] for role, paths in files.items()},
+    }
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+    target = cache / "published" / spec.name / digest
+    if not target.is_dir():
+        shutil.rmtree(target.parent, ignore_errors=True)  # what earlier files held
+        with whole_folder(target) as folder:
+            raw = read_raw(spec, located.folder, folder)
+            raw.quarantine.to_parquet(folder / "quarantine.parquet", index=False)
+            (folder / "sources.json").write_text(json.dumps({"files": raw.sources, "warnings": raw.warnings}))
+    told = json.loads((target / "sources.json").read_text())
+    return RawTables(target, pd.read_parquet(target / "quarantine.parquet"), told["files"], warnings=tuple(told["warnings"]))
 
 
 def load_raw(artifact: Artifact) -> RawTables:
     """The raw tables of an artifact of `raw_interactions`."""
-
-    def read(name: str) -> pd.DataFrame | None:
-        file = artifact.path / f"{name}.parquet"
-        return pd.read_parquet(file) if file.is_file() else None
-
-    interactions, quarantine = read("interactions"), read("quarantine")
-    assert interactions is not None
-    assert quarantine is not None
     provenance = json.loads(artifact.file("provenance.json").read_text())
     arrived = provenance.get("incoming", {}).get("incoming_rows", 0)
-    return RawTables(interactions, read("items"), read("users"), quarantine, provenance["files"], arrived)
+    quarantine = pd.read_parquet(artifact.file("quarantine.parquet"))
+    warnings = tuple(provenance.get("warnings", ()))
+    return RawTables(artifact.path, quarantine, provenance["files"], arrived, warnings)
+
+
+def _check_set_aside(_: DatasetSpec, artifact: Artifact) -> tuple[bool, dict[str, Any]]:
+    quarantine = load_raw(artifact).quarantine
+    first = [f"{row.file}, line {row.line}: {row.reason}" for row in quarantine.head(3).itertuples(index=False)]
+    return quarantine.empty, {"rows": len(quarantine), **({"first": first} if first else {})}
+
+
+def _check_as_written(_: DatasetSpec, artifact: Artifact) -> tuple[bool, dict[str, Any]]:
+    warnings = load_raw(artifact).warnings
+    return not warnings, {"warnings": list(warnings)} if warnings else {}
+
+
+CHECKS = [
+    artifact_check(
+        "rows_set_aside",
+        "raw_interactions",
+        "Every row could be used. Only a warning: rows that could not are in the quarantine, with line and reason.",
+        _check_set_aside,
+        blocking=False,
+    ),
+    artifact_check(
+        "read_as_written",
+        "raw_interactions",
+        "Ids and columns were read as written. Only a warning: it says what was unified, repeated or missing.",
+        _check_as_written,
+        blocking=False,
+    ),
+]

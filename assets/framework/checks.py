@@ -17,18 +17,21 @@ RECALL_AT = 20
 RECALL_SAMPLE = 2000  # queries by which the recall of an index is measured
 
 
-def artifact_check(name: str, asset: str, description: str, examine: Examine) -> dg.AssetChecksDefinition:
-    """A blocking check: downstream assets of ``asset`` do not run if ``examine(spec, artifact)`` fails.
+def artifact_check(
+    name: str, asset: str, description: str, examine: Examine, blocking: bool = True
+) -> dg.AssetChecksDefinition:
+    """A check of an artifact. If ``examine(spec, artifact)`` fails, downstream assets do not run.
 
-    ``examine`` returns whether the check passed, and plain values to show.
+    ``examine`` returns whether the check passed, and plain values to show. A check that is not ``blocking`` only warns.
     """
+    severity = dg.AssetCheckSeverity.ERROR if blocking else dg.AssetCheckSeverity.WARN
 
-    @dg.asset_check(asset=asset, name=name, description=description, blocking=True)
+    @dg.asset_check(asset=asset, name=name, description=description, blocking=blocking)
     def check(
         context: dg.AssetCheckExecutionContext, store: ArtifactStore, workspace: Workspace
     ) -> dg.AssetCheckResult:
         passed, details = examine(workspace.spec(context.partition_key), upstream(context, store, asset)[asset])
-        return dg.AssetCheckResult(passed=passed, severity=dg.AssetCheckSeverity.ERROR, metadata=details)
+        return dg.AssetCheckResult(passed=passed, severity=severity, metadata=details)
 
     return check
 

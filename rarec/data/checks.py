@@ -12,6 +12,8 @@ from rarec.data.spec import DatasetSpec, ExpectedCounts
 
 Result = tuple[bool, dict[str, Any]]
 SHOWN = 10
+TIES = 0.2  # share of tied events above which the order of events says little
+DAY_S, HOUR_S, MINUTE_S = 86_400, 3_600, 60
 
 
 def check_schema(table: pd.DataFrame, schema: pa.DataFrameSchema) -> Result:
@@ -46,6 +48,34 @@ def check_time_order(interactions: pd.DataFrame) -> Result:
     wrong = (users[1:] < users[:-1]) | ((users[1:] == users[:-1]) & (times[1:] < times[:-1]))
     rows = np.flatnonzero(wrong) + 1
     return not len(rows), {"out_of_order": len(rows), "first_rows": rows[:SHOWN].tolist()}
+
+
+def check_ties(interactions: pd.DataFrame) -> Result:
+    """Whether few events have the same time as another event of their user; details say how many, and perhaps why.
+
+    Args:
+        interactions: Columns user_index and timestamp (seconds), sorted by them.
+    """
+    users, times = interactions["user_index"].to_numpy(), interactions["timestamp"].to_numpy()
+    same = (users[1:] == users[:-1]) & (times[1:] == times[:-1])
+    tied = np.zeros(len(times), dtype=bool)
+    tied[1:] |= same
+    tied[:-1] |= same
+    share = float(tied.mean()) if len(tied) else 0.0
+    details: dict[str, Any] = {"tied_events": int(tied.sum()), "share": round(share, 4)}
+    if share > TIES and (cause := _rounded_to(times)):
+        details["cause"] = cause
+    return share <= TIES, details
+
+
+def _rounded_to(times: np.ndarray) -> str:
+    """What all times are rounded to, if anything; empty if not."""
+    step = int(np.gcd.reduce(times.astype(np.int64))) if (times % 1 == 0).all() else 1
+    for seconds, name in ((DAY_S, "days"), (HOUR_S, "hours"), (MINUTE_S, "minutes")):
+        if step and step % seconds == 0:
+            return f"all times are whole {name}"
+    tens = len(str(step)) - len(str(step).rstrip("0"))
+    return f"all times end in {tens} zeros: the file keeps too few digits, as in 1.601e+09" if step and tens >= 2 else ""
 
 
 def check_published_counts(spec: DatasetSpec, counts: Mapping[str, int]) -> Result:

@@ -13,6 +13,8 @@ ADVICE = "Correct the file, or raise the data set's `quarantine_limit`."
 class Quarantine:
     """Collects bad rows while files are read."""
 
+    SHOWN = SHOWN
+
     def __init__(self, limit: float, advice: str = ADVICE) -> None:
         """Start empty.
 
@@ -40,8 +42,12 @@ class Quarantine:
         """(line, reason, text) of the bad rows of `file`, sorted by line."""
         return sorted((row[1:] for row in self._rows if row[0] == file), key=lambda row: row[0])
 
-    def check(self, file: str, rows: int) -> None:
-        """Raise InputError if too large a share of the `rows` rows of `file` is bad."""
+    def add_unseen(self, file: str, rows: int) -> None:
+        """Count further bad rows of `file` without their text: there are too many anyway."""
+        self._counts[file] = self._counts.get(file, 0) + rows
+
+    def check(self, file: str, rows: int, hint: str = "") -> None:
+        """Raise InputError if too large a share of the `rows` rows of `file` is bad; `hint` comes before the advice."""
         bad = self.count(file)
         if bad <= self.limit * rows:
             return
@@ -49,7 +55,7 @@ class Quarantine:
         shown = "; ".join(f"line {line}: {reason} [{text[:80]}]" for line, reason, text in first)
         shown += "; …" if bad > SHOWN else "."
         raise InputError(
-            f"{file}: {bad} of {rows} rows cannot be read (allowed: {self.limit:.2%}). {shown} {self.advice}"
+            f"{file}: {bad} of {rows} rows cannot be read (allowed: {self.limit:.2%}). {shown} {hint or self.advice}"
         )
 
     def frame(self) -> pd.DataFrame:

@@ -1,44 +1,152 @@
-"""Reading a data set as published: tables with our column names, their provenance, and the unreadable rows."""
+"""Reading a data set as published: tables with our column names, their provenance, and the unreadable rows.
 
-from dataclasses import dataclass
+Tables are parquet files that are never whole in memory. Reading them into pandas is for looking at them, and for tests.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
+import duckdb
 import pandas as pd
 
 from rarec.data.quarantine import Quarantine
-from rarec.data.readers import amazon, bookcrossing, movielens, recbole
+from rarec.data.readers.connection import connection, literal, quoted
+from rarec.data.readers.finishing import finish_published
+from rarec.data.readers.forms import KEYS, form_before
+from rarec.data.readers.parquet_files import write_table
+from rarec.data.readers.table import Reading, read_role
+from rarec.data.readers.unify import unify_ids
+from rarec.data.readers.values import AHEAD_S
 from rarec.data.sources.download import find_source
-from rarec.data.sources.files import check_file, sha256_of
+from rarec.data.sources.files import check_file, find_files, sha256_of
 from rarec.data.spec import DatasetSpec, Role, SourceSpec
 from rarec.errors import InputError
 
-KEYS: dict[Role, str] = {"items": "item_id", "users": "user_id"}
+ROLES: tuple[Role, ...] = ("interactions", "items", "users")
+INCOMING_ROWS = "incoming.parquet"  # rows that arrived after publication
+REPLACED = "replaced.parquet"  # `n` of the published rows that later ones replace
+ID_OF: dict[Role, str] = {"items": "item_id", "users": "user_id"}
 
 
 @dataclass(frozen=True)
 class RawTables:
-    """What was read.
+    """What was read, as parquet files in a folder.
 
     Attributes:
-        interactions: User_id, item_id; `rating` if published; `timestamp` (seconds) or `order` if published; and other
-            published columns. Ids are int64 if all ids of that column are whole numbers, else strings.
-        items: Item_id and other columns, unique by item_id; None if not published.
-        users: User_id and other columns, unique by user_id; None if not published.
+        folder: Holds `interactions.parquet`, and `items.parquet` and `users.parquet` if published. Rows that arrived
+            since are in a file of their own, and so are the numbers of the published rows that they replace.
         quarantine: File, line, reason and text of each unreadable row.
         sources: Role, file, bytes, sha256 and number of readable rows of each file.
         incoming_rows: Number of interactions that arrived after publication (`rarec.data.incoming.merge`).
+        warnings: Sentences on what a user should know: ids written in several ways, columns that are missing.
     """
 
-    interactions: pd.DataFrame
-    items: pd.DataFrame | None
-    users: pd.DataFrame | None
+    folder: Path
     quarantine: pd.DataFrame
-    sources: list[dict[str, str | int]]
+    sources: list[dict[str, Any]]
     incoming_rows: int = 0
+    warnings: tuple[str, ...] = ()
+    kept: Any = field(default=None, repr=False, compare=False)  # a temporary folder lives as long as the tables
+
+    @classmethod
+    def of(
+        cls,
+        interactions: pd.DataFrame,
+        items: pd.DataFrame | None,
+        users: pd.DataFrame | None,
+        quarantine: pd.DataFrame,
+        sources: list[dict[str, Any]],
+    ) -> "RawTables":
+        """Tables that are in memory, written to a temporary folder."""
+        kept = TemporaryDirectory(prefix="rarec-raw-")
+        for role, table in zip(ROLES, (interactions, items, users), strict=True):
+            if table is not None:
+                table.to_parquet(Path(kept.name) / f"{role}.parquet", index=False)
+        return cls(Path(kept.name), quarantine, sources, kept=kept)
+
+    def file(self, role: Role) -> Path | None:
+        """The table of a role; None if it was not published."""
+        path = self.folder / f"{role}.parquet"
+        return path if path.is_file() else None
+
+    @property
+    def count(self) -> int:
+        """Number of interactions."""
+        with connection() as database:
+            (rows,) = database.sql(f"SELECT count(*) FROM ({self.query})").fetchall()[0]
+        return int(rows)
+
+    @cached_property
+    def interactions(self) -> pd.DataFrame:
+        """User_id, item_id; `rating` if published; `timestamp` (seconds) or `order` if published; other columns.
+
+        Ids are int64 if all ids of that column are whole numbers, else strings. Times are int64, or float64 if some
+        have fractions of a second.
+        """
+        published = pd.read_parquet(self.folder / "interactions.parquet")
+        if (self.folder / REPLACED).is_file():
+            published = published.drop(index=pd.read_parquet(self.folder / REPLACED)["n"])
+        if not (self.folder / INCOMING_ROWS).is_file():
+            return published.reset_index(drop=True)
+        return pd.concat([published, pd.read_parquet(self.folder / INCOMING_ROWS)], ignore_index=True)
+
+    @property
+    def query(self) -> str:
+        """SQL for all interactions, with `n` in order of appearance."""
+        published = f"read_parquet({literal(str(self.folder / 'interactions.parquet'))}, file_row_number=true)"
+        query = f"SELECT * RENAME (file_row_number AS n) FROM {published}"
+        if (self.folder / REPLACED).is_file():
+            gone = f"SELECT n FROM read_parquet({literal(str(self.folder / REPLACED))})"
+            query = f"SELECT * FROM ({query}) WHERE n NOT IN ({gone})"
+        if (self.folder / INCOMING_ROWS).is_file():
+            arrived = f"read_parquet({literal(str(self.folder / INCOMING_ROWS))}, file_row_number=true)"
+            query += f" UNION ALL BY NAME SELECT * EXCLUDE file_row_number, file_row_number + (1::BIGINT << 40) AS n FROM {arrived}"
+        return query
+
+    @cached_property
+    def items(self) -> pd.DataFrame | None:
+        """Item_id and other columns, unique by item_id; None if not published."""
+        return self._table("items")
+
+    @cached_property
+    def users(self) -> pd.DataFrame | None:
+        """User_id and other columns, unique by user_id; None if not published."""
+        return self._table("users")
+
+    def _table(self, role: Role) -> pd.DataFrame | None:
+        path = self.file(role)
+        return None if path is None else pd.read_parquet(path)
 
 
-def read_raw(spec: DatasetSpec, folder: Path) -> RawTables:
+def published_files(spec: DatasetSpec, source: SourceSpec, folder: Path) -> dict[Role, list[Path]]:
+    """The files of each role in `folder`, optional ones if they are there.
+
+    Raises:
+        InputError: A file is missing.
+    """
+    files: dict[Role, list[Path]] = {}
+    for role, name in spec.files(source).items():
+        files[role] = find_files(folder, name)
+        if not files[role]:
+            raise InputError(f"{folder / name}: there is no such file; put it there.")
+    for role, name in spec.optional_files(source).items():
+        if found := find_files(folder, name):
+            files[role] = found
+    return {role: files[role] for role in ROLES if role in files}
+
+
+def read_raw(spec: DatasetSpec, folder: Path, into: Path | None = None) -> RawTables:
     """Read a data set from `folder`, in the first form of `spec.sources` whose files are all there.
+
+    Args:
+        spec: The data set.
+        folder: Where its files are.
+        into: Existing folder that receives the tables; by default a temporary one that lives as long as the result.
 
     Raises:
         InputError: A file is missing, empty, damaged or of another shape; has more unreadable rows than
@@ -48,65 +156,95 @@ def read_raw(spec: DatasetSpec, folder: Path) -> RawTables:
     if source is None:
         choices = " or ".join(", ".join(spec.files(source).values()) for source in spec.sources)
         raise InputError(f"{spec.name}: its files are not in {folder}; put {choices} there.")
-    files: dict[Role, Path] = {role: folder / name for role, name in spec.files(source).items()}
-    for role, name in spec.optional_files(source).items():
-        if (folder / name).is_file():
-            files[role] = folder / name
-    for path in files.values():
-        check_file(path)
-    quarantine = Quarantine(spec.quarantine_limit)
-    tables = _read(files, spec, source, quarantine)
-    for role, key in KEYS.items():
-        if role in tables:
-            _check_unique(tables[role], key, files[role])
-            _unify_ids(tables["interactions"], tables[role], key)
+    kept = None
+    if into is None:
+        kept = TemporaryDirectory(prefix="rarec-raw-")
+        into = Path(kept.name)
+    files = published_files(spec, source, folder)
+    for paths in files.values():
+        for path in paths:
+            check_file(path)
+    quarantine, warnings = Quarantine(spec.quarantine_limit), list[str]()
+    rows: dict[Role, int] = {}
+    with TemporaryDirectory(dir=into, prefix=".reading-") as scratch, connection(Path(scratch)) as database:
+        work = Path(scratch) / "files"
+        work.mkdir()
+        for role, paths in files.items():
+            wanted = _wanted(database) if role == "items" and form_before(source, role).key else None
+            reading = Reading(
+                database, spec, source, role, quarantine, work, time.time() + AHEAD_S, wanted, warnings=warnings
+            )
+            rows[role] = read_role(reading, paths)
+        _unify(database, files, spec, warnings)
+        for role in files:
+            finish_published(database, source, role)
+            if role in ID_OF:
+                rows[role] = _make_unique(database, role, source, files[role][0].name, warnings)
+            write_table(database, role, into / f"{role}.parquet")
     return RawTables(
-        interactions=tables["interactions"],
-        items=tables.get("items"),
-        users=tables.get("users"),
+        folder=into,
         quarantine=quarantine.frame(),
         sources=[
-            {
-                "role": role,
-                "file": path.name,
-                "bytes": path.stat().st_size,
-                "sha256": sha256_of(path),
-                "rows": len(tables[role]),
-            }
-            for role, path in files.items()
+            {"role": role, "file": path.name, "bytes": path.stat().st_size, "sha256": sha256_of(path), "rows": rows[role]}
+            for role, paths in files.items()
+            for path in paths
         ],
+        warnings=tuple(warnings),
+        kept=kept,
     )
 
 
-def _read(
-    files: dict[Role, Path], spec: DatasetSpec, source: SourceSpec, quarantine: Quarantine
-) -> dict[Role, pd.DataFrame]:
-    match source.format:
-        case "recbole":
-            return recbole.read(files, spec, source, quarantine)
-        case "movielens-dat" | "synthetic":
-            return movielens.read_dat(files, spec, quarantine)
-        case "movielens-100k":
-            return movielens.read_100k(files, spec, quarantine)
-        case "movielens-csv":
-            return movielens.read_csv(files, spec, quarantine)
-        case "bookcrossing-csv":
-            return bookcrossing.read(files, spec, quarantine)
-        case "amazon-2014":
-            return amazon.read(files, spec, quarantine)
+def _wanted(database: duckdb.DuckDBPyConnection) -> set[str]:
+    return {str(one) for (one,) in database.sql("SELECT DISTINCT item_id FROM interactions").fetchall()}
 
 
-def _check_unique(table: pd.DataFrame, key: str, path: Path) -> None:
-    repeated = table[key].duplicated()
-    if repeated.any():
-        raise InputError(
-            f"{path.name}: {key} {table[key][repeated].iloc[0]} is in more than one row "
-            f"({int(repeated.sum())} rows repeat an id); keep one row per id."
-        )
+def _unify(
+    database: duckdb.DuckDBPyConnection, files: dict[Role, list[Path]], spec: DatasetSpec, warnings: list[str]
+) -> None:
+    """Give ids the same spelling and type in all tables."""
+    for column in ("user_id", "item_id"):
+        tables = [role for role in files if column in KEYS[role]]
+        where = " and ".join(files[role][0].name for role in tables)
+        unify_ids(database, column, tables, where, warnings)
 
 
-def _unify_ids(interactions: pd.DataFrame, table: pd.DataFrame, key: str) -> None:
-    """Give the id column the same type in both tables: strings if either has strings."""
-    if interactions[key].dtype != table[key].dtype:
-        interactions[key] = interactions[key].astype("str")
-        table[key] = table[key].astype("str")
+def _make_unique(
+    database: duckdb.DuckDBPyConnection, role: Role, source: SourceSpec, file: str, warnings: list[str]
+) -> int:
+    """Keep one row of each id; returns the number of rows.
+
+    Exact copies of a row are dropped. So are later rows where publishers repeat items, or where ids were unified.
+    """
+    key = ID_OF[role]
+    others = [
+        name
+        for (name, *_) in database.sql(f"DESCRIBE {role}").fetchall()
+        if name not in ("file", "n")
+    ]
+    same_row = ", ".join(map(quoted, others))
+    database.execute(
+        f"CREATE TABLE once AS SELECT * FROM {role} QUALIFY row_number() OVER (PARTITION BY {same_row} ORDER BY file, n) = 1 "
+        "ORDER BY file, n"
+    )
+    before, once = (database.sql(f"SELECT count(*) FROM {name}").fetchall()[0][0] for name in (role, "once"))
+    if once < before:
+        warnings.append(f"{file}: {before - once:,} rows are exact copies of earlier ones; each counts once.")
+    repeated = database.sql(
+        f"SELECT {key}, count(*) FROM once GROUP BY 1 HAVING count(*) > 1 ORDER BY min(file), min(n)"
+    ).fetchall()
+    extra = sum(count - 1 for _, count in repeated)
+    if repeated:
+        unified = any(sentence.startswith(f"{key}:") for sentence in warnings)
+        if not (form_before(source, role).first_of_repeated or unified):
+            raise InputError(
+                f"{file}: {key} {repeated[0][0]} is in more than one row ({extra} rows repeat an id); keep one row per id."
+            )
+        warnings.append(f"{file}: {extra:,} rows repeat an id (first: {repeated[0][0]}); the first row of each id counts.")
+    database.execute(f"DROP TABLE {role}")
+    database.execute(
+        f"CREATE TABLE {role} AS SELECT * FROM once QUALIFY row_number() OVER (PARTITION BY {key} ORDER BY file, n) = 1 "
+        "ORDER BY file, n"
+    )
+    database.execute("DROP TABLE once")
+    (count,) = database.sql(f"SELECT count(*) FROM {role}").fetchall()[0]
+    return int(count)

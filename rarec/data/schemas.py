@@ -6,10 +6,15 @@ import pandera.pandas as pa
 
 
 def _is_id(column: pd.Series) -> bool:
-    """Either all whole numbers from 0, or all strings that are not blank."""
+    """Either all whole numbers, or all strings that are not blank."""
     if column.dtype == np.int64:
-        return bool((column >= 0).all())
+        return True
     return isinstance(column.dtype, pd.StringDtype) and bool((column.str.strip() != "").all())
+
+
+def _is_time(column: pd.Series) -> bool:
+    """Whole seconds or places, or seconds with fractions."""
+    return column.dtype in (np.int64, np.float64)
 
 
 def _counts_up(column: pd.Series) -> bool:
@@ -30,7 +35,7 @@ INTERACTIONS = pa.DataFrameSchema(
         "user_id": _id(),
         "item_id": _id(),
         "rating": pa.Column("float32", nullable=True),
-        "timestamp": pa.Column("int64", pa.Check.ge(0)),
+        "timestamp": pa.Column(checks=[pa.Check(_is_time, name="time"), pa.Check.ge(0)]),
         "user_index": pa.Column("int32", pa.Check.ge(0)),
         "item_index": pa.Column("int32", pa.Check.ge(0)),
     },

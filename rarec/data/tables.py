@@ -1,16 +1,27 @@
 """The three clean tables that both tracks start from: interactions, items, users.
 
 Cleaning drops rows and counts them. It repairs no values: text that means "nothing" and implausible numbers become
-missing. It is deterministic and, apart from ties in time, independent of the order of rows in the files.
+missing. It is deterministic and, apart from ties in time, independent of the order of rows in the files. Joins, sorting
+and k-core run in DuckDB, which spills to disk, so the interactions are never whole in memory.
 """
 
 import html
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
+import duckdb
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 
 from rarec.data.raw import RawTables
+from rarec.data.readers.connection import connection, literal, quoted
+from rarec.data.readers.parquet_files import GROUP_ROWS, batches_of, schema_of, write_batches
+from rarec.data.readers.values import BLANKS
 from rarec.data.spec import DatasetSpec, Time
 from rarec.errors import InputError
 
@@ -19,202 +30,316 @@ USER_TEXT = ("gender", "age_group", "occupation", "zip_code", "location")
 PLAUSIBLE_AGES = (5, 100)
 PLAUSIBLE_YEARS = (1450, 2029)  # from the first printed books; Book-Crossing has the years 0, 1376 and 2050
 NO_GENRES = ("(no genres listed)", "unknown")
+# Texts that programs and people write where nothing is known. Case counts: a film may be called "Nil".
+NO_TEXT = frozenset(
+    "NULL null Null NaN nan NAN None NONE N/A n/a N/a NA <NA> #N/A NaT nil \\N undefined (null) - --".split()
+) | {"Not Applicable (Na )", "not applicable"}
+BETWEEN_PARTS = {"location": ", ", "genres": "|"}  # texts of several parts, each of which may be nothing
 # A film's year after its title: "Heat (1995)", "Death Note (2006–2007)".
 TITLE_YEAR = r"^(?P<title>.+?)\s*\((?P<year>\d{4})(?:[-–]\d{0,4})?\)$"
+# White space, and control characters. Characters without width count as nothing at the ends of a text only: inside they
+# join letters and emoji.
+WHITE = re.compile(r"[\s\x00-\x1f\x7f-\x9f\u200b\u2060\ufeff]+")
+WIDTHLESS = "\u200b\u200c\u200d\u200e\u200f\u2060\ufeff\u00ad"
 
 
 @dataclass(frozen=True)
 class Tables:
-    """Clean tables; see `rarec.data.schemas` for their columns.
+    """Clean tables, as parquet files in a folder; see `rarec.data.schemas` for their columns.
 
     Attributes:
-        interactions: User_id, item_id, rating (float32, NaN if none), timestamp (int64), user_index, item_index
-            (int32); sorted by (user, timestamp, order of appearance). `timestamp` is in seconds if the data have a
-            clock, else the order within the user: as published, or drawn with `split_seed` and counted from 1.
-        items: One row per item with interactions, sorted by item_id; item_index is the row number.
-        users: One row per user with interactions, sorted by user_id; user_index is the row number.
+        folder: Holds `interactions.parquet`, `items.parquet` and `users.parquet`.
         counts: Rows read, rows dropped by reason, and sizes before and after k-core.
         time: What `timestamp` means.
     """
 
-    interactions: pd.DataFrame
-    items: pd.DataFrame
-    users: pd.DataFrame
+    folder: Path
     counts: dict[str, int]
     time: Time
+    kept: Any = field(default=None, repr=False, compare=False)  # a temporary folder lives as long as the tables
+
+    @cached_property
+    def interactions(self) -> pd.DataFrame:
+        """User_id, item_id, rating (float32, NaN if none), timestamp, user_index, item_index (int32).
+
+        Sorted by (user, timestamp, order of appearance). `timestamp` is in seconds if the data have a clock (int64, or
+        float64 if some have fractions), else the order within the user: as published, or drawn with `split_seed` and
+        counted from 1.
+        """
+        return pd.read_parquet(self.folder / "interactions.parquet")
+
+    @cached_property
+    def items(self) -> pd.DataFrame:
+        """One row per item with interactions, sorted by item_id; item_index is the row number."""
+        return pd.read_parquet(self.folder / "items.parquet")
+
+    @cached_property
+    def users(self) -> pd.DataFrame:
+        """One row per user with interactions, sorted by user_id; user_index is the row number."""
+        return pd.read_parquet(self.folder / "users.parquet")
 
 
-def build_tables(spec: DatasetSpec, raw: RawTables) -> Tables:
+def build_tables(spec: DatasetSpec, raw: RawTables, into: Path | None = None) -> Tables:
     """Make the clean, typed, sorted tables of a data set. `raw` is not changed.
+
+    Args:
+        spec: The data set.
+        raw: Its raw tables.
+        into: Existing folder that receives the tables; by default a temporary one that lives as long as the result.
 
     Raises:
         InputError: There are repeated interactions or unknown items that the data set does not allow, or nothing is
             left.
     """
-    data = raw.interactions
-    counts = _read_counts(raw)
-    time: Time = "clock" if "timestamp" in data else "order" if "order" in data else "none"
-    users, user_ids = pd.factorize(data["user_id"], sort=True)
-    items, item_ids = pd.factorize(data["item_id"], sort=True)
-    clock = np.zeros(len(data), dtype=np.int64)
-    if time != "none":
-        clock = data["timestamp" if time == "clock" else "order"].to_numpy(np.int64)
-
-    # lexsort is stable: rows of the same user and time stay in order of appearance.
-    rows = np.lexsort((clock, users))
-    rows = _drop_implicit(spec, data, rows, counts)
-    rows = _drop_unknown(spec, raw, rows, items, item_ids, counts)
-    rows = _drop_repeated(spec, data, rows, users, items, clock, counts)
-    counts |= _sizes(users[rows], items[rows], "_before_k_core")
-    if spec.k_core:
-        rows = rows[k_core(users[rows], items[rows], spec.k_core)]
-    counts["dropped_k_core"] = counts["interactions_before_k_core"] - len(rows)
-    if not len(rows):
-        before = counts["interactions_before_k_core"]
-        raise InputError(
-            f"{spec.name}: the {spec.k_core}-core of its {before} interactions is empty; lower `k_core`."
-            if before
-            else f"{spec.name}: all interactions were dropped; check its `implicit_rating` and `unknown_items`."
-        )
-    counts |= _sizes(users[rows], items[rows], "")
-
-    user_index, user_ids = _compact(users[rows], user_ids)
-    item_index, item_ids = _compact(items[rows], item_ids)
-    clock = clock[rows]
-    if time == "none":
-        order, clock = _draw_order(user_index, item_index, spec.split_seed)
-        rows, user_index, item_index = rows[order], user_index[order], item_index[order]
-    rating = data["rating"].to_numpy(np.float32)[rows] if "rating" in data else np.full(len(rows), np.nan, np.float32)
-    interactions = pd.DataFrame(
-        {
-            "user_id": user_ids.take(user_index),
-            "item_id": item_ids.take(item_index),
-            "rating": rating,
-            "timestamp": clock,
-            "user_index": user_index,
-            "item_index": item_index,
-        }
-    )
-    user_table = _user_table(user_ids, raw.users)
-    if raw.users is not None:
-        counts["users_without_profile"] = int((~user_ids.isin(raw.users["user_id"])).sum())
-    return Tables(interactions, _item_table(spec, item_ids, raw.items), user_table, counts, time)
+    kept = None
+    if into is None:
+        kept = TemporaryDirectory(prefix="rarec-tables-")
+        into = Path(kept.name)
+    counts = {}
+    with connection(into) as database:
+        time, time_type = _load(database, raw)
+        counts |= _read_counts(database, raw)
+        _drop_implicit(database, spec, counts)
+        _drop_unknown(database, spec, raw, counts)
+        _drop_repeated(database, spec, counts)
+        _sizes(database, "_before_k_core", counts)
+        if spec.k_core:
+            k_core(database, spec.k_core)
+        rows = _count(database, "events")
+        counts["dropped_k_core"] = counts["interactions_before_k_core"] - rows
+        if not rows:
+            before = counts["interactions_before_k_core"]
+            raise InputError(
+                f"{spec.name}: the {spec.k_core}-core of its {before} interactions is empty; lower `k_core`."
+                if before
+                else f"{spec.name}: all interactions were dropped; check its `implicit_rating` and `unknown_items`."
+            )
+        _sizes(database, "", counts)
+        user_ids, item_ids = _compact(database, "user"), _compact(database, "item")
+        if time == "none":
+            _draw_order(database, spec.split_seed)
+        _write_interactions(database, user_ids, item_ids, time_type, into / "interactions.parquet")
+        items = _published(database, raw.file("items"), "item", ITEM_TEXT)
+        users = _published(database, raw.file("users"), "user", USER_TEXT)
+        if users is not None:
+            counts["users_without_profile"] = int(users.pop("absent").sum())
+        if items is not None:
+            items.pop("absent")
+    _item_table(spec, _id_index(item_ids), items).to_parquet(into / "items.parquet", index=False)
+    _user_table(_id_index(user_ids), users).to_parquet(into / "users.parquet", index=False)
+    return Tables(into, counts, time, kept)
 
 
-def k_core(users: np.ndarray, items: np.ndarray, k: int) -> np.ndarray:
-    """Ascending positions of the largest subset in which each user and each item has at least k interactions.
+def _load(database: duckdb.DuckDBPyConnection, raw: RawTables) -> tuple[Time, str]:
+    """Tables `users` and `items` (id, code) of all ids, and `events` (n, user, item, rating, time) in file order.
 
-    Args:
-        users: (N,) non-negative codes.
-        items: (N,) non-negative codes.
-        k: Least number of interactions.
+    Returns what times mean, and their type.
     """
-    rows = np.arange(len(users))
-    while len(rows):
-        enough = (np.bincount(users) >= k)[users] & (np.bincount(items) >= k)[items]
-        if enough.all():
-            break
-        rows, users, items = rows[enough], users[enough], items[enough]
-    return rows
+    source = f"({raw.query})"
+    columns = {name: kind for name, kind, *_ in database.sql(f"DESCRIBE SELECT * FROM {source}").fetchall()}
+    time: Time = "clock" if "timestamp" in columns else "order" if "order" in columns else "none"
+    at = {"clock": "timestamp", "order": quoted("order"), "none": "CAST(0 AS BIGINT)"}[time]
+    rating = "nullif(rating, 'nan'::FLOAT)" if "rating" in columns else "CAST(NULL AS FLOAT)"
+    for key in ("user", "item"):
+        database.execute(
+            f"CREATE TABLE {key}s AS SELECT id, CAST(row_number() OVER (ORDER BY id) - 1 AS INTEGER) AS code FROM "
+            f"(SELECT DISTINCT {key}_id AS id FROM {source})"
+        )
+    database.execute(
+        f"CREATE TABLE events AS SELECT n, users.code AS user, items.code AS item, {rating} AS rating, "
+        f"{at} AS time FROM {source} JOIN users ON user_id = users.id JOIN items ON item_id = items.id"
+    )
+    return time, columns.get("timestamp", "BIGINT")
 
 
-def _read_counts(raw: RawTables) -> dict[str, int]:
-    counts = {"interactions_read": len(raw.interactions)}
+def _count(database: duckdb.DuckDBPyConnection, table: str) -> int:
+    (rows,) = database.sql(f"SELECT count(*) FROM {table}").fetchall()[0]
+    return int(rows)
+
+
+def _keep(database: duckdb.DuckDBPyConnection, query: str) -> int:
+    """Replace `events` by the rows of the query; returns how many were dropped."""
+    before = _count(database, "events")
+    database.execute(f"CREATE TABLE kept AS {query}")
+    database.execute("DROP TABLE events")
+    database.execute("ALTER TABLE kept RENAME TO events")
+    return before - _count(database, "events")
+
+
+def k_core(database: duckdb.DuckDBPyConnection, k: int) -> None:
+    """Reduce `events` to the largest subset in which each `user` and each `item` has at least k interactions."""
+    while True:
+        few = {
+            key: f"SELECT {key} FROM events GROUP BY {key} HAVING count(*) < {k}" for key in ("user", "item")
+        }
+        # Users first, then the items that are left: fewer passes than with both at once.
+        dropped = 0
+        for key, query in few.items():
+            (rare,) = database.sql(f"SELECT count(*) FROM ({query})").fetchall()[0]
+            if rare:
+                dropped += _keep(database, f"SELECT * FROM events WHERE {key} NOT IN ({query})")
+        if not dropped:
+            return
+
+
+def _read_counts(database: duckdb.DuckDBPyConnection, raw: RawTables) -> dict[str, int]:
+    counts = {"interactions_read": _count(database, "events")}
     if raw.incoming_rows:
         counts["incoming_rows"] = raw.incoming_rows
-    for name, table in (("items", raw.items), ("users", raw.users)):
-        if table is not None:
-            counts[f"{name}_read"] = len(table)
+    for name in ("items", "users"):
+        if (path := raw.file(name)) is not None:  # type: ignore[arg-type]
+            counts[f"{name}_read"] = _count(database, f"read_parquet({literal(str(path))})")
     for source in raw.sources:
-        counts[f"{source['role']}_quarantined"] = int((raw.quarantine["file"] == source["file"]).sum())
+        counts[f"{source['role']}_quarantined"] = counts.get(f"{source['role']}_quarantined", 0) + int(
+            (raw.quarantine["file"] == source["file"]).sum()
+        )
     return counts
 
 
-def _sizes(users: np.ndarray, items: np.ndarray, suffix: str) -> dict[str, int]:
-    return {
-        f"users{suffix}": int(np.count_nonzero(np.bincount(users))),
-        f"items{suffix}": int(np.count_nonzero(np.bincount(items))),
-        f"interactions{suffix}": len(users),
-    }
+def _sizes(database: duckdb.DuckDBPyConnection, suffix: str, counts: dict[str, int]) -> None:
+    users, items, rows = database.sql("SELECT count(DISTINCT user), count(DISTINCT item), count(*) FROM events").fetchall()[0]
+    counts |= {f"users{suffix}": users, f"items{suffix}": items, f"interactions{suffix}": rows}
 
 
-def _drop_implicit(spec: DatasetSpec, data: pd.DataFrame, rows: np.ndarray, counts: dict[str, int]) -> np.ndarray:
-    if spec.implicit_rating is None or "rating" not in data:
-        return rows
-    explicit = data["rating"].to_numpy()[rows] != spec.implicit_rating
-    counts["dropped_implicit"] = int((~explicit).sum())
-    return rows[explicit]
+def _drop_implicit(database: duckdb.DuckDBPyConnection, spec: DatasetSpec, counts: dict[str, int]) -> None:
+    rated = database.sql("SELECT count(rating) FROM events").fetchall()[0][0]
+    if spec.implicit_rating is None or not rated:
+        return
+    query = f"SELECT * FROM events WHERE rating IS DISTINCT FROM CAST({spec.implicit_rating!r} AS FLOAT)"
+    counts["dropped_implicit"] = _keep(database, query)
 
 
 def _drop_unknown(
-    spec: DatasetSpec, raw: RawTables, rows: np.ndarray, items: np.ndarray, item_ids: pd.Index, counts: dict[str, int]
-) -> np.ndarray:
-    if raw.items is None:
-        return rows
-    known = pd.Index(item_ids).isin(raw.items["item_id"])[items[rows]]
-    unknown = rows[~known]
-    counts["dropped_unknown_items"] = len(unknown)
-    if len(unknown) and spec.unknown_items == "error":
-        first = raw.interactions[["user_id", "item_id"]].iloc[[unknown.min()]].to_dict("records")[0]
+    database: duckdb.DuckDBPyConnection, spec: DatasetSpec, raw: RawTables, counts: dict[str, int]
+) -> None:
+    path = raw.file("items")
+    if path is None:
+        return
+    known = (
+        f"SELECT code FROM items WHERE CAST(id AS VARCHAR) IN "
+        f"(SELECT CAST(item_id AS VARCHAR) FROM read_parquet({literal(str(path))}))"
+    )
+    unknown, number = database.sql(
+        f"SELECT count(*), count(DISTINCT item) FROM events WHERE item NOT IN ({known})"
+    ).fetchall()[0]
+    counts["dropped_unknown_items"] = unknown
+    if not unknown:
+        return
+    if spec.unknown_items == "error":
+        user, item = database.sql(
+            f"SELECT users.id, items.id FROM events JOIN users ON user = users.code JOIN items ON item = items.code "
+            f"WHERE item NOT IN ({known}) ORDER BY n LIMIT 1"
+        ).fetchall()[0]
         files = {str(source["role"]): source["file"] for source in raw.sources}
         bad = counts.get("items_quarantined", 0)
         aside = f" ({bad} of its rows are unreadable and quarantined)" if bad else ""
         raise InputError(
-            f"{files.get('interactions', spec.name)}: {len(unknown)} interactions have "
-            f"{len(np.unique(items[unknown]))} items that {files.get('items', 'the item file')} lacks{aside}; first: "
-            f"item_id {first['item_id']} of user_id {first['user_id']}. Complete the item file, or set "
-            "unknown_items = 'drop' for the data set."
+            f"{files.get('interactions', spec.name)}: {unknown} interactions have {number} items that "
+            f"{files.get('items', 'the item file')} lacks{aside}; first: item_id {item} of user_id {user}. Complete the "
+            "item file, or set unknown_items = 'drop' for the data set."
         )
-    return rows[known]
+    _keep(database, f"SELECT * FROM events WHERE item IN ({known})")
 
 
-def _drop_repeated(
-    spec: DatasetSpec,
-    data: pd.DataFrame,
-    rows: np.ndarray,
-    users: np.ndarray,
-    items: np.ndarray,
-    clock: np.ndarray,
-    counts: dict[str, int],
-) -> np.ndarray:
-    """Apply the rule for repeated interactions. `rows` are in time order, so the last of a pair is its latest."""
-    pairs = pd.Series(users[rows].astype(np.int64) * (int(items.max(initial=0)) + 1) + items[rows])
+def _drop_repeated(database: duckdb.DuckDBPyConnection, spec: DatasetSpec, counts: dict[str, int]) -> None:
+    """Apply the rule for repeated interactions: of a pair, the latest row counts."""
     counts["dropped_duplicates"] = 0
-    repeated = pairs.duplicated(keep="last").to_numpy()
-    if not repeated.any():
-        return rows
+    pairs = "user, item, time" if spec.duplicates == "keep-all" else "user, item"
+    latest = f"row_number() OVER (PARTITION BY {pairs} ORDER BY time DESC, n DESC)"
+    groups = database.sql(f"SELECT count(*) FROM (SELECT 1 FROM events GROUP BY {pairs} HAVING count(*) > 1)").fetchall()[0][0]
+    if not groups:
+        return
     if spec.duplicates == "error":
-        first = data[["user_id", "item_id"]].iloc[[rows[repeated].min()]].to_dict("records")[0]
+        repeated = f"(SELECT * FROM events QUALIFY {latest} > 1)"
+        user, item = database.sql(
+            f"SELECT users.id, items.id FROM {repeated} JOIN users ON user = users.code JOIN items ON item = items.code "
+            "ORDER BY n LIMIT 1"
+        ).fetchall()[0]
         raise InputError(
-            f"{spec.name}: {int(repeated.sum())} interactions repeat a user and item; first: user_id "
-            f"{first['user_id']} and item_id {first['item_id']}. Remove them, or set duplicates = 'keep-last' or "
-            "'keep-all' for the data set."
+            f"{spec.name}: {_count(database, repeated)} interactions repeat a user and item; first: user_id {user} and "
+            f"item_id {item}. Remove them, or set duplicates = 'keep-last' or 'keep-all' for the data set."
         )
-    if spec.duplicates == "keep-all":
-        repeated = pd.DataFrame({"pair": pairs, "time": clock[rows]}).duplicated(keep="last").to_numpy()
-    counts["dropped_duplicates"] = int(repeated.sum())
-    return rows[~repeated]
+    counts["dropped_duplicates"] = _keep(database, f"SELECT * FROM events QUALIFY {latest} = 1")
 
 
-def _compact(codes: np.ndarray, ids: pd.Index) -> tuple[np.ndarray, pd.Index]:
-    """Codes (N,) int32 without gaps, in the same order, and the remaining ids."""
-    used = np.bincount(codes, minlength=len(ids)) > 0
-    return (np.cumsum(used) - 1).astype(np.int32)[codes], pd.Index(ids)[used]
+def _compact(database: duckdb.DuckDBPyConnection, key: str) -> pa.Array:
+    """Number the remaining ids without gaps, in the same order, as table `{key}_codes` (code, place); returns the ids."""
+    database.execute(
+        f"CREATE TABLE {key}_codes AS SELECT code, CAST(row_number() OVER (ORDER BY code) - 1 AS INTEGER) AS place FROM "
+        f"(SELECT DISTINCT {key} AS code FROM events)"
+    )
+    ids = database.sql(
+        f"SELECT id FROM {key}_codes JOIN {key}s USING (code) ORDER BY place"
+    ).to_arrow_table()
+    return ids.column(0).combine_chunks()
 
 
-def _draw_order(users: np.ndarray, items: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """A random order within each user: (N,) positions sorted by user, and (N,) int64 places within the user, from 1."""
+def _write_interactions(
+    database: duckdb.DuckDBPyConnection, user_ids: pa.Array, item_ids: pa.Array, time_type: str, path: Path
+) -> None:
+    seconds = "float64" if time_type == "DOUBLE" else "int64"
+    kinds = {name: "int64" if pa.types.is_integer(ids.type) else "str" for name, ids in (("user", user_ids), ("item", item_ids))}
+    schema = schema_of(
+        {
+            "user_id": kinds["user"],
+            "item_id": kinds["item"],
+            "rating": "float32",
+            "timestamp": seconds,
+            "user_index": "int32",
+            "item_index": "int32",
+        }
+    )
+
+    def with_ids(batch: pa.Table) -> pa.Table:
+        ids = [user_ids.take(batch["user_index"]), item_ids.take(batch["item_index"])]
+        arrays = [*ids, batch["rating"], batch["timestamp"], batch["user_index"], batch["item_index"]]
+        return pa.table(arrays, names=schema.names)
+
+    query = (
+        "SELECT rating, time AS timestamp, u.place AS user_index, i.place AS item_index FROM events "
+        "JOIN user_codes u ON user = u.code JOIN item_codes i ON item = i.code ORDER BY user, time, n"
+    )
+    write_batches(batches_of(database, query, with_ids), schema, path)
+
+
+def _draw_order(database: duckdb.DuckDBPyConnection, seed: int) -> None:
+    """Give every user's events a random order: `time` becomes the place within the user, from 1."""
     # Starting from a canonical order, so that the draw does not depend on the order of rows in the file.
-    start = np.lexsort((items, users))
+    start = database.sql("SELECT user, n FROM events ORDER BY user, item, n").fetchnumpy()
+    users, n = np.asarray(start["user"]), np.asarray(start["n"])
     lottery = np.random.default_rng(seed).random(len(users))
-    order = start[np.lexsort((lottery, users[start]))]
+    order = np.lexsort((lottery, users))
     lengths = np.bincount(users)
     ends = np.cumsum(lengths)
-    return order, np.arange(1, len(users) + 1) - np.repeat(ends - lengths, lengths)
+    places = np.arange(1, len(users) + 1) - np.repeat(ends - lengths, lengths)
+    drawn = pa.table({"n": n[order], "place": places})
+    database.register("drawn", drawn)
+    _keep(database, "SELECT n, user, item, rating, place AS time FROM events JOIN drawn USING (n)")
+    database.unregister("drawn")
+
+
+def _published(
+    database: duckdb.DuckDBPyConnection, path: Path | None, key: str, names: tuple[str, ...]
+) -> pd.DataFrame | None:
+    """Published rows in the order of the remaining ids, with missing values for ids that were not published."""
+    if path is None:
+        return None
+    source = f"read_parquet({literal(str(path))})"
+    there = [name for name, *_ in database.sql(f"DESCRIBE SELECT * FROM {source}").fetchall()]
+    wanted = [name for name in there if name in (*names, "year", "age")]
+    columns = "".join(f", published.{quoted(name)}" for name in wanted)
+    return database.sql(
+        f"SELECT published.{key}_id IS NULL AS absent{columns} FROM {key}_codes JOIN {key}s USING (code) "
+        f"LEFT JOIN {source} published ON CAST({key}s.id AS VARCHAR) = CAST(published.{key}_id AS VARCHAR) ORDER BY place"
+    ).to_arrow_table().to_pandas()
+
+
+def _id_index(ids: pa.Array) -> pd.Index:
+    return pd.Index(ids.to_numpy(zero_copy_only=False)) if pa.types.is_integer(ids.type) else pd.Index(pd.Series(ids.to_pandas(), dtype="str"))
 
 
 def _item_table(spec: DatasetSpec, ids: pd.Index, published: pd.DataFrame | None) -> pd.DataFrame:
-    source = _aligned(ids, published, "item_id")
+    source = pd.DataFrame(index=range(len(ids))) if published is None else published
     text = {name: _text(source, name) for name in ITEM_TEXT}
     year = _whole_number(source, "year", PLAUSIBLE_YEARS)
     if spec.domain == "movies" and "year" not in source:
@@ -228,28 +353,34 @@ def _item_table(spec: DatasetSpec, ids: pd.Index, published: pd.DataFrame | None
 
 
 def _user_table(ids: pd.Index, published: pd.DataFrame | None) -> pd.DataFrame:
-    source = _aligned(ids, published, "user_id")
+    source = pd.DataFrame(index=range(len(ids))) if published is None else published
     text = {name: _text(source, name) for name in USER_TEXT}
     age = _whole_number(source, "age", PLAUSIBLE_AGES)
     return pd.DataFrame({"user_id": ids, "user_index": np.arange(len(ids), dtype=np.int32), **text, "age": age})
 
 
-def _aligned(ids: pd.Index, published: pd.DataFrame | None, key: str) -> pd.DataFrame:
-    """Published rows in the order of `ids`, with missing values for ids that were not published."""
-    if published is None:
-        return pd.DataFrame(index=range(len(ids)))
-    return published.set_index(key).reindex(ids).reset_index(drop=True)
-
-
 def _text(source: pd.DataFrame, name: str) -> pd.Series:
-    """Clean text: HTML entities are resolved, white space is collapsed, and empty text is missing."""
+    """Clean text: HTML entities are resolved, white space is collapsed, and what means nothing is missing."""
     if name not in source:
         return pd.Series([None] * len(source), dtype="str")
-    text = source[name].astype("str")
-    escaped = text.str.contains("&", regex=False, na=False)
-    text = text.mask(escaped, text[escaped].map(html.unescape).reindex(text.index))
-    text = text.str.replace(r"\s+", " ", regex=True).str.strip()
-    return text.mask(text == "").astype("str")
+    between = BETWEEN_PARTS.get(name)
+    known = {text: clean_text(text, between) for text in source[name].dropna().unique()}
+    return source[name].map(known).astype("str")
+
+
+def clean_text(text: str, between: str | None = None) -> str | None:
+    """The text as it goes into prompts; None if it says nothing.
+
+    Args:
+        text: As published.
+        between: What separates its parts, each of which may say nothing.
+    """
+    text = WHITE.sub(" ", html.unescape(text) if "&" in text else text).strip(" " + WIDTHLESS)
+    if between is not None:
+        parts = [part.strip() for part in text.split(between.strip())]
+        kept = [part for part in parts if part and part not in NO_TEXT]
+        text = text if len(kept) == len(parts) else between.join(kept)
+    return None if not text or text in NO_TEXT else text
 
 
 def _whole_number(source: pd.DataFrame, name: str, bounds: tuple[int, int]) -> pd.Series:

@@ -17,7 +17,7 @@ from rarec.data.ctr import CtrSettings, build_ctr_samples
 from rarec.data.raw import RawTables
 from rarec.data.sequences import build_sequences
 from rarec.data.spec import builtin_specs
-from rarec.data.tables import build_tables, k_core
+from rarec.data.tables import build_tables
 from rarec.metrics.ctr import ctr_metrics
 from rarec.metrics.groups import metrics_by_group, popularity_groups
 from rarec.metrics.histories import genre_matrix
@@ -34,15 +34,14 @@ VECTORS = RNG.normal(size=(14, 6)).astype(np.float32)
 TABLE = pd.DataFrame(
     {"user_index": USERS, "item_index": ITEMS, "user_id": USERS, "item_id": ITEMS, "timestamp": np.sort(TIMES)}
 )
-RAW = RawTables(
+RAW = RawTables.of(
     pd.DataFrame({"user_id": USERS, "item_id": ITEMS, "rating": 4.0, "timestamp": TIMES}).drop_duplicates(
         ["user_id", "item_id"]
     ),
     None,
     pd.DataFrame({"user_id": range(12), "gender": ["F", None] * 6}),
-    pd.DataFrame(),
+    pd.DataFrame(columns=["file", "line", "reason", "text"]),
     [],
-    0,
 )
 SEQUENCES = random_sequences([9, 7, 3, 12, 5], n_items=14)
 SAMPLES = build_ctr_samples(USERS, np.sort(TIMES), LIKED, 12, "clock", CtrSettings(minimum_history=2))
@@ -51,7 +50,6 @@ PREFIXES = SEQUENCES.prefixes("test")
 
 CALLS = {
     "tables": (build_tables, DEMO, RAW),
-    "k-core": (k_core, USERS, ITEMS, 3),
     "sequences": (build_sequences, USERS, ITEMS, np.sort(TIMES), 12, 14, "error", pd.Series(range(12))),
     "samples": (build_ctr_samples, USERS, np.sort(TIMES), LIKED, 12, "clock", CtrSettings(minimum_history=2)),
     "retrieved": (retrieve_behaviours, VECTORS, ITEMS, SAMPLES.offsets, SAMPLES.position, 3),

@@ -313,7 +313,7 @@ def _entry(database: sqlite3.Connection, one: Judged, generation: int, recorded:
         "last, recorded) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
             *(one.sha256, one.kind, generation, one.seen.name, one.seen.bytes, one.refused),
-            *(len(one.rows), len(one.bad), span["min"], span["max"], recorded),
+            *(len(one.rows), len(one.bad), *(None if end is None else int(end) for end in span.values()), recorded),
         ),
     )
     (number,) = database.execute(

@@ -1,15 +1,19 @@
-"""Adding incoming rows to the published ones. Nothing here writes anything."""
+"""Adding incoming rows to the published ones, as parts of their own: the published table is not written again."""
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 
-import numpy as np
+import duckdb
 import pandas as pd
+import pyarrow as pa
 
 from rarec.data.incoming.rows import COLUMNS, NO_TIME, Incoming
-from rarec.data.raw import RawTables
+from rarec.data.raw import INCOMING_ROWS, REPLACED, RawTables
+from rarec.data.readers.connection import connection, literal
+from rarec.data.readers.parquet_files import DTYPES, batches_of, schema_of, write_batches
+from rarec.data.readers.unify import ISBN, NUMERIC
+from rarec.data.sources.files import link_or_copy
 from rarec.data.spec import DatasetSpec
-
-WHOLE_NUMBER = r"(?:0|[1-9][0-9]{0,17})"
 
 
 @dataclass(frozen=True)
@@ -26,102 +30,180 @@ class Merged:
     counts: dict[str, int]
 
 
-def merge_incoming(spec: DatasetSpec, raw: RawTables, incoming: Incoming) -> Merged:
+def merge_incoming(spec: DatasetSpec, raw: RawTables, incoming: Incoming, into: Path) -> Merged:
     """Append incoming rows to the published tables. Neither argument is changed.
 
     A row that is already there (same user, item, timestamp and rating) is not added. If the data set allows only one
     interaction per user and item, the later one stays. No incoming row can make the data set unreadable: a row that
     does not fit (an id of another form, or an item that the item file lacks where that is an error) is quarantined.
+
+    Args:
+        spec: The data set.
+        raw: Its published tables.
+        incoming: The rows that have arrived.
+        into: Existing folder that receives the tables. The published ones are linked or copied there.
     """
-    published, rows = raw.interactions, incoming.rows
-    has_clock, has_order = "timestamp" in published, "order" in published
-    reasons = _reasons(spec, raw, rows)
-    new = rows[reasons == ""]
-    bad = rows[reasons != ""]
-    aside = pd.DataFrame({"entry": bad["entry"], "line": bad["line"], "reason": reasons[reasons != ""]})
-    aside["text"] = [",".join(map(str, row)) for row in bad[list(COLUMNS)].itertuples(index=False, name=None)]
-    aside = aside.merge(incoming.files[["entry", "file"]], on="entry")
-    for name in ("user_id", "item_id"):
-        new = new.assign(**{name: new[name].astype(published[name].dtype)})
-
-    near = published[published["user_id"].isin(new["user_id"])]
-    named = ["user_id", "item_id", *(["rating"] if "rating" in published else [])]
-    if has_clock:
-        there = pd.concat([near, new])[[*named, "timestamp"]].duplicated().to_numpy()
-    elif has_order:
-        there = np.concatenate([np.zeros(len(near), bool), new[[*named, "timestamp"]].duplicated()])
-    else:
-        there = pd.concat([near, new])[named].duplicated().to_numpy()
-    copies = int(there[len(near) :].sum())
-    new = new[~there[len(near) :]]
-    replaced = pd.Index([])
-    if spec.duplicates == "error":
-        replaced, kept = _later(near, new, has_clock)
-        copies += int((~kept).sum())
-        new = new[kept]
-    if has_order:
-        new = new.assign(order=_next_places(near, new))
-
-    columns = [name for name in published.columns if name in new.columns]
-    rest = published.drop(index=replaced)
+    with connection(into) as database:
+        columns = _load(database, raw, incoming)
+        warnings = [_spell(database, key, columns[key]) for key in ("user_id", "item_id")]
+        bad = _set_aside(database, spec, raw, columns)
+        copies = _drop_copies(database, columns)
+        replaced = 0
+        if spec.duplicates == "error":
+            replaced, older = _keep_later(database, columns, into)
+            copies += older
+        rows = _write(database, columns, into / INCOMING_ROWS)
+    for file in raw.folder.glob("*.parquet"):
+        link_or_copy(file, into / file.name)
+    names = incoming.files.set_index("entry")["file"]
+    aside = bad.assign(file=bad["entry"].map(names))
     quarantine = pd.concat([incoming.bad, aside], ignore_index=True)
     quarantine = quarantine.assign(file="incoming/" + quarantine["file"].astype("str"))[raw.quarantine.columns]
     merged = replace(
         raw,
-        interactions=pd.concat([rest, new[columns].astype(published.dtypes[columns])], ignore_index=True)
-        if len(new)
-        else published,
+        folder=into,
         quarantine=pd.concat([raw.quarantine, quarantine], ignore_index=True).astype(raw.quarantine.dtypes),
-        incoming_rows=len(new),
+        incoming_rows=rows,
+        warnings=(*raw.warnings, *filter(None, warnings)),
     )
     counts = {
-        "incoming_rows": len(new),
+        "incoming_rows": rows,
         "incoming_there_already": copies,
         "incoming_quarantined": len(quarantine),
-        "published_rows_replaced": len(replaced),
+        "published_rows_replaced": replaced,
     }
     return Merged(merged, counts)
 
 
-def _reasons(spec: DatasetSpec, raw: RawTables, rows: pd.DataFrame) -> pd.Series:
-    """Why each incoming row does not fit the published tables; empty if it fits."""
-    published = raw.interactions
-    reasons = pd.Series("", index=rows.index, dtype="str")
+def _load(database: duckdb.DuckDBPyConnection, raw: RawTables, incoming: Incoming) -> dict[str, str]:
+    """View `published` (n and its columns) and table `new` (place, entry, line, ids as text, rating, timestamp).
 
-    def bad(where: pd.Series, reason: "pd.Series | str") -> None:
-        nonlocal reasons
-        reasons = reasons.mask(where & (reasons == ""), reason)
-
-    for name in ("user_id", "item_id"):
-        if published[name].dtype == np.int64:
-            wrong = ~rows[name].str.fullmatch(WHOLE_NUMBER)
-            bad(wrong, name + " '" + rows[name] + "' is not a whole number like the data set's other ids")
-    if "rating" in published:
-        bad(rows["rating"].isna(), "rating is missing")
-    if "timestamp" in published:
-        bad(rows["timestamp"] == NO_TIME, "timestamp is missing")
-    if raw.items is not None and spec.unknown_items == "error":
-        unknown = ~rows["item_id"].isin(raw.items["item_id"].astype("str"))
-        bad(unknown, "item_id '" + rows["item_id"] + "' is not in the item file")
-    return reasons
+    Returns the type of each published column.
+    """
+    source = f"read_parquet({literal(str(raw.folder / 'interactions.parquet'))}, file_row_number=true)"
+    database.execute(f"CREATE VIEW published AS SELECT * RENAME (file_row_number AS n) FROM {source}")
+    arrow = pa.Table.from_pandas(incoming.rows, preserve_index=False)
+    database.register("arrived", arrow)
+    database.execute("CREATE TABLE new AS SELECT row_number() OVER () - 1 AS place, * FROM arrived")
+    database.unregister("arrived")
+    for key in ("user_id", "item_id"):
+        database.execute(f"ALTER TABLE new ALTER {key} TYPE VARCHAR")
+    return {name: kind for name, kind, *_ in database.sql("DESCRIBE published").fetchall() if name != "n"}
 
 
-def _later(near: pd.DataFrame, new: pd.DataFrame, has_clock: bool) -> tuple[pd.Index, np.ndarray]:
-    """Labels of the published rows that a later incoming one replaces, and (N,) which incoming rows stay."""
-    both = pd.concat([near, new])
-    times = both["timestamp"].to_numpy() if has_clock else np.zeros(len(both))
-    order = np.argsort(times, kind="stable")
-    earlier = np.empty(len(both), dtype=bool)
-    earlier[order] = both.iloc[order].duplicated(["user_id", "item_id"], keep="last").to_numpy()
-    pairs = pd.MultiIndex.from_frame(both[["user_id", "item_id"]])
-    # Pairs that the published files repeat are not ours to mend.
-    arrived = pairs.isin(pairs[len(near) :])
-    return near.index[(earlier & arrived)[: len(near)]], ~earlier[len(near) :]
+def _spell(database: duckdb.DuckDBPyConnection, key: str, kind: str) -> str:
+    """Spell incoming ids as published ones; returns a warning if that changed any.
+
+    Another spelling is the same id if all published ids are numbers and it is the same number, or if it is an ISBN that
+    differs in the case of its last character.
+    """
+    number = "TRY_CAST(regexp_replace({}, '\\..*$', '') AS HUGEINT)"
+    database.execute(f"CREATE OR REPLACE TABLE known AS SELECT DISTINCT CAST({key} AS VARCHAR) AS id FROM published")
+    numeric = kind == "BIGINT" or database.sql(
+        f"SELECT coalesce(bool_and(regexp_full_match(id, '{NUMERIC}')), false) FROM known"
+    ).fetchall()[0][0]
+    if numeric:
+        other = f"regexp_full_match(written, '{NUMERIC}') AND {number.format('written')} = {number.format('id')}"
+        own = f"regexp_full_match(written, '{NUMERIC}') AND kind_is_whole AND TRY_CAST({number.format('written')} AS BIGINT) IS NOT NULL"
+    else:
+        other = f"regexp_full_match(written, '{ISBN}') AND regexp_full_match(id, '{ISBN}') AND upper(written) = upper(id)"
+        own = "false"
+    database.execute(
+        f"CREATE OR REPLACE TABLE spelled AS SELECT written, coalesce(id, {number.format('written')}::VARCHAR) AS chosen FROM "
+        f"(SELECT DISTINCT {key} AS written, {str(kind == 'BIGINT').lower()} AS kind_is_whole FROM new ANTI JOIN known ON {key} = known.id) "
+        f"LEFT JOIN known ON {other} WHERE (id IS NOT NULL OR ({own})) AND written != coalesce(id, {number.format('written')}::VARCHAR)"
+    )
+    found = database.sql("SELECT count(*), min(written), arg_min(chosen, written) FROM spelled").fetchall()[0]
+    if not found[0]:
+        return ""
+    database.execute(f"UPDATE new SET {key} = chosen FROM spelled WHERE {key} = written")
+    return f"{key}: {found[0]:,} incoming ids are written otherwise (first: {found[1]!r}); here {found[2]!r}."
 
 
-def _next_places(near: pd.DataFrame, new: pd.DataFrame) -> pd.Series:
-    """(N,) int64 places after each user's published ones, by time and then by arrival."""
-    by_time = new.sort_values("timestamp", kind="stable")
-    last = near.groupby("user_id")["order"].max()
-    start = by_time["user_id"].map(last).fillna(0).astype("int64")
-    return (start + by_time.groupby("user_id").cumcount() + 1).reindex(new.index)
+def _set_aside(
+    database: duckdb.DuckDBPyConnection, spec: DatasetSpec, raw: RawTables, columns: dict[str, str]
+) -> pd.DataFrame:
+    """Take rows that do not fit out of `new`; returns entry, line, reason and text of each."""
+    reasons = []
+    for key in ("user_id", "item_id"):
+        if columns[key] == "BIGINT":
+            whole = f"TRY_CAST({key} AS BIGINT)::VARCHAR = {key}"
+            reasons.append((f"NOT coalesce({whole}, false)", f"'{key} ''' || {key} || ''' is not a whole number like the data set''s other ids'"))
+    if "rating" in columns:
+        reasons.append(("rating IS NULL OR isnan(rating)", "'rating is missing'"))
+    if "timestamp" in columns:
+        reasons.append((f"timestamp = {NO_TIME}", "'timestamp is missing'"))
+    items = raw.file("items")
+    if items is not None and spec.unknown_items == "error":
+        known = f"SELECT CAST(item_id AS VARCHAR) FROM read_parquet({literal(str(items))})"
+        reasons.append((f"item_id NOT IN ({known})", "'item_id ''' || item_id || ''' is not in the item file'"))
+    reason = "CASE " + " ".join(f"WHEN {test} THEN {text}" for test, text in reasons) + " END" if reasons else "NULL"
+    database.execute(f"CREATE TABLE judged AS SELECT *, {reason} AS reason FROM new")
+    bad = database.sql("SELECT * FROM judged WHERE reason IS NOT NULL ORDER BY place").to_arrow_table().to_pandas()
+    database.execute("DROP TABLE new; CREATE TABLE new AS SELECT * EXCLUDE reason FROM judged WHERE reason IS NULL; DROP TABLE judged")
+    for key in ("user_id", "item_id"):
+        database.execute(f"ALTER TABLE new ALTER {key} TYPE {columns[key]}")
+    shown = [",".join(map(_plain, row)) for row in bad[list(COLUMNS)].itertuples(index=False, name=None)]
+    return bad[["entry", "line", "reason"]].assign(text=shown)
+
+
+def _plain(value: object) -> str:
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
+def _drop_copies(database: duckdb.DuckDBPyConnection, columns: dict[str, str]) -> int:
+    """Drop rows of `new` that are published, or came before; returns how many."""
+    same = ["user_id", "item_id", *(["rating"] if "rating" in columns else [])]
+    clock = ["timestamp"] if "timestamp" in columns else []
+    place = ["timestamp"] if clock or "order" in columns else []
+    before = database.sql("SELECT count(*) FROM new").fetchall()[0][0]
+    # Where places are an order, a published row has no time to compare.
+    there = "false"
+    if clock or "order" not in columns:
+        match = " AND ".join(f"p.{name} IS NOT DISTINCT FROM new.{name}" for name in [*same, *clock])
+        there = f"EXISTS (SELECT 1 FROM published p WHERE {match})"
+    first = f"row_number() OVER (PARTITION BY {', '.join([*same, *place])} ORDER BY place) = 1"
+    database.execute(f"CREATE TABLE fresh AS SELECT * FROM (SELECT * FROM new QUALIFY {first}) new WHERE NOT {there}")
+    database.execute("DROP TABLE new; ALTER TABLE fresh RENAME TO new")
+    return int(before - database.sql("SELECT count(*) FROM new").fetchall()[0][0])
+
+
+def _keep_later(database: duckdb.DuckDBPyConnection, columns: dict[str, str], into: Path) -> tuple[int, int]:
+    """Of each pair that arrived, keep the latest row; returns how many published rows and how many new ones go."""
+    time = "timestamp" if "timestamp" in columns else "0"
+    database.execute(
+        f"CREATE TABLE pairs AS SELECT n, -1 AS place, user_id, item_id, {time} AS moment FROM published SEMI JOIN new USING (user_id, item_id) "
+        f"UNION ALL SELECT -1, place, user_id, item_id, {time} FROM new"
+    )
+    database.execute(
+        "CREATE TABLE older AS SELECT * FROM pairs QUALIFY row_number() OVER "
+        "(PARTITION BY user_id, item_id ORDER BY moment DESC, place DESC, n DESC) > 1"
+    )
+    published = database.sql("SELECT n FROM older WHERE place < 0 ORDER BY n").to_arrow_table()
+    if len(published):
+        write_batches(iter([published]), schema_of({"n": "int64"}), into / REPLACED)
+    older = database.sql("SELECT count(*) FROM older WHERE place >= 0").fetchall()[0][0]
+    database.execute("DELETE FROM new WHERE place IN (SELECT place FROM older)")
+    return len(published), int(older)
+
+
+def _write(database: duckdb.DuckDBPyConnection, columns: dict[str, str], path: Path) -> int:
+    """Write the rows of `new` with those published columns that they have; returns how many there are."""
+    names = {name: kind for name, kind in columns.items() if name in (*COLUMNS, "order")}
+    chosen = []
+    for name, kind in names.items():
+        if name == "order":
+            last = "coalesce((SELECT max(p.\"order\") FROM published p WHERE p.user_id = new.user_id), 0)"
+            behind = "row_number() OVER (PARTITION BY user_id ORDER BY timestamp, place)"
+            chosen.append(f'CAST({last} + {behind} AS BIGINT) AS "order"')
+        elif name == "timestamp" and kind == "BIGINT":
+            (fractions,) = database.sql("SELECT coalesce(bool_or(timestamp != floor(timestamp)), false) FROM new").fetchall()[0]
+            names[name] = "DOUBLE" if fractions else "BIGINT"
+            chosen.append(f"CAST(timestamp AS {names[name]}) AS timestamp")
+        else:
+            chosen.append(f"CAST({name} AS {kind}) AS {name}")
+    (rows,) = database.sql("SELECT count(*) FROM new").fetchall()[0]
+    if rows:
+        schema = schema_of({name: DTYPES[kind] for name, kind in names.items()})
+        write_batches(batches_of(database, f"SELECT {', '.join(chosen)} FROM new ORDER BY place"), schema, path)
+    return int(rows)

@@ -8,14 +8,15 @@ import pyarrow as pa
 COLUMNS = ("user_id", "item_id", "rating", "timestamp")
 NO_TIME = -1
 # Rows of the ledger. `entry` is the file's number there, `line` its line (in parquet its row) counted from 1. Ids are
-# text. Where the file has no such column, ratings are NaN and timestamps `NO_TIME`.
+# text, times seconds. Where the file has no such column, ratings are NaN and timestamps `NO_TIME`. Files from before
+# times had fractions hold them as int64.
 ROW_TYPES = {
     "entry": "int64",
     "line": "int64",
     "user_id": "str",
     "item_id": "str",
     "rating": "float32",
-    "timestamp": "int64",
+    "timestamp": "float64",
 }
 # Rows of one file. Arrow's small tables cost a tenth of those of pandas.
 FILE_ROWS = pa.schema(
@@ -24,7 +25,7 @@ FILE_ROWS = pa.schema(
         ("user_id", pa.string()),
         ("item_id", pa.string()),
         ("rating", pa.float32()),
-        ("timestamp", pa.int64()),
+        ("timestamp", pa.float64()),
     ]
 )
 

@@ -1,374 +1,287 @@
-"""Reading delimited text in blocks: bounded memory, exact line numbers, bad rows quarantined.
+"""Delimited text through DuckDB: exact line numbers, and an open quote costs one line.
 
-A block of complete lines goes through pyarrow's CSV parser. If pyarrow may have lost track of lines (an open quote, a
-lone carriage return, bytes that are not UTF-8), the block is read again line by line, slowly, to find each bad line.
-Lines that a quoted value spans are one row, numbered by the first line. A quote that is never closed spoils only its
-own line.
+DuckDB says which rows it cannot read. It numbers rows, not lines, and lets an open quote swallow what follows. So lines
+with an odd number of quotes are examined before, one by one.
 """
 
+import codecs
 import csv
-from collections.abc import Callable, Iterator, Mapping
+import mmap
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
+import duckdb
 import numpy as np
-import pandas as pd
-import pyarrow as pa
-import pyarrow.csv as pacsv
 
-from rarec.data.columns import Column
-from rarec.data.quarantine import Quarantine
-from rarec.data.sources.files import count_lines
-from rarec.errors import InputError
+from rarec.data.readers.connection import literal, quoted
+from rarec.data.readers.rows import Rows, line_texts, pieces
+from rarec.data.readers.text import TextFile, blank_out, plain
+from rarec.errors import InputError, one_line
+from rarec.types import IntArray
 
-BLOCK = 16 << 20  # bytes; large enough for vectorised work, small compared with the data
-STAND_IN = b"\x1f"  # ASCII unit separator, in place of `::`: pyarrow takes only one-byte delimiters
+LONGEST_LINE = 32 << 20  # bytes
 ROWS_WITHIN = 3  # a value of this many complete rows and nothing else means that a quote was left open
-UTF8_MARK = b"\xef\xbb\xbf"
-MakeColumn = Callable[[str], Column]
-# Strings of each column, the line (from 0) of each row, and (line, reason) of each line with a wrong shape.
-Rows = tuple[list[pa.Array], np.ndarray, list[tuple[int, str]]]
+NOTHING = "\x02"  # no text stands for a missing value here; that is decided later
+
+csv.field_size_limit(LONGEST_LINE)
 
 
 @dataclass(frozen=True)
-class Layout:
-    """How a delimited text file is written.
+class Dialect:
+    """How a delimited file is written.
 
     Attributes:
         delimiter: Text between two values.
-        names: Published column names, in order; None if they are in the first line.
-        encoding: "utf-8" or "latin-1".
-        quoted: Whether values may be in double quotes.
-        escape: Character that escapes a quote inside a quoted value, apart from doubling it.
+        names: Column names, in order; None if they are in the first line.
+        quote: Character around values, or empty.
+        escape: Character that escapes a quote inside a quoted value, apart from doubling it; or empty.
+        header: Whether the first line has names. Where `names` are given, they replace them.
     """
 
     delimiter: str
     names: tuple[str, ...] | None = None
-    encoding: str = "utf-8"
-    quoted: bool = False
-    escape: str | None = None
+    quote: str = ""
+    escape: str = ""
+    header: bool = True
+
+    def split(self, line: str) -> list[str]:
+        """Values of one line.
+
+        Raises:
+            csv.Error: The quotes do not match.
+        """
+        if not self.quote:
+            return line.split(self.delimiter)
+        return next(self.reader(iter([line])), [""])
+
+    def reader(self, lines: Iterator[str]) -> Iterator[list[str]]:
+        """Values of rows that may span several lines."""
+        escape = self.escape or None
+        return csv.reader(lines, delimiter=self.delimiter, quotechar=self.quote, escapechar=escape, strict=True)
+
+
+@dataclass(frozen=True)
+class _Quotes:
+    """What quotes do to the lines of a file.
+
+    Attributes:
+        faults: (line, reason, text) of each line that leaves a quote open.
+        spans: (line, number of further lines) of each row that spans several lines.
+    """
+
+    faults: list[tuple[int, str, str]]
+    spans: list[tuple[int, int]]
+
+
+def first_line(file: TextFile) -> str:
+    """The first line of the file, without its end."""
+    with file.open() as stream:
+        text = stream.read(1 << 20).removeprefix(codecs.BOM_UTF8).decode(errors="replace")
+    return text.split("\n", 1)[0].rstrip("\r")
+
+
+def header(file: TextFile, dialect: Dialect) -> tuple[str, ...]:
+    """Values of the first line."""
+    try:
+        return tuple(dialect.split(first_line(file)))
+    except csv.Error as error:
+        raise InputError(f"{file.name}: the quotes in the first line do not match; correct it.") from error
 
 
 def read_delimited(
-    path: Path,
-    layout: Layout,
-    rename: Mapping[str, str],
-    required: tuple[str, ...],
-    make_column: MakeColumn,
-    quarantine: Quarantine,
-    block_size: int = BLOCK,
-) -> pd.DataFrame:
-    """Table of the file's readable rows, in file order. See `read_columns`; a file without rows is also an error."""
-    columns = read_columns(path, layout, rename, required, make_column, quarantine, block_size)
-    table = pd.DataFrame({name: column.finish() for name, column in columns.items()})
-    if not len(table):
-        raise InputError(f"{path.name}: the file holds no rows; get a complete copy of it.")
-    return table
-
-
-def read_columns(
-    path: Path,
-    layout: Layout,
-    rename: Mapping[str, str],
-    required: tuple[str, ...],
-    make_column: MakeColumn,
-    quarantine: Quarantine,
-    block_size: int = BLOCK,
-    kept_lines: list[np.ndarray] | None = None,
-) -> dict[str, Column]:
-    """Columns of the file's readable rows, in file order, ready to be finished.
-
-    Args:
-        path: The file.
-        layout: How it is written.
-        rename: Published column name -> ours; other columns keep their names.
-        required: Our names of columns that must be there.
-        make_column: Returns a builder for a column, by our name.
-        quarantine: Receives the unreadable rows.
-        block_size: Bytes parsed at a time.
-        kept_lines: Receives the line numbers of the readable rows, block by block.
+    database: duckdb.DuckDBPyConnection, file: TextFile, dialect: Dialect, table: str, scratch: Path
+) -> Rows:
+    """Read a file into a new table.
 
     Raises:
-        InputError: A required column is missing, the text is UTF-8 but the layout says latin-1, or too many rows are
-            unreadable.
+        InputError: The file cannot be read with this dialect.
     """
-    total, kept = count_lines(path), 0
-    with path.open("rb") as stream:
-        if stream.read(len(UTF8_MARK)) != UTF8_MARK:
-            stream.seek(0)
-        published, line = layout.names, 1
-        if published is None:
-            published, line = _header(stream.readline(), layout), 2
-            total -= 1
-        names = _our_names(path, published, rename, required, layout)
-        columns = [make_column(name) for name in names]
-        utf8 = _Utf8Suspicion() if layout.encoding == "latin-1" else None
-        for block, (strings, lines, failures) in _parsed(stream, block_size, list(published), layout):
-            if utf8:
-                utf8.look(block)
-            text = _line_texts(block, layout)
-            for number, reason in failures:
-                quarantine.add(path.name, line + number, reason, text(number))
-            bad = np.zeros(len(lines), dtype=bool)
-            for column, values in zip(columns, strings, strict=True):
-                found = column.parse(values) & ~bad
-                for row in np.flatnonzero(found):
-                    number = int(lines[row])
-                    reason = column.reason(values[row].as_py())
-                    quarantine.add(path.name, line + number, reason, text(number))
-                bad |= found
-            for column in columns:
-                column.keep(~bad if bad.any() else None)
-            if kept_lines is not None:
-                kept_lines.append(line + lines[~bad])
-            kept += int((~bad).sum())
-            line += _count(block)
-            # Checked after each block, so that an unreadable file is not collected line by line.
-            quarantine.check(path.name, total)
-    if utf8 and utf8.confirmed:
-        raise InputError(
-            f"{path.name}: the text is UTF-8, but this format is read as latin-1, which would garble accented letters. "
-            f"Use the file as published, convert it (iconv -f UTF-8 -t LATIN1 {path.name}), or set `encoding` to utf-8 "
-            "if it is a recbole source."
-        )
-    quarantine.check(path.name, kept + quarantine.count(path.name))
-    return dict(zip(names, columns, strict=True))
-
-
-def _our_names(
-    path: Path, published: tuple[str, ...], rename: Mapping[str, str], required: tuple[str, ...], layout: Layout
-) -> list[str]:
-    for name in rename:
-        if name not in published and layout.names is None:
-            raise InputError(_missing(path, name, published, layout))
-    names = [rename.get(name, name) for name in published]
-    for name in required:
-        if name not in names:
-            raise InputError(_missing(path, name, published, layout))
-    repeated = {name for name in names if names.count(name) > 1}
+    names = dialect.names if dialect.names is not None else header(file, dialect)
+    repeated = [name for name in names if names.count(name) > 1]
     if repeated:
-        raise InputError(f"{path.name}: two columns have the name {sorted(repeated)[0]!r}; correct the column mapping.")
-    return names
-
-
-def _missing(path: Path, name: str, published: tuple[str, ...], layout: Layout) -> str:
-    found = ", ".join(repr(column) for column in published)
-    return (
-        f"{path.name}: the first line has no column {name!r}; split at {layout.delimiter!r}, it has {found}. Check the "
-        "file's delimiter, encoding and header, and the data set's column mapping if it has one."
+        raise InputError(f"{file.name}: two columns have the name {repeated[0]!r} in the first line; rename one of them.")
+    quotes = _Quotes([], [])
+    if dialect.quote and len(dialect.delimiter) == 1:
+        file = plain(file, scratch)
+        quotes = _examine(file, dialect, len(names))
+        if quotes.faults:
+            file = blank_out(file, quotes.faults, scratch)
+    rejected = _load(database, file, dialect, names, table)
+    (count,) = database.sql(f"SELECT count(*) FROM {quoted(table)}").fetchall()[0]
+    records = _record_lines(file, quotes)
+    out = np.array(sorted({*rejected, *([1] if dialect.header else [])}), dtype=np.int64)
+    if len(records) - len(out) != count:
+        out = np.union1d(out, _blank_records(file, records, scratch))
+    kept = np.delete(records, out - 1)
+    bad = [(int(records[number - 1]), *found) for number, found in rejected.items() if found[1].strip(" \r\n")]
+    bad += quotes.faults
+    return Rows(
+        file=file.name,
+        table=table,
+        names=names,
+        types=("VARCHAR",) * len(names),
+        total=count + len(bad),
+        bad=sorted(bad),
+        lines=lambda n: kept[n],
+        split=f"split at {dialect.delimiter!r}, it has",
+        texts=lambda lines: line_texts(plain(file, scratch).path, lines),
     )
 
 
-def _header(line: bytes, layout: Layout) -> tuple[str, ...]:
-    text = line.decode(layout.encoding, errors="replace").rstrip("\r\n")
-    return (
-        tuple(next(csv.reader([text], delimiter=layout.delimiter), []))
-        if layout.quoted
-        else tuple(text.split(layout.delimiter))
+def _load(
+    database: duckdb.DuckDBPyConnection, file: TextFile, dialect: Dialect, names: tuple[str, ...], table: str
+) -> dict[int, tuple[str, str]]:
+    """Create the table; returns reason and text of each record that DuckDB rejects, by its number from 1."""
+    columns = ", ".join(f"{literal(name)}: 'VARCHAR'" for name in names)
+    escape = (dialect.escape or dialect.quote) if dialect.quote else ""
+    options = (
+        f"columns={{{columns}}}, auto_detect=false, header={dialect.header}, delim={literal(dialect.delimiter)}, "
+        f"quote={literal(dialect.quote)}, escape={literal(escape)}, compression='{file.compression}', "
+        f"max_line_size={LONGEST_LINE}, nullstr='{NOTHING}', store_rejects=true, rejects_table='rejects', "
+        "rejects_scan='scans'"
     )
-
-
-def _blocks(stream: BinaryIO, size: int) -> Iterator[bytes]:
-    """Blocks of complete lines."""
-    held: list[bytes] = []
-    while chunk := stream.read(size):
-        cut = chunk.rfind(b"\n") + 1
-        if cut:
-            yield b"".join([*held, chunk[:cut]])
-            held = []
-        if chunk[cut:]:
-            held.append(chunk[cut:])
-    if held:
-        yield b"".join(held)
-
-
-class _Utf8Suspicion:
-    """Whether a file that is read as latin-1 is really UTF-8.
-
-    All bytes are valid latin-1. If a whole file is valid UTF-8, too, that is no coincidence, unless it has only one
-    character beyond ASCII.
-    """
-
-    def __init__(self) -> None:
-        self._accents = 0
-        self._valid = True
-
-    def look(self, block: bytes) -> None:
-        """Look at a block of complete lines."""
-        if self._valid and not block.isascii():
-            try:
-                self._accents += sum(not character.isascii() for character in block.decode("utf-8"))
-            except UnicodeDecodeError:
-                self._valid = False
-
-    @property
-    def confirmed(self) -> bool:
-        """Whether everything so far is UTF-8, with at least two characters beyond ASCII."""
-        return self._valid and self._accents >= 2
-
-
-def _count(block: bytes) -> int:
-    return block.count(b"\n") + (not block.endswith(b"\n"))
-
-
-def _line_texts(block: bytes, layout: Layout) -> Callable[[int], str]:
-    """A function that returns line `number` (from 0) of the block as text. It splits the block on its first call."""
-    lines: list[bytes] = []
-
-    def text(number: int) -> str:
-        if not lines:
-            lines.extend(block.split(b"\n"))
-        return lines[number].decode(layout.encoding, errors="replace").rstrip("\r")
-
-    return text
-
-
-def _parsed(stream: BinaryIO, size: int, names: list[str], layout: Layout) -> Iterator[tuple[bytes, Rows]]:
-    """Blocks of complete lines and their rows. Lines of a value that is still open begin the next block."""
-    rest = b""
-    for chunk in _blocks(stream, size):
-        block = rest + chunk
-        rows, rest = _parse(block, names, layout)
-        if len(rest) < len(block):
-            yield block[: len(block) - len(rest)], rows
-    if rest:
-        yield rest, _parse_slowly(rest, names, layout, last=True)[0]
-
-
-def _parse(block: bytes, names: list[str], layout: Layout) -> tuple[Rows, bytes]:
-    """The rows of the block, and the lines at its end that belong to a value that is still open."""
-    fast = _parse_fast(block, names, layout)
-    return _parse_slowly(block, names, layout, last=False) if fast is None else (fast, b"")
-
-
-def _parse_fast(block: bytes, names: list[str], layout: Layout) -> Rows | None:
-    """Like `_parse`; None if rows and lines may differ, or the text is not in its encoding."""
-    if block.count(b"\r") != block.count(b"\r\n"):
-        return None
-    data, delimiter = block, layout.delimiter
-    if layout.encoding != "utf-8" and not data.isascii():
-        data = data.decode(layout.encoding).encode("utf-8")
-    if len(delimiter) > 1:
-        if STAND_IN in data:
-            return None
-        data, delimiter = data.replace(delimiter.encode(), STAND_IN), STAND_IN.decode()
-    failures: list[tuple[int, str]] = []
-
-    def set_aside(row: pacsv.InvalidRow) -> str:
-        failures.append((row.number - 1, _wrong_width(row.actual_columns, row.expected_columns, layout)))
-        return "skip"
-
+    for name in (table, "rejects", "scans"):
+        database.execute(f"DROP TABLE IF EXISTS {quoted(name)}")
     try:
-        table = pacsv.read_csv(
-            pa.BufferReader(data),
-            pacsv.ReadOptions(use_threads=False, column_names=names, block_size=len(data) + 1),
-            pacsv.ParseOptions(
-                delimiter=delimiter,
-                quote_char='"' if layout.quoted else False,
-                escape_char=layout.escape or False,
-                ignore_empty_lines=False,
-                invalid_row_handler=set_aside,
-            ),
-            pacsv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False),
+        database.execute(
+            f"CREATE TABLE {quoted(table)} AS SELECT row_number() OVER () - 1 AS n, * "
+            f"FROM read_csv({literal(str(file.path))}, {options})"
         )
-    except pa.ArrowInvalid:
-        return None
-    lines = _count(block)
-    if table.num_rows + len(failures) != lines:
-        return None
-    if layout.quoted:
-        last_line = block[block.rfind(b"\n", 0, -1) + 1 :].removesuffix(b"\n")
-        if b'"' in last_line and not _join([last_line], 0, len(names), layout)[1]:
-            return None
-    kept = np.ones(lines, dtype=bool)
-    kept[[number for number, _ in failures]] = False
-    return [column.combine_chunks() for column in table.columns], np.flatnonzero(kept), failures
+    except (duckdb.InvalidInputException, duckdb.IOException) as error:
+        raise InputError(
+            f"{file.name}: it cannot be read as text separated by {dialect.delimiter!r}: {one_line(error)[:200]}"
+        ) from error
+    found = database.sql(
+        # A row with values too few is reported once for each that it lacks, with a growing number of those found.
+        "SELECT line, arg_max(error_type::VARCHAR, rank), arg_max(error_message, rank), any_value(csv_line) FROM "
+        "(SELECT *, coalesce(try_cast(regexp_extract(error_message, 'Found: ([0-9]+)', 1) AS BIGINT) "
+        "* if(error_type::VARCHAR = 'MISSING COLUMNS', -1, 1), 1000000) AS rank FROM rejects) GROUP BY line ORDER BY line"
+    ).fetchall()
+    return {
+        int(line): (_reason(kind, message, len(names), dialect), str(text or "")) for line, kind, message, text in found
+    }
 
 
-def _parse_slowly(block: bytes, names: list[str], layout: Layout, last: bool) -> tuple[Rows, bytes]:
-    """Like `_parse`, one line at a time. The `last` block leaves no lines over."""
-    rows: list[list[str]] = []
-    lines: list[int] = []
-    failures: list[tuple[int, str]] = []
-    texts = block.removesuffix(b"\n").split(b"\n")
-    number, rest = 0, b""
-    while number < len(texts):
-        spanned, reason = 1, ""
-        try:
-            values = _split(_decode(texts[number], layout), layout)
-        except csv.Error as error:
-            values, spanned = _join(texts, number, len(names), layout)
-            if not spanned and not last:
-                rest = b"\n".join(texts[number:]) + (b"\n" if block.endswith(b"\n") else b"")
-                break
-            spanned = max(spanned, 1)
-            reason = "" if values else f"quotes do not match ({error})"
-        if not _is_valid(b"\n".join(texts[number : number + spanned]), layout):
-            reason = f"not valid {layout.encoding}"
-        elif not reason and len(values) != len(names):
-            reason = _wrong_width(len(values), len(names), layout)
-        if reason:
-            failures.append((number, reason))
-        else:
-            rows.append(values)
-            lines.append(number)
-        number += spanned
-    strings = [pa.array([row[i] for row in rows], pa.string()) for i in range(len(names))]
-    return (strings, np.array(lines, dtype=np.int64), failures), rest
+def _reason(kind: str, message: str, width: int, dialect: Dialect) -> str:
+    if (found := re.search(r"Found: (\d+)", message)) is not None:
+        return f"{found[1]} values instead of {width} when split at {dialect.delimiter!r}"
+    if kind == "INVALID ENCODING":
+        return "not valid utf-8"
+    if kind == "UNQUOTED VALUE":
+        return "quotes do not match (text behind a closing quote)"
+    return f"longer than {LONGEST_LINE:,} bytes" if kind == "LINE SIZE OVER MAXIMUM" else one_line(message)
 
 
-def _decode(line: bytes, layout: Layout) -> str:
-    return line.removesuffix(b"\r").decode(layout.encoding, errors="surrogateescape")
+def _record_lines(file: TextFile, quotes: _Quotes) -> IntArray:
+    """(R,) line from 1 on which each record begins. Blank lines are records, too."""
+    further = np.zeros(file.lines + 1, dtype=np.int64)
+    for line, more in quotes.spans:
+        further[line + 1 : line + 1 + more] = 1
+    return np.flatnonzero(further[1:] == 0) + 1
 
 
-def _is_valid(text: bytes, layout: Layout) -> bool:
-    try:
-        text.decode(layout.encoding)
-    except UnicodeDecodeError:
-        return False
-    return True
+def _blank_records(file: TextFile, records: IntArray, scratch: Path) -> IntArray:
+    """Numbers from 1 of the records that are blank lines."""
+    blank = [
+        first + np.flatnonzero((ends[1:] - ends[:-1] == 1) | _only_return(piece, ends))
+        for first, piece, ends in pieces(plain(file, scratch).path)
+    ]
+    return np.flatnonzero(np.isin(records, np.concatenate([np.empty(0, np.int64), *blank]))) + 1
 
 
-def _split(text: str, layout: Layout) -> list[str]:
-    if not layout.quoted:
-        return text.split(layout.delimiter)
-    if not text:
-        return [""]
-    return next(csv.reader([text], delimiter=layout.delimiter, escapechar=layout.escape, strict=True))
+def _only_return(piece: bytes, ends: IntArray) -> np.ndarray:
+    two = ends[1:] - ends[:-1] == 2
+    text = np.frombuffer(piece, dtype=np.uint8)
+    return two & (text[np.maximum(ends[1:] - 1, 0)] == ord("\r"))
 
 
-def _join(texts: list[bytes], number: int, width: int, layout: Layout) -> tuple[list[str], int]:
-    """Values of a row that begins in line `number` and spans several lines, and how many.
+def _examine(file: TextFile, dialect: Dialect, width: int) -> _Quotes:
+    """Lines that open a quote by mistake, and rows that span lines.
 
-    Returns no values and 1 if no quote is open, or one was left open by mistake; no values and 0 if the quote is still
-    open after the last line.
+    A line with an even number of quotes is complete, unless an earlier line opened a quote.
     """
+    odd = []
+    for first, piece, ends in pieces(file.path):
+        text = np.frombuffer(piece, dtype=np.uint8)
+        marks = text == ord(dialect.quote)
+        if not marks.any():
+            continue
+        if dialect.escape and dialect.escape != dialect.quote:
+            marks[1:] &= text[:-1] != ord(dialect.escape)
+        counts = np.diff(np.searchsorted(np.flatnonzero(marks), ends[:], side="right"))
+        odd.append(first + np.flatnonzero(counts % 2))
+    lines = np.concatenate([np.empty(0, np.int64), *odd])
+    if not len(lines):
+        return _Quotes([], [])
+    faults: list[tuple[int, str, str]] = []
+    spans: list[tuple[int, int]] = []
+    with file.path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        starts = _line_starts(file.path, lines)
+        end = 0  # the last line of the row before
+        for line, start in zip(lines.tolist(), starts.tolist(), strict=True):
+            if line <= end:
+                continue
+            spanned, reason = _row_from(content, start, dialect, width)
+            if reason:
+                faults.append((line, reason, _decode(content, start)))
+            elif spanned > 1:
+                spans.append((line, spanned - 1))
+                end = line + spanned - 1
+    return _Quotes(faults, spans)
+
+
+def _line_starts(path: Path, lines: IntArray) -> IntArray:
+    """(L,) place of the first byte of each of the `lines`."""
+    found, place = [], 0
+    for first, piece, ends in pieces(path):
+        inside = lines[(lines >= first) & (lines < first + len(ends) - 1)]
+        found.append(place + ends[inside - first] + 1)
+        place += len(piece)
+    return np.concatenate([np.empty(0, np.int64), *found])
+
+
+def _decode(content: mmap.mmap, start: int) -> str:
+    """The line that begins at `start`."""
+    end = content.find(b"\n", start)
+    line = content[start : len(content) if end < 0 else end]
+    return line.removeprefix(codecs.BOM_UTF8).decode(errors="surrogateescape").rstrip("\r")
+
+
+def _row_from(content: mmap.mmap, start: int, dialect: Dialect, width: int) -> tuple[int, str]:
+    """Number of lines of the row that begins at `start`, and why it is none."""
+    try:
+        dialect.split(_decode(content, start))
+        return 1, ""  # its quotes stand inside a value
+    except csv.Error as error:
+        reason = f"quotes do not match ({error})"
+    read: list[str] = []
 
     def following() -> Iterator[str]:
-        for at in range(number, len(texts)):
-            yield _decode(texts[at], layout) + "\n"
+        place, size = start, 0
+        while place < len(content) and size < LONGEST_LINE:
+            end = content.find(b"\n", place)
+            end = len(content) if end < 0 else end
+            read.append(_decode(content, place))
+            size += end - place
+            place = end + 1
+            yield read[-1] + "\n"
         raise EOFError
 
-    reader = csv.reader(following(), delimiter=layout.delimiter, escapechar=layout.escape, strict=True)
+    reader = dialect.reader(following())
     try:
-        values = next(reader)
-    except EOFError:
-        return [], 0
-    except csv.Error:
-        return [], 1
-    within = texts[number + 1 : number + reader.line_num - 1]
-    if len(within) >= ROWS_WITHIN and all(_has_width(text, width, layout) for text in within):
-        return [], 1
-    return values, reader.line_num
+        next(reader)
+    except (EOFError, csv.Error):
+        return 1, reason
+    within = read[1:-1]
+    if len(within) >= ROWS_WITHIN and all(_has_width(text, width, dialect) for text in within):
+        return 1, reason
+    return len(read), ""
 
 
-def _has_width(line: bytes, width: int, layout: Layout) -> bool:
+def _has_width(line: str, width: int, dialect: Dialect) -> bool:
     try:
-        return len(_split(_decode(line, layout), layout)) == width
+        return len(dialect.split(line)) == width
     except csv.Error:
         return False
-
-
-def _wrong_width(found: int, expected: int, layout: Layout) -> str:
-    return f"{found} values instead of {expected} when split at {layout.delimiter!r}"

@@ -9,10 +9,11 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import IO, cast
 
-from rarec.data.sources.files import check_file, sha256_of, whole_folder
+from rarec.data.sources.files import COMPRESSED, check_file, sha256_of, whole_folder
 from rarec.errors import InputError
 
 SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz")
@@ -100,13 +101,19 @@ def _too_large(archive: Path) -> InputError:
     )
 
 
+def _is_wanted(name: str, wanted: set[str]) -> bool:
+    """Whether a file has one of the wanted names, which may be patterns, perhaps compressed."""
+    plain = name.removesuffix(next((suffix for suffix in COMPRESSED if name.endswith(suffix)), ""))
+    return any(fnmatchcase(one, pattern) for one in (name, plain) for pattern in wanted)
+
+
 def _extract(archive: Path, members: Iterator[_Member], wanted: set[str], folder: Path) -> None:
     left = _largest_content(archive)
     for member in members:
         path = PurePosixPath(member.name.replace("\\", "/"))
         if path.is_absolute() or ".." in path.parts or member.is_link:
             raise InputError(f"{archive}: not unpacked, as {member.name!r} is a link or a path that leads outside.")
-        if not member.is_file or path.name not in wanted or "__MACOSX" in path.parts:
+        if not member.is_file or not _is_wanted(path.name, wanted) or "__MACOSX" in path.parts:
             continue
         target = folder / path.name
         if target.exists():

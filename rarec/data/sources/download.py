@@ -9,7 +9,7 @@ import pooch
 
 from rarec.data.sources.archives import find_archives, unpack
 from rarec.data.sources.demo import GENERATOR_VERSION, DemoSettings, generate_demo
-from rarec.data.sources.files import whole_folder
+from rarec.data.sources.files import find_files, whole_folder
 from rarec.data.spec import DatasetSpec, SourceSpec
 from rarec.errors import InputError
 
@@ -27,7 +27,7 @@ class Located:
 def find_source(spec: DatasetSpec, folder: Path) -> SourceSpec | None:
     """The first source of `spec` whose files are all in `folder`."""
     for source in spec.sources:
-        if all((folder / name).is_file() for name in spec.files(source).values()):
+        if all(find_files(folder, name) for name in spec.files(source).values()):
             return source
     return None
 
@@ -60,7 +60,7 @@ def locate_source(spec: DatasetSpec, data_root: Path | None, cache: Path) -> Loc
             unpacked = unpack(archive, wanted, cache)
             if source := find_source(spec, unpacked):
                 return Located(unpacked, source)
-        if any((folder / name).exists() for name in wanted):
+        if any(find_files(folder, name) for name in wanted):
             # An incomplete data set of the user's is a mistake to report, not a reason to download another copy.
             raise InputError(_not_found(spec, folder, "only some of them are there"))
     if not spec.download:
@@ -105,7 +105,7 @@ def _not_found(spec: DatasetSpec, folder: Path | None, why: str) -> str:
         # The user most likely means the form that is nearest to complete.
         lacking = min(
             (
-                [name for name in spec.files(source).values() if not (folder / name).is_file()]
+                [name for name in spec.files(source).values() if not find_files(folder, name)]
                 for source in spec.sources
             ),
             key=len,

@@ -1,17 +1,16 @@
 """Reading published files, with errors that name them."""
 
-import gzip
 import hashlib
 import os
+import shutil
 import tempfile
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from rarec.errors import InputError
 
-CHUNK = 1 << 22
+COMPRESSED = (".gz", ".zst", ".bz2", ".xz")
 
 
 def check_file(path: Path) -> None:
@@ -22,33 +21,37 @@ def check_file(path: Path) -> None:
         raise InputError(f"{path}: the file is empty; get a complete copy of it.")
 
 
+def find_files(folder: Path, name: str) -> list[Path]:
+    """The files in `folder` that `name` means, in order of their names.
+
+    It is a file, compressed or not; a pattern with `*`, `?` or `[`; or a folder of parts, as Spark writes them. Hidden
+    files and those that begin with `_` are no parts.
+    """
+    plain = folder / name
+    if plain.is_file():
+        return [plain]
+    if plain.is_dir():
+        return sorted(path for path in plain.rglob("*") if path.is_file() and path.name[0] not in "._")
+    packed = [folder / (name + suffix) for suffix in COMPRESSED if (folder / (name + suffix)).is_file()]
+    if packed:
+        return packed[:1]
+    if any(mark in name for mark in "*?["):
+        return sorted(path for path in folder.glob(name) if path.is_file() and path.name[0] not in "._")
+    return []
+
+
 def sha256_of(path: Path) -> str:
     """SHA-256 of the file's bytes, in hexadecimal."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def count_lines(path: Path) -> int:
-    """Number of lines, including a last line without a line end."""
-    lines, last = 0, b"\n"
-    with path.open("rb") as stream:
-        while chunk := stream.read(CHUNK):
-            lines += chunk.count(b"\n")
-            last = chunk[-1:]
-    return lines + (last != b"\n")
-
-
-def gzip_lines(path: Path) -> Iterator[bytes]:
-    """Lines of a gzip file, as bytes.
-
-    Raises:
-        InputError: The file is damaged or incomplete.
-    """
+def link_or_copy(source: Path, target: Path) -> None:
+    """Give a file that nobody writes to a second name: a hard link, or a copy where there are none."""
     try:
-        with gzip.open(path, "rb") as stream:
-            yield from stream
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise InputError(f"{path}: damaged or incomplete ({error}); get a complete copy of it.") from error
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
 
 
 @contextmanager

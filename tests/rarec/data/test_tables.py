@@ -7,7 +7,7 @@ from rarec.data.checks import check_published_counts, check_schema, check_time_o
 from rarec.data.quarantine import COLUMNS
 from rarec.data.raw import RawTables, read_raw
 from rarec.data.spec import DatasetSpec
-from rarec.data.tables import build_tables, k_core
+from rarec.data.tables import build_tables, clean_text
 from rarec.errors import InputError
 
 
@@ -29,7 +29,7 @@ def make_raw(rows, columns=("user_id", "item_id", "rating", "timestamp"), items=
     if "rating" in data:
         data["rating"] = data["rating"].astype("float32")
     sources = [{"role": "interactions", "file": "own.inter"}, {"role": "items", "file": "own.item"}]
-    return RawTables(data, items, users, pd.DataFrame(columns=COLUMNS), sources)
+    return RawTables.of(data, items, users, pd.DataFrame(columns=COLUMNS), sources)
 
 
 def frozen_copy(raw):
@@ -121,10 +121,16 @@ def slow_k_core(users, items, k):
 @pytest.mark.parametrize("k", [1, 2, 3, 5])
 def test_k_core_equals_the_slow_definition(k):
     rng = np.random.default_rng(k)
-    for _ in range(10):
+    for _ in range(5):
         pairs = np.unique(rng.integers(0, 12, (60, 2)), axis=0)
-        users, items = pairs.T
-        assert k_core(users, items, k).tolist() == slow_k_core(users.tolist(), items.tolist(), k)
+        raw = make_raw([(*pair, 3, time) for time, pair in enumerate(pairs.tolist())])
+        kept = slow_k_core(*pairs.T.tolist(), k)
+        if kept:
+            table = build_tables(make_spec(k_core=k), raw).interactions
+            assert sorted(zip(table.user_id, table.item_id, strict=True)) == [tuple(pairs[row]) for row in kept]
+        else:
+            with pytest.raises(InputError, match=f"{k}-core"):
+                build_tables(make_spec(k_core=k), raw)
 
 
 def test_k_core_counts_and_compact_indices():
@@ -323,8 +329,9 @@ def tables():
 @pytest.mark.parametrize(
     ("change", "fault"),
     [
-        (lambda t: t.assign(timestamp=t.timestamp.astype(float)), "timestamp: dtype('int64')"),
-        (lambda t: t.assign(user_id=-t.user_id), "user_id: id"),
+        (lambda t: t.assign(timestamp=t.timestamp.astype(str)), "timestamp: time"),
+        (lambda t: t.assign(timestamp=-1 - t.timestamp), "timestamp: greater_than_or_equal_to(0)"),
+        (lambda t: t.assign(user_id=t.user_id / 2), "user_id: id"),
         (lambda t: t.assign(item_id=[" ", "a", "b", "c", "d"]), "item_id: id"),
         (lambda t: t.drop(columns="rating"), "column_in_dataframe"),
         (lambda t: t.assign(extra=1), "column_in_schema"),

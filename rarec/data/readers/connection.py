@@ -1,0 +1,46 @@
+"""DuckDB connections: bounded memory, spilling to disk, no access to the network."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import duckdb
+import psutil
+
+LARGEST_MEMORY = 3 << 30  # bytes; sorts and joins of more spill to disk
+MEMORY_SHARE = 0.4  # of what the machine has
+
+
+@contextmanager
+def connection(scratch: Path | None = None) -> Iterator[duckdb.DuckDBPyConnection]:
+    """A database of its own, which is gone afterwards.
+
+    Args:
+        scratch: Folder for what exceeds the memory; by default the system's folder for temporary files.
+    """
+    with TemporaryDirectory(dir=scratch, prefix=".duckdb-") as folder:
+        memory = int(min(LARGEST_MEMORY, MEMORY_SHARE * psutil.virtual_memory().total))
+        config = {
+            "memory_limit": f"{memory // (1 << 20)}MiB",
+            "temp_directory": f"{folder}/spill",
+            "autoinstall_known_extensions": "false",
+            "autoload_known_extensions": "false",
+        }
+        # A database in a file keeps large tables out of memory; one in memory would count them against the limit.
+        database = duckdb.connect(f"{folder}/tables.duckdb", config=config)
+        try:
+            database.execute("SET TimeZone = 'UTC'")
+            yield database
+        finally:
+            database.close()
+
+
+def quoted(name: str) -> str:
+    """A name as an SQL identifier."""
+    return '"' + name.replace('"', '""') + '"'
+
+
+def literal(text: str) -> str:
+    """A text as an SQL string."""
+    return "'" + text.replace("'", "''") + "'"

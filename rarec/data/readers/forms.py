@@ -1,0 +1,111 @@
+"""The form of one role's files: that of the published format, or what the data set declares."""
+
+from dataclasses import replace
+
+from rarec.data.readers.formats import AMAZON_2023, FORMS, Form, by_alias
+from rarec.data.readers.rows import Rows
+from rarec.data.spec import DatasetSpec, Role, SourceSpec
+from rarec.errors import InputError, closest
+
+KEYS: dict[Role, tuple[str, ...]] = {
+    "interactions": ("user_id", "item_id"),
+    "items": ("item_id",),
+    "users": ("user_id",),
+}
+RECBOLE_TYPES = ("token", "token_seq", "float", "float_seq")
+
+
+def time_column(spec: DatasetSpec, source: SourceSpec) -> str | None:
+    """Name of the raw time column: `timestamp` (clock), `order`, or None."""
+    return {"clock": "timestamp", "order": "order", "none": None}[source.time or spec.time]
+
+
+def form_before(source: SourceSpec, role: Role) -> Form:
+    """What is known of the files before they are opened."""
+    if source.format == "recbole":
+        return Form(encoding=source.encoding or "utf-8")
+    if source.format == "table":
+        return Form(encoding=source.encoding or "utf-8", records=True)
+    return FORMS[source.format][role]
+
+
+def form_of(rows: Rows, spec: DatasetSpec, source: SourceSpec, role: Role) -> Form:
+    """The form of a file that has been read.
+
+    Raises:
+        InputError: The file lacks a column that the data set names, or has a time that the data set denies.
+    """
+    if source.format == "recbole":
+        form = _own_form(rows, spec, source, role, {})
+    elif source.format == "table":
+        form = _own_form(rows, spec, source, role, by_alias(role, rows.names))
+    elif source.format == "amazon-2014" and "parent_asin" in rows.names:
+        form = AMAZON_2023[role]
+    else:
+        form = FORMS[source.format][role]
+    return replace(form, unit=source.time_unit or form.unit)
+
+
+def _own_form(rows: Rows, spec: DatasetSpec, source: SourceSpec, role: Role, known: dict[str, str]) -> Form:
+    """The form of a file whose columns the data set names, or that are called as ours."""
+    names = recbole_names(rows) if source.format == "recbole" else {name: name for name in rows.names}
+    own = {}
+    for name, ours in source.columns.get(role, {}).items():
+        published = _find(rows, names, name, role)
+        if published is not None:
+            own[published] = ours
+        elif role == "interactions" or ours in KEYS[role]:
+            raise InputError(
+                f"{rows.file}: there is no column {name!r}{closest(name, names.values())}; the file has "
+                f"{', '.join(map(repr, names.values()))}. Correct `columns.{role}` in the data set's file."
+            )
+    plain = {typed: name for typed, name in names.items() if typed != name}
+    rename = {typed: ours for typed, ours in (plain | known).items() if ours not in own.values()} | own
+    required = KEYS[role]
+    if role == "interactions":
+        time = time_column(spec, source)
+        there = [rename.get(name, name) for name in rows.names]
+        if time == "order" and "order" not in there and "timestamp" in there:
+            rename |= {name: "order" for name in rows.names if rename.get(name, name) == "timestamp"}
+            there = ["order" if name == "timestamp" else name for name in there]
+        if time and time not in there:
+            raise InputError(
+                f'{rows.file}: there is no time column; map one to `{time}`, or set time = "none" for the data set. '
+                f"The file has {', '.join(map(repr, names.values()))}."
+            )
+        if not time and "timestamp" in there:
+            raise InputError(
+                f'{rows.file}: has a `timestamp` column, but the data set says time = "none"; set time = "clock", or '
+                "leave the column out."
+            )
+        required = (*required, *((time,) if time else ()), *(("rating",) if spec.rating_scale and known else ()))
+    numeric = frozenset(name for name in rows.names if name.endswith(":float")) if source.format == "recbole" else frozenset()
+    advice = f"Map columns with `columns.{role}` in the data set's file."
+    return Form(rename=rename, required=required, numeric=numeric, records=True, advice=advice)
+
+
+def _find(rows: Rows, names: dict[str, str], wanted: str, role: Role) -> str | None:
+    """The published column that the data set calls by its name, or by its place from 1."""
+    found = next((published for published, name in names.items() if wanted in (name, published)), None)
+    if found is None and wanted.isdecimal() and 1 <= int(wanted) <= len(rows.names):
+        found = rows.names[int(wanted) - 1]
+    return found
+
+
+def recbole_names(rows: Rows) -> dict[str, str]:
+    """Typed name in the first line -> name, in file order.
+
+    Raises:
+        InputError: A name has no type.
+    """
+    names: dict[str, str] = {}
+    for field in rows.names:
+        name, colon, kind = field.partition(":")
+        if not colon or kind not in RECBOLE_TYPES:
+            raise InputError(
+                f"{rows.file}: {field!r} in the first line is not a RecBole column; expected is tab-separated "
+                f"name:type, with one of the types {', '.join(RECBOLE_TYPES)}. For other files use "
+                '`format = "table"`.'
+            )
+        names[field] = name
+    return names

@@ -1,0 +1,171 @@
+"""Files of objects: JSON lines, a JSON array, and Python literals as Amazon published them in 2014."""
+
+import ast
+import json
+import re
+from collections.abc import Collection
+from pathlib import Path
+
+import duckdb
+import numpy as np
+
+from rarec.data.readers.connection import literal, quoted
+from rarec.data.readers.delimited import LONGEST_LINE, NOTHING
+from rarec.data.readers.rows import Rows, line_texts
+from rarec.data.readers.text import TextFile, plain
+from rarec.errors import InputError, one_line
+from rarec.types import IntArray
+
+NO_OBJECT = "not one object per line"
+BETWEEN = "\x01"  # neither JSON nor a literal contains it, so every line is one value
+
+
+def first_object(file: TextFile) -> str:
+    """The first text of the file that is not blank."""
+    with file.open() as stream:
+        return stream.read(1 << 16).decode("utf-8-sig", errors="replace").lstrip()
+
+
+def read_records(
+    database: duckdb.DuckDBPyConnection,
+    file: TextFile,
+    table: str,
+    scratch: Path,
+    key: str = "",
+    wanted: Collection[str] | None = None,
+) -> Rows:
+    """Read a file of objects into a new table, one column for each key. Structures stay JSON.
+
+    Args:
+        database: Where the table goes.
+        file: The file.
+        table: Its name.
+        scratch: Folder for temporary files.
+        key: Key of the objects' ids.
+        wanted: Ids of the objects of interest. Other objects may be left out without being parsed.
+
+    Raises:
+        InputError: The file is no JSON.
+    """
+    first = first_object(file)
+    if first.startswith("[") and not _is_lines(first):
+        return _read_array(database, file, table)
+    if not first.startswith(("{", "[")):
+        raise InputError(f"{file.name}: the file is not JSON, as it does not begin with an object or a list.")
+    source = file
+    if not _is_json(first.split("\n", 1)[0]):
+        source = _as_json(file, scratch, key, wanted)
+    database.execute("DROP TABLE IF EXISTS objects; DROP TABLE IF EXISTS rejects; DROP TABLE IF EXISTS scans")
+    options = (
+        f"columns={{'line': 'VARCHAR'}}, auto_detect=false, header=false, delim='{BETWEEN}', quote='', escape='', "
+        f"compression='{source.compression}', max_line_size={LONGEST_LINE}, nullstr='{NOTHING}', store_rejects=true, "
+        "rejects_table='rejects', rejects_scan='scans'"
+    )
+    database.execute(
+        "CREATE TABLE objects AS SELECT n, line, CASE WHEN json_valid(line) THEN json_type(line) = 'OBJECT' ELSE false END "
+        "AS good FROM (SELECT row_number() OVER () - 1 AS n, line FROM "
+        f"read_csv({literal(str(source.path))}, {options}))"
+    )
+    rejected = {
+        int(line): "not valid utf-8" if kind == "INVALID ENCODING" else NO_OBJECT
+        for line, kind in database.sql("SELECT line, any_value(error_type::VARCHAR) FROM rejects GROUP BY 1").fetchall()
+    }
+    kept = np.delete(np.arange(1, file.lines + 1), np.array(sorted(rejected), dtype=np.int64) - 1)
+    wrong = database.sql("SELECT n FROM objects WHERE NOT good AND trim(line) != '' ORDER BY n").fetchnumpy()["n"]
+    rejected |= dict.fromkeys(kept[np.asarray(wrong, dtype=np.int64)].tolist(), NO_OBJECT)
+    numbers = np.array(sorted(rejected), dtype=np.int64)
+
+    def texts(lines: IntArray) -> list[str]:
+        return line_texts(plain(file, scratch).path, lines)
+
+    bad = [(int(n), rejected[n], text) for n, text in zip(numbers.tolist(), texts(numbers), strict=True)]
+    names = _keys(database, "SELECT n, line FROM objects WHERE good")
+    _spread(database, table, names, "SELECT n, line FROM objects WHERE good")
+    (count,) = database.sql(f"SELECT count(*) FROM {quoted(table)}").fetchall()[0]
+    types = ("JSON",) * len(names)
+    return Rows(file.name, table, names, types, count + len(bad), bad, lambda n: kept[n], texts)
+
+
+def _is_json(line: str) -> bool:
+    try:
+        json.loads(line)
+    except ValueError:
+        return False
+    return True
+
+
+def _is_lines(text: str) -> bool:
+    """Whether a text that begins with a list is a line of its own, followed by objects."""
+    first, _, rest = text.partition("\n")
+    return _is_json(first) and rest.lstrip().startswith("{")
+
+
+def _as_json(file: TextFile, scratch: Path, key: str, wanted: Collection[str] | None) -> TextFile:
+    """A copy in which every line that is a Python literal is JSON instead. Other lines stay as they are."""
+    copy = scratch / f"objects-{len(list(scratch.iterdir()))}.txt"
+    # Parsing a literal takes a hundred times as long as this search. Lines without a match are parsed.
+    pattern = re.compile(rb"u?['\"]" + re.escape(key.encode()) + rb"['\"]: u?['\"]([^'\"]*)['\"]") if key else None
+    with plain(file, scratch).path.open("rb") as lines, copy.open("wb") as out:
+        for raw in lines:
+            line = raw.strip()
+            if pattern and wanted is not None and (found := pattern.search(line)):
+                if found[1].decode("utf-8", errors="replace") not in wanted:
+                    out.write(b"\n")
+                    continue
+            out.write(_json_of(line) + b"\n")
+    return TextFile(file.name, copy, "none", file.lines)
+
+
+def _json_of(line: bytes) -> bytes:
+    if not line:
+        return line
+    try:
+        found = ast.literal_eval(line.decode("utf-8", errors="replace"))
+        return json.dumps(found, ensure_ascii=False, allow_nan=False).encode()
+    # literal_eval and dumps may raise any of these.
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return line
+
+
+def _read_array(database: duckdb.DuckDBPyConnection, file: TextFile, table: str) -> Rows:
+    database.execute("DROP TABLE IF EXISTS objects")
+    try:
+        database.execute(
+            "CREATE TABLE objects AS SELECT row_number() OVER () - 1 AS n, json AS line FROM "
+            f"read_json_objects({literal(str(file.path))}, format='array', compression='{file.compression}', "
+            f"maximum_object_size={LONGEST_LINE})"
+        )
+    except (duckdb.InvalidInputException, duckdb.IOException) as error:
+        raise InputError(f"{file.name}: the file is not valid JSON: {one_line(error)[:200]}") from error
+    good = "SELECT n, line FROM objects WHERE json_type(line) = 'OBJECT'"
+    wrong = database.sql("SELECT n, line FROM objects WHERE json_type(line) != 'OBJECT' ORDER BY n").fetchall()
+    names = _keys(database, good)
+    _spread(database, table, names, good)
+    (count,) = database.sql("SELECT count(*) FROM objects").fetchall()[0]
+
+    def texts(lines: IntArray) -> list[str]:
+        wanted = ", ".join(str(line - 1) for line in lines) or "-1"
+        found = database.sql(f"SELECT n, line FROM objects WHERE n IN ({wanted})").fetchall()
+        shown = {int(n): str(text) for n, text in found}
+        return [shown.get(int(line) - 1, "") for line in lines]
+
+    bad = [(int(n) + 1, "not an object", str(text)) for n, text in wrong]
+    return Rows(file.name, table, names, ("JSON",) * len(names), count, bad, lambda n: np.asarray(n) + 1, texts)
+
+
+def _keys(database: duckdb.DuckDBPyConnection, objects: str) -> tuple[str, ...]:
+    """All keys, in the order in which they first occur."""
+    found = database.sql(
+        "SELECT key FROM (SELECT n, unnest(keys) AS key, generate_subscripts(keys, 1) AS place FROM "
+        f"(SELECT n, json_keys(line) AS keys FROM ({objects}))) GROUP BY key ORDER BY min(n * 100000 + place)"
+    ).fetchall()
+    return tuple(str(key) for (key,) in found)
+
+
+def _spread(database: duckdb.DuckDBPyConnection, table: str, names: tuple[str, ...], objects: str) -> None:
+    """A table with a column for each key."""
+    pointers = ", ".join(literal("/" + name.replace("~", "~0").replace("/", "~1")) for name in names)
+    columns = "".join(f", found[{place}] AS {quoted(name)}" for place, name in enumerate(names, start=1))
+    found = f"json_extract_string(line, [{pointers}])" if names else "[]"
+    database.execute(f"DROP TABLE IF EXISTS {quoted(table)}")
+    database.execute(f"CREATE TABLE {quoted(table)} AS SELECT n{columns} FROM (SELECT n, {found} AS found FROM ({objects}))")

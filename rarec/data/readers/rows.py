@@ -1,0 +1,67 @@
+"""The rows of one published file, as text, in DuckDB: what every reader returns and every format starts from."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from rarec.types import IntArray
+
+PIECE = 64 << 20  # bytes
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows of one file.
+
+    Attributes:
+        file: Name of the file.
+        table: DuckDB table with `n` (BIGINT, from 0 in file order) and one VARCHAR column for each name.
+        names: Published column names, in file order.
+        types: DuckDB type of each column in the file; "VARCHAR" for text.
+        total: Rows of the file, including unreadable ones.
+        bad: (line, reason, text) of each row that has no place in the table.
+        lines: (N,) `n` -> (N,) line from 1. In parquet and in a JSON array, a line is a row.
+        texts: (N,) lines -> the text of each, as far as it is needed to show it.
+        split: How an error introduces the names.
+    """
+
+    file: str
+    table: str
+    names: tuple[str, ...]
+    types: tuple[str, ...]
+    total: int
+    bad: list[tuple[int, str, str]]
+    lines: Callable[[IntArray], IntArray]
+    texts: Callable[[IntArray], list[str]]
+    split: str = "it has"
+
+
+def pieces(path: Path) -> Iterator[tuple[int, bytes, IntArray]]:
+    """Whole lines: number of the first one from 1, their bytes, and (l + 1,) places of line ends from -1 on."""
+    number = 1
+    with path.open("rb") as stream:
+        held = b""
+        while True:
+            piece = stream.read(PIECE)
+            block = held + piece
+            cut = block.rfind(b"\n") + 1 if piece else len(block)
+            block, held = block[:cut], block[cut:]
+            if block:
+                if not block.endswith(b"\n"):
+                    block += b"\n"
+                ends = np.flatnonzero(np.frombuffer(block, dtype=np.uint8) == ord("\n"))
+                yield number, block, np.concatenate([[-1], ends])
+                number += len(ends)
+            if not piece:
+                return
+
+
+def line_texts(path: Path, wanted: IntArray) -> list[str]:
+    """The text of each line of a file without compression; `wanted` counts from 1, in ascending order."""
+    found = []
+    for first, piece, ends in pieces(path):
+        for line in wanted[(wanted >= first) & (wanted < first + len(ends) - 1)] - first:
+            found.append(piece[ends[line] + 1 : ends[line + 1]].decode(errors="replace").rstrip("\r"))
+    return found

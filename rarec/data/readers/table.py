@@ -1,0 +1,255 @@
+"""One role's files (interactions, items or users) as one DuckDB table under our column names.
+
+Rows that cannot be used go to the quarantine with file, line and reason.
+"""
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import duckdb
+import numpy as np
+
+from rarec.data.quarantine import Quarantine
+from rarec.data.readers.columnar import EXACT, read_parquet
+from rarec.data.readers.connection import quoted
+from rarec.data.readers.delimited import read_delimited
+from rarec.data.readers.dialects import choose_dialect
+from rarec.data.readers.forms import Form, form_before, form_of
+from rarec.data.readers.records import first_object, read_records
+from rarec.data.readers.rows import Rows
+from rarec.data.readers.text import kind_of, prepare
+from rarec.data.readers.values import (
+    NOTHING,
+    UNIT_WORDS,
+    UNITS,
+    Value,
+    id_value,
+    number_value,
+    text_value,
+    time_value,
+)
+from rarec.data.spec import DatasetSpec, Role, SourceSpec
+from rarec.errors import InputError
+from rarec.types import IntArray
+
+ID_COLUMNS = ("user_id", "item_id")
+MOST = 0.9  # share of the bad times that another unit must explain before it is named
+
+
+@dataclass
+class Reading:
+    """What reading the files of one role takes.
+
+    Attributes:
+        database: Where tables go.
+        spec, source: The data set, and the form in which its files came.
+        role: The role.
+        quarantine: Receives unreadable rows.
+        scratch: Folder for temporary files.
+        latest_s: Latest plausible time, in seconds since 1970.
+        wanted: Ids of the items of interest. Other items may be left out.
+        optional: Our names of columns that may be empty.
+        keep: Our names of the columns to keep; None keeps all.
+        may_be_empty: Whether a file without rows is no error.
+        warnings: Receives sentences on what a user should know.
+        lines: Receives, for each file, what turns `n` into lines.
+    """
+
+    database: duckdb.DuckDBPyConnection
+    spec: DatasetSpec
+    source: SourceSpec
+    role: Role
+    quarantine: Quarantine
+    scratch: Path
+    latest_s: float
+    wanted: Collection[str] | None = None
+    optional: tuple[str, ...] = ()
+    keep: tuple[str, ...] | None = None
+    may_be_empty: bool = False
+    warnings: list[str] = field(default_factory=list)
+    lines: list[Callable[[IntArray], IntArray]] = field(default_factory=list)
+
+
+def read_role(reading: Reading, paths: list[Path]) -> int:
+    """Read the files of one role into the table named after it, in order; returns the number of rows.
+
+    The table has our column names, with ids as text and `timestamp` in microseconds, and the columns `file` (number of
+    the file from 0) and `n` (number of the row from 0; `Reading.lines` has its line).
+
+    Raises:
+        InputError: A file cannot be read, lacks a column, or has too many bad rows.
+    """
+    database, role = reading.database, reading.role
+    parts = [f"{role}_{number}" for number in range(len(paths))]
+    for number, path in enumerate(paths):
+        rows, form = _parse(reading, path)
+        reading.lines.append(rows.lines)
+        _convert(reading, rows, form, number, parts[number])
+    database.execute(f"DROP TABLE IF EXISTS {role}")
+    if len(parts) == 1:
+        database.execute(f"ALTER TABLE {parts[0]} RENAME TO {role}")
+    else:
+        union = " UNION ALL BY NAME ".join(f"SELECT * FROM {part}" for part in parts)
+        database.execute(f"CREATE TABLE {role} AS {union}")
+        for part in parts:
+            database.execute(f"DROP TABLE {part}")
+    (count,) = database.sql(f"SELECT count(*) FROM {role}").fetchall()[0]
+    if not count and not reading.may_be_empty:
+        raise InputError(f"{paths[0].name}: the file holds no rows; get a complete copy of it.")
+    return int(count)
+
+
+def _parse(reading: Reading, path: Path) -> tuple[Rows, Form]:
+    """The file's rows as text, and their form."""
+    database, spec, source, role = reading.database, reading.spec, reading.source, reading.role
+    if kind_of(path) == "parquet":
+        rows = read_parquet(database, path, path.name, "part")
+    else:
+        before = form_before(source, role)
+        file = prepare(path, reading.scratch, source.encoding or before.encoding)
+        if before.records and first_object(file)[:1] in ("{", "["):
+            wanted = reading.wanted if role == "items" else None
+            rows = read_records(database, file, "part", reading.scratch, before.key, wanted)
+        else:
+            dialect = choose_dialect(file, spec, source, role)
+            rows = read_delimited(database, file, dialect, "part", reading.scratch)
+    return rows, form_of(rows, spec, source, role)
+
+
+def _values(reading: Reading, rows: Rows, form: Form) -> dict[str, tuple[str, Value]]:
+    """Published name and reading of each of our columns, in file order."""
+    spec, null_values = reading.spec, reading.source.null_values
+    nothing = NOTHING if null_values is None else null_values
+    values: dict[str, tuple[str, Value]] = {}
+    for published in rows.names:
+        ours, column = form.rename.get(published, published), quoted(published)
+        if ours in values:
+            raise InputError(
+                f"{rows.file}: two columns have the name {ours!r}; correct the column mapping."
+            )
+        optional = ours in reading.optional
+        if reading.keep is not None and ours not in reading.keep:
+            continue
+        if ours in ID_COLUMNS:
+            _refuse_floats(reading.database, rows, published, ours)
+            value = id_value(column, nothing)
+        elif reading.role == "interactions" and ours == "rating":
+            low, high = spec.rating_scale or (-np.inf, np.inf)
+            value = number_value(column, low, high, spec.implicit_rating, optional)
+        elif reading.role == "interactions" and ours == "timestamp":
+            value = time_value(column, form.unit, reading.latest_s, optional)
+        elif reading.role == "interactions" and ours == "order":
+            value = number_value(column, 0, 2.0**53, expected="a place within the user, counted from 0 or 1")
+        elif published in form.numeric:
+            value = number_value(column, -np.inf, np.inf, optional=True)
+        else:
+            value = text_value(column)
+        values[ours] = (published, value)
+    return values
+
+
+def _refuse_floats(database: duckdb.DuckDBPyConnection, rows: Rows, published: str, name: str) -> None:
+    """Raise InputError if a column of floats holds ids that floats cannot tell apart."""
+    exact = EXACT.get(rows.types[rows.names.index(published)])
+    if exact is None:
+        return
+    found = database.sql(
+        f"SELECT any_value({quoted(published)}) FROM {quoted(rows.table)} "
+        f"WHERE abs(TRY_CAST({quoted(published)} AS DOUBLE)) >= {exact}"
+    ).fetchall()[0][0]
+    if found is not None:
+        bits = 32 if exact == EXACT["FLOAT"] else 64
+        raise InputError(
+            f"{rows.file}: {name} {found!r} is a {bits}-bit float, which cannot tell ids above {exact:,} apart, so ids are "
+            "lost. Export ids as text or as whole numbers."
+        )
+
+
+def _convert(reading: Reading, rows: Rows, form: Form, number: int, table: str) -> None:
+    """Make the typed table of one file, and quarantine the rows where that fails."""
+    database, quarantine = reading.database, reading.quarantine
+    values = _values(reading, rows, form)
+    for name in form.required:
+        if name not in values:
+            raise InputError(_lacks(rows, name, form))
+    chosen = list(values.items())
+    read = ", ".join(f"{value.value} AS v{place}" for place, (_, (_, value)) in enumerate(chosen))
+    faults = [
+        value.fault.format(x=quoted(published), v=f"v{place}")
+        for place, (_, (published, value)) in enumerate(chosen)
+    ]
+    first = "CASE " + " ".join(f"WHEN {fault} THEN {place}" for place, fault in enumerate(faults)) + " ELSE -1 END"
+    database.execute(f"DROP TABLE IF EXISTS typed; DROP TABLE IF EXISTS {quoted(table)}")
+    database.execute(f"CREATE TABLE typed AS SELECT *, {first} AS fault FROM (SELECT *, {read} FROM {quoted(rows.table)})")
+    bad = database.sql("SELECT n, fault FROM typed WHERE fault >= 0 ORDER BY n").fetchnumpy()
+    lines = rows.lines(np.asarray(bad["n"], dtype=np.int64))
+    for line, reason, text in rows.bad:
+        quarantine.add(rows.file, line, reason, text)
+    _set_aside(reading, rows, chosen, np.asarray(bad["n"], dtype=np.int64), np.asarray(bad["fault"]), lines)
+    columns = ", ".join(f"{_stored(name, value, place)} AS {quoted(name)}" for place, (name, (_, value)) in enumerate(chosen))
+    database.execute(
+        f"CREATE TABLE {quoted(table)} AS SELECT {number} AS file, n, {columns} FROM typed WHERE fault < 0 ORDER BY n"
+    )
+    database.execute(f"DROP TABLE typed; DROP TABLE {quoted(rows.table)}")
+
+
+def _stored(name: str, value: Value, place: int) -> str:
+    if name == "rating":
+        return f"CAST(v{place} AS FLOAT)"
+    return f"CAST(trunc(v{place}) AS BIGINT)" if name == "order" else f"v{place}"
+
+
+def _set_aside(
+    reading: Reading,
+    rows: Rows,
+    chosen: list[tuple[str, tuple[str, Value]]],
+    numbers: np.ndarray,
+    faults: np.ndarray,
+    lines: np.ndarray,
+) -> None:
+    """Quarantine the rows `numbers`. If they are too many, only the first ones are looked at before the error."""
+    quarantine = reading.quarantine
+    shown = len(numbers)
+    if quarantine.count(rows.file) + shown > quarantine.limit * rows.total:
+        shown = min(shown, quarantine.SHOWN)
+    texts = rows.texts(lines[:shown]) if shown else []
+    for place in sorted(set(faults[:shown].tolist())):
+        name, (published, value) = chosen[place]
+        at = np.flatnonzero(faults[:shown] == place)
+        wanted = ", ".join(map(str, numbers[at].tolist()))
+        found = reading.database.sql(
+            f"SELECT {quoted(published)}, v{place} FROM typed WHERE n IN ({wanted}) ORDER BY n"
+        ).fetchall()
+        for row, (text, read) in zip(at.tolist(), found, strict=True):
+            quarantine.add(rows.file, int(lines[row]), value.reason(name, published, text, read), texts[row])
+    quarantine.add_unseen(rows.file, len(numbers) - shown)
+    quarantine.check(rows.file, rows.total, _hint(reading, chosen, faults))
+
+
+def _hint(reading: Reading, chosen: list[tuple[str, tuple[str, Value]]], faults: np.ndarray) -> str:
+    """What to do if most of the bad rows have times in another unit."""
+    place = next((p for p, (name, _) in enumerate(chosen) if name == "timestamp"), None)
+    if place is None or not (faults == place).any():
+        return ""
+    (published, _) = chosen[place][1]
+    for unit in (*UNITS, "ns", "days"):
+        other = time_value(quoted(published), unit, reading.latest_s)
+        fault = other.fault.format(x=quoted(published), v="v")
+        (share,) = reading.database.sql(
+            f"SELECT avg(CAST(NOT ({fault}) AS DOUBLE)) FROM (SELECT {quoted(published)}, {other.value} AS v FROM typed "
+            f"WHERE fault = {place})"
+        ).fetchall()[0]
+        if share >= MOST:
+            return f'The times look like {UNIT_WORDS[unit]}: set `time_unit = "{unit}"` in the source.'
+    return (
+        'If they count something else than time since 1970, set `time = "order"` for the data set; other forms are read '
+        "with `time_unit`."
+    )
+
+
+def _lacks(rows: Rows, name: str, form: Form) -> str:
+    published = next((theirs for theirs, ours in form.rename.items() if ours == name), name)
+    found = ", ".join(repr(column) for column in rows.names)
+    where = "the first line has" if rows.split.startswith("split") else "the file has"
+    return f"{rows.file}: {where} no column {published!r}; {rows.split} {found}. {form.advice}"
