@@ -122,7 +122,9 @@ def _read_once(spec: DatasetSpec, located: Located, cache: Path) -> RawTables:
             raw.quarantine.to_parquet(folder / "quarantine.parquet", index=False)
             (folder / "sources.json").write_text(json.dumps({"files": raw.sources, "warnings": raw.warnings}))
     told = json.loads((target / "sources.json").read_text())
-    return RawTables(target, pd.read_parquet(target / "quarantine.parquet"), told["files"], warnings=tuple(told["warnings"]))
+    return RawTables(
+        target, pd.read_parquet(target / "quarantine.parquet"), told["files"], warnings=tuple(told["warnings"])
+    )
 
 
 def load_raw(artifact: Artifact) -> RawTables:

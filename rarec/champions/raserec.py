@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from rarec.data.ids import IdLookup
-from rarec.data.sequences import UserSequences, ranges
+from rarec.data.sequences import UserSequences, as_times, ranges
 from rarec.raserec.recommender import Recommender
 from rarec.retrieval.memory import MemoryBank
 from rarec.types import Float64Array, IntArray
@@ -83,7 +83,7 @@ class ServedRecommender:
         sequences = UserSequences(
             np.concatenate([[0], counts.cumsum()]),
             items[known],
-            interactions["timestamp"].to_numpy(np.int64)[known],
+            as_times(interactions["timestamp"])[known],
             len(self.item_ids),
         )
         positions = np.where(known, known.cumsum() - 1, -1)

@@ -75,7 +75,9 @@ def _rounded_to(times: np.ndarray) -> str:
         if step and step % seconds == 0:
             return f"all times are whole {name}"
     tens = len(str(step)) - len(str(step).rstrip("0"))
-    return f"all times end in {tens} zeros: the file keeps too few digits, as in 1.601e+09" if step and tens >= 2 else ""
+    return (
+        f"all times end in {tens} zeros: the file keeps too few digits, as in 1.601e+09" if step and tens >= 2 else ""
+    )
 
 
 def check_published_counts(spec: DatasetSpec, counts: Mapping[str, int]) -> Result:

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from pydantic import Field, model_validator
 
 from rarec.config import Settings
-from rarec.data.sequences import draw_rows, user_at
+from rarec.data.sequences import as_times, draw_rows, user_at
 from rarec.data.spec import Time
 from rarec.errors import InputError
 from rarec.types import SPLITS, BoolArray, IntArray, Split
@@ -99,7 +99,7 @@ def build_ctr_samples(
 
     Args:
         user_index: (M,) user of each interaction, ascending.
-        timestamp: (M,) int64.
+        timestamp: (M,) int64 or float64.
         liked: (M,) bool.
         time: What ``timestamp`` means.
 
@@ -107,7 +107,7 @@ def build_ctr_samples(
         InputError: There are no samples, or a split is empty or has only one class.
     """
     users = np.asarray(user_index, dtype=np.int64)
-    times, likes = np.asarray(timestamp, dtype=np.int64), np.asarray(liked, dtype=bool)
+    times, likes = as_times(timestamp), np.asarray(liked, dtype=bool)
     counts = np.bincount(users, minlength=n_users)
     offsets = np.concatenate([[0], counts.cumsum()]).astype(np.int64)
     if time == "clock":

@@ -4,7 +4,6 @@ Tables are parquet files that are never whole in memory. Reading them into panda
 """
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -185,7 +184,13 @@ def read_raw(spec: DatasetSpec, folder: Path, into: Path | None = None) -> RawTa
         folder=into,
         quarantine=quarantine.frame(),
         sources=[
-            {"role": role, "file": path.name, "bytes": path.stat().st_size, "sha256": sha256_of(path), "rows": rows[role]}
+            {
+                "role": role,
+                "file": path.name,
+                "bytes": path.stat().st_size,
+                "sha256": sha256_of(path),
+                "rows": rows[role],
+            }
             for role, paths in files.items()
             for path in paths
         ],
@@ -216,11 +221,7 @@ def _make_unique(
     Exact copies of a row are dropped. So are later rows where publishers repeat items, or where ids were unified.
     """
     key = ID_OF[role]
-    others = [
-        name
-        for (name, *_) in database.sql(f"DESCRIBE {role}").fetchall()
-        if name not in ("file", "n")
-    ]
+    others = [name for (name, *_) in database.sql(f"DESCRIBE {role}").fetchall() if name not in ("file", "n")]
     same_row = ", ".join(map(quoted, others))
     database.execute(
         f"CREATE TABLE once AS SELECT * FROM {role} QUALIFY row_number() OVER (PARTITION BY {same_row} ORDER BY file, n) = 1 "
@@ -239,7 +240,9 @@ def _make_unique(
             raise InputError(
                 f"{file}: {key} {repeated[0][0]} is in more than one row ({extra} rows repeat an id); keep one row per id."
             )
-        warnings.append(f"{file}: {extra:,} rows repeat an id (first: {repeated[0][0]}); the first row of each id counts.")
+        warnings.append(
+            f"{file}: {extra:,} rows repeat an id (first: {repeated[0][0]}); the first row of each id counts."
+        )
     database.execute(f"DROP TABLE {role}")
     database.execute(
         f"CREATE TABLE {role} AS SELECT * FROM once QUALIFY row_number() OVER (PARTITION BY {key} ORDER BY file, n) = 1 "

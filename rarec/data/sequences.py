@@ -61,7 +61,7 @@ class UserSequences:
     Attributes:
         offsets: (U + 1,) int64; user ``u`` owns positions ``offsets[u]`` to ``offsets[u + 1] - 1``.
         items: (N,) int64 item indices in ``[0, n_items)``.
-        timestamps: (N,) int64 seconds, or the order if the data have no clock.
+        timestamps: (N,) seconds (int64, or float64 if some have fractions), or the order if the data have no clock.
         n_items: Size of the catalogue.
     """
 
@@ -163,6 +163,12 @@ def ranges(starts: IntArray, counts: IntArray) -> IntArray:
     return np.arange(total) + np.repeat(starts - ends + counts, counts)
 
 
+def as_times(timestamp: npt.ArrayLike) -> np.ndarray:
+    """Times as an array: float64 if they have fractions of a second, else int64."""
+    times = np.asarray(timestamp)
+    return times if times.dtype == np.float64 else times.astype(np.int64)
+
+
 def build_sequences(
     user_index: npt.ArrayLike,
     item_index: npt.ArrayLike,
@@ -178,7 +184,7 @@ def build_sequences(
         InputError: The interactions are not sorted, or a user is too short to be split and ``short_users`` is "error".
     """
     users = np.asarray(user_index, dtype=np.int64)
-    times = np.asarray(timestamp, dtype=np.int64)
+    times = as_times(timestamp)
     same_user = users[1:] == users[:-1]
     if np.any(users[1:] < users[:-1]) or np.any((times[1:] < times[:-1]) & same_user):
         raise InputError("interactions are not sorted by user and time; rebuild the asset `interactions`")

@@ -9,7 +9,7 @@ import tomllib
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path, PurePosixPath
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 from pydantic import Field, ValidationError, model_validator
@@ -124,9 +124,13 @@ class SourceSpec(Settings):
             try:
                 codecs.lookup(self.encoding)
             except LookupError:
-                raise ValueError(f"`encoding` {self.encoding!r} is unknown; use one that Python knows, like cp1252") from None
+                raise ValueError(
+                    f"`encoding` {self.encoding!r} is unknown; use one that Python knows, like cp1252"
+                ) from None
         if self.time_unit is not None and "%" not in self.time_unit and self.time_unit not in TIME_UNITS:
-            raise ValueError(f"`time_unit` {self.time_unit!r} is unknown; use {', '.join(TIME_UNITS)} or a format with %")
+            raise ValueError(
+                f"`time_unit` {self.time_unit!r} is unknown; use {', '.join(TIME_UNITS)} or a format with %"
+            )
         if self.files and "interactions" not in self.files:
             raise ValueError("`files` must name a file for `interactions`")
         if self.format == "amazon-2014" and not self.files:
@@ -230,6 +234,15 @@ class DatasetSpec(Settings):
     overrides: dict[str, dict[str, Override]] = Field(
         default={}, description="Defaults of stages for this data set: asset -> setting -> value."
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _time_of_the_format(cls, values: Any) -> Any:
+        """Where the data set does not say what times mean, its first source's format does."""
+        match values:
+            case {"sources": [{"format": str(name)}, *_]} if "time" not in values and name in FORMAT_TIME:
+                return {**values, "time": FORMAT_TIME[name]}
+        return values
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -20,8 +20,7 @@ import pyarrow as pa
 
 from rarec.data.raw import RawTables
 from rarec.data.readers.connection import connection, literal, quoted
-from rarec.data.readers.parquet_files import GROUP_ROWS, batches_of, schema_of, write_batches
-from rarec.data.readers.values import BLANKS
+from rarec.data.readers.parquet_files import batches_of, schema_of, write_batches
 from rarec.data.spec import DatasetSpec, Time
 from rarec.errors import InputError
 
@@ -32,7 +31,29 @@ PLAUSIBLE_YEARS = (1450, 2029)  # from the first printed books; Book-Crossing ha
 NO_GENRES = ("(no genres listed)", "unknown")
 # Texts that programs and people write where nothing is known. Case counts: a film may be called "Nil".
 NO_TEXT = frozenset(
-    "NULL null Null NaN nan NAN None NONE N/A n/a N/a NA <NA> #N/A NaT nil \\N undefined (null) - --".split()
+    [
+        "NULL",
+        "null",
+        "Null",
+        "NaN",
+        "nan",
+        "NAN",
+        "None",
+        "NONE",
+        "N/A",
+        "n/a",
+        "N/a",
+        "NA",
+        "<NA>",
+        "#N/A",
+        "NaT",
+        "nil",
+        "\\N",
+        "undefined",
+        "(null)",
+        "-",
+        "--",
+    ]
 ) | {"Not Applicable (Na )", "not applicable"}
 BETWEEN_PARTS = {"location": ", ", "genres": "|"}  # texts of several parts, each of which may be nothing
 # A film's year after its title: "Heat (1995)", "Death Note (2006–2007)".
@@ -169,9 +190,7 @@ def _keep(database: duckdb.DuckDBPyConnection, query: str) -> int:
 def k_core(database: duckdb.DuckDBPyConnection, k: int) -> None:
     """Reduce `events` to the largest subset in which each `user` and each `item` has at least k interactions."""
     while True:
-        few = {
-            key: f"SELECT {key} FROM events GROUP BY {key} HAVING count(*) < {k}" for key in ("user", "item")
-        }
+        few = {key: f"SELECT {key} FROM events GROUP BY {key} HAVING count(*) < {k}" for key in ("user", "item")}
         # Users first, then the items that are left: fewer passes than with both at once.
         dropped = 0
         for key, query in few.items():
@@ -197,7 +216,9 @@ def _read_counts(database: duckdb.DuckDBPyConnection, raw: RawTables) -> dict[st
 
 
 def _sizes(database: duckdb.DuckDBPyConnection, suffix: str, counts: dict[str, int]) -> None:
-    users, items, rows = database.sql("SELECT count(DISTINCT user), count(DISTINCT item), count(*) FROM events").fetchall()[0]
+    users, items, rows = database.sql(
+        "SELECT count(DISTINCT user), count(DISTINCT item), count(*) FROM events"
+    ).fetchall()[0]
     counts |= {f"users{suffix}": users, f"items{suffix}": items, f"interactions{suffix}": rows}
 
 
@@ -246,7 +267,9 @@ def _drop_repeated(database: duckdb.DuckDBPyConnection, spec: DatasetSpec, count
     counts["dropped_duplicates"] = 0
     pairs = "user, item, time" if spec.duplicates == "keep-all" else "user, item"
     latest = f"row_number() OVER (PARTITION BY {pairs} ORDER BY time DESC, n DESC)"
-    groups = database.sql(f"SELECT count(*) FROM (SELECT 1 FROM events GROUP BY {pairs} HAVING count(*) > 1)").fetchall()[0][0]
+    groups = database.sql(
+        f"SELECT count(*) FROM (SELECT 1 FROM events GROUP BY {pairs} HAVING count(*) > 1)"
+    ).fetchall()[0][0]
     if not groups:
         return
     if spec.duplicates == "error":
@@ -268,9 +291,7 @@ def _compact(database: duckdb.DuckDBPyConnection, key: str) -> pa.Array:
         f"CREATE TABLE {key}_codes AS SELECT code, CAST(row_number() OVER (ORDER BY code) - 1 AS INTEGER) AS place FROM "
         f"(SELECT DISTINCT {key} AS code FROM events)"
     )
-    ids = database.sql(
-        f"SELECT id FROM {key}_codes JOIN {key}s USING (code) ORDER BY place"
-    ).to_arrow_table()
+    ids = database.sql(f"SELECT id FROM {key}_codes JOIN {key}s USING (code) ORDER BY place").to_arrow_table()
     return ids.column(0).combine_chunks()
 
 
@@ -278,7 +299,10 @@ def _write_interactions(
     database: duckdb.DuckDBPyConnection, user_ids: pa.Array, item_ids: pa.Array, time_type: str, path: Path
 ) -> None:
     seconds = "float64" if time_type == "DOUBLE" else "int64"
-    kinds = {name: "int64" if pa.types.is_integer(ids.type) else "str" for name, ids in (("user", user_ids), ("item", item_ids))}
+    kinds = {
+        name: "int64" if pa.types.is_integer(ids.type) else "str"
+        for name, ids in (("user", user_ids), ("item", item_ids))
+    }
     schema = schema_of(
         {
             "user_id": kinds["user"],
@@ -328,14 +352,22 @@ def _published(
     there = [name for name, *_ in database.sql(f"DESCRIBE SELECT * FROM {source}").fetchall()]
     wanted = [name for name in there if name in (*names, "year", "age")]
     columns = "".join(f", published.{quoted(name)}" for name in wanted)
-    return database.sql(
-        f"SELECT published.{key}_id IS NULL AS absent{columns} FROM {key}_codes JOIN {key}s USING (code) "
-        f"LEFT JOIN {source} published ON CAST({key}s.id AS VARCHAR) = CAST(published.{key}_id AS VARCHAR) ORDER BY place"
-    ).to_arrow_table().to_pandas()
+    return (
+        database.sql(
+            f"SELECT published.{key}_id IS NULL AS absent{columns} FROM {key}_codes JOIN {key}s USING (code) "
+            f"LEFT JOIN {source} published ON CAST({key}s.id AS VARCHAR) = CAST(published.{key}_id AS VARCHAR) ORDER BY place"
+        )
+        .to_arrow_table()
+        .to_pandas()
+    )
 
 
 def _id_index(ids: pa.Array) -> pd.Index:
-    return pd.Index(ids.to_numpy(zero_copy_only=False)) if pa.types.is_integer(ids.type) else pd.Index(pd.Series(ids.to_pandas(), dtype="str"))
+    return (
+        pd.Index(ids.to_numpy(zero_copy_only=False))
+        if pa.types.is_integer(ids.type)
+        else pd.Index(pd.Series(ids.to_pandas(), dtype="str"))
+    )
 
 
 def _item_table(spec: DatasetSpec, ids: pd.Index, published: pd.DataFrame | None) -> pd.DataFrame:

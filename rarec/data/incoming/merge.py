@@ -99,14 +99,19 @@ def _spell(database: duckdb.DuckDBPyConnection, key: str, kind: str) -> str:
     """
     number = "TRY_CAST(regexp_replace({}, '\\..*$', '') AS HUGEINT)"
     database.execute(f"CREATE OR REPLACE TABLE known AS SELECT DISTINCT CAST({key} AS VARCHAR) AS id FROM published")
-    numeric = kind == "BIGINT" or database.sql(
-        f"SELECT coalesce(bool_and(regexp_full_match(id, '{NUMERIC}')), false) FROM known"
-    ).fetchall()[0][0]
+    numeric = (
+        kind == "BIGINT"
+        or database.sql(f"SELECT coalesce(bool_and(regexp_full_match(id, '{NUMERIC}')), false) FROM known").fetchall()[
+            0
+        ][0]
+    )
     if numeric:
         other = f"regexp_full_match(written, '{NUMERIC}') AND {number.format('written')} = {number.format('id')}"
         own = f"regexp_full_match(written, '{NUMERIC}') AND kind_is_whole AND TRY_CAST({number.format('written')} AS BIGINT) IS NOT NULL"
     else:
-        other = f"regexp_full_match(written, '{ISBN}') AND regexp_full_match(id, '{ISBN}') AND upper(written) = upper(id)"
+        other = (
+            f"regexp_full_match(written, '{ISBN}') AND regexp_full_match(id, '{ISBN}') AND upper(written) = upper(id)"
+        )
         own = "false"
     database.execute(
         f"CREATE OR REPLACE TABLE spelled AS SELECT written, coalesce(id, {number.format('written')}::VARCHAR) AS chosen FROM "
@@ -128,7 +133,12 @@ def _set_aside(
     for key in ("user_id", "item_id"):
         if columns[key] == "BIGINT":
             whole = f"TRY_CAST({key} AS BIGINT)::VARCHAR = {key}"
-            reasons.append((f"NOT coalesce({whole}, false)", f"'{key} ''' || {key} || ''' is not a whole number like the data set''s other ids'"))
+            reasons.append(
+                (
+                    f"NOT coalesce({whole}, false)",
+                    f"'{key} ''' || {key} || ''' is not a whole number like the data set''s other ids'",
+                )
+            )
     if "rating" in columns:
         reasons.append(("rating IS NULL OR isnan(rating)", "'rating is missing'"))
     if "timestamp" in columns:
@@ -140,7 +150,9 @@ def _set_aside(
     reason = "CASE " + " ".join(f"WHEN {test} THEN {text}" for test, text in reasons) + " END" if reasons else "NULL"
     database.execute(f"CREATE TABLE judged AS SELECT *, {reason} AS reason FROM new")
     bad = database.sql("SELECT * FROM judged WHERE reason IS NOT NULL ORDER BY place").to_arrow_table().to_pandas()
-    database.execute("DROP TABLE new; CREATE TABLE new AS SELECT * EXCLUDE reason FROM judged WHERE reason IS NULL; DROP TABLE judged")
+    database.execute(
+        "DROP TABLE new; CREATE TABLE new AS SELECT * EXCLUDE reason FROM judged WHERE reason IS NULL; DROP TABLE judged"
+    )
     for key in ("user_id", "item_id"):
         database.execute(f"ALTER TABLE new ALTER {key} TYPE {columns[key]}")
     shown = [",".join(map(_plain, row)) for row in bad[list(COLUMNS)].itertuples(index=False, name=None)]
@@ -193,11 +205,13 @@ def _write(database: duckdb.DuckDBPyConnection, columns: dict[str, str], path: P
     chosen = []
     for name, kind in names.items():
         if name == "order":
-            last = "coalesce((SELECT max(p.\"order\") FROM published p WHERE p.user_id = new.user_id), 0)"
+            last = 'coalesce((SELECT max(p."order") FROM published p WHERE p.user_id = new.user_id), 0)'
             behind = "row_number() OVER (PARTITION BY user_id ORDER BY timestamp, place)"
             chosen.append(f'CAST({last} + {behind} AS BIGINT) AS "order"')
         elif name == "timestamp" and kind == "BIGINT":
-            (fractions,) = database.sql("SELECT coalesce(bool_or(timestamp != floor(timestamp)), false) FROM new").fetchall()[0]
+            (fractions,) = database.sql(
+                "SELECT coalesce(bool_or(timestamp != floor(timestamp)), false) FROM new"
+            ).fetchall()[0]
             names[name] = "DOUBLE" if fractions else "BIGINT"
             chosen.append(f"CAST(timestamp AS {names[name]}) AS timestamp")
         else:

@@ -27,7 +27,8 @@ def read_parquet(database: duckdb.DuckDBPyConnection, path: Path, name: str, tab
         described = database.sql(f"DESCRIBE SELECT * EXCLUDE file_row_number FROM {source}").fetchall()
         names, types = tuple(row[0] for row in described), tuple(row[1] for row in described)
         columns = "".join(
-            f", coalesce({_as_text(quoted(column), kind)}, '') AS {quoted(column)}" for column, kind in zip(names, types, strict=True)
+            f", coalesce({_as_text(quoted(column), kind)}, '') AS {quoted(column)}"
+            for column, kind in zip(names, types, strict=True)
         )
         database.execute(f"DROP TABLE IF EXISTS {quoted(table)}")
         database.execute(f"CREATE TABLE {quoted(table)} AS SELECT file_row_number AS n{columns} FROM {source}")
@@ -42,7 +43,9 @@ def read_parquet(database: duckdb.DuckDBPyConnection, path: Path, name: str, tab
     def texts(lines: IntArray) -> list[str]:
         joined = ", ".join(f"{quoted(column)}" for column in names)
         wanted = ", ".join(str(line - 1) for line in lines) or "-1"
-        found = database.sql(f"SELECT n, concat_ws(',', {joined}) FROM {quoted(table)} WHERE n IN ({wanted})").fetchall()
+        found = database.sql(
+            f"SELECT n, concat_ws(',', {joined}) FROM {quoted(table)} WHERE n IN ({wanted})"
+        ).fetchall()
         shown = {int(n): str(text) for n, text in found}
         return [shown[int(line) - 1] for line in lines]
 

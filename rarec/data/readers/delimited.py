@@ -101,7 +101,9 @@ def read_delimited(
     names = dialect.names if dialect.names is not None else header(file, dialect)
     repeated = [name for name in names if names.count(name) > 1]
     if repeated:
-        raise InputError(f"{file.name}: two columns have the name {repeated[0]!r} in the first line; rename one of them.")
+        raise InputError(
+            f"{file.name}: two columns have the name {repeated[0]!r} in the first line; rename one of them."
+        )
     quotes = _Quotes([], [])
     if dialect.quote and len(dialect.delimiter) == 1:
         file = plain(file, scratch)

@@ -2,7 +2,6 @@
 
 import re
 from dataclasses import dataclass, field
-from typing import Literal
 
 from rarec.data.readers.delimited import Dialect
 from rarec.data.spec import Role
@@ -83,7 +82,7 @@ class Form:
     unit: str = "s"
     advice: str = (
         "Check the file's delimiter, encoding and header. If it is another file than the format's, declare it with "
-        "`format = \"table\"`; `make dataset FILE=...` writes the declaration."
+        '`format = "table"`; `make dataset FILE=...` writes the declaration.'
     )
 
 

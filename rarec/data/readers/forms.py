@@ -79,7 +79,9 @@ def _own_form(rows: Rows, spec: DatasetSpec, source: SourceSpec, role: Role, kno
                 "leave the column out."
             )
         required = (*required, *((time,) if time else ()), *(("rating",) if spec.rating_scale and known else ()))
-    numeric = frozenset(name for name in rows.names if name.endswith(":float")) if source.format == "recbole" else frozenset()
+    numeric = (
+        frozenset(name for name in rows.names if name.endswith(":float")) if source.format == "recbole" else frozenset()
+    )
     advice = f"Map columns with `columns.{role}` in the data set's file."
     return Form(rename=rename, required=required, numeric=numeric, records=True, advice=advice)
 

@@ -48,12 +48,16 @@ def batches_of(
 
 def write_table(database: duckdb.DuckDBPyConnection, table: str, path: Path) -> int:
     """Write a raw table in file order; `timestamp` becomes seconds, whole ones if all are."""
-    described = {name: kind for name, kind, *_ in database.sql(f"DESCRIBE {table}").fetchall() if name not in ("file", "n")}
+    described = {
+        name: kind for name, kind, *_ in database.sql(f"DESCRIBE {table}").fetchall() if name not in ("file", "n")
+    }
     columns, dtypes = [], {}
     for name, kind in described.items():
         column = quoted(name)
         if name == "timestamp":
-            (fractions,) = database.sql(f"SELECT coalesce(bool_or({column} % 1000000 != 0), false) FROM {table}").fetchall()[0]
+            (fractions,) = database.sql(
+                f"SELECT coalesce(bool_or({column} % 1000000 != 0), false) FROM {table}"
+            ).fetchall()[0]
             kind = "DOUBLE" if fractions else "BIGINT"
             column = f"{column} / 1e6" if fractions else f"{column} // 1000000"
         columns.append(f"{column} AS {quoted(name)}")

@@ -168,4 +168,6 @@ def _spread(database: duckdb.DuckDBPyConnection, table: str, names: tuple[str, .
     columns = "".join(f", found[{place}] AS {quoted(name)}" for place, name in enumerate(names, start=1))
     found = f"json_extract_string(line, [{pointers}])" if names else "[]"
     database.execute(f"DROP TABLE IF EXISTS {quoted(table)}")
-    database.execute(f"CREATE TABLE {quoted(table)} AS SELECT n{columns} FROM (SELECT n, {found} AS found FROM ({objects}))")
+    database.execute(
+        f"CREATE TABLE {quoted(table)} AS SELECT n{columns} FROM (SELECT n, {found} AS found FROM ({objects}))"
+    )

@@ -125,9 +125,7 @@ def _values(reading: Reading, rows: Rows, form: Form) -> dict[str, tuple[str, Va
     for published in rows.names:
         ours, column = form.rename.get(published, published), quoted(published)
         if ours in values:
-            raise InputError(
-                f"{rows.file}: two columns have the name {ours!r}; correct the column mapping."
-            )
+            raise InputError(f"{rows.file}: two columns have the name {ours!r}; correct the column mapping.")
         optional = ours in reading.optional
         if reading.keep is not None and ours not in reading.keep:
             continue
@@ -176,18 +174,21 @@ def _convert(reading: Reading, rows: Rows, form: Form, number: int, table: str) 
     chosen = list(values.items())
     read = ", ".join(f"{value.value} AS v{place}" for place, (_, (_, value)) in enumerate(chosen))
     faults = [
-        value.fault.format(x=quoted(published), v=f"v{place}")
-        for place, (_, (published, value)) in enumerate(chosen)
+        value.fault.format(x=quoted(published), v=f"v{place}") for place, (_, (published, value)) in enumerate(chosen)
     ]
     first = "CASE " + " ".join(f"WHEN {fault} THEN {place}" for place, fault in enumerate(faults)) + " ELSE -1 END"
     database.execute(f"DROP TABLE IF EXISTS typed; DROP TABLE IF EXISTS {quoted(table)}")
-    database.execute(f"CREATE TABLE typed AS SELECT *, {first} AS fault FROM (SELECT *, {read} FROM {quoted(rows.table)})")
+    database.execute(
+        f"CREATE TABLE typed AS SELECT *, {first} AS fault FROM (SELECT *, {read} FROM {quoted(rows.table)})"
+    )
     bad = database.sql("SELECT n, fault FROM typed WHERE fault >= 0 ORDER BY n").fetchnumpy()
     lines = rows.lines(np.asarray(bad["n"], dtype=np.int64))
     for line, reason, text in rows.bad:
         quarantine.add(rows.file, line, reason, text)
     _set_aside(reading, rows, chosen, np.asarray(bad["n"], dtype=np.int64), np.asarray(bad["fault"]), lines)
-    columns = ", ".join(f"{_stored(name, value, place)} AS {quoted(name)}" for place, (name, (_, value)) in enumerate(chosen))
+    columns = ", ".join(
+        f"{_stored(name, value, place)} AS {quoted(name)}" for place, (name, (_, value)) in enumerate(chosen)
+    )
     database.execute(
         f"CREATE TABLE {quoted(table)} AS SELECT {number} AS file, n, {columns} FROM typed WHERE fault < 0 ORDER BY n"
     )

@@ -73,7 +73,10 @@ def _find_spellings(database: duckdb.DuckDBPyConnection, column: str, warnings: 
         if numbers < written:
             what, count = "numbers are written in several ways", written - numbers
         else:
-            what, count = "whole numbers are written with a decimal point, as pandas does if a value is missing", written
+            what, count = (
+                "whole numbers are written with a decimal point, as pandas does if a value is missing",
+                written,
+            )
         (example, chosen) = database.sql("SELECT written, chosen FROM spellings ORDER BY written LIMIT 1").fetchall()[0]
         warnings.append(f"{column}: {count:,} {what} (first: {example!r}); each number is one id, here {chosen!r}.")
         return
@@ -84,7 +87,9 @@ def _find_spellings(database: duckdb.DuckDBPyConnection, column: str, warnings: 
     (count,) = database.sql("SELECT count(*) FROM spellings").fetchall()[0]
     if count:
         (example,) = database.sql("SELECT min(written) FROM spellings").fetchall()[0]
-        warnings.append(f"{column}: {count:,} ISBNs are written with x and with X (first: {example!r}); each is one id.")
+        warnings.append(
+            f"{column}: {count:,} ISBNs are written with x and with X (first: {example!r}); each is one id."
+        )
 
 
 def refuse_destroyed(database: duckdb.DuckDBPyConnection, what: str) -> None:

@@ -104,10 +104,7 @@ def _not_found(spec: DatasetSpec, folder: Path | None, why: str) -> str:
     if folder and folder.is_dir():
         # The user most likely means the form that is nearest to complete.
         lacking = min(
-            (
-                [name for name in spec.files(source).values() if not find_files(folder, name)]
-                for source in spec.sources
-            ),
+            ([name for name in spec.files(source).values() if not find_files(folder, name)] for source in spec.sources),
             key=len,
         )
     missing = f"; missing there: {', '.join(lacking)}" if lacking else ""

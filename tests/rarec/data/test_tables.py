@@ -7,7 +7,7 @@ from rarec.data.checks import check_published_counts, check_schema, check_time_o
 from rarec.data.quarantine import COLUMNS
 from rarec.data.raw import RawTables, read_raw
 from rarec.data.spec import DatasetSpec
-from rarec.data.tables import build_tables, clean_text
+from rarec.data.tables import build_tables
 from rarec.errors import InputError
 
 

@@ -75,7 +75,9 @@ def test_where_a_pair_may_occur_once_the_later_rating_stays(tmp_path):
     spec = CLOCK.model_copy(update={"duplicates": "error"})
     raw = tables([(1, 10, 4.0, 500), (1, 11, 3.0, 900), (2, 10, 5.0, 700)])
     # Later than the published one; earlier; two of a new pair, the later one first.
-    merged = merge_incoming(spec, raw, arrived([(1, 10, 2, 600), (1, 11, 1, 400), (2, 12, 1, 950), (2, 12, 2, 940)]), tmp_path)
+    merged = merge_incoming(
+        spec, raw, arrived([(1, 10, 2, 600), (1, 11, 1, 400), (2, 12, 1, 950), (2, 12, 2, 940)]), tmp_path
+    )
     assert held(merged.raw) == [(1, 11, 3.0, 900), (2, 10, 5.0, 700), (1, 10, 2.0, 600), (2, 12, 1.0, 950)]
     assert merged.counts["published_rows_replaced"] == 1
     assert merged.counts["incoming_there_already"] == 2

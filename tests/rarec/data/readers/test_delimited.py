@@ -59,8 +59,6 @@ def test_a_line_break_in_quotes_is_part_of_the_value(tmp_path, content, rows, li
     assert [line for line, _ in read[2]] == bad
 
 
-
-
 def test_lines_do_not_depend_on_the_size_of_pieces(tmp_path, monkeypatch):
     content = b"".join(content for content, *_ in BROKEN if content.endswith(b"\n"))
     expected = read_text(tmp_path, content)
@@ -92,7 +90,9 @@ def test_text_behind_a_closing_quote_is_one_bad_row(tmp_path):
 
 
 def test_old_line_ends_of_apple(tmp_path):
-    rows, lines, bad = read_text(tmp_path, b'"a, b",u,1\rc,u,2\r', Dialect(",", ("text", "user", "n"), quote='"', header=False))
+    rows, lines, bad = read_text(
+        tmp_path, b'"a, b",u,1\rc,u,2\r', Dialect(",", ("text", "user", "n"), quote='"', header=False)
+    )
     assert (rows, lines, bad) == ([["a, b", "u", "1"], ["c", "u", "2"]], [1, 2], [])
 
 

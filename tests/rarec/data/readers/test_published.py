@@ -202,8 +202,14 @@ GOOD = "1::3::5::978300760\n"
         ("1::3::::978300760", "rating '' is not a number"),
         ("1::3::nan::978300760", "rating 'nan' is not a number"),
         ("1::3::6::978300760", "rating '6' is outside 1 to 5"),
-        ("1::3::5::soon", r"timestamp 'soon' is not a time \(seconds since 1970, from 1990 to a day ahead of now, are expected\)"),
-        ("1::3::5::978300760000", r"timestamp '978300760000' is in the year 32,971 \(seconds since 1970.*`time_unit = \"ms\"`"),
+        (
+            "1::3::5::soon",
+            r"timestamp 'soon' is not a time \(seconds since 1970, from 1990 to a day ahead of now, are expected\)",
+        ),
+        (
+            "1::3::5::978300760000",
+            r"timestamp '978300760000' is in the year 32,971 \(seconds since 1970.*`time_unit = \"ms\"`",
+        ),
         ("1::3::5::20010101", r"timestamp '20010101' is 1970-08-20 \(seconds since 1970.*`time_unit = \"days\"`"),
         ("1::3::5::978300760000000", r"timestamp '978300760000000' is not a time .*`time_unit = \"us\"`"),
         ("1::3::5::17", r"timestamp '17' is 1970-01-01 .*set `time = \"order\"`"),
