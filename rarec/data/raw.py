@@ -13,14 +13,14 @@ from typing import Any
 import duckdb
 import pandas as pd
 
+from rarec.data.formats.finishing import finish_published
+from rarec.data.formats.forms import KEYS, form_before
+from rarec.data.formats.table import Reading, read_role
+from rarec.data.formats.unify import unify_ids
+from rarec.data.formats.values import AHEAD_S
 from rarec.data.quarantine import Quarantine
 from rarec.data.readers.connection import connection, literal, quoted
-from rarec.data.readers.finishing import finish_published
-from rarec.data.readers.forms import KEYS, form_before
 from rarec.data.readers.parquet_files import write_table
-from rarec.data.readers.table import Reading, read_role
-from rarec.data.readers.unify import unify_ids
-from rarec.data.readers.values import AHEAD_S
 from rarec.data.sources.download import find_source
 from rarec.data.sources.files import check_file, find_files, sha256_of
 from rarec.data.spec import DatasetSpec, Role, SourceSpec
@@ -29,6 +29,7 @@ from rarec.errors import InputError
 ROLES: tuple[Role, ...] = ("interactions", "items", "users")
 INCOMING_ROWS = "incoming.parquet"  # rows that arrived after publication
 REPLACED = "replaced.parquet"  # `n` of the published rows that later ones replace
+BEHIND = 1 << 40  # more rows than any published file has
 ID_OF: dict[Role, str] = {"items": "item_id", "users": "user_id"}
 
 
@@ -89,7 +90,7 @@ class RawTables:
         """
         published = pd.read_parquet(self.folder / "interactions.parquet")
         if (self.folder / REPLACED).is_file():
-            published = published.drop(index=pd.read_parquet(self.folder / REPLACED)["n"])
+            published = published.drop(index=pd.Index(pd.read_parquet(self.folder / REPLACED)["n"]))
         if not (self.folder / INCOMING_ROWS).is_file():
             return published.reset_index(drop=True)
         return pd.concat([published, pd.read_parquet(self.folder / INCOMING_ROWS)], ignore_index=True)
@@ -104,7 +105,8 @@ class RawTables:
             query = f"SELECT * FROM ({query}) WHERE n NOT IN ({gone})"
         if (self.folder / INCOMING_ROWS).is_file():
             arrived = f"read_parquet({literal(str(self.folder / INCOMING_ROWS))}, file_row_number=true)"
-            query += f" UNION ALL BY NAME SELECT * EXCLUDE file_row_number, file_row_number + (1::BIGINT << 40) AS n FROM {arrived}"
+            behind = f"file_row_number + {BEHIND}"
+            query += f" UNION ALL BY NAME SELECT * EXCLUDE file_row_number, {behind} AS n FROM {arrived}"
         return query
 
     @cached_property
@@ -174,7 +176,7 @@ def read_raw(spec: DatasetSpec, folder: Path, into: Path | None = None) -> RawTa
                 database, spec, source, role, quarantine, work, time.time() + AHEAD_S, wanted, warnings=warnings
             )
             rows[role] = read_role(reading, paths)
-        _unify(database, files, spec, warnings)
+        _unify(database, files, warnings)
         for role in files:
             finish_published(database, source, role)
             if role in ID_OF:
@@ -203,9 +205,7 @@ def _wanted(database: duckdb.DuckDBPyConnection) -> set[str]:
     return {str(one) for (one,) in database.sql("SELECT DISTINCT item_id FROM interactions").fetchall()}
 
 
-def _unify(
-    database: duckdb.DuckDBPyConnection, files: dict[Role, list[Path]], spec: DatasetSpec, warnings: list[str]
-) -> None:
+def _unify(database: duckdb.DuckDBPyConnection, files: dict[Role, list[Path]], warnings: list[str]) -> None:
     """Give ids the same spelling and type in all tables."""
     for column in ("user_id", "item_id"):
         tables = [role for role in files if column in KEYS[role]]
@@ -224,8 +224,8 @@ def _make_unique(
     others = [name for (name, *_) in database.sql(f"DESCRIBE {role}").fetchall() if name not in ("file", "n")]
     same_row = ", ".join(map(quoted, others))
     database.execute(
-        f"CREATE TABLE once AS SELECT * FROM {role} QUALIFY row_number() OVER (PARTITION BY {same_row} ORDER BY file, n) = 1 "
-        "ORDER BY file, n"
+        f"CREATE TABLE once AS SELECT * FROM {role} "
+        f"QUALIFY row_number() OVER (PARTITION BY {same_row} ORDER BY file, n) = 1 ORDER BY file, n"
     )
     before, once = (database.sql(f"SELECT count(*) FROM {name}").fetchall()[0][0] for name in (role, "once"))
     if once < before:
@@ -238,15 +238,16 @@ def _make_unique(
         unified = any(sentence.startswith(f"{key}:") for sentence in warnings)
         if not (form_before(source, role).first_of_repeated or unified):
             raise InputError(
-                f"{file}: {key} {repeated[0][0]} is in more than one row ({extra} rows repeat an id); keep one row per id."
+                f"{file}: {key} {repeated[0][0]} is in more than one row ({extra} rows repeat an id); keep one row per "
+                "id."
             )
         warnings.append(
             f"{file}: {extra:,} rows repeat an id (first: {repeated[0][0]}); the first row of each id counts."
         )
     database.execute(f"DROP TABLE {role}")
     database.execute(
-        f"CREATE TABLE {role} AS SELECT * FROM once QUALIFY row_number() OVER (PARTITION BY {key} ORDER BY file, n) = 1 "
-        "ORDER BY file, n"
+        f"CREATE TABLE {role} AS SELECT * FROM once "
+        f"QUALIFY row_number() OVER (PARTITION BY {key} ORDER BY file, n) = 1 ORDER BY file, n"
     )
     database.execute("DROP TABLE once")
     (count,) = database.sql(f"SELECT count(*) FROM {role}").fetchall()[0]

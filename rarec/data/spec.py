@@ -72,14 +72,14 @@ class SourceSpec(Settings):
     )
     files: dict[Role, str] = Field(
         default={},
-        description="File of each role: a name, for tables also a pattern like `part-*.csv.gz` or a folder of parts. By "
-        "default the format's standard names; for recbole and table `<name>.inter`, and `<name>.item` and `<name>.user` "
-        "if they exist. A name is also found with `.gz`, `.zst`, `.bz2` or `.xz` behind it.",
+        description="File of each role: a name, for tables also a pattern like `part-*.csv.gz` or a folder of parts. "
+        "By default the format's standard names; for recbole and table `<name>.inter`, and `<name>.item` and "
+        "`<name>.user` if they exist. A name is also found with `.gz`, `.zst`, `.bz2` or `.xz` behind it.",
     )
     columns: dict[Role, dict[str, str]] = Field(
         default={},
-        description="recbole and table only: published column -> ours for each role, `movie_title` -> `title`. A column "
-        "without a name is called by its place, from 1. In tables, well-known names need no entry.",
+        description="recbole and table only: published column -> ours for each role, `movie_title` -> `title`. A "
+        "column without a name is called by its place, from 1. In tables, well-known names need no entry.",
     )
     genres_separator: str = Field(
         default="|",
@@ -88,7 +88,7 @@ class SourceSpec(Settings):
     )
     encoding: str | None = Field(
         default=None,
-        description="recbole and table only: encoding of the files, by default utf-8. UTF-16 is recognised by its mark.",
+        description="recbole and table only: encoding of the files, by default utf-8. UTF-16 is recognised.",
     )
     delimiter: str | None = Field(
         default=None, min_length=1, max_length=4, description="table only: text between values; by default recognised."

@@ -5,8 +5,6 @@ missing. It is deterministic and, apart from ties in time, independent of the or
 and k-core run in DuckDB, which spills to disk, so the interactions are never whole in memory.
 """
 
-import html
-import re
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -18,50 +16,12 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
+from rarec.data.catalogue import ITEM_TEXT, USER_TEXT, item_table, user_table
 from rarec.data.raw import RawTables
 from rarec.data.readers.connection import connection, literal, quoted
 from rarec.data.readers.parquet_files import batches_of, schema_of, write_batches
 from rarec.data.spec import DatasetSpec, Time
 from rarec.errors import InputError
-
-ITEM_TEXT = ("title", "genres", "category", "author", "publisher")
-USER_TEXT = ("gender", "age_group", "occupation", "zip_code", "location")
-PLAUSIBLE_AGES = (5, 100)
-PLAUSIBLE_YEARS = (1450, 2029)  # from the first printed books; Book-Crossing has the years 0, 1376 and 2050
-NO_GENRES = ("(no genres listed)", "unknown")
-# Texts that programs and people write where nothing is known. Case counts: a film may be called "Nil".
-NO_TEXT = frozenset(
-    [
-        "NULL",
-        "null",
-        "Null",
-        "NaN",
-        "nan",
-        "NAN",
-        "None",
-        "NONE",
-        "N/A",
-        "n/a",
-        "N/a",
-        "NA",
-        "<NA>",
-        "#N/A",
-        "NaT",
-        "nil",
-        "\\N",
-        "undefined",
-        "(null)",
-        "-",
-        "--",
-    ]
-) | {"Not Applicable (Na )", "not applicable"}
-BETWEEN_PARTS = {"location": ", ", "genres": "|"}  # texts of several parts, each of which may be nothing
-# A film's year after its title: "Heat (1995)", "Death Note (2006–2007)".
-TITLE_YEAR = r"^(?P<title>.+?)\s*\((?P<year>\d{4})(?:[-–]\d{0,4})?\)$"
-# White space, and control characters. Characters without width count as nothing at the ends of a text only: inside they
-# join letters and emoji.
-WHITE = re.compile(r"[\s\x00-\x1f\x7f-\x9f\u200b\u2060\ufeff]+")
-WIDTHLESS = "\u200b\u200c\u200d\u200e\u200f\u2060\ufeff\u00ad"
 
 
 @dataclass(frozen=True)
@@ -116,7 +76,7 @@ def build_tables(spec: DatasetSpec, raw: RawTables, into: Path | None = None) ->
     if into is None:
         kept = TemporaryDirectory(prefix="rarec-tables-")
         into = Path(kept.name)
-    counts = {}
+    counts: dict[str, int] = {}
     with connection(into) as database:
         time, time_type = _load(database, raw)
         counts |= _read_counts(database, raw)
@@ -146,8 +106,8 @@ def build_tables(spec: DatasetSpec, raw: RawTables, into: Path | None = None) ->
             counts["users_without_profile"] = int(users.pop("absent").sum())
         if items is not None:
             items.pop("absent")
-    _item_table(spec, _id_index(item_ids), items).to_parquet(into / "items.parquet", index=False)
-    _user_table(_id_index(user_ids), users).to_parquet(into / "users.parquet", index=False)
+    item_table(spec, _id_index(item_ids), items).to_parquet(into / "items.parquet", index=False)
+    user_table(_id_index(user_ids), users).to_parquet(into / "users.parquet", index=False)
     return Tables(into, counts, time, kept)
 
 
@@ -206,7 +166,7 @@ def _read_counts(database: duckdb.DuckDBPyConnection, raw: RawTables) -> dict[st
     if raw.incoming_rows:
         counts["incoming_rows"] = raw.incoming_rows
     for name in ("items", "users"):
-        if (path := raw.file(name)) is not None:  # type: ignore[arg-type]
+        if (path := raw.file(name)) is not None:
             counts[f"{name}_read"] = _count(database, f"read_parquet({literal(str(path))})")
     for source in raw.sources:
         counts[f"{source['role']}_quarantined"] = counts.get(f"{source['role']}_quarantined", 0) + int(
@@ -256,8 +216,8 @@ def _drop_unknown(
         aside = f" ({bad} of its rows are unreadable and quarantined)" if bad else ""
         raise InputError(
             f"{files.get('interactions', spec.name)}: {unknown} interactions have {number} items that "
-            f"{files.get('items', 'the item file')} lacks{aside}; first: item_id {item} of user_id {user}. Complete the "
-            "item file, or set unknown_items = 'drop' for the data set."
+            f"{files.get('items', 'the item file')} lacks{aside}; first: item_id {item} of user_id {user}. Complete "
+            "the item file, or set unknown_items = 'drop' for the data set."
         )
     _keep(database, f"SELECT * FROM events WHERE item IN ({known})")
 
@@ -275,8 +235,8 @@ def _drop_repeated(database: duckdb.DuckDBPyConnection, spec: DatasetSpec, count
     if spec.duplicates == "error":
         repeated = f"(SELECT * FROM events QUALIFY {latest} > 1)"
         user, item = database.sql(
-            f"SELECT users.id, items.id FROM {repeated} JOIN users ON user = users.code JOIN items ON item = items.code "
-            "ORDER BY n LIMIT 1"
+            f"SELECT users.id, items.id FROM {repeated} JOIN users ON user = users.code "
+            "JOIN items ON item = items.code ORDER BY n LIMIT 1"
         ).fetchall()[0]
         raise InputError(
             f"{spec.name}: {_count(database, repeated)} interactions repeat a user and item; first: user_id {user} and "
@@ -286,10 +246,10 @@ def _drop_repeated(database: duckdb.DuckDBPyConnection, spec: DatasetSpec, count
 
 
 def _compact(database: duckdb.DuckDBPyConnection, key: str) -> pa.Array:
-    """Number the remaining ids without gaps, in the same order, as table `{key}_codes` (code, place); returns the ids."""
+    """Number the remaining ids without gaps, in their order, as table `{key}_codes` (code, place); returns the ids."""
     database.execute(
-        f"CREATE TABLE {key}_codes AS SELECT code, CAST(row_number() OVER (ORDER BY code) - 1 AS INTEGER) AS place FROM "
-        f"(SELECT DISTINCT {key} AS code FROM events)"
+        f"CREATE TABLE {key}_codes AS SELECT code, CAST(row_number() OVER (ORDER BY code) - 1 AS INTEGER) AS place "
+        f"FROM (SELECT DISTINCT {key} AS code FROM events)"
     )
     ids = database.sql(f"SELECT id FROM {key}_codes JOIN {key}s USING (code) ORDER BY place").to_arrow_table()
     return ids.column(0).combine_chunks()
@@ -355,7 +315,8 @@ def _published(
     return (
         database.sql(
             f"SELECT published.{key}_id IS NULL AS absent{columns} FROM {key}_codes JOIN {key}s USING (code) "
-            f"LEFT JOIN {source} published ON CAST({key}s.id AS VARCHAR) = CAST(published.{key}_id AS VARCHAR) ORDER BY place"
+            f"LEFT JOIN {source} published ON CAST({key}s.id AS VARCHAR) = CAST(published.{key}_id AS VARCHAR) "
+            "ORDER BY place"
         )
         .to_arrow_table()
         .to_pandas()
@@ -368,57 +329,3 @@ def _id_index(ids: pa.Array) -> pd.Index:
         if pa.types.is_integer(ids.type)
         else pd.Index(pd.Series(ids.to_pandas(), dtype="str"))
     )
-
-
-def _item_table(spec: DatasetSpec, ids: pd.Index, published: pd.DataFrame | None) -> pd.DataFrame:
-    source = pd.DataFrame(index=range(len(ids))) if published is None else published
-    text = {name: _text(source, name) for name in ITEM_TEXT}
-    year = _whole_number(source, "year", PLAUSIBLE_YEARS)
-    if spec.domain == "movies" and "year" not in source:
-        parts = text["title"].str.extract(TITLE_YEAR)
-        year = _whole_number(parts, "year", PLAUSIBLE_YEARS)
-        text["title"] = parts["title"].where(year.notna(), text["title"])
-    # An item without a title still needs a name; all there is is its id.
-    text["title"] = text["title"].fillna("item " + pd.Series(ids).astype("str"))
-    text["genres"] = text["genres"].mask(text["genres"].isin(NO_GENRES))
-    return pd.DataFrame({"item_id": ids, "item_index": np.arange(len(ids), dtype=np.int32), **text, "year": year})
-
-
-def _user_table(ids: pd.Index, published: pd.DataFrame | None) -> pd.DataFrame:
-    source = pd.DataFrame(index=range(len(ids))) if published is None else published
-    text = {name: _text(source, name) for name in USER_TEXT}
-    age = _whole_number(source, "age", PLAUSIBLE_AGES)
-    return pd.DataFrame({"user_id": ids, "user_index": np.arange(len(ids), dtype=np.int32), **text, "age": age})
-
-
-def _text(source: pd.DataFrame, name: str) -> pd.Series:
-    """Clean text: HTML entities are resolved, white space is collapsed, and what means nothing is missing."""
-    if name not in source:
-        return pd.Series([None] * len(source), dtype="str")
-    between = BETWEEN_PARTS.get(name)
-    known = {text: clean_text(text, between) for text in source[name].dropna().unique()}
-    return source[name].map(known).astype("str")
-
-
-def clean_text(text: str, between: str | None = None) -> str | None:
-    """The text as it goes into prompts; None if it says nothing.
-
-    Args:
-        text: As published.
-        between: What separates its parts, each of which may say nothing.
-    """
-    text = WHITE.sub(" ", html.unescape(text) if "&" in text else text).strip(" " + WIDTHLESS)
-    if between is not None:
-        parts = [part.strip() for part in text.split(between.strip())]
-        kept = [part for part in parts if part and part not in NO_TEXT]
-        text = text if len(kept) == len(parts) else between.join(kept)
-    return None if not text or text in NO_TEXT else text
-
-
-def _whole_number(source: pd.DataFrame, name: str, bounds: tuple[int, int]) -> pd.Series:
-    """Nullable integers; missing if the text is not a whole number within the bounds."""
-    if name not in source:
-        return pd.Series([pd.NA] * len(source), dtype="Int64")
-    numbers = pd.to_numeric(source[name], errors="coerce").astype("float64")
-    good = numbers.between(*bounds) & (numbers % 1 == 0)
-    return numbers.where(good).astype("Int64")

@@ -7,11 +7,11 @@ import duckdb
 import pandas as pd
 import pyarrow as pa
 
+from rarec.data.formats.unify import ISBN, NUMERIC
 from rarec.data.incoming.rows import COLUMNS, NO_TIME, Incoming
 from rarec.data.raw import INCOMING_ROWS, REPLACED, RawTables
-from rarec.data.readers.connection import connection, literal
+from rarec.data.readers.connection import connection, literal, value_of
 from rarec.data.readers.parquet_files import DTYPES, batches_of, schema_of, write_batches
-from rarec.data.readers.unify import ISBN, NUMERIC
 from rarec.data.sources.files import link_or_copy
 from rarec.data.spec import DatasetSpec
 
@@ -97,26 +97,20 @@ def _spell(database: duckdb.DuckDBPyConnection, key: str, kind: str) -> str:
     Another spelling is the same id if all published ids are numbers and it is the same number, or if it is an ISBN that
     differs in the case of its last character.
     """
-    number = "TRY_CAST(regexp_replace({}, '\\..*$', '') AS HUGEINT)"
     database.execute(f"CREATE OR REPLACE TABLE known AS SELECT DISTINCT CAST({key} AS VARCHAR) AS id FROM published")
-    numeric = (
-        kind == "BIGINT"
-        or database.sql(f"SELECT coalesce(bool_and(regexp_full_match(id, '{NUMERIC}')), false) FROM known").fetchall()[
-            0
-        ][0]
+    numeric = kind == "BIGINT" or value_of(
+        database, f"SELECT coalesce(bool_and(regexp_full_match(id, '{NUMERIC}')), false) FROM known"
     )
-    if numeric:
-        other = f"regexp_full_match(written, '{NUMERIC}') AND {number.format('written')} = {number.format('id')}"
-        own = f"regexp_full_match(written, '{NUMERIC}') AND kind_is_whole AND TRY_CAST({number.format('written')} AS BIGINT) IS NOT NULL"
-    else:
-        other = (
-            f"regexp_full_match(written, '{ISBN}') AND regexp_full_match(id, '{ISBN}') AND upper(written) = upper(id)"
-        )
-        own = "false"
+    number = "CAST(TRY_CAST(regexp_replace({}, '\\..*$', '') AS HUGEINT) AS VARCHAR)"
+    pattern, form = (NUMERIC, number) if numeric else (ISBN, "upper({})")
+    # Where ids are whole numbers, a new id becomes one, too.
+    otherwise = "form" if kind == "BIGINT" else "NULL"
     database.execute(
-        f"CREATE OR REPLACE TABLE spelled AS SELECT written, coalesce(id, {number.format('written')}::VARCHAR) AS chosen FROM "
-        f"(SELECT DISTINCT {key} AS written, {str(kind == 'BIGINT').lower()} AS kind_is_whole FROM new ANTI JOIN known ON {key} = known.id) "
-        f"LEFT JOIN known ON {other} WHERE (id IS NOT NULL OR ({own})) AND written != coalesce(id, {number.format('written')}::VARCHAR)"
+        f"CREATE OR REPLACE TABLE spelled AS SELECT written, coalesce(id, {otherwise}) AS chosen FROM "
+        f"(SELECT DISTINCT {key} AS written, {form.format(key)} AS form FROM new ANTI JOIN known ON {key} = known.id "
+        f"WHERE regexp_full_match({key}, '{pattern}')) "
+        f"LEFT JOIN (SELECT id, {form.format('id')} AS known_form FROM known "
+        f"WHERE regexp_full_match(id, '{pattern}')) ON form = known_form WHERE coalesce(id, {otherwise}) != written"
     )
     found = database.sql("SELECT count(*), min(written), arg_min(chosen, written) FROM spelled").fetchall()[0]
     if not found[0]:
@@ -151,7 +145,7 @@ def _set_aside(
     database.execute(f"CREATE TABLE judged AS SELECT *, {reason} AS reason FROM new")
     bad = database.sql("SELECT * FROM judged WHERE reason IS NOT NULL ORDER BY place").to_arrow_table().to_pandas()
     database.execute(
-        "DROP TABLE new; CREATE TABLE new AS SELECT * EXCLUDE reason FROM judged WHERE reason IS NULL; DROP TABLE judged"
+        "CREATE OR REPLACE TABLE new AS SELECT * EXCLUDE reason FROM judged WHERE reason IS NULL; DROP TABLE judged"
     )
     for key in ("user_id", "item_id"):
         database.execute(f"ALTER TABLE new ALTER {key} TYPE {columns[key]}")
@@ -184,7 +178,8 @@ def _keep_later(database: duckdb.DuckDBPyConnection, columns: dict[str, str], in
     """Of each pair that arrived, keep the latest row; returns how many published rows and how many new ones go."""
     time = "timestamp" if "timestamp" in columns else "0"
     database.execute(
-        f"CREATE TABLE pairs AS SELECT n, -1 AS place, user_id, item_id, {time} AS moment FROM published SEMI JOIN new USING (user_id, item_id) "
+        f"CREATE TABLE pairs AS SELECT n, -1 AS place, user_id, item_id, {time} AS moment FROM published "
+        "SEMI JOIN new USING (user_id, item_id) "
         f"UNION ALL SELECT -1, place, user_id, item_id, {time} FROM new"
     )
     database.execute(

@@ -2,7 +2,7 @@
 
 A file is CSV, JSON lines or parquet, plain or compressed, with a user, an item, a rating (unless the data set has none)
 and a time (if the data set has a clock). Well-known column names are understood. Bad rows are quarantined one by one. A
-file of another shape, or with too many bad rows, is refused as a whole. Nothing here writes anything but temporary files.
+file of another shape, or with too many bad rows, is refused as a whole. Only temporary files are written.
 """
 
 from pathlib import Path
@@ -11,12 +11,12 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import pyarrow as pa
 
+from rarec.data.formats.table import Reading, read_role
+from rarec.data.formats.unify import refuse_destroyed
+from rarec.data.formats.values import AHEAD_S
 from rarec.data.incoming.rows import FILE_ROWS, NO_TIME, Parsed
 from rarec.data.quarantine import Quarantine
 from rarec.data.readers.connection import connection
-from rarec.data.readers.table import Reading, read_role
-from rarec.data.readers.unify import refuse_destroyed
-from rarec.data.readers.values import AHEAD_S
 from rarec.data.spec import OWN, DatasetSpec, SourceSpec
 from rarec.errors import InputError
 

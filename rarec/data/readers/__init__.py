@@ -1,1 +1,1 @@
-"""One module per published format; `rarec.data.raw.read_raw` chooses among them."""
+"""Files as text in DuckDB, whatever they are written in, with every row's line. What they mean is not known here."""

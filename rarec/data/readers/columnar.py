@@ -58,7 +58,10 @@ def _as_text(column: str, kind: str) -> str:
         return column
     if kind in EXACT:
         whole = f"isfinite({column}) AND trunc({column}) = {column} AND abs({column}) < {EXACT[kind]}"
-        return f"CASE WHEN {whole} THEN CAST(CAST({column} AS BIGINT) AS VARCHAR) WHEN isnan({column}) THEN NULL ELSE CAST({column} AS VARCHAR) END"
+        return (
+            f"CASE WHEN {whole} THEN CAST(CAST({column} AS BIGINT) AS VARCHAR) WHEN NOT isnan({column}) "
+            f"THEN CAST({column} AS VARCHAR) END"
+        )
     if kind == "BLOB":
         return f"try(decode({column}))"
     if kind.startswith("TIMESTAMP") and "TIME ZONE" not in kind:

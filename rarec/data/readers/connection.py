@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import duckdb
 import psutil
@@ -21,7 +22,7 @@ def connection(scratch: Path | None = None) -> Iterator[duckdb.DuckDBPyConnectio
     """
     with TemporaryDirectory(dir=scratch, prefix=".duckdb-") as folder:
         memory = int(min(LARGEST_MEMORY, MEMORY_SHARE * psutil.virtual_memory().total))
-        config = {
+        config: dict[str, str | bool | int | float | list[str]] = {
             "memory_limit": f"{memory // (1 << 20)}MiB",
             "temp_directory": f"{folder}/spill",
             "autoinstall_known_extensions": "false",
@@ -34,6 +35,16 @@ def connection(scratch: Path | None = None) -> Iterator[duckdb.DuckDBPyConnectio
             yield database
         finally:
             database.close()
+
+
+def row_of(database: duckdb.DuckDBPyConnection, query: str) -> tuple[Any, ...]:
+    """The first row of a query."""
+    return tuple(database.sql(query).fetchall()[0])
+
+
+def value_of(database: duckdb.DuckDBPyConnection, query: str) -> Any:
+    """The single value of a query."""
+    return row_of(database, query)[0]
 
 
 def quoted(name: str) -> str:

@@ -159,7 +159,8 @@ def _load(
         # A row with values too few is reported once for each that it lacks, with a growing number of those found.
         "SELECT line, arg_max(error_type::VARCHAR, rank), arg_max(error_message, rank), any_value(csv_line) FROM "
         "(SELECT *, coalesce(try_cast(regexp_extract(error_message, 'Found: ([0-9]+)', 1) AS BIGINT) "
-        "* if(error_type::VARCHAR = 'MISSING COLUMNS', -1, 1), 1000000) AS rank FROM rejects) GROUP BY line ORDER BY line"
+        "* if(error_type::VARCHAR = 'MISSING COLUMNS', -1, 1), 1000000) AS rank FROM rejects) "
+        "GROUP BY line ORDER BY line"
     ).fetchall()
     return {
         int(line): (_reason(kind, message, len(names), dialect), str(text or "")) for line, kind, message, text in found
@@ -173,7 +174,7 @@ def _reason(kind: str, message: str, width: int, dialect: Dialect) -> str:
         return "not valid utf-8"
     if kind == "UNQUOTED VALUE":
         return "quotes do not match (text behind a closing quote)"
-    return f"longer than {LONGEST_LINE:,} bytes" if kind == "LINE SIZE OVER MAXIMUM" else one_line(message)
+    return f"longer than {LONGEST_LINE:,} bytes" if kind == "LINE SIZE OVER MAXIMUM" else message.split("\n")[0]
 
 
 def _record_lines(file: TextFile, quotes: _Quotes) -> IntArray:

@@ -61,11 +61,9 @@ def read_records(
         f"compression='{source.compression}', max_line_size={LONGEST_LINE}, nullstr='{NOTHING}', store_rejects=true, "
         "rejects_table='rejects', rejects_scan='scans'"
     )
-    database.execute(
-        "CREATE TABLE objects AS SELECT n, line, CASE WHEN json_valid(line) THEN json_type(line) = 'OBJECT' ELSE false END "
-        "AS good FROM (SELECT row_number() OVER () - 1 AS n, line FROM "
-        f"read_csv({literal(str(source.path))}, {options}))"
-    )
+    lines = f"SELECT row_number() OVER () - 1 AS n, line FROM read_csv({literal(str(source.path))}, {options})"
+    good = "CASE WHEN json_valid(line) THEN json_type(line) = 'OBJECT' ELSE false END"
+    database.execute(f"CREATE TABLE objects AS SELECT n, line, {good} AS good FROM ({lines})")
     rejected = {
         int(line): "not valid utf-8" if kind == "INVALID ENCODING" else NO_OBJECT
         for line, kind in database.sql("SELECT line, any_value(error_type::VARCHAR) FROM rejects GROUP BY 1").fetchall()
@@ -108,11 +106,9 @@ def _as_json(file: TextFile, scratch: Path, key: str, wanted: Collection[str] | 
     with plain(file, scratch).path.open("rb") as lines, copy.open("wb") as out:
         for raw in lines:
             line = raw.strip()
-            if pattern and wanted is not None and (found := pattern.search(line)):
-                if found[1].decode("utf-8", errors="replace") not in wanted:
-                    out.write(b"\n")
-                    continue
-            out.write(_json_of(line) + b"\n")
+            found = pattern.search(line) if pattern and wanted is not None else None
+            foreign = found and wanted is not None and found[1].decode("utf-8", errors="replace") not in wanted
+            out.write((b"" if foreign else _json_of(line)) + b"\n")
     return TextFile(file.name, copy, "none", file.lines)
 
 

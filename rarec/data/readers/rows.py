@@ -62,6 +62,6 @@ def line_texts(path: Path, wanted: IntArray) -> list[str]:
     """The text of each line of a file without compression; `wanted` counts from 1, in ascending order."""
     found = []
     for first, piece, ends in pieces(path):
-        for line in wanted[(wanted >= first) & (wanted < first + len(ends) - 1)] - first:
-            found.append(piece[ends[line] + 1 : ends[line + 1]].decode(errors="replace").rstrip("\r"))
+        here = wanted[(wanted >= first) & (wanted < first + len(ends) - 1)] - first
+        found += [piece[ends[line] + 1 : ends[line + 1]].decode(errors="replace").rstrip("\r") for line in here]
     return found

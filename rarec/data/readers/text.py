@@ -54,7 +54,7 @@ class TextFile:
 
     def open(self) -> IO[bytes]:
         """The plain bytes of `path`."""
-        return open_plain(self.path, self.name)
+        return open_plain(self.path)
 
 
 def kind_of(path: Path) -> str:
@@ -73,23 +73,18 @@ def kind_of(path: Path) -> str:
     return next((name for mark, name in COMPRESSIONS.items() if first.startswith(mark)), "text")
 
 
-def open_plain(path: Path, name: str) -> IO[bytes]:
+def open_plain(path: Path) -> IO[bytes]:
     """The uncompressed bytes of a file; reading them raises InputError if the file is damaged."""
-    stream: Any
-    match kind_of(path):
-        case "gzip":
-            stream = gzip.open(path, "rb")
-        case "bz2":
-            stream = bz2.open(path, "rb")
-        case "xz":
-            stream = lzma.open(path, "rb")
-        case "zstd":
-            stream = pa.input_stream(str(path), compression="zstd")
-        case _:
-            if path.suffix == ".gz":
-                raise InputError(f"{path}: damaged or incomplete (not a gzip file); get a complete copy of it.")
-            return path.open("rb")
-    return _Guarded(stream, path)  # type: ignore[return-value]
+    kind = kind_of(path)
+    if kind == "text" and path.suffix == ".gz":
+        raise InputError(f"{path}: damaged or incomplete (not a gzip file); get a complete copy of it.")
+    opened: dict[str, Callable[[], Any]] = {
+        "gzip": lambda: gzip.GzipFile(path),
+        "bz2": lambda: bz2.BZ2File(path),
+        "xz": lambda: lzma.LZMAFile(path),  # noqa: SIM115 - `_Guarded` closes it
+        "zstd": lambda: pa.input_stream(str(path), compression="zstd"),
+    }
+    return _Guarded(opened[kind](), path) if kind in opened else path.open("rb")  # type: ignore[return-value]
 
 
 class _Guarded:
@@ -138,9 +133,9 @@ class _Seen:
     last: bytes = b"\n"
 
 
-def _scan(path: Path, name: str) -> _Seen:
+def _scan(path: Path) -> _Seen:
     seen, decoder = _Seen(), codecs.getincrementaldecoder("utf-8")()
-    with open_plain(path, name) as stream:
+    with open_plain(path) as stream:
         for chunk in chunks(stream):
             seen.first = seen.first or chunk[:4096]
             seen.newlines += chunk.count(b"\n")
@@ -173,7 +168,7 @@ def prepare(path: Path, scratch: Path, encoding: str = "utf-8") -> TextFile:
     Raises:
         InputError: The file is empty, damaged, or no text.
     """
-    seen = _scan(path, path.name)
+    seen = _scan(path)
     if not seen.first:
         raise InputError(f"{path.name}: the file is empty; get a complete copy of it.")
     encoding = _encoding(seen, encoding)
@@ -208,7 +203,7 @@ def _copy_plain(source: Path, target: Path, encoding: str, old_mac: bool) -> int
     if encoding != "utf-8":
         decode = codecs.getincrementaldecoder(encoding)(errors="replace").decode
     lines, held, last = 0, b"", b"\n"
-    with open_plain(source, source.name) as stream, target.open("wb") as out:
+    with open_plain(source) as stream, target.open("wb") as out:
 
         def put(data: bytes) -> None:
             nonlocal lines, held, last

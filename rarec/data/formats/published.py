@@ -21,13 +21,16 @@ ALIASES: dict[Role, dict[str, tuple[str, ...]]] = {
         ),
         "item_id": (
             "item_id", "parent_asin", "asin", "movie_id", "ISBN", "business_id", "product_id", "article_id", "book_id",
-            "track_id", "song_id", "game_id", "app_id", "anime_id", "video_id", "news_id", "recipe_id", "gmap_id", "sku",
-            "goods_id", "item", "product", "movie", "book", "iid", "StockCode", "artist_id",
+            "track_id", "song_id", "game_id", "app_id", "anime_id", "video_id", "news_id", "recipe_id", "gmap_id",
+            "sku", "goods_id", "item", "product", "movie", "book", "iid", "StockCode", "artist_id",
         ),
-        "rating": ("rating", "overall", "stars", "Book-Rating", "score", "rate", "review_score", "rating_score", "value"),
+        "rating": (
+            "rating", "overall", "stars", "Book-Rating", "score", "rate", "review_score", "rating_score", "value",
+        ),
         "timestamp": (
-            "timestamp", "unixReviewTime", "unix_timestamp", "unix_time", "time", "date", "datetime", "event_time", "ts",
-            "created_at", "t_dat", "reviewed_at", "review_date", "date_added", "submitted", "event_timestamp", "reviewTime",
+            "timestamp", "unixReviewTime", "unix_timestamp", "unix_time", "time", "date", "datetime", "event_time",
+            "ts", "created_at", "t_dat", "reviewed_at", "review_date", "date_added", "submitted", "event_timestamp",
+            "reviewTime",
         ),
     },
     "items": {
@@ -66,7 +69,7 @@ class Form:
         records: Whether the files may also hold JSON or Python literals.
         key: Key of the ids in objects.
         first_of_repeated: Whether publishers repeat items, so that the first row of an item counts.
-        unit: Unit of times, unless the source says another; see `rarec.data.readers.values.UNIT_WORDS`.
+        unit: Unit of times, unless the source says another; see `rarec.data.formats.values.UNIT_WORDS`.
         advice: Ends the error of a missing column.
     """
 

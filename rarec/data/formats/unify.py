@@ -64,11 +64,13 @@ def _find_spellings(database: duckdb.DuckDBPyConnection, column: str, warnings: 
     numeric = f"coalesce(bool_and(regexp_full_match(id, '{NUMERIC}')), false)"
     number = "TRY_CAST(regexp_replace(id, '\\..*$', '') AS HUGEINT)"
     (all_numeric, with_point, numbers, written, none) = database.sql(
-        f"SELECT {numeric}, bool_or(contains(id, '.')), count(DISTINCT {number}), count(*), bool_or({number} IS NULL) FROM ids"
+        f"SELECT {numeric}, bool_or(contains(id, '.')), count(DISTINCT {number}), count(*), bool_or({number} IS NULL) "
+        "FROM ids"
     ).fetchall()[0]
     if all_numeric and not none and (with_point or numbers < written):
         database.execute(
-            f"CREATE TABLE spellings AS SELECT id AS written, {number}::VARCHAR AS chosen FROM ids WHERE id != {number}::VARCHAR"
+            f"CREATE TABLE spellings AS SELECT id AS written, {number}::VARCHAR AS chosen FROM ids "
+            f"WHERE id != {number}::VARCHAR"
         )
         if numbers < written:
             what, count = "numbers are written in several ways", written - numbers
@@ -123,6 +125,6 @@ def refuse_destroyed(database: duckdb.DuckDBPyConnection, what: str) -> None:
     ).fetchall()[0]
     if large >= ENOUGH and exact and not tens:
         raise InputError(
-            f"{what}: all {large} ids above {FLOAT_EXACT:,} are exact in 32-bit floats, which keep 7 digits, so ids are "
-            f"lost. {ADVICE}"
+            f"{what}: all {large} ids above {FLOAT_EXACT:,} are exact in 32-bit floats, which keep 7 digits, so ids "
+            f"are lost. {ADVICE}"
         )

@@ -10,16 +10,9 @@ from pathlib import Path
 import duckdb
 import numpy as np
 
-from rarec.data.quarantine import Quarantine
-from rarec.data.readers.columnar import EXACT, read_parquet
-from rarec.data.readers.connection import quoted
-from rarec.data.readers.delimited import read_delimited
-from rarec.data.readers.dialects import choose_dialect
-from rarec.data.readers.forms import Form, form_before, form_of
-from rarec.data.readers.records import first_object, read_records
-from rarec.data.readers.rows import Rows
-from rarec.data.readers.text import kind_of, prepare
-from rarec.data.readers.values import (
+from rarec.data.formats.dialects import choose_dialect
+from rarec.data.formats.forms import Form, form_before, form_of
+from rarec.data.formats.values import (
     NOTHING,
     UNIT_WORDS,
     UNITS,
@@ -29,6 +22,13 @@ from rarec.data.readers.values import (
     text_value,
     time_value,
 )
+from rarec.data.quarantine import Quarantine
+from rarec.data.readers.columnar import EXACT, read_parquet
+from rarec.data.readers.connection import quoted, value_of
+from rarec.data.readers.delimited import read_delimited
+from rarec.data.readers.records import first_object, read_records
+from rarec.data.readers.rows import Rows
+from rarec.data.readers.text import kind_of, prepare
 from rarec.data.spec import DatasetSpec, Role, SourceSpec
 from rarec.errors import InputError
 from rarec.types import IntArray
@@ -112,7 +112,7 @@ def _parse(reading: Reading, path: Path) -> tuple[Rows, Form]:
             wanted = reading.wanted if role == "items" else None
             rows = read_records(database, file, "part", reading.scratch, before.key, wanted)
         else:
-            dialect = choose_dialect(file, spec, source, role)
+            dialect = choose_dialect(file, source, role)
             rows = read_delimited(database, file, dialect, "part", reading.scratch)
     return rows, form_of(rows, spec, source, role)
 
@@ -159,8 +159,8 @@ def _refuse_floats(database: duckdb.DuckDBPyConnection, rows: Rows, published: s
     if found is not None:
         bits = 32 if exact == EXACT["FLOAT"] else 64
         raise InputError(
-            f"{rows.file}: {name} {found!r} is a {bits}-bit float, which cannot tell ids above {exact:,} apart, so ids are "
-            "lost. Export ids as text or as whole numbers."
+            f"{rows.file}: {name} {found!r} is a {bits}-bit float, which cannot tell ids above {exact:,} apart, so ids "
+            "are lost. Export ids as text or as whole numbers."
         )
 
 
@@ -186,16 +186,14 @@ def _convert(reading: Reading, rows: Rows, form: Form, number: int, table: str) 
     for line, reason, text in rows.bad:
         quarantine.add(rows.file, line, reason, text)
     _set_aside(reading, rows, chosen, np.asarray(bad["n"], dtype=np.int64), np.asarray(bad["fault"]), lines)
-    columns = ", ".join(
-        f"{_stored(name, value, place)} AS {quoted(name)}" for place, (name, (_, value)) in enumerate(chosen)
-    )
+    columns = ", ".join(f"{_stored(name, place)} AS {quoted(name)}" for place, (name, (_, value)) in enumerate(chosen))
     database.execute(
         f"CREATE TABLE {quoted(table)} AS SELECT {number} AS file, n, {columns} FROM typed WHERE fault < 0 ORDER BY n"
     )
     database.execute(f"DROP TABLE typed; DROP TABLE {quoted(rows.table)}")
 
 
-def _stored(name: str, value: Value, place: int) -> str:
+def _stored(name: str, place: int) -> str:
     if name == "rating":
         return f"CAST(v{place} AS FLOAT)"
     return f"CAST(trunc(v{place}) AS BIGINT)" if name == "order" else f"v{place}"
@@ -237,15 +235,16 @@ def _hint(reading: Reading, chosen: list[tuple[str, tuple[str, Value]]], faults:
     for unit in (*UNITS, "ns", "days"):
         other = time_value(quoted(published), unit, reading.latest_s)
         fault = other.fault.format(x=quoted(published), v="v")
-        (share,) = reading.database.sql(
-            f"SELECT avg(CAST(NOT ({fault}) AS DOUBLE)) FROM (SELECT {quoted(published)}, {other.value} AS v FROM typed "
-            f"WHERE fault = {place})"
-        ).fetchall()[0]
+        share = value_of(
+            reading.database,
+            f"SELECT avg(CAST(NOT ({fault}) AS DOUBLE)) FROM "
+            f"(SELECT {quoted(published)}, {other.value} AS v FROM typed WHERE fault = {place})",
+        )
         if share >= MOST:
             return f'The times look like {UNIT_WORDS[unit]}: set `time_unit = "{unit}"` in the source.'
     return (
-        'If they count something else than time since 1970, set `time = "order"` for the data set; other forms are read '
-        "with `time_unit`."
+        'If they count something else than time since 1970, set `time = "order"` for the data set; other forms are '
+        "read with `time_unit`."
     )
 
 

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from rarec.data.readers.formats import AMAZON_2023, FORMS, Form, by_alias
+from rarec.data.formats.published import AMAZON_2023, FORMS, Form, by_alias
 from rarec.data.readers.rows import Rows
 from rarec.data.spec import DatasetSpec, Role, SourceSpec
 from rarec.errors import InputError, closest
@@ -51,7 +51,7 @@ def _own_form(rows: Rows, spec: DatasetSpec, source: SourceSpec, role: Role, kno
     names = recbole_names(rows) if source.format == "recbole" else {name: name for name in rows.names}
     own = {}
     for name, ours in source.columns.get(role, {}).items():
-        published = _find(rows, names, name, role)
+        published = _find(rows, names, name)
         if published is not None:
             own[published] = ours
         elif role == "interactions" or ours in KEYS[role]:
@@ -86,7 +86,7 @@ def _own_form(rows: Rows, spec: DatasetSpec, source: SourceSpec, role: Role, kno
     return Form(rename=rename, required=required, numeric=numeric, records=True, advice=advice)
 
 
-def _find(rows: Rows, names: dict[str, str], wanted: str, role: Role) -> str | None:
+def _find(rows: Rows, names: dict[str, str], wanted: str) -> str | None:
     """The published column that the data set calls by its name, or by its place from 1."""
     found = next((published for published, name in names.items() if wanted in (name, published)), None)
     if found is None and wanted.isdecimal() and 1 <= int(wanted) <= len(rows.names):

@@ -2,8 +2,8 @@
 
 import duckdb
 
+from rarec.data.formats.published import AGE_GROUPS, GENRES_100K, OCCUPATIONS
 from rarec.data.readers.connection import literal, quoted
-from rarec.data.readers.formats import AGE_GROUPS, GENRES_100K, OCCUPATIONS
 from rarec.data.spec import Role, SourceSpec
 
 BETWEEN = {"genres": "|", "category": " > "}  # other lists are joined by commas
@@ -47,8 +47,8 @@ def _join_flags(database: duckdb.DuckDBPyConnection) -> None:
     words = ", ".join(f"CASE WHEN {quoted(genre)} = '1' THEN {literal(genre)} END" for genre in GENRES_100K[1:])
     flags = ", ".join(map(quoted, GENRES_100K))
     database.execute(
-        f"CREATE TABLE joined AS SELECT * EXCLUDE ({flags}), array_to_string(list_filter([{words}], lambda w: w IS NOT NULL), '|') "
-        "AS genres FROM items ORDER BY file, n"
+        f"CREATE TABLE joined AS SELECT * EXCLUDE ({flags}), "
+        f"array_to_string(list_filter([{words}], lambda w: w IS NOT NULL), '|') AS genres FROM items ORDER BY file, n"
     )
     database.execute("DROP TABLE items")
     database.execute("ALTER TABLE joined RENAME TO items")
@@ -60,8 +60,8 @@ def _join_lists(database: duckdb.DuckDBPyConnection, role: Role, name: str, betw
     as_json = f"CASE WHEN json_valid({column}) THEN {column} ELSE replace({column}, '''', '\"') END"
     joined = f"array_to_string(from_json({{}}, '[\"VARCHAR\"]'), {literal(between)})"
     database.execute(
-        f"UPDATE {role} SET {column} = CASE json_type(found, '$[0]') WHEN 'ARRAY' THEN {joined.format(chr(34) + 'found' + chr(34) + ' -> 0')} "
-        f"WHEN 'VARCHAR' THEN {joined.format('found')} ELSE '' END FROM "
-        f"(SELECT file AS f, n AS m, {as_json} AS found FROM {role} WHERE {column} LIKE '[%]') "
+        f"UPDATE {role} SET {column} = CASE json_type(found, '$[0]') "
+        f"WHEN 'ARRAY' THEN {joined.format('found -> 0')} WHEN 'VARCHAR' THEN {joined.format('found')} ELSE '' END "
+        f"FROM (SELECT file AS f, n AS m, {as_json} AS found FROM {role} WHERE {column} LIKE '[%]') "
         f"WHERE file = f AND n = m AND json_valid(found)"
     )

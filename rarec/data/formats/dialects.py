@@ -5,12 +5,12 @@ from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
 
+from rarec.data.formats.forms import form_before
+from rarec.data.formats.published import Form, by_alias, same
+from rarec.data.formats.values import NOTHING
 from rarec.data.readers.delimited import Dialect
-from rarec.data.readers.formats import CSV, Form, by_alias, same
-from rarec.data.readers.forms import form_before
 from rarec.data.readers.text import TextFile
-from rarec.data.readers.values import NOTHING
-from rarec.data.spec import DatasetSpec, Role, SourceSpec
+from rarec.data.spec import Role, SourceSpec
 from rarec.errors import InputError
 
 DELIMITERS = ("\t", ",", ";", "|", "::", "\x01")  # the last is Hive's
@@ -19,7 +19,7 @@ QUOTES_LOOKED_AT = 200_000  # lines
 AMAZON_ID = 10  # characters of an asin; reviewers' ids are longer
 
 
-def choose_dialect(file: TextFile, spec: DatasetSpec, source: SourceSpec, role: Role) -> Dialect:
+def choose_dialect(file: TextFile, source: SourceSpec, role: Role) -> Dialect:
     """The dialect in which to read a file.
 
     Raises:
@@ -81,8 +81,8 @@ def _told(file: TextFile, source: SourceSpec, role: Role) -> Dialect:
     delimiter = source.delimiter or find_delimiter(lines)
     if delimiter is None:
         raise InputError(
-            f"{file.name}: its columns cannot be told apart; the first line is {lines[0][:80]!r}. Set `delimiter` in the "
-            "source."
+            f"{file.name}: its columns cannot be told apart; the first line is {lines[0][:80]!r}. Set `delimiter` in "
+            "the source."
         )
     quote = source.quote
     if quote is None:
@@ -154,6 +154,3 @@ def _is_quoted(file: TextFile, delimiter: str) -> bool:
                 return False
             doubled |= '""' in inside or (line.startswith('"') and line.count('"') >= 2 * len(line.split(delimiter)))
     return doubled
-
-
-__all__ = ["CSV", "choose_dialect", "find_delimiter", "find_escape", "has_header", "head"]
