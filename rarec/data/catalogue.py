@@ -18,8 +18,8 @@ PLAUSIBLE_YEARS = (1450, 2029)  # from the first printed books; Book-Crossing ha
 NO_GENRES = ("(no genres listed)", "unknown")
 # Texts that programs and people write where nothing is known. Case counts: a film may be called "Nil".
 NO_TEXT = frozenset([
-    "NULL", "null", "Null", "NaN", "nan", "NAN", "None", "NONE", "N/A", "n/a", "N/a", "NA", "<NA>", "#N/A", "NaT", "nil",
-    "\\N", "undefined", "(null)", "-", "--", "Not Applicable (Na )", "not applicable",
+    "NULL", "null", "Null", "NaN", "nan", "NAN", "None", "NONE", "N/A", "n/a", "N/a", "NA", "<NA>", "#N/A", "NaT",
+    "nil", "\\N", "undefined", "(null)", "-", "--", "Not Applicable (Na )", "not applicable",
 ])  # fmt: skip
 BETWEEN_PARTS = {"location": ", ", "genres": "|"}  # texts of several parts, each of which may be nothing
 # A film's year after its title: "Heat (1995)", "Death Note (2006–2007)".
