@@ -5,12 +5,15 @@ from plant import STEPS, built, failed_checks, failures, metadata
 import assets.data.clean
 from assets.data.clean import has_clock, load_counts, load_table
 
+T = 1_000_000_000
+HEADER = "user_id:token\titem_id:token\ttimestamp:float"
+
 
 def test_the_three_tables_are_cut_together(plant):
     """Sorted by user and time; items and users are numbered by their row."""
     folder = plant.home.data / "lenient"
     folder.mkdir(parents=True)
-    rows = ["user_id:token\titem_id:token\ttimestamp:float", "b\ty\t5", "a\tz\t30", "a\tx\t10", "b\tx\t40", "b\ty\t50"]
+    rows = [HEADER, f"b\ty\t{T + 5}", f"a\tz\t{T + 30}", f"a\tx\t{T + 10}", f"b\tx\t{T + 40}", f"b\ty\t{T + 50}"]
     (folder / "lenient.inter").write_text("\n".join(rows) + "\n")
     result = plant.run("lenient", only=["raw_interactions", *STEPS])
     assert failures(result) == {}
@@ -18,7 +21,7 @@ def test_the_three_tables_are_cut_together(plant):
     interactions, catalog, profiles = (plant.artifact(result, name) for name in STEPS)
     table = load_table(interactions, "interactions")
     assert table[["user_id", "item_id", "timestamp"]].to_numpy().tolist() == [
-        ["a", "x", 10], ["a", "z", 30], ["b", "x", 40], ["b", "y", 50]
+        ["a", "x", T + 10], ["a", "z", T + 30], ["b", "x", T + 40], ["b", "y", T + 50]
     ]  # fmt: skip
     items, users = load_table(catalog, "items"), load_table(profiles, "users")
     assert items["item_index"].tolist() == [0, 1, 2]
@@ -52,7 +55,7 @@ def test_a_table_against_its_schema_stops_what_follows(plant, monkeypatch):
 
     def broken(*arguments):
         tables = build_tables(*arguments)
-        tables.items.loc[1, "item_index"] = 0
+        tables.items.assign(item_index=tables.items["item_index"] // 2).to_parquet(tables.folder / "items.parquet")
         return tables
 
     monkeypatch.setattr(assets.data.clean, "build_tables", broken)

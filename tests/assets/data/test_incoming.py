@@ -13,8 +13,9 @@ from resources.workspace import Workspace
 
 OWN = OWN_FILES.replace('domain = "products"', 'domain = "products"\nrating_scale = [1, 5]\nduplicates = "keep-last"')
 TRACK = "tables"
-PUBLISHED = [(1, 10, 4.0, 500), (1, 11, 3.0, 600), (2, 10, 5.0, 700)]
-AHEAD = "(seconds since 1970 are expected, at most a day ahead of now)"
+T = 1_000_000_000
+PUBLISHED = [(1, 10, 4.0, T + 500), (1, 11, 3.0, T + 600), (2, 10, 5.0, T + 700)]
+AHEAD = "(seconds since 1970, from 1990 to a day ahead of now, are expected)"
 
 
 class Shop:
@@ -64,18 +65,18 @@ def test_late_future_bad_and_repeated_rows_end_where_they_belong(shop):
     shop.drop(
         "a.csv",
         [
-            (1, 12, 2, 550),  # late: between two published ones
-            (1, 10, 4, 500),  # published already
+            (1, 12, 2, T + 550),  # late: between two published ones
+            (1, 10, 4, T + 500),  # published already
             (2, 12, 1, now + 3600),  # a clock an hour ahead
             (2, 13, 1, now + 3 * 86_400),
-            (3, 10, 9, 800),
-            (3, "x9", 3, 800),
-            (1, 12, 2, 550),  # twice in the file
-            (3, 10, 2, 1),
+            (3, 10, 9, T + 800),
+            (3, "x9", 3, T + 800),
+            (1, 12, 2, T + 550),  # twice in the file
+            (3, 10, 2, T + 1),
         ],
     )
-    shop.drop("b.csv", [(1, 12, 2, 550), (3, 11, 5, 900)])  # part of it again
-    shop.drop("c.csv", [(3, 10, 9, 800), (3, 11, 9, 900)])
+    shop.drop("b.csv", [(1, 12, 2, T + 550), (3, 11, 5, T + 900)])  # part of it again
+    shop.drop("c.csv", [(3, 10, 9, T + 800), (3, 11, 9, T + 900)])
     told = shop.take_in()
     assert (told["files"], told["files_refused"], told["bad_rows"]) == (2, 1, 2)
     assert told["dagster/row_count"] == 8
@@ -85,7 +86,7 @@ def test_late_future_bad_and_repeated_rows_end_where_they_belong(shop):
     assert (check, warned.passed, warned.severity) == ("files_accepted", False, dg.AssetCheckSeverity.WARN)
     assert warned.metadata["reasons"].value.startswith("c.csv: 2 of 2 rows cannot be read")
     raw = shop.raw()
-    added = [(1, 12, 2.0, 550), (2, 12, 1.0, now + 3600), (3, 10, 2.0, 1), (3, 11, 5.0, 900)]
+    added = [(1, 12, 2.0, T + 550), (2, 12, 1.0, now + 3600), (3, 10, 2.0, T + 1), (3, 11, 5.0, T + 900)]
     assert list(raw.interactions.itertuples(index=False, name=None)) == [*PUBLISHED, *added]
     assert raw.incoming_rows == len(added)
     aside = raw.quarantine.sort_values(["file", "line"])
@@ -108,7 +109,7 @@ def test_late_future_bad_and_repeated_rows_end_where_they_belong(shop):
 
 def test_a_store_that_is_away_is_one_sentence_and_nothing_is_lost(shop, shaky):
     for number in range(4):
-        shop.drop(f"{number}.csv", [(7, number, 3, 1000 + number)])
+        shop.drop(f"{number}.csv", [(7, number, 3, T + number)])
     shaky.away = "Connection refused"
     result = shop.run("incoming_interactions")
     url = f"shaky://{shop.folder}"
@@ -129,7 +130,7 @@ def test_a_store_that_is_away_is_one_sentence_and_nothing_is_lost(shop, shaky):
 
 def test_a_file_that_may_not_be_read_is_named_and_the_others_go_on(shop, shaky):
     for number in range(3):
-        shop.drop(f"{number}.csv", [(7, number, 3, 1000 + number)])
+        shop.drop(f"{number}.csv", [(7, number, 3, T + number)])
     shaky.forbidden = ("1.csv",)
     told = shop.take_in()
     assert told["files_judged_now"] == 2
@@ -143,7 +144,7 @@ def test_a_file_that_may_not_be_read_is_named_and_the_others_go_on(shop, shaky):
 
 
 def test_a_corrected_scale_takes_effect_on_what_was_refused_when_asked_for(shop):
-    shop.drop("a.csv", [(7, 10, 9, 1000)])
+    shop.drop("a.csv", [(7, 10, 9, T)])
     assert shop.take_in()["files_refused"] == 1
     declared = shop.workspace.spec("own")
     (shop.plant.home.datasets / "own.toml").write_text(
@@ -157,8 +158,8 @@ def test_a_corrected_scale_takes_effect_on_what_was_refused_when_asked_for(shop)
 
 
 def test_a_withdrawn_file_is_told_and_its_rows_leave_the_raw_tables(shop):
-    shop.drop("a.csv", [(7, 10, 4, 1000)])
-    shop.drop("b.csv", [(8, 10, 1, 1000), (8, 11, 1, 1001)])
+    shop.drop("a.csv", [(7, 10, 4, T)])
+    shop.drop("b.csv", [(8, 10, 1, T), (8, 11, 1, T + 1)])
     assert shop.take_in()["files_withdrawn"] == 0
     assert shop.raw().incoming_rows == 3
     result = shop.run("incoming_interactions", incoming_interactions={"withdraw": ["b.csv"], "judge_again": True})
@@ -171,7 +172,7 @@ def test_a_withdrawn_file_is_told_and_its_rows_leave_the_raw_tables(shop):
     assert (told["reused"], told["files"], told["files_withdrawn"], told["dagster/row_count"]) == (False, 1, 1, 1)
     assert "b.csv" in told["withdrawn"]
     assert shop.raw().incoming_rows == 1
-    shop.drop("c.csv", [(8, 10, 1, 1000), (8, 11, 1, 1001)])
+    shop.drop("c.csv", [(8, 10, 1, T), (8, 11, 1, T + 1)])
     told = shop.take_in()
     assert "not accepted again" in told["judged now"]
     assert told["files"] == 1

@@ -4,7 +4,14 @@ from plant import built, failures, metadata
 
 from assets.data.raw import load_raw
 
-ROWS = ["user_id:token\titem_id:token\ttimestamp:float", "a\tx\t10", "b\tx\t20", "a\ty\tyesterday", "a\tz\t30"]
+T = 1_000_000_000
+ROWS = [
+    "user_id:token\titem_id:token\ttimestamp:float",
+    f"a\tx\t{T + 10}",
+    f"b\tx\t{T + 20}",
+    "a\ty\tyesterday",
+    f"a\tz\t{T + 30}",
+]
 
 
 def publish(plant, rows):
@@ -19,7 +26,7 @@ def test_rows_are_read_or_set_aside_with_file_line_and_reason(plant):
     assert failures(result) == {}
     raw = load_raw(plant.artifact(result, "raw_interactions"))
     assert raw.interactions[["user_id", "item_id", "timestamp"]].to_numpy().tolist() == [
-        ["a", "x", 10], ["b", "x", 20], ["a", "z", 30]
+        ["a", "x", T + 10], ["b", "x", T + 20], ["a", "z", T + 30]
     ]  # fmt: skip
     (aside,) = raw.quarantine.to_dict("records")
     assert (aside["file"], aside["line"]) == ("lenient.inter", 4)
@@ -36,7 +43,7 @@ def test_only_another_content_is_another_artifact(plant):
     file = plant.home.data / "lenient" / "lenient.inter"
     file.touch()
     assert built(plant.run("lenient", only=["raw_interactions"])) == set()
-    publish(plant, [*ROWS, "c\tx\t50"])
+    publish(plant, [*ROWS, f"c\tx\t{T + 50}"])
     again = plant.run("lenient", only=["raw_interactions"])
     assert built(again) == {"raw_interactions"}
     assert metadata(again)["raw_interactions"]["rows"] == 4

@@ -4,7 +4,10 @@ from plant import STEPS, failures, metadata
 
 from rarec.data.sequences import UserSequences
 
-FEW = "user_id:token\titem_id:token\ttimestamp:float\na\tx\t1\na\ty\t2\na\tz\t3\nb\tx\t4\nb\ty\t5\n"
+ROWS = [("a", "x"), ("a", "y"), ("a", "z"), ("b", "x"), ("b", "y")]
+FEW = "user_id:token\titem_id:token\ttimestamp:float\n" + "".join(
+    f"{user}\t{item}\t{time}\n" for time, (user, item) in enumerate(ROWS, 1_000_000_000)
+)
 
 
 def test_sequences_tell_how_many_test_targets_are_tied(plant, first):
