@@ -13,10 +13,11 @@ from typing import Annotated, Any
 import typer
 from pydantic import BaseModel, ValidationError
 
-from pipelines.dagster_home import prepare_dagster_home
+from pipelines.dagster_home import LEAST_BYTES, prepare_dagster_home
 from rarec.config import refusals
-from rarec.errors import InputError, closest
+from rarec.errors import InputError, closest, one_line
 from rarec.training.progress import progress_log
+from resources import disk
 from resources.settings import Installation
 
 EXAMPLE = """Example: CONFIG='{"raserec_finetuned": {"memories": 50}}'"""
@@ -31,12 +32,13 @@ def main(
 ) -> None:
     """Run one job of one data set. Print its tables of figures, the paths of reports and how to open the UIs."""
     warnings.filterwarnings("ignore")
+    logging.getLogger("rarec.datasets").addHandler(logging.NullHandler())  # `_prepare` tells it once
     started = time.perf_counter()
     dataset = EVERY if track == "clean" else dataset
     print(f"{dataset}, {track}: starting", flush=True)  # at once, as the imports take seconds
     try:
         installation = Installation.from_environment()
-        prepare_dagster_home(installation)
+        home = prepare_dagster_home(installation, 0 if track == "clean" else LEAST_BYTES)  # it is there to free space
         job, run_config = _prepare(dataset, track, config, installation)
     except InputError as error:
         raise SystemExit(f"error: {error}") from error
@@ -46,7 +48,11 @@ def main(
 
     print(f"everything is stored in {installation.root}", flush=True)
     _show_progress(started)
-    with dg.DagsterInstance.get() as instance:
+    try:
+        instance = dg.DagsterInstance.get()
+    except dg.DagsterError as error:
+        raise SystemExit(f"error: Dagster refuses {home / 'dagster.yaml'}: {one_line(error)}") from error
+    with instance:
         try:
             result = job.execute_in_process(
                 instance=instance,
@@ -60,6 +66,10 @@ def main(
             raise SystemExit(f"error: CONFIG: {faults}") from error
         except (KeyboardInterrupt, dg.DagsterExecutionInterruptedError):
             raise SystemExit(INTERRUPTED) from None
+        except Exception as error:  # Dagster's own storage
+            if words := disk.in_words(error, {"RAREC_HOME": installation.root, "DAGSTER_HOME": home}):
+                raise SystemExit(f"error: {words}") from error
+            raise
         if not result.success:
             raise SystemExit(_failures(result, installation))
         _summarise(result, dataset, track, installation, time.perf_counter() - started)
@@ -69,10 +79,8 @@ def _prepare(dataset: str, track: str, config: str, installation: Installation) 
     """The job and its run configuration. Wrong arguments are refused here, before anything runs."""
     from assets.framework.configuration import make_settings, with_defaults
     from assets.framework.stage import stage_of
-    from pipelines.definitions import defs  # seconds to import, and DAGSTER_HOME is set now
+    from pipelines.definitions import defs, unusable, usable_specs  # seconds to import, and DAGSTER_HOME is set now
     from pipelines.jobs import OF_ONE_STEP, cascade
-    from rarec.data.spec import find_spec
-    from resources.workspace import known_specs
 
     # All jobs but `demo`, which only triggers another one.
     every = {job.name: job for job in defs.resolve_all_job_defs() if not job.name.startswith("__")}
@@ -80,7 +88,10 @@ def _prepare(dataset: str, track: str, config: str, installation: Installation) 
     if track not in jobs:
         raise InputError(f"unknown TRACK {track!r}{closest(track, jobs)}; known: {', '.join(sorted(jobs))}")
     given = _parse(config)
-    overrides = {} if dataset == EVERY else find_spec(dataset, known_specs(installation.datasets)).overrides
+    declared = usable_specs(installation.datasets)
+    for fault in (fault for name, fault in declared.faults.items() if name != dataset):
+        print(unusable(fault), file=sys.stderr, flush=True)
+    overrides = {} if dataset == EVERY else declared.find(dataset).overrides
     if track in OF_ONE_STEP:
         return jobs[track], _run_config(_step_config(track, given, *OF_ONE_STEP[track]))
     known = {key.to_user_string() for key in jobs[track].asset_layer.executable_asset_keys}

@@ -16,7 +16,8 @@ import dagster as dg
 import requests
 from pydantic import Field
 
-from rarec.errors import InputError, one_line
+from rarec.errors import InputError
+from resources.mlflow import advice
 from resources.mlflow.outbox import Outbox
 from resources.mlflow.registry import PREFIX, ModelRegistry
 from resources.mlflow.run_history import ListedRun, newest_runs
@@ -133,10 +134,15 @@ class MlflowTracking(dg.ConfigurableResource):
         return f"{self.ui_url.rstrip('/')}/#/experiments/{experiment_id}/runs/"
 
     def _unusable(self, error: Exception) -> InputError:
-        return InputError(
-            f"MLflow at {self.tracking_uri} cannot be used: {type(error).__name__}: {one_line(error)}. Start the "
-            "tracking server, correct MLFLOW_TRACKING_URI, or unset it to record runs in a local file."
-        )
+        return advice.unusable(self.tracking_uri, error, "RAREC_HOME" if self._is_embedded else "MLFLOW_TRACKING_URI")
+
+    @property
+    def _own_place(self) -> Path:
+        return Path(self.artifact_root).expanduser().absolute()
+
+    @property
+    def _is_embedded(self) -> bool:
+        return self.tracking_uri == f"{advice.SQLITE}{self._own_place.with_name(MLFLOW_DATABASE)}"
 
     @property
     def _has_server(self) -> bool:
@@ -145,10 +151,10 @@ class MlflowTracking(dg.ConfigurableResource):
     @contextmanager
     def _database_lock(self) -> Iterator[None]:
         """Let one process in at a time: MLflow fails if two create the tables of a new sqlite file."""
-        if not self.tracking_uri.startswith("sqlite:///"):
+        if not self.tracking_uri.startswith(advice.SQLITE):
             yield
             return
-        database = Path(self.tracking_uri.removeprefix("sqlite:///"))
+        database = advice.database(self.tracking_uri)
         database.parent.mkdir(parents=True, exist_ok=True)
         with database.with_name(database.name + ".lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
@@ -177,14 +183,15 @@ class MlflowTracking(dg.ConfigurableResource):
                 experiment = client.get_experiment_by_name(self.experiment)
                 if experiment is None:
                     raise
+        if experiment.lifecycle_stage != "active":
+            raise advice.deleted_experiment(self.tracking_uri, self.experiment, experiment.experiment_id)
         self._require_own_place(experiment.artifact_location)
         return experiment.experiment_id
 
     def _require_own_place(self, location: str) -> None:
         """Raise InputError for an embedded store that was moved: MLflow would go on writing to the old folder."""
-        own = Path(self.artifact_root).expanduser().absolute()
-        embedded = self.tracking_uri == f"sqlite:///{own.with_name(MLFLOW_DATABASE)}"
-        if embedded and location != own.as_uri():
+        own = self._own_place
+        if self._is_embedded and location != own.as_uri():
             raise InputError(
                 f"The MLflow store in {own.parent} was made for {location}, a path that every run and model in it "
                 "holds. Move the folder back (RAREC_HOME is its parent), or move it aside to start a new store."
