@@ -12,7 +12,7 @@ from resources.settings import Installation
 
 LAUNCHER = "pipelines.run_launcher_local"
 OLD_LAUNCHER = re.compile(r"(\bmodule:\s*[\"']?)pipelines\.launcher(?![\w.])")  # what older versions call it
-LEAST_BYTES = 20_000_000  # the databases of Dagster and MLflow, and the artifacts of `demo`
+LEAST_BYTES = 10_000_000  # the databases of Dagster and MLflow
 
 
 def prepare_dagster_home(installation: Installation, least_bytes: int = LEAST_BYTES) -> Path:

@@ -7,13 +7,14 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from pydantic import BaseModel, ValidationError
 
-from pipelines.dagster_home import LEAST_BYTES, prepare_dagster_home
+from pipelines.dagster_home import prepare_dagster_home
 from rarec.config import refusals
 from rarec.errors import InputError, closest, one_line
 from rarec.training.progress import progress_log
@@ -22,6 +23,8 @@ from resources.settings import Installation
 
 EXAMPLE = """Example: CONFIG='{"raserec_finetuned": {"memories": 50}}'"""
 EVERY = "all data sets"  # for the job `clean`, which has no partitions
+BUILDS_NOTHING = ("clean", "rollback")  # jobs that must work on a disk that is almost full
+LEAST_BYTES = 100_000_000  # `demo` takes about 75 MB
 INTERRUPTED = "interrupted; run the same command again to resume from the last checkpoint"
 
 
@@ -38,7 +41,7 @@ def main(
     print(f"{dataset}, {track}: starting", flush=True)  # at once, as the imports take seconds
     try:
         installation = Installation.from_environment()
-        home = prepare_dagster_home(installation, 0 if track == "clean" else LEAST_BYTES)  # it is there to free space
+        home = prepare_dagster_home(installation, 0 if track in BUILDS_NOTHING else LEAST_BYTES)
         job, run_config = _prepare(dataset, track, config, installation)
     except InputError as error:
         raise SystemExit(f"error: {error}") from error
@@ -48,11 +51,7 @@ def main(
 
     print(f"everything is stored in {installation.root}", flush=True)
     _show_progress(started)
-    try:
-        instance = dg.DagsterInstance.get()
-    except dg.DagsterError as error:
-        raise SystemExit(f"error: Dagster refuses {home / 'dagster.yaml'}: {one_line(error)}") from error
-    with instance:
+    with _disk_told_in_words(installation, home), _instance(home) as instance:
         try:
             result = job.execute_in_process(
                 instance=instance,
@@ -66,13 +65,30 @@ def main(
             raise SystemExit(f"error: CONFIG: {faults}") from error
         except (KeyboardInterrupt, dg.DagsterExecutionInterruptedError):
             raise SystemExit(INTERRUPTED) from None
-        except Exception as error:  # Dagster's own storage
-            if words := disk.in_words(error, {"RAREC_HOME": installation.root, "DAGSTER_HOME": home}):
-                raise SystemExit(f"error: {words}") from error
-            raise
         if not result.success:
             raise SystemExit(_failures(result, installation))
         _summarise(result, dataset, track, installation, time.perf_counter() - started)
+
+
+@contextmanager
+def _disk_told_in_words(installation: Installation, home: Path) -> Iterator[None]:
+    """End with one sentence if Dagster's own storage fails because a disk is full or write-protected."""
+    try:
+        yield
+    except Exception as error:
+        if words := disk.in_words(error, {"RAREC_HOME": installation.root, "DAGSTER_HOME": home}):
+            raise SystemExit(f"error: {words}") from error
+        raise
+
+
+def _instance(home: Path) -> Any:
+    """The Dagster instance of this home."""
+    import dagster as dg
+
+    try:
+        return dg.DagsterInstance.get()
+    except dg.DagsterError as error:
+        raise SystemExit(f"error: Dagster refuses {home / 'dagster.yaml'}: {one_line(error)}") from error
 
 
 def _prepare(dataset: str, track: str, config: str, installation: Installation) -> tuple[Any, dict[str, Any]]:

@@ -21,20 +21,16 @@ def unusable(uri: str, error: Exception, setting: str = "MLFLOW_TRACKING_URI") -
         file = database(uri)
         if words := disk.in_words(error, {setting: file.parent}):
             return InputError(f"MLflow at {uri} cannot be used. {words}")
-        if re.search("out-of-date database schema", text):
+        if "out-of-date database schema" in text:
             return InputError(
-                f"The MLflow store {file} was made by an older MLflow. Copy the file, then upgrade it: "
+                f"The MLflow store {file} was made by another version of MLflow. If that was a newer one, use the "
+                "RaRec that wrote it. If it was an older one, copy the file and upgrade it: "
                 f".venv/bin/mlflow db upgrade {shlex.quote(uri)}"
             )
-        if re.search("Can't locate revision", text):
+        if damage := re.search("file is not a database|disk image is malformed|table \\w+ already exists", text):
             return InputError(
-                f"The MLflow store {file} was made by a newer MLflow. Use the RaRec that wrote it, or move the file "
-                "aside to start a new store."
-            )
-        if re.search("not a database|malformed", text):
-            return InputError(
-                f"The MLflow store {file} is damaged ({text}). Restore it from a backup, or move it aside to start a "
-                "new store."
+                f"The MLflow store {file} is damaged ({damage[0]}). Restore it from a backup, or move it aside to "
+                "start a new store."
             )
     return InputError(
         f"MLflow at {uri} cannot be used: {type(error).__name__}: {text}. Start the tracking server, correct "
@@ -45,10 +41,11 @@ def unusable(uri: str, error: Exception, setting: str = "MLFLOW_TRACKING_URI") -
 def deleted_experiment(uri: str, name: str, number: str) -> InputError:
     """The error for an experiment that somebody deleted in MLflow, which keeps it and its name."""
     place = shlex.quote(uri)
+    store = "'<its database>'" if uri.startswith(("http://", "https://")) else place
     return InputError(
         f"The MLflow experiment {name!r}, which holds all runs, was deleted. Restore it: MLFLOW_TRACKING_URI={place} "
-        f".venv/bin/mlflow experiments restore --experiment-id {number}. Or delete it for good, for a new one: "
-        f".venv/bin/mlflow gc --backend-store-uri {place} --experiment-ids {number}"
+        f".venv/bin/mlflow experiments restore --experiment-id {number} ; or delete it for good, for a new one: "
+        f".venv/bin/mlflow gc --backend-store-uri {store} --experiment-ids {number}"
     )
 
 

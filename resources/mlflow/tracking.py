@@ -61,6 +61,7 @@ class MlflowTracking(dg.ConfigurableResource):
                 with suppress(requests.exceptions.SSLError):
                     requests.get(f"{self.tracking_uri.rstrip('/')}/health", timeout=CHECK_TIMEOUT_S)
             with self._database_lock():
+                self._make_database()
                 return self._experiment_id()
         except InputError:
             raise
@@ -160,7 +161,20 @@ class MlflowTracking(dg.ConfigurableResource):
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 
-    def _client(self) -> "MlflowClient":
+    def _make_database(self) -> None:
+        """Make the embedded store beside its place if there is none: MLflow cannot go on with half of its tables."""
+        file = advice.database(self.tracking_uri)
+        if not self._is_embedded or file.exists():
+            return
+        beside = file.with_name(f"{file.name}.new")
+        beside.unlink(missing_ok=True)  # of a process that was killed
+        try:
+            self._client(f"{advice.SQLITE}{beside}").search_experiments(max_results=1)
+            beside.replace(file)
+        finally:
+            beside.unlink(missing_ok=True)
+
+    def _client(self, uri: str = "") -> "MlflowClient":
         for name, value in _QUIET.items():
             os.environ.setdefault(name, value)
         import mlflow
@@ -168,7 +182,7 @@ class MlflowTracking(dg.ConfigurableResource):
         for logger in ("alembic", "mlflow.store.db.utils", "mlflow.tracking._model_registry.fluent"):  # one line a step
             logging.getLogger(logger).setLevel(logging.WARNING)
         mlflow.set_tracking_uri(self.tracking_uri)  # for log_pyfunc, whose MLflow code takes no client
-        return mlflow.MlflowClient(self.tracking_uri)
+        return mlflow.MlflowClient(uri or self.tracking_uri)
 
     def _experiment_id(self) -> str:
         client = self._client()
