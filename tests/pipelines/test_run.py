@@ -213,8 +213,8 @@ def test_a_full_disk_is_told_before_anything_is_written(tmp_path, monkeypatch):
     with pytest.raises(SystemExit) as caught:
         main("demo", "everything", "{}")
     assert str(caught.value) == (
-        f"error: RAREC_HOME is {tmp_path}/new/home, where 1.4 MB are free; at least 100 MB are needed. Free some space, "
-        "or set RAREC_HOME to a folder on a larger disk."
+        f"error: RAREC_HOME is {tmp_path}/new/home, where 1.4 MB are free; at least 100 MB are needed. Free some "
+        "space, or set RAREC_HOME to a folder on a larger disk."
     )
     assert list(tmp_path.iterdir()) == []
 
