@@ -7,6 +7,7 @@ side by side do not mix.
 import fcntl
 import logging
 import os
+import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -166,8 +167,9 @@ class MlflowTracking(dg.ConfigurableResource):
         file = advice.database(self.tracking_uri)
         if not self._is_embedded or file.exists():
             return
-        beside = file.with_name(f"{file.name}.new")
-        beside.unlink(missing_ok=True)  # of a process that was killed
+        for left in file.parent.glob(f"{file.name}.*.new"):  # of a process that was killed
+            left.unlink()
+        beside = file.with_name(f"{file.name}.{uuid.uuid4().hex}.new")  # a new name, as MLflow keeps connections
         try:
             self._client(f"{advice.SQLITE}{beside}").search_experiments(max_results=1)
             beside.replace(file)

@@ -85,7 +85,7 @@ def test_a_disk_that_fills_up_leaves_no_half_made_store(embedded, tmp_path, monk
     def fill_up(client, **_):
         raise sqlite3.OperationalError("database or disk is full")
 
-    beside = tmp_path / "my mlflow" / "mlflow.db.new"
+    beside = tmp_path / "my mlflow" / "mlflow.db.0.new"
     beside.parent.mkdir()
     beside.write_bytes(b"left by a process that was killed")
     with monkeypatch.context() as patch:
