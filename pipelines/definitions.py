@@ -70,8 +70,8 @@ def build_defs(home: Installation | None = None, resource_overrides: Mapping[str
     partitions = dataset_partitions(declared.names)
 
     def bound(spec: dg.AssetSpec) -> dg.AssetSpec:
-        told = {"description": _with_faults(spec, declared)} if spec.group_name == "raw" else {}
-        return spec.replace_attributes(partitions_def=partitions, **told)
+        description = _with_faults(spec, declared) if spec.group_name == "raw" else spec.description
+        return spec.replace_attributes(partitions_def=partitions, description=description)
 
     assets = dg.map_asset_specs(bound, ASSETS)
     jobs = asset_jobs(partitions)
