@@ -48,7 +48,7 @@ def in_words(error: BaseException, places: Mapping[str, Path]) -> str:
     for one in errors:
         path = _protected(one)
         for name, place in places.items():
-            if path is not None and path.is_relative_to(place):
+            if path is not None and (path.is_relative_to(place) or place.is_relative_to(path)):
                 return f"{path} cannot be written to. Change its permissions, or set {name} to another folder."
     if any(_READ_ONLY.search(str(one)) for one in errors):
         name, place = next(iter(places.items()))

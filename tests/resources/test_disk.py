@@ -85,6 +85,8 @@ def test_a_protected_folder_is_named_with_its_setting(places, free):
         assert in_words(caused(OSError(number, os.strerror(number), str(file))), places) == (
             f"{file} cannot be written to. Change its permissions, or set RAREC_HOME to another folder."
         )
+    above = in_words(PermissionError(errno.EACCES, "no", str(places["RAREC_HOME"].parent)), places)
+    assert above.startswith(f"{places['RAREC_HOME'].parent} cannot be written to. ")  # a folder to be made first
     assert in_words(PermissionError(errno.EACCES, "no", "/elsewhere/file"), places) == ""
     assert in_words(sqlite3.OperationalError("attempt to write a readonly database"), places) == (
         f"A database in {places['RAREC_HOME']} cannot be written to. Change its permissions, or set RAREC_HOME to "
