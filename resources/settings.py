@@ -39,7 +39,8 @@ def _full_path(path: Path) -> Path:
     try:
         return path.expanduser().resolve()
     except (RuntimeError, OSError) as error:  # nobody's home, links in a circle, or a name that is too long
-        raise ValueError(f"{path} is no path here: {one_line(error)}; set it to a full path") from error
+        why = one_line(error).rstrip(".")
+        raise ValueError(f"{path} is not a path on this machine: {why}; set it to a full path") from error
 
 
 # The text in each says how the documentation names the type.
