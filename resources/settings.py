@@ -320,5 +320,6 @@ def _refusal(error: ValidationError) -> str:
         InitErrorDetails(type=fault["type"], loc=fault["loc"], input=fault["input"], ctx=fault.get("ctx", {}))
         for fault in faults
     ]
-    text = refusals(ValidationError.from_exception_data(error.title, details))
+    # pydantic names a default by its field.
+    text = refusals(ValidationError.from_exception_data(error.title, details), {"root": "RAREC_HOME"})
     return text if all(fault["type"] == "value_error" for fault in faults) else f"{text}. Correct or unset it."
