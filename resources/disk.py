@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from rarec.errors import InputError
+from rarec.errors import InputError, printable
 
 PROTECTED = (errno.EACCES, errno.EPERM, errno.EROFS)
 FULL_BYTES = 1 << 20
@@ -93,6 +93,12 @@ def require_address(folder: Path) -> Path:
         raise ValueError(
             f"{folder} contains {found[0]!r}, under which no SQLite database can be opened; choose a folder without it"
         )
+    try:
+        str(folder).encode()
+    except UnicodeEncodeError as error:  # bytes that are not text, or any letter but ASCII in the locale C
+        raise ValueError(
+            f"{printable(str(folder))} is not UTF-8; set PYTHONUTF8=1, or choose a folder of plain letters"
+        ) from error
     return folder
 
 

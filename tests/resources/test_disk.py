@@ -124,3 +124,8 @@ def test_names_that_sqlites_addresses_cannot_express(tmp_path, name, found):
     with pytest.raises(ValueError, match="under which no SQLite database can be opened") as caught:
         require_address(tmp_path / name)
     assert f"contains {found}" in str(caught.value)
+
+
+def test_a_name_that_is_no_text_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"/\?\?lf is not UTF-8; set PYTHONUTF8=1, or choose a folder of"):
+        require_address(tmp_path / os.fsdecode(b"\xc3\xf6lf"))
