@@ -1,23 +1,26 @@
 """The code location: assets, checks, jobs and resources, bound to the data sets that are declared."""
 
+import logging
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
 
-from assets.framework.configuration import make_settings
-from assets.framework.stage import STAGES
+from assets.framework.stage import check_overrides
 from pipelines.jobs import ASSETS, CHECKS, asset_jobs, clean, dataset_partitions, demo, rollback_job
 from pipelines.pods import step_executor
 from pipelines.schedules import weekly_schedules
 from pipelines.sensors import follow_drift, incoming_sensor, notify_failure, notify_warning, start_demo
-from rarec.data.spec import DatasetSpec
+from rarec.data.spec import DatasetSpec, Declared
 from rarec.errors import InputError
 from resources.artifacts.store import ArtifactStore
 from resources.mlflow.tracking import MlflowTracking
 from resources.settings import Installation
 from resources.workers.launcher import TrainingLauncher
 from resources.workspace import Workspace, known_specs
+
+datasets_log = logging.getLogger("rarec.datasets")
 
 
 def default_resources(home: Installation) -> dict[str, Any]:
@@ -54,16 +57,23 @@ def default_resources(home: Installation) -> dict[str, Any]:
 def build_defs(home: Installation | None = None, resource_overrides: Mapping[str, Any] | None = None) -> dg.Definitions:
     """The code location for one installation; tests replace resources by name.
 
+    A data set whose file is wrong has a partition, too; its runs fail with the reason, which the log and the assets of
+    the group `raw` also tell.
+
     Raises:
-        InputError: a data set's file is wrong, or sets a default for a stage or setting that does not exist; or a data
-            set or the cron expression of the schedules is invalid.
+        InputError: a data set or the cron expression of the schedules is invalid.
     """
     home = home or Installation.from_environment()
-    specs = known_specs(home.datasets)
-    for spec in specs.values():
-        check_overrides(spec)
-    partitions = dataset_partitions(specs)
-    assets = dg.map_asset_specs(lambda spec: spec.replace_attributes(partitions_def=partitions), ASSETS)
+    declared = usable_specs(home.datasets)
+    for fault in declared.faults.values():
+        datasets_log.warning("%s", unusable(fault))
+    partitions = dataset_partitions(declared.names)
+
+    def bound(spec: dg.AssetSpec) -> dg.AssetSpec:
+        description = _with_faults(spec, declared) if spec.group_name == "raw" else spec.description
+        return spec.replace_attributes(partitions_def=partitions, description=description)
+
+    assets = dg.map_asset_specs(bound, ASSETS)
     jobs = asset_jobs(partitions)
     by_name = {job.name: job for job in jobs}
     return dg.Definitions(
@@ -71,27 +81,42 @@ def build_defs(home: Installation | None = None, resource_overrides: Mapping[str
         asset_checks=CHECKS,
         jobs=[*jobs, rollback_job(partitions), demo, clean],
         sensors=[
-            follow_drift(jobs, sorted(specs)),
-            incoming_sensor(by_name["ingest"], sorted(specs), home.incoming_interval_s),
+            follow_drift(jobs, sorted(declared.specs)),
+            incoming_sensor(by_name["ingest"], sorted(declared.specs), home.incoming_interval_s),
             start_demo(demo, by_name["everything"]),
             notify_failure(home),
             notify_warning(home),
         ],
-        schedules=weekly_schedules(home, specs),
+        schedules=weekly_schedules(home, declared),
         executor=step_executor(home, ASSETS),
         resources={**default_resources(home), **(resource_overrides or {})},
     )
 
 
-def check_overrides(spec: DatasetSpec) -> None:
-    """Refuse defaults for stages that have no settings, and values that the stage's settings refuse."""
-    known = {one.name: one.settings for one in STAGES.values() if one.makes_artifact and one.settings.model_fields}
-    for stage, values in spec.overrides.items():
-        if stage not in known:
-            raise InputError(
-                f"{spec.name}.toml: [overrides.{stage}]: no such stage; stages with settings: {', '.join(known)}"
-            )
-        make_settings(known[stage], values, f"{spec.name}.toml: [overrides.{stage}]")
+def usable_specs(folder: Path) -> Declared:
+    """The data sets that can be used, and why others cannot: a file of ``folder`` is wrong, or sets a default for a
+    stage or setting that does not exist.
+    """
+    declared = known_specs(folder)
+    specs, faults = dict[str, DatasetSpec](), dict(declared.faults)
+    for name, spec in declared.specs.items():
+        try:
+            check_overrides(spec)
+            specs[name] = spec
+        except InputError as error:
+            faults[name] = str(error)
+    return Declared(specs, faults)
+
+
+def unusable(fault: str) -> str:
+    """The warning about a data set that cannot be used, for those who use others."""
+    return f"warning: {fault} Other data sets are not affected."
+
+
+def _with_faults(spec: dg.AssetSpec, declared: Declared) -> str:
+    """The description of an asset, after the reasons why data sets cannot be used."""
+    faults = "".join(f"**Not usable:** {fault}\n\n" for fault in declared.faults.values())
+    return f"{faults}{spec.description}"
 
 
 defs = build_defs()

@@ -9,7 +9,8 @@ from pydantic import Field
 import assets
 from assets.champions.track import CHAMPION_TRACKS
 from assets.framework.lineage import TRACK_JOBS
-from assets.framework.stage import STAGES, check_declarations, refuse_bad_input
+from assets.framework.refusals import refuse_bad_input
+from assets.framework.stage import STAGES, check_declarations
 from assets.retention import CleanConfig, clean_up
 from rarec.errors import InputError
 from resources.artifacts.store import ArtifactStore

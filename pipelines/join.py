@@ -44,7 +44,7 @@ class Follower:
     def look(self) -> None:
         """Join new live trainings, leave withdrawn or stale ones, and pass on requests."""
         now = time.monotonic()
-        announced = {path.name: _read(path) for path in self._folder.glob("*.json")}
+        announced = {path.name: _read(path) for path in self._folder.glob("[!.]*.json")}
         for name, content in announced.items():
             if content is None:
                 continue

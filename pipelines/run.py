@@ -7,6 +7,7 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,12 +16,15 @@ from pydantic import BaseModel, ValidationError
 
 from pipelines.dagster_home import prepare_dagster_home
 from rarec.config import refusals
-from rarec.errors import InputError, closest
+from rarec.errors import InputError, closest, one_line
 from rarec.training.progress import progress_log
+from resources import disk
 from resources.settings import Installation
 
 EXAMPLE = """Example: CONFIG='{"raserec_finetuned": {"memories": 50}}'"""
 EVERY = "all data sets"  # for the job `clean`, which has no partitions
+BUILDS_NOTHING = ("clean", "rollback")  # jobs that must work on a disk that is almost full
+LEAST_BYTES = 100_000_000  # `demo` takes about 75 MB
 INTERRUPTED = "interrupted; run the same command again to resume from the last checkpoint"
 
 
@@ -31,12 +35,13 @@ def main(
 ) -> None:
     """Run one job of one data set. Print its tables of figures, the paths of reports and how to open the UIs."""
     warnings.filterwarnings("ignore")
+    logging.getLogger("rarec.datasets").addHandler(logging.NullHandler())  # `_prepare` tells it once
     started = time.perf_counter()
     dataset = EVERY if track == "clean" else dataset
     print(f"{dataset}, {track}: starting", flush=True)  # at once, as the imports take seconds
     try:
         installation = Installation.from_environment()
-        prepare_dagster_home(installation)
+        home = prepare_dagster_home(installation, 0 if track in BUILDS_NOTHING else LEAST_BYTES)
         job, run_config = _prepare(dataset, track, config, installation)
     except InputError as error:
         raise SystemExit(f"error: {error}") from error
@@ -46,7 +51,7 @@ def main(
 
     print(f"everything is stored in {installation.root}", flush=True)
     _show_progress(started)
-    with dg.DagsterInstance.get() as instance:
+    with _disk_told_in_words(installation, home), _instance(home) as instance:
         try:
             result = job.execute_in_process(
                 instance=instance,
@@ -65,14 +70,33 @@ def main(
         _summarise(result, dataset, track, installation, time.perf_counter() - started)
 
 
+@contextmanager
+def _disk_told_in_words(installation: Installation, home: Path) -> Iterator[None]:
+    """End with one sentence if Dagster's own storage fails because a disk is full or write-protected."""
+    try:
+        yield
+    except Exception as error:
+        if words := disk.in_words(error, {"RAREC_HOME": installation.root, "DAGSTER_HOME": home}):
+            raise SystemExit(f"error: {words}") from error
+        raise
+
+
+def _instance(home: Path) -> Any:
+    """The Dagster instance of this home."""
+    import dagster as dg
+
+    try:
+        return dg.DagsterInstance.get()
+    except dg.DagsterError as error:
+        raise SystemExit(f"error: Dagster refuses {home / 'dagster.yaml'}: {one_line(error)}") from error
+
+
 def _prepare(dataset: str, track: str, config: str, installation: Installation) -> tuple[Any, dict[str, Any]]:
     """The job and its run configuration. Wrong arguments are refused here, before anything runs."""
     from assets.framework.configuration import make_settings, with_defaults
     from assets.framework.stage import stage_of
-    from pipelines.definitions import defs  # seconds to import, and DAGSTER_HOME is set now
+    from pipelines.definitions import defs, unusable, usable_specs  # seconds to import, and DAGSTER_HOME is set now
     from pipelines.jobs import OF_ONE_STEP, cascade
-    from rarec.data.spec import find_spec
-    from resources.workspace import known_specs
 
     # All jobs but `demo`, which only triggers another one.
     every = {job.name: job for job in defs.resolve_all_job_defs() if not job.name.startswith("__")}
@@ -80,7 +104,10 @@ def _prepare(dataset: str, track: str, config: str, installation: Installation) 
     if track not in jobs:
         raise InputError(f"unknown TRACK {track!r}{closest(track, jobs)}; known: {', '.join(sorted(jobs))}")
     given = _parse(config)
-    overrides = {} if dataset == EVERY else find_spec(dataset, known_specs(installation.datasets)).overrides
+    declared = usable_specs(installation.datasets)
+    for fault in (fault for name, fault in declared.faults.items() if name != dataset):
+        print(unusable(fault), file=sys.stderr, flush=True)
+    overrides = {} if dataset == EVERY else declared.find(dataset).overrides
     if track in OF_ONE_STEP:
         return jobs[track], _run_config(_step_config(track, given, *OF_ONE_STEP[track]))
     known = {key.to_user_string() for key in jobs[track].asset_layer.executable_asset_keys}

@@ -11,11 +11,12 @@ NAME_WIDTH = 60
 def main() -> None:
     """Print the table, or that there are no runs yet."""
     warnings.filterwarnings("ignore")
-    from pipelines.definitions import default_resources
     from rarec.reports.tables import Table, as_text
 
     try:
         installation = Installation.from_environment()
+        from pipelines.definitions import default_resources  # reads the environment, too
+
         runs = default_resources(installation)["tracking"].newest_runs()
     except InputError as error:
         raise SystemExit(f"error: {error}") from error

@@ -7,19 +7,22 @@ import dagster as dg
 from assets.champions.track import CHAMPION_TRACKS
 from assets.framework.lineage import TRACK_JOBS
 from pipelines.jobs import drift_job
-from rarec.data.spec import DatasetSpec, find_spec
+from rarec.data.spec import Declared, find_spec
 from rarec.errors import InputError
 from resources.settings import SCHEDULE, Installation
 
 
-def weekly_schedules(installation: Installation, specs: dict[str, DatasetSpec]) -> list[dg.ScheduleDefinition]:
+def weekly_schedules(installation: Installation, declared: Declared) -> list[dg.ScheduleDefinition]:
     """`rarec_<job>_weekly` for every track and every drift job, over the data sets of RAREC_SCHEDULED.
 
     Raises:
         InputError: a data set is unknown, or RAREC_SCHEDULE is not a cron expression.
     """
     try:
-        datasets = [find_spec(name, specs).name for name in installation.scheduled]
+        # Runs of a data set whose file is wrong fail with the reason. They do not stop the other schedules.
+        datasets = [
+            name if name in declared.names else find_spec(name, declared.specs).name for name in installation.scheduled
+        ]
     except InputError as error:
         raise InputError(f"RAREC_SCHEDULED: {error}") from error
     try:

@@ -17,3 +17,8 @@ def closest(name: str, known: Iterable[str]) -> str:
 def one_line(error: Exception) -> str:
     """The message of another library's error, on one line and truncated to 300 characters."""
     return " ".join(str(error).split())[:300]
+
+
+def printable(text: str) -> str:
+    """The text on one line, with a question mark for what cannot be printed, such as the bytes of odd file names."""
+    return "".join(one if one.isprintable() else "?" for one in " ".join(text.split()))

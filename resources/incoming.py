@@ -42,7 +42,10 @@ class IncomingFiles:
 
     def __init__(self, url: str) -> None:
         self.url = url
-        self._fs, self._path = fsspec.core.url_to_fs(url)
+        if "://" in url:
+            self._fs, self._path = fsspec.core.url_to_fs(url)
+        else:  # in a path, unlike in a URL, `::` has no meaning
+            self._fs, self._path = fsspec.filesystem("file"), url
 
     def listing(self) -> list[Seen]:
         """The files that are ready to be looked at; none if there is no folder.

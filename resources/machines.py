@@ -193,10 +193,11 @@ def read_hostfile(path: Path) -> dict[str, int]:
         InputError: the file is missing or names no host, or a line is wrong; names file and line.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        why = "it is not UTF-8" if isinstance(error, UnicodeDecodeError) else error.strerror
         raise InputError(
-            f"the launcher's hostfile (RAREC_HOSTFILE) {path} cannot be read: {error.strerror}; correct the path"
+            f"the launcher's hostfile (RAREC_HOSTFILE) {path} cannot be read: {why}; correct the file or the path"
         ) from error
     hosts: dict[str, int] = {}
     for number, line in enumerate(lines, start=1):

@@ -17,8 +17,9 @@ from pydantic_core import InitErrorDetails
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from rarec.config import refusals
-from rarec.errors import InputError
+from rarec.errors import InputError, one_line
 from rarec.training.engine_settings import EngineSettings
+from resources.disk import require_address
 
 MLFLOW_DATABASE = "mlflow.db"  # in the folder `mlflow`, beside `artifacts`
 LOOPBACK = "127.0.0.1"  # where `make ui` serves
@@ -34,10 +35,18 @@ def _names(given: object) -> object:
     return tuple(part.strip() for part in given.split(",") if part.strip()) if isinstance(given, str) else given
 
 
+def _full_path(path: Path) -> Path:
+    try:
+        return path.expanduser().resolve()
+    except (RuntimeError, OSError) as error:  # nobody's home, links in a circle, or a name that is too long
+        why = one_line(error).rstrip(".")
+        raise ValueError(f"{path} is not a path on this machine: {why}; set it to a full path") from error
+
+
 # The text in each says how the documentation names the type.
-Folder = Annotated[Path, AfterValidator(lambda path: path.expanduser().resolve()), "folder"]
+Folder = Annotated[Path, AfterValidator(_full_path), "folder"]
 Place = Annotated[
-    str, AfterValidator(lambda text: text if "://" in text else str(Path(text).expanduser().resolve())), "folder or URL"
+    str, AfterValidator(lambda text: text if "://" in text else str(_full_path(Path(text)))), "folder or URL"
 ]
 Address = Annotated[str, AfterValidator(lambda text: text.rstrip("/")), "URL"]
 Port = Annotated[int, Field(ge=1, le=65535), "port"]
@@ -63,6 +72,7 @@ class Installation(BaseSettings):
 
     root: Folder = Field(
         default_factory=default_root,
+        validate_default=True,
         validation_alias="RAREC_HOME",
         description="Folder that holds everything RaRec writes.",
     )
@@ -185,10 +195,10 @@ class Installation(BaseSettings):
 
     @field_validator("root")
     @classmethod
-    def _is_no_file(cls, root: Path) -> Path:
-        if root.exists() and not root.is_dir():
+    def _is_usable(cls, root: Path) -> Path:
+        if os.path.exists(root) and not root.is_dir():
             raise ValueError(f"{root} is a file; set it to a folder")
-        return root
+        return require_address(root)
 
     @classmethod
     def settings_customise_sources(
@@ -295,7 +305,7 @@ def _read_object(file: Path) -> dict[str, Any]:
     if not file.is_file():
         raise InputError(f"RAREC_DEEPSPEED is {file}, and there is no such file; correct or unset it.")
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(file.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         raise InputError(f"RAREC_DEEPSPEED is {file}, which cannot be read as JSON: {error}") from error
     if not isinstance(content, dict):
@@ -310,5 +320,6 @@ def _refusal(error: ValidationError) -> str:
         InitErrorDetails(type=fault["type"], loc=fault["loc"], input=fault["input"], ctx=fault.get("ctx", {}))
         for fault in faults
     ]
-    text = refusals(ValidationError.from_exception_data(error.title, details))
+    # pydantic names a default by its field.
+    text = refusals(ValidationError.from_exception_data(error.title, details), {"root": "RAREC_HOME"})
     return text if all(fault["type"] == "value_error" for fault in faults) else f"{text}. Correct or unset it."

@@ -1,5 +1,6 @@
 """Local folders that assets read from and work in."""
 
+import os
 from pathlib import Path
 
 import dagster as dg
@@ -7,7 +8,7 @@ from pydantic import Field
 
 from rarec.data.incoming.ledger import Ledger
 from rarec.data.sources.download import INCOMING
-from rarec.data.spec import DatasetSpec, find_spec, load_specs
+from rarec.data.spec import DatasetSpec, Declared, load_specs
 from resources.incoming import IncomingFiles
 from resources.settings import SETTLE_S
 
@@ -40,7 +41,7 @@ class Workspace(dg.ConfigurableResource):
 
     def spec(self, name: str) -> DatasetSpec:
         """The declaration of the data set called ``name``."""
-        return find_spec(name, known_specs(Path(self.datasets)))
+        return known_specs(Path(self.datasets)).find(name)
 
     def incoming_files(self, name: str) -> IncomingFiles:
         """Where new files of the data set called ``name`` arrive."""
@@ -51,6 +52,6 @@ class Workspace(dg.ConfigurableResource):
         return Ledger(Path(self.ledgers) / name)
 
 
-def known_specs(user_folder: Path) -> dict[str, DatasetSpec]:
+def known_specs(user_folder: Path) -> Declared:
     """Built-in data sets and those of ``user_folder``, if that exists."""
-    return load_specs(*([user_folder] if user_folder.is_dir() else []))
+    return load_specs(*([user_folder] if os.path.lexists(user_folder) else []))

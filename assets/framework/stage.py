@@ -8,7 +8,6 @@ decorated function holds the science: it gets a `Job`, fills ``job.folder`` and 
 Read on in `reuse` (an artifact is built once), `lineage` (what is opened upstream) and `training` (workers).
 """
 
-import functools
 import inspect
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,8 +19,9 @@ import dagster as dg
 
 from assets.framework import training
 from assets.framework.champion import Champion, open_champion
-from assets.framework.configuration import EventConfig, StageConfig, resolve, run_configuration
+from assets.framework.configuration import EventConfig, StageConfig, make_settings, resolve, run_configuration
 from assets.framework.lineage import upstream
+from assets.framework.refusals import refuse_bad_input
 from assets.framework.reuse import Identity, Outcome, materialise
 from rarec.config import Settings
 from rarec.data.spec import DatasetSpec
@@ -35,7 +35,6 @@ from resources.workers.launcher import TrainingLauncher
 from resources.workspace import Workspace
 
 S = TypeVar("S", bound=Settings)
-F = TypeVar("F", bound=Callable[..., Any])
 
 OWNER = "team:data-engineering"
 TRAINING_POOL = "training"
@@ -296,6 +295,7 @@ class Stage(Generic[S]):
     def _request(self, context: dg.AssetExecutionContext, given: EventConfig) -> Request[S]:
         store, tracking, workspace = (getattr(context.resources, one) for one in ("store", "tracking", "workspace"))
         spec = workspace.spec(context.partition_key)
+        check_overrides(spec)
         settings = resolve(self.settings, given, spec, self.name, self.defaults_of)
         registered = open_champion(tracking, store, self.champion, spec.name) if self.champion else None
         request = Request(
@@ -333,24 +333,6 @@ STAGES: dict[str, Stage[Any]] = {}
 """Every stage that has been declared, by its name."""
 
 
-def refuse_bad_input(asset: F) -> F:
-    """Turn `InputError` into a Dagster failure that is shown as one message and never retried. A run without a data set
-    is also bad input.
-    """
-
-    @functools.wraps(asset)
-    def wrapper(*args: Any, **kwargs: Any) -> Any:
-        try:
-            for one in (*args, *kwargs.values()):
-                if isinstance(one, dg.OpExecutionContext | dg.AssetExecutionContext) and not one.has_partition_key:
-                    raise InputError("choose a data set (the partition) for this run")
-            return asset(*args, **kwargs)
-        except InputError as error:
-            raise dg.Failure(str(error), allow_retries=False) from error
-
-    return wrapper  # type: ignore[return-value]
-
-
 def check_declarations(stages: Mapping[str, Stage[Any]] = STAGES) -> None:
     """Check the declarations against each other, once all modules are imported.
 
@@ -382,3 +364,14 @@ def check_declarations(stages: Mapping[str, Stage[Any]] = STAGES) -> None:
 def stage_of(asset: str) -> Stage[Any]:
     """The stage that builds this asset."""
     return next(one for one in STAGES.values() if asset in one.assets)
+
+
+def check_overrides(spec: DatasetSpec) -> None:
+    """Refuse defaults for stages that have no settings, and values that the stage's settings refuse."""
+    known = {one.name: one.settings for one in STAGES.values() if one.makes_artifact and one.settings.model_fields}
+    for name, values in spec.overrides.items():
+        if name not in known:
+            raise InputError(
+                f"{spec.name}.toml: [overrides.{name}]: no such stage; stages with settings: {', '.join(known)}"
+            )
+        make_settings(known[name], values, f"{spec.name}.toml: [overrides.{name}]")

@@ -5,8 +5,11 @@ replaces built-in ones of the same name. Nothing here reads data.
 """
 
 import codecs
+import os
+import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, Self
@@ -17,7 +20,7 @@ from pydantic import Field, ValidationError, model_validator
 from rarec.config import Settings, refusals
 from rarec.data.sources.demo import DemoSettings
 from rarec.data.templates import Template
-from rarec.errors import InputError, closest
+from rarec.errors import InputError, closest, printable
 from rarec.types import Protocol
 
 Format = Literal[
@@ -31,6 +34,7 @@ Format = Literal[
     "synthetic",
 ]
 Role = Literal["interactions", "items", "users"]
+NAME = r"^[a-z0-9][a-z0-9._-]*$"  # of a data set
 Time = Literal["clock", "order", "none"]
 
 # What the format's time column means. For RecBole files, the data set says it.
@@ -179,7 +183,7 @@ class PublishedFigures(Settings):
 class DatasetSpec(Settings):
     """A data set and the protocol it is used under."""
 
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", description="Name, and its folder under RAREC_DATA.")
+    name: str = Field(pattern=NAME, description="Name, and its folder under RAREC_DATA.")
     title: str = Field(description="Name as published, for reports.")
     domain: str = Field(description="What the items are: movies, books, products, … It decides how prompts are worded.")
     homepage: str = Field(default="", description="Web page from which to get the files.")
@@ -292,16 +296,62 @@ class DatasetSpec(Settings):
         return ratings > self.label_threshold if self.label_comparison == ">" else ratings >= self.label_threshold
 
 
+@dataclass(frozen=True)
+class Declared:
+    """What the files of a few folders declare.
+
+    Attributes:
+        specs: Every data set that can be used, by name.
+        faults: Name of a file without `.toml` -> why it declares nothing. A built-in data set of that name is not used
+            either, since the file was to replace it.
+    """
+
+    specs: dict[str, DatasetSpec]
+    faults: dict[str, str]
+
+    @property
+    def names(self) -> list[str]:
+        """Every name that a data set has or could have, in alphabetical order."""
+        return sorted(self.specs.keys() | {name for name in self.faults if re.fullmatch(NAME, name)})
+
+    def find(self, name: str) -> DatasetSpec:
+        """The data set called `name`.
+
+        Raises:
+            InputError: Its file is wrong, or there is none.
+        """
+        if name in self.faults:
+            raise InputError(self.faults[name])
+        return find_spec(name, self.specs)
+
+
 def _load(text: str, where: str, stem: str) -> DatasetSpec:
+    if not re.fullmatch(NAME, stem):
+        raise InputError(
+            f"{where}: the file's name is the data set's; rename it to lower-case letters, digits, '.', '_' and '-', "
+            "starting with a letter or digit."
+        )
     try:
-        spec = DatasetSpec.model_validate(tomllib.loads(text))
-    except tomllib.TOMLDecodeError as error:
+        given = tomllib.loads(text)
+    except (ValueError, RecursionError) as error:  # of numbers that are too long, and of lists in lists in lists
         raise InputError(f"{where}: not valid TOML: {error}.") from error
+    if given.get("name", stem) != stem:
+        raise InputError(f"{where}: name is {given['name']!r}, but the file is {stem}.toml; give both the same name.")
+    try:
+        return DatasetSpec.model_validate(given)
     except ValidationError as error:
         raise InputError(f"{where}: {refusals(error, known=DatasetSpec.model_fields)}.") from error
-    if spec.name != stem:
-        raise InputError(f"{where}: name is {spec.name!r}, but the file is {stem}.toml; give both the same name.")
-    return spec
+
+
+def _read(file: Path) -> str:
+    if not os.path.isfile(file):  # a named pipe would block
+        raise InputError(f"{file}: not a file, or a link to none; replace or delete it.")
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{file}: not valid UTF-8; save the file as UTF-8.") from error
+    except OSError as error:
+        raise InputError(f"{file}: cannot be read: {error.strerror}; change its permissions or delete it.") from error
 
 
 def builtin_specs() -> dict[str, DatasetSpec]:
@@ -314,19 +364,38 @@ def builtin_specs() -> dict[str, DatasetSpec]:
     }
 
 
-def load_specs(*extra_folders: Path) -> dict[str, DatasetSpec]:
-    """Built-in data sets and those of the folders, by name. Later folders replace data sets of earlier ones."""
-    specs = builtin_specs()
+def load_specs(*extra_folders: Path) -> Declared:
+    """Built-in data sets and those of the folders. Later folders replace data sets of earlier ones.
+
+    A file that cannot be used is among the faults and stops no other. Hidden files and folders are skipped.
+
+    Raises:
+        InputError: There is no such folder, or it cannot be listed.
+    """
+    specs, faults = builtin_specs(), dict[str, str]()
     for folder in extra_folders:
-        if not Path(folder).is_dir():
-            raise InputError(f"{folder}: there is no such folder; it should hold data set files (*.toml).")
-        for file in sorted(Path(folder).glob("*.toml")):
+        for file in _declarations(Path(folder)):
+            specs.pop(file.stem, None)
+            faults.pop(file.stem, None)
             try:
-                text = file.read_text(encoding="utf-8")
-            except UnicodeDecodeError as error:
-                raise InputError(f"{file}: not valid UTF-8; save the file as UTF-8.") from error
-            specs[file.stem] = _load(text, str(file), file.stem)
-    return specs
+                specs[file.stem] = _load(_read(file), str(file), file.stem)
+            except InputError as error:
+                faults[file.stem] = printable(str(error))
+    return Declared(specs, faults)
+
+
+def _declarations(folder: Path) -> Iterator[Path]:
+    """The files of a folder that should declare data sets."""
+    try:
+        files = sorted(folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise InputError(f"{folder}: there is no such folder; it should hold data set files (*.toml).") from error
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be listed: {error.strerror}; change its permissions.") from error
+    for file in files:
+        hidden = file.name.startswith(".")  # what editors, macOS and file synchronisation leave beside a file
+        if file.suffix.lower() == ".toml" and not hidden and not os.path.isdir(file):
+            yield file
 
 
 def find_spec(name: str, specs: Mapping[str, DatasetSpec]) -> DatasetSpec:

@@ -9,7 +9,6 @@ import errno
 import fcntl
 import hashlib
 import os
-import re
 import shutil
 import socket
 import time
@@ -27,7 +26,6 @@ COMMIT_LOCK = ".commit"
 JUST_BEGUN_S = 60.0
 FOREIGN_STAGING_AGE_S = 24 * 3600  # locks of another host may be invisible here, so its staging is kept this long
 
-_FULL_DISK = re.compile(r"No space left|os error 28|Disk quota|File too large|requested and \d+ written", re.IGNORECASE)
 _verified: dict[Path, tuple[str, int, int]] = {}  # file -> (sha256, bytes, mtime in ns) as this process last hashed it
 
 
@@ -138,13 +136,6 @@ def find_fault(path: Path, record: FileRecord) -> str | None:
             seen = (_digest(stream), status.st_size, status.st_mtime_ns)
         _verified[path] = seen
     return None if seen[0] == record.sha256 else "was altered after it was written"
-
-
-def is_full_disk(error: Exception) -> bool:
-    """Whether the error means a full disk. Libraries say so in many ways, and not all keep the errno."""
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return True
-    return bool(_FULL_DISK.search(str(error)))
 
 
 def storage_full(staged: Path, place: str) -> StorageFull:

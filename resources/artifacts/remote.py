@@ -17,8 +17,9 @@ import fsspec
 
 from rarec.errors import one_line
 from rarec.training.progress import progress_log
-from resources.artifacts.local import StorageFull, is_full_disk
+from resources.artifacts.local import StorageFull
 from resources.artifacts.manifest import damaged
+from resources.disk import is_full_disk
 from resources.retry import call_patiently, is_program_fault
 
 T = TypeVar("T")

@@ -23,6 +23,7 @@ from resources.artifacts import identity, local
 from resources.artifacts.identity import canonical_json
 from resources.artifacts.manifest import MANIFEST, DamagedArtifact, Manifest, damaged
 from resources.artifacts.remote import RemoteFolder, stored_content, written_at
+from resources.disk import is_full_disk
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
 
@@ -197,7 +198,7 @@ class ArtifactStore(dg.ConfigurableResource):
             except Exception as error:
                 # A final failure already says what to do, perhaps about another disk (a checkpoint's).
                 final = not getattr(error, "allow_retries", not isinstance(error, InputError))
-                if local.is_full_disk(error) and not final:
+                if is_full_disk(error) and not final:
                     raise local.storage_full(folder, place) from error
                 raise
             draft._artifact = self.open(asset, partition, fingerprint)
@@ -316,11 +317,15 @@ class ArtifactStore(dg.ConfigurableResource):
         self, asset: str = "[!.]*", partition: str = "*"
     ) -> Iterator[tuple[str, Manifest | DamagedArtifact]]:
         """Path and content of each manifest, or why it cannot be read."""
-        if self._is_local:
+        pattern = f"{asset}/{partition}/*/{MANIFEST}"
+        if self._is_local:  # not by fsspec, for which `[` and `::` in the root have a meaning
             local.remove_stale_staging(self._staging_root)
-        fs, root = fsspec.core.url_to_fs(str(self._local_root) if self._is_local else self.root)
-        for path in sorted(fs.glob(f"{root}/{asset}/{partition}/*/{MANIFEST}")):
-            text = bytes(fs.cat_file(path)).decode("utf-8", errors="replace")
+            found = ((str(path), path.read_bytes()) for path in sorted(self._local_root.glob(pattern)))
+        else:
+            fs, root = fsspec.core.url_to_fs(self.root)
+            found = ((path, bytes(fs.cat_file(path))) for path in sorted(fs.glob(f"{root}/{pattern}")))
+        for path, content in found:
+            text = content.decode("utf-8", errors="replace")
             try:
                 yield path, Manifest.from_json(text, path)
             except DamagedArtifact as error:

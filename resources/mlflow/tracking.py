@@ -7,6 +7,7 @@ side by side do not mix.
 import fcntl
 import logging
 import os
+import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -16,7 +17,8 @@ import dagster as dg
 import requests
 from pydantic import Field
 
-from rarec.errors import InputError, one_line
+from rarec.errors import InputError
+from resources.mlflow import advice
 from resources.mlflow.outbox import Outbox
 from resources.mlflow.registry import PREFIX, ModelRegistry
 from resources.mlflow.run_history import ListedRun, newest_runs
@@ -60,6 +62,7 @@ class MlflowTracking(dg.ConfigurableResource):
                 with suppress(requests.exceptions.SSLError):
                     requests.get(f"{self.tracking_uri.rstrip('/')}/health", timeout=CHECK_TIMEOUT_S)
             with self._database_lock():
+                self._make_database()
                 return self._experiment_id()
         except InputError:
             raise
@@ -133,10 +136,15 @@ class MlflowTracking(dg.ConfigurableResource):
         return f"{self.ui_url.rstrip('/')}/#/experiments/{experiment_id}/runs/"
 
     def _unusable(self, error: Exception) -> InputError:
-        return InputError(
-            f"MLflow at {self.tracking_uri} cannot be used: {type(error).__name__}: {one_line(error)}. Start the "
-            "tracking server, correct MLFLOW_TRACKING_URI, or unset it to record runs in a local file."
-        )
+        return advice.unusable(self.tracking_uri, error, "RAREC_HOME" if self._is_embedded else "MLFLOW_TRACKING_URI")
+
+    @property
+    def _own_place(self) -> Path:
+        return Path(self.artifact_root).expanduser().absolute()
+
+    @property
+    def _is_embedded(self) -> bool:
+        return self.tracking_uri == f"{advice.SQLITE}{self._own_place.with_name(MLFLOW_DATABASE)}"
 
     @property
     def _has_server(self) -> bool:
@@ -145,16 +153,30 @@ class MlflowTracking(dg.ConfigurableResource):
     @contextmanager
     def _database_lock(self) -> Iterator[None]:
         """Let one process in at a time: MLflow fails if two create the tables of a new sqlite file."""
-        if not self.tracking_uri.startswith("sqlite:///"):
+        if not self.tracking_uri.startswith(advice.SQLITE):
             yield
             return
-        database = Path(self.tracking_uri.removeprefix("sqlite:///"))
+        database = advice.database(self.tracking_uri)
         database.parent.mkdir(parents=True, exist_ok=True)
         with database.with_name(database.name + ".lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 
-    def _client(self) -> "MlflowClient":
+    def _make_database(self) -> None:
+        """Make the embedded store beside its place if there is none: MLflow cannot go on with half of its tables."""
+        file = advice.database(self.tracking_uri)
+        if not self._is_embedded or file.exists():
+            return
+        for left in file.parent.glob(f"{file.name}.*.new"):  # of a process that was killed
+            left.unlink()
+        beside = file.with_name(f"{file.name}.{uuid.uuid4().hex}.new")  # a new name, as MLflow keeps connections
+        try:
+            self._client(f"{advice.SQLITE}{beside}").search_experiments(max_results=1)
+            beside.replace(file)
+        finally:
+            beside.unlink(missing_ok=True)
+
+    def _client(self, uri: str = "") -> "MlflowClient":
         for name, value in _QUIET.items():
             os.environ.setdefault(name, value)
         import mlflow
@@ -162,7 +184,7 @@ class MlflowTracking(dg.ConfigurableResource):
         for logger in ("alembic", "mlflow.store.db.utils", "mlflow.tracking._model_registry.fluent"):  # one line a step
             logging.getLogger(logger).setLevel(logging.WARNING)
         mlflow.set_tracking_uri(self.tracking_uri)  # for log_pyfunc, whose MLflow code takes no client
-        return mlflow.MlflowClient(self.tracking_uri)
+        return mlflow.MlflowClient(uri or self.tracking_uri)
 
     def _experiment_id(self) -> str:
         client = self._client()
@@ -177,14 +199,15 @@ class MlflowTracking(dg.ConfigurableResource):
                 experiment = client.get_experiment_by_name(self.experiment)
                 if experiment is None:
                     raise
+        if experiment.lifecycle_stage != "active":
+            raise advice.deleted_experiment(self.tracking_uri, self.experiment, experiment.experiment_id)
         self._require_own_place(experiment.artifact_location)
         return experiment.experiment_id
 
     def _require_own_place(self, location: str) -> None:
         """Raise InputError for an embedded store that was moved: MLflow would go on writing to the old folder."""
-        own = Path(self.artifact_root).expanduser().absolute()
-        embedded = self.tracking_uri == f"sqlite:///{own.with_name(MLFLOW_DATABASE)}"
-        if embedded and location != own.as_uri():
+        own = self._own_place
+        if self._is_embedded and location != own.as_uri():
             raise InputError(
                 f"The MLflow store in {own.parent} was made for {location}, a path that every run and model in it "
                 "holds. Move the folder back (RAREC_HOME is its parent), or move it aside to start a new store."

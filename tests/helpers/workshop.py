@@ -6,8 +6,8 @@ from pathlib import Path
 import dagster as dg
 from fake_run import FakeRun
 
+from assets.framework.refusals import refuse_bad_input
 from assets.framework.reuse import Identity, Outcome, materialise
-from assets.framework.stage import refuse_bad_input
 from assets.framework.training import RETRIES, cancellable
 from resources.artifacts.store import ArtifactStore
 from resources.workspace import Workspace

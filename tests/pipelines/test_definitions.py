@@ -1,10 +1,14 @@
 """The code location: its data sets, assets and resources, as an installation's settings want them."""
 
+import logging
+
 import dagster as dg
 import pytest
 from installations import OWN, installation
 
-from pipelines.definitions import build_defs, default_resources
+from assets.framework.stage import check_overrides
+from pipelines.definitions import build_defs, default_resources, usable_specs
+from rarec.data.spec import builtin_specs
 from rarec.errors import InputError
 from rarec.training.engine_settings import EngineSettings
 from resources.mlflow.tracking import MlflowTracking
@@ -37,9 +41,50 @@ def test_a_data_set_of_the_users_own_becomes_a_partition(tmp_path):
         ("k_core =", "own.toml: not valid TOML"),
     ],
 )
-def test_a_wrong_data_set_file_is_refused_when_it_is_loaded(tmp_path, overrides, message):
+def test_a_wrong_data_set_file_is_told_when_it_is_loaded_and_refused_when_it_is_used(
+    tmp_path, caplog, overrides, message
+):
+    """The page names it, its runs fail with the reason, and other data sets can be used."""
+    home = installation(tmp_path, OWN + overrides)
+    with caplog.at_level(logging.WARNING, "rarec.datasets"):
+        defs = build_defs(home)
+    (told,) = caplog.messages
+    assert told.startswith("warning: ")
+    assert told.endswith(" Other data sets are not affected.")
+    declared = usable_specs(home.datasets)
     with pytest.raises(InputError, match=message):
-        build_defs(installation(tmp_path, OWN + overrides))
+        declared.find("own")
+    assert declared.find("demo").name == "demo"
+    graph = defs.resolve_asset_graph()
+    for key in graph.materializable_asset_keys:
+        assert {"own", "demo"} <= set(graph.get(key).partitions_def.get_partition_keys())
+        named = "**Not usable:** " in graph.get(key).description
+        assert named == (graph.get(key).group_name == "raw"), key
+    assert declared.faults["own"] in graph.get(dg.AssetKey("raw_interactions")).description
+    with dg.DagsterInstance.ephemeral() as instance:
+        result = defs.resolve_job_def("ingest").execute_in_process(
+            instance=instance,
+            partition_key="own",
+            asset_selection=[dg.AssetKey("raw_interactions")],
+            run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
+            raise_on_error=False,
+        )
+    (failed,) = [event for event in result.get_step_failure_events() if event.step_key == "raw_interactions"]
+    assert failed.step_failure_data.user_failure_data.description == declared.faults["own"]
+
+
+def test_a_data_set_file_with_a_bad_name_is_named_on_the_page_without_a_partition(tmp_path):
+    home = installation(tmp_path, OWN)
+    (home.datasets / "My Shop.toml").write_text(OWN)
+    node = build_defs(home).resolve_asset_graph().get(dg.AssetKey("raw_interactions"))
+    assert set(node.partitions_def.get_partition_keys()) == builtin_specs().keys() | {"own"}
+    assert f"**Not usable:** {home.datasets}/My Shop.toml: the file's name is the data set's" in node.description
+
+
+def test_built_in_data_sets_can_be_used(tmp_path):
+    assert usable_specs(tmp_path / "none").faults == {}
+    for spec in builtin_specs().values():
+        check_overrides(spec)
 
 
 def test_resources_follow_the_environment_and_can_be_replaced(tmp_path):

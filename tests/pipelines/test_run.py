@@ -1,6 +1,9 @@
+import shutil
+import sqlite3
 import subprocess
 import sys
 
+import dagster as dg
 import pytest
 from places import ROOT
 
@@ -177,13 +180,64 @@ dim = 8
 
 
 def test_the_command_ends_with_one_line_and_a_code(tmp_path):
-    """As a user runs it, with a data set file that is refused while the definitions are loaded."""
+    """As a user runs it, with a data set file that is refused."""
     (tmp_path / "datasets").mkdir()
     (tmp_path / "datasets" / "own.toml").write_text(OWN)
-    process = subprocess.run(
-        [sys.executable, "-m", "pipelines.run"], cwd=ROOT, capture_output=True, text=True, timeout=100, check=False
-    )
+    command = [sys.executable, "-m", "pipelines.run", "--dataset", "own"]
+    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100, check=False)
     assert process.returncode == 1
-    assert process.stdout == "demo, everything: starting\n"
+    assert process.stdout == "own, everything: starting\n"
     assert process.stderr.startswith("error: own.toml: [overrides.raserec_pretraining]: no such stage; stages with set")
     assert process.stderr.count("\n") == 1
+
+
+def test_a_wrong_data_set_file_is_a_warning_for_other_data_sets(tmp_path, capsys):
+    home = Installation.from_environment()
+    home.datasets.mkdir()
+    (home.datasets / "own.toml").write_text(OWN)
+    (home.datasets / "My Shop.toml").write_text(OWN)
+    _prepare("demo", "raserec", "{}", home)
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.startswith(f"warning: {home.datasets}/My Shop.toml: the file's name is the data set's; ")
+    assert second.startswith("warning: own.toml: [overrides.raserec_pretraining]: no such stage; ")
+    assert first.endswith(" Other data sets are not affected.")
+    with pytest.raises(InputError, match=r"^own\.toml: \[overrides\.raserec_pretraining\]: no such stage"):
+        _prepare("own", "raserec", "{}", home)
+    assert len(capsys.readouterr().err.splitlines()) == 1  # the error tells the other one
+
+
+def test_a_full_disk_is_told_before_anything_is_written(tmp_path, monkeypatch):
+    monkeypatch.setenv("RAREC_HOME", str(tmp_path / "new" / "home"))
+    usage = shutil.disk_usage(tmp_path)._replace(free=1_400_000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(SystemExit) as caught:
+        main("demo", "everything", "{}")
+    assert str(caught.value) == (
+        f"error: RAREC_HOME is {tmp_path}/new/home, where 1.4 MB are free; at least 100 MB are needed. Free some "
+        "space, or set RAREC_HOME to a folder on a larger disk."
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("where", ["get", "handle_new_event"])
+def test_a_disk_that_fills_up_under_dagsters_storage_is_told_in_one_line(tmp_path, monkeypatch, where):
+    def full(*_, **__):
+        raise sqlite3.OperationalError("database or disk is full")
+
+    monkeypatch.setattr(dg.DagsterInstance, where, full)
+    with pytest.raises(SystemExit) as caught:
+        main("demo", "ingest", "{}")
+    text = str(caught.value)
+    assert text.startswith("error: Disk full: ")
+    assert text.endswith("to a folder on a larger disk, and run again.")
+    assert "\n" not in text
+
+
+def test_a_wrong_setting_in_dagster_yaml_is_told_in_one_line(tmp_path):
+    (tmp_path / "dagster.yaml").write_text("run_monitorin: {enabled: true}\n")
+    with pytest.raises(SystemExit) as caught:
+        main("demo", "ingest", "{}")
+    text = str(caught.value)
+    assert text.startswith(f"error: Dagster refuses {tmp_path}/dagster.yaml: ")
+    assert "run_monitorin" in text
+    assert "\n" not in text

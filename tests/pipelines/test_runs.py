@@ -2,11 +2,12 @@
 
 import re
 import subprocess
+import sys
 
 import mlflow
 import pytest
 from mlflow.entities import Metric
-from places import ROOT
+from places import ROOT, child_environment
 
 from pipelines import runs
 from pipelines.definitions import default_resources
@@ -91,3 +92,13 @@ def test_make_runs_runs_it():
     assert shown.splitlines()[-1].endswith("python -m pipelines.runs")
     listed = subprocess.run(["make", "-s", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert "make runs         list the newest MLflow runs with their main figures" in listed.splitlines()
+
+
+def test_a_wrong_environment_ends_with_one_line(tmp_path):
+    environment = child_environment() | {"RAREC_HOME": str(tmp_path / "a?b")}
+    process = subprocess.run(
+        [sys.executable, "-m", "pipelines.runs"], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+    assert process.returncode == 1
+    assert process.stderr.startswith("error: RAREC_HOME: ")
+    assert process.stderr.count("\n") == 1

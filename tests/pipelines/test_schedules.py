@@ -24,6 +24,15 @@ def test_schedules_are_weekly_and_off_and_ask_for_each_data_set_once(tmp_path):
         assert [(one.run_key, one.partition_key) for one in asked] == [("demo", "demo"), ("own", "own")]
 
 
+def test_a_data_set_whose_file_is_wrong_stops_no_schedule(tmp_path):
+    """Its run fails with the reason, which is notified."""
+    home = installation(tmp_path, "name =").model_copy(update={"scheduled": ("demo", "own")})
+    defs = build_defs(home)
+    with dg.build_schedule_context(repository_def=defs.get_repository_def()) as context:
+        asked = defs.schedules[0].evaluate_tick(context).run_requests
+    assert [one.partition_key for one in asked] == ["demo", "own"]
+
+
 @pytest.mark.parametrize(
     ("variable", "value", "message"),
     [

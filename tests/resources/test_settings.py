@@ -174,3 +174,48 @@ def test_a_wrong_deepspeed_file_is_named(tmp_path, content, message):
     with pytest.raises(InputError) as error:
         Installation.from_environment({"RAREC_DEEPSPEED": str(file)})
     assert str(error.value).startswith(message.format(file=file))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("~nobody-of-this-name/x", r"^RAREC_HOME: ~nobody-of-this-name/x is not a path on this machine: Could not"),
+        (
+            "HERE/circle/x",
+            r"^RAREC_HOME: .*/circle/x is not a path on this machine: Symlink loop from .*; set it to a full",
+        ),
+        (
+            "HERE/a?b",
+            r"^RAREC_HOME: .*/a\?b contains '\?', under which no SQLite database can be opened; choose a folder",
+        ),
+        ("HERE/file", r"^RAREC_HOME: .*/file is a file; set it to a folder$"),
+    ],
+)
+def test_a_home_that_cannot_be_used_is_refused_in_one_sentence(tmp_path, given, message):
+    (tmp_path / "circle").symlink_to("circle")
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=message):
+        Installation.from_environment({"RAREC_HOME": given.replace("HERE", str(tmp_path))})
+
+
+def test_a_checkout_under_a_folder_that_sqlite_cannot_open_needs_another_home(tmp_path, monkeypatch):
+    checkout = tmp_path / "what?"
+    checkout.mkdir()
+    monkeypatch.chdir(checkout)
+    with pytest.raises(InputError, match=r"^RAREC_HOME: .*/what\?/\.rarec contains '\?'"):
+        Installation.from_environment({})
+
+
+@pytest.mark.parametrize("name", ["a b", "ü", "a#b", "a[1]", "a::b"])
+def test_a_home_may_have_any_other_name(tmp_path, name):
+    home = Installation.from_environment({"RAREC_HOME": str(tmp_path / name)})
+    assert home.root == tmp_path / name
+    assert home.tracking_uri == f"sqlite:///{tmp_path}/{name}/mlflow/mlflow.db"
+
+
+def test_deepspeeds_settings_may_begin_with_a_byte_order_mark(tmp_path):
+    file = tmp_path / "ds.json"
+    file.write_bytes(b'\xef\xbb\xbf{"wall_clock_breakdown": true}')
+    assert (
+        Installation.from_environment({"RAREC_DEEPSPEED": str(file)}).engine.deepspeed["wall_clock_breakdown"] is True
+    )

@@ -29,10 +29,23 @@ def test_new_files_arrive_beside_the_data_or_where_it_is_said(tmp_path, incoming
 
 
 def test_a_data_set_is_built_in_or_the_users_own(tmp_path):
-    built_in = known_specs(tmp_path / "none")
+    built_in = known_specs(tmp_path / "none").specs
     assert {"demo", "ml-100k"} <= built_in.keys()
     (tmp_path / "own.toml").write_text(OWN)
-    assert known_specs(tmp_path).keys() == built_in.keys() | {"own"}
+    assert known_specs(tmp_path).specs.keys() == built_in.keys() | {"own"}
     assert workspace(tmp_path).spec("own").title == "Own"
     with pytest.raises(InputError, match="Unknown data set 'none'"):
         workspace(tmp_path).spec("none")
+
+
+def test_a_data_set_whose_file_is_wrong_says_so_and_others_can_be_used(tmp_path):
+    (tmp_path / "own.toml").write_text("name =")
+    with pytest.raises(InputError, match=r"own\.toml: not valid TOML: "):
+        workspace(tmp_path).spec("own")
+    assert workspace(tmp_path).spec("demo").name == "demo"
+
+
+def test_a_file_in_the_place_of_the_folder_is_named(tmp_path):
+    (tmp_path / "datasets").symlink_to("nowhere")
+    with pytest.raises(InputError, match="datasets: there is no such folder; it should hold data set files"):
+        known_specs(tmp_path / "datasets")

@@ -5,8 +5,9 @@ import pytest
 from plant import failures, metadata
 
 from assets.framework import stage as framework
+from assets.framework.refusals import refuse_bad_input
 from assets.framework.reuse import Outcome
-from assets.framework.stage import STAGES, Job, check_declarations, refuse_bad_input, stage, stage_of
+from assets.framework.stage import STAGES, Job, check_declarations, stage, stage_of
 from pipelines.definitions import build_defs
 from rarec.config import Settings
 from rarec.errors import InputError

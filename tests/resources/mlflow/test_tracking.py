@@ -1,10 +1,14 @@
 """Whether runs can be recorded, and how a run links Dagster and MLflow."""
 
+import shutil
 import socket
+import sqlite3
 import subprocess
 import sys
 import threading
 import time
+from contextlib import closing
+from pathlib import Path
 
 import dagster as dg
 import mlflow
@@ -49,6 +53,61 @@ def test_an_embedded_store_that_was_moved_is_refused(tmp_path):
         at(moved).check()
     moved.rename(home)
     assert at(home).check()
+
+
+@pytest.fixture
+def embedded(tmp_path):
+    """An embedded store of its own, which does not exist yet."""
+    uri = f"sqlite:///{tmp_path}/my mlflow/mlflow.db"
+    return MlflowTracking(tracking_uri=uri, ui_url="", artifact_root=str(tmp_path / "my mlflow" / "artifacts"))
+
+
+def test_a_deleted_experiment_can_be_restored_or_replaced_as_the_message_says(embedded):
+    first = embedded.check()
+    client = mlflow.MlflowClient(embedded.tracking_uri)
+    run = client.create_run(first).info.run_id
+    for way, left in (("Restore it: ", [run]), ("for a new one: ", [])):
+        client.delete_experiment(embedded.check())
+        with pytest.raises(
+            InputError, match=r"^The MLflow experiment 'rarec', which holds all runs, was deleted\. "
+        ) as told:
+            embedded.newest_runs()
+        command = str(told.value).split(way)[1].split(" ; ")[0]
+        assert ".venv/bin/mlflow " in command
+        own = str(Path(sys.executable).with_name("mlflow"))
+        subprocess.run(command.replace(".venv/bin/mlflow", own), shell=True, check=True, timeout=100)
+        assert [one.run_id for one in embedded.newest_runs()] == left
+
+
+def test_a_disk_that_fills_up_leaves_no_half_made_store(embedded, tmp_path, monkeypatch):
+    """MLflow cannot use a store that lacks some of its tables."""
+
+    def fill_up(client, **_):
+        raise sqlite3.OperationalError("database or disk is full")
+
+    beside = tmp_path / "my mlflow" / "mlflow.db.0.new"
+    beside.parent.mkdir()
+    beside.write_bytes(b"left by a process that was killed")
+    with monkeypatch.context() as patch:
+        patch.setattr(mlflow.MlflowClient, "search_experiments", fill_up)
+        with pytest.raises(InputError, match=r"^MLflow at sqlite:.* cannot be used\. Disk full: .* \(RAREC_HOME\)"):
+            embedded.check()
+    assert [file.name for file in beside.parent.iterdir()] == ["mlflow.db.lock"]
+    assert embedded.check() == "1"
+    assert {file.name for file in beside.parent.iterdir()} == {"mlflow.db.lock", "mlflow.db"}
+
+
+def test_a_store_of_another_version_of_mlflow_is_told(embedded, tmp_path):
+    embedded.check()
+    moved = tmp_path / "mlflow.db"  # MLflow checks a store once in a process
+    shutil.copy(tmp_path / "my mlflow" / "mlflow.db", moved)
+    with closing(sqlite3.connect(moved)) as database, database:
+        database.execute("UPDATE alembic_version SET version_num = '451aebb31d03'")
+    other = MlflowTracking(tracking_uri=f"sqlite:///{moved}", ui_url="", artifact_root=str(tmp_path / "artifacts"))
+    with pytest.raises(
+        InputError, match=r"mlflow\.db was made by another version of MLflow\. .* db upgrade sqlite:///"
+    ):
+        other.check()
 
 
 def test_run_links_dagster_and_mlflow_both_ways(tracking, store_folder, tmp_path):
