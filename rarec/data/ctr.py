@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 
 from rarec.config import Settings
 from rarec.data.sequences import as_times, draw_rows, user_at
-from rarec.data.spec import Time
+from rarec.data.source_spec import Time
 from rarec.errors import InputError
 from rarec.types import SPLITS, BoolArray, IntArray, Split
 

@@ -21,9 +21,10 @@ from rarec.data.formats.values import AHEAD_S
 from rarec.data.quarantine import Quarantine
 from rarec.data.readers.connection import connection, literal, quoted
 from rarec.data.readers.parquet_files import write_table
+from rarec.data.source_spec import Role, SourceSpec
 from rarec.data.sources.download import find_source
 from rarec.data.sources.files import check_file, find_files, sha256_of
-from rarec.data.spec import DatasetSpec, Role, SourceSpec
+from rarec.data.spec import DatasetSpec
 from rarec.errors import InputError
 
 ROLES: tuple[Role, ...] = ("interactions", "items", "users")

@@ -20,7 +20,8 @@ from rarec.data.catalogue import ITEM_TEXT, USER_TEXT, item_table, user_table
 from rarec.data.raw import RawTables
 from rarec.data.readers.connection import connection, literal, quoted
 from rarec.data.readers.parquet_files import batches_of, schema_of, write_batches
-from rarec.data.spec import DatasetSpec, Time
+from rarec.data.source_spec import Time
+from rarec.data.spec import DatasetSpec
 from rarec.errors import InputError
 
 

@@ -10,7 +10,7 @@ from rarec.data.formats.published import Form, by_alias, same
 from rarec.data.formats.values import NOTHING
 from rarec.data.readers.delimited import Dialect
 from rarec.data.readers.text import TextFile
-from rarec.data.spec import Role, SourceSpec
+from rarec.data.source_spec import Role, SourceSpec
 from rarec.errors import InputError
 
 DELIMITERS = ("\t", ",", ";", "|", "::", "\x01")  # the last is Hive's

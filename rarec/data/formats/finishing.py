@@ -4,7 +4,7 @@ import duckdb
 
 from rarec.data.formats.published import AGE_GROUPS, GENRES_100K, OCCUPATIONS
 from rarec.data.readers.connection import literal, quoted
-from rarec.data.spec import Role, SourceSpec
+from rarec.data.source_spec import Role, SourceSpec
 
 BETWEEN = {"genres": "|", "category": " > "}  # other lists are joined by commas
 LISTS = ("title", "genres", "category", "author", "publisher", "location")

@@ -4,7 +4,8 @@ from dataclasses import replace
 
 from rarec.data.formats.published import AMAZON_2023, FORMS, Form, by_alias
 from rarec.data.readers.rows import Rows
-from rarec.data.spec import DatasetSpec, Role, SourceSpec
+from rarec.data.source_spec import Role, SourceSpec
+from rarec.data.spec import DatasetSpec
 from rarec.errors import InputError, closest
 
 KEYS: dict[Role, tuple[str, ...]] = {

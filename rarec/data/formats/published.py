@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass, field
 
 from rarec.data.readers.delimited import Dialect
-from rarec.data.spec import Role
+from rarec.data.source_spec import Role
 
 KEYS: dict[Role, tuple[str, ...]] = {
     "interactions": ("user_id", "item_id"),

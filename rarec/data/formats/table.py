@@ -29,7 +29,8 @@ from rarec.data.readers.delimited import read_delimited
 from rarec.data.readers.records import first_object, read_records
 from rarec.data.readers.rows import Rows
 from rarec.data.readers.text import kind_of, prepare
-from rarec.data.spec import DatasetSpec, Role, SourceSpec
+from rarec.data.source_spec import Role, SourceSpec
+from rarec.data.spec import DatasetSpec
 from rarec.errors import InputError
 from rarec.types import IntArray
 

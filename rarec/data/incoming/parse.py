@@ -17,7 +17,8 @@ from rarec.data.formats.values import AHEAD_S
 from rarec.data.incoming.rows import FILE_ROWS, NO_TIME, Parsed
 from rarec.data.quarantine import Quarantine
 from rarec.data.readers.connection import connection
-from rarec.data.spec import OWN, DatasetSpec, SourceSpec
+from rarec.data.source_spec import OWN, SourceSpec
+from rarec.data.spec import DatasetSpec
 from rarec.errors import InputError
 
 BAD_SHARE = 0.5  # a file with a larger share of bad rows is something else than it claims to be

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pooch
 
+from rarec.data.source_spec import SourceSpec
 from rarec.data.sources.archives import find_archives, unpack
 from rarec.data.sources.demo import GENERATOR_VERSION, DemoSettings, generate_demo
 from rarec.data.sources.files import find_files, whole_folder
-from rarec.data.spec import DatasetSpec, SourceSpec
+from rarec.data.spec import DatasetSpec
 from rarec.errors import InputError
 
 INCOMING = "incoming"  # subfolder of a data set for new files, which were not published

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from rarec.data.spec import DatasetSpec, SourceSpec, builtin_specs, find_spec, load_specs
+from rarec.data.source_spec import SourceSpec
+from rarec.data.spec import DatasetSpec, builtin_specs, find_spec, load_specs
 from rarec.errors import InputError
 
 OWN = """
