@@ -87,7 +87,7 @@ def _with_blanks(tokenizer: Any, frame: Frame, system: bool, as_list: bool) -> F
     text = _render(tokenizer, f" \n {_MESSAGE} \n ", system, as_list)
     left, _, right = text.partition(_MESSAGE)
     strips_left, strips_right = left == frame.before, right == frame.after
-    if not strips_left and left != f"{frame.before} \n " or not strips_right and right != f" \n {frame.after}":
+    if left not in (frame.before, f"{frame.before} \n ") or right not in (frame.after, f" \n {frame.after}"):
         raise InputError(
             "the chat template alters white space at the ends of a user's message; correct `chat_template` in the "
             "model's folder, or remove it to prompt without one"

@@ -1,8 +1,8 @@
 """How a tokenizer reads prompts: text from data as text, whatever it spells, and each piece as in its place.
 
-Tokenizers look for control tokens, such as `</s>` or `<|im_end|>`, in all text. In text from data they must not. So data
-is read by a copy of the tokenizer that skips them; control tokens come from the chat template and from the tokenizer's
-own beginning of a text.
+Tokenizers look for control tokens, such as `</s>` or `<|im_end|>`, in all text. In text from data they must not. So
+data is read by a copy of the tokenizer that skips them; control tokens come from the chat template and from the
+tokenizer's own beginning of a text.
 """
 
 import itertools
@@ -95,6 +95,7 @@ class PromptReader:
         for content, token in ((_OPEN, self._opening), (_CLOSE, self._closing)):
             if token is not None:  # what follows a control token may be read in another way than a text's beginning
                 reader.add_tokens([_copy(AddedToken, token, content, False)])
+        self._frames = {reader.token_to_id(content) for content in (_OPEN, _CLOSE)} - {None}
         self._reader = reader
         self._joining = joining
         texts = _texts(control)
@@ -229,9 +230,10 @@ class PromptReader:
             tokens, spans = one.ids, one.offsets
             first, last = 0, len(tokens)
             begin, end = len(before), len(before) + len(text)
-            while before and first < last and spans[first][1] <= begin:
+            # Those of the frame may cover white space of the text, too, if their control tokens swallow it.
+            while before and first < last and (spans[first][1] <= begin or tokens[first] in self._frames):
                 first += 1
-            while after and last > first and spans[last - 1][0] >= end:
+            while after and last > first and (spans[last - 1][0] >= end or tokens[last - 1] in self._frames):
                 last -= 1
             rows.append(np.array(tokens[first:last], dtype=np.int32))
         return rows

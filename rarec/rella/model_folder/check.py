@@ -22,9 +22,9 @@ def check_model(folder: Path) -> PromptReader:
         How its tokenizer reads prompts.
 
     Raises:
-        InputError: The model is quantised, needs code of its own, is no causal language model, or is an adapter; weights
-            are missing, damaged or of another shape, or not finite; the tokenizer or its chat template cannot be used,
-            or the tokenizer has tokens without an embedding. The message says what to do.
+        InputError: The model is quantised, needs code of its own, is no causal language model, or is an adapter;
+            weights are missing, damaged, of another shape or not finite; the tokenizer or its chat template cannot be
+            used, or the tokenizer has tokens without an embedding. The message says what to do.
     """
     from transformers import AutoConfig
 
@@ -101,11 +101,11 @@ def _check_embeddings(folder: Path, tokenizer: Any, rows: int) -> None:
         token for token, number in tokenizer.get_vocab().items() if number >= rows and number != tokenizer.pad_token_id
     ]
     if beyond:
-        shown = ", ".join(map(repr, sorted(beyond)[:_SHOWN]))
+        shown = ", ".join([*map(repr, sorted(beyond)[:_SHOWN]), *(["…"] if len(beyond) > _SHOWN else [])])
         raise InputError(
-            f"{folder}: the tokenizer has {len(beyond)} tokens without an embedding ({shown}"
-            f"{', …' if len(beyond) > _SHOWN else ''}), as the model has {rows} embeddings; use the tokenizer that belongs "
-            "to the model, or enlarge the model with `resize_token_embeddings` of transformers"
+            f"{folder}: the tokenizer has {len(beyond)} tokens without an embedding ({shown}), as the model has {rows} "
+            "embeddings; use the tokenizer that belongs to the model, or enlarge the model with "
+            "`resize_token_embeddings` of transformers"
         )
 
 

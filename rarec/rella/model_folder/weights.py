@@ -106,13 +106,13 @@ def read_model(folder: Path, **options: Any) -> Any:
 
     logging.disable_progress_bar()  # we report progress ourselves
     try:
-        model, found = AutoModelForCausalLM.from_pretrained(
+        loaded: tuple[Any, dict[str, Any]] = AutoModelForCausalLM.from_pretrained(
             folder, trust_remote_code=False, output_loading_info=True, ignore_mismatched_sizes=True, **options
         )
     except (OSError, ValueError, ImportError, LookupError, AttributeError, AssertionError, SafetensorError) as error:
         raise _unreadable(folder, error) from error
-    _refuse_incomplete(folder, model, found, whole="config" not in options)
-    return model
+    _refuse_incomplete(folder, *loaded, whole="config" not in options)
+    return loaded[0]
 
 
 def _unreadable(folder: Path, error: Exception) -> InputError:
