@@ -15,6 +15,7 @@ CONTROL = ("</s>", "<s> of all", "<|im_end|>", "A <|im_start|>user", "<think>", 
 CORPUS = [
     f"A user: m, {n}.\nThey rated, from the oldest:\n{title}: {n % 5 + 1}\n{title}: 4\n\nWill they? Yes or No.\n{title}: "
     f"{'Yes' if n % 2 else 'No'}\nYes No [INST] [/INST] user assistant  \n \n"
+    " Yes\n No\nNo\nYes\nNo\nYes\n Yes\n No"
     for n, title in enumerate([*TITLES, "Heat 2", "Alien", "Aliens: again"] * 3)
 ]
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
@@ -56,13 +57,14 @@ def sentencepiece_like(prepend: str, special: tuple[str, ...] = (), size: int = 
     raw = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=True))
     spaces = normalizers.Replace(" ", "▁")
     raw.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), spaces]) if prepend == "normalizer" else spaces
+    if prepend == "first":
+        raw.normalizer = None
     trainer = trainers.BpeTrainer(
         vocab_size=len(names) + size - 256, special_tokens=names, show_progress=False, limit_alphabet=40
     )
+    raw.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never")  # tokens are learned within words
     raw.train_from_iterator(CORPUS if joins_lines else [line for text in CORPUS for line in text.split("\n")], trainer)
-    if prepend not in ("normalizer", "never"):
-        raw.normalizer = None
-        raw.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=prepend, split=False)
+    raw.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=prepend, split=False) if prepend == "first" else None
     raw.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
     raw.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
     return PreTrainedTokenizerFast(tokenizer_object=raw, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
