@@ -157,11 +157,15 @@ class PromptTokens:
         if not together.any():
             return self._apart(parts)
         apart = self._apart(parts[~together])
-        rows, dropped = self._together(parts[together], self.whole)
-        order = np.argsort(np.flatnonzero(np.concatenate([~together, together])) % len(parts), kind="stable")
-        every = [*apart.rows(), *rows]
-        table = TokenTable.of([every[place] for place in order.tolist()])
-        return TokenisedPrompts(table.tokens, table.lengths, np.concatenate([apart.dropped, dropped])[order])
+        others = self._together(parts[together], self.whole)
+        lengths, dropped = np.empty((2, len(parts)), dtype=np.int64)
+        for chosen, made in ((~together, apart), (together, others)):
+            lengths[chosen], dropped[chosen] = made.lengths, made.dropped
+        start = lengths.cumsum() - lengths
+        tokens = np.empty(int(lengths.sum()), dtype=np.int32)
+        for chosen, made in ((~together, apart), (together, others)):
+            tokens[ranges(start[chosen], made.lengths)] = made.tokens
+        return TokenisedPrompts(tokens, lengths, dropped)
 
     @property
     def _room(self) -> int:
@@ -202,8 +206,8 @@ class PromptTokens:
             tokens[place[:, None] + np.arange(len(frame))] = frame
         return TokenisedPrompts(tokens, total, np.zeros(len(parts), dtype=np.int64))
 
-    def _together(self, parts: IntArray, whole: Whole) -> tuple[list[Int32Array], IntArray]:
-        """Tokens of prompts that are tokenised whole, and how many behaviours were left out of each."""
+    def _together(self, parts: IntArray, whole: Whole) -> TokenisedPrompts:
+        """Prompts that are tokenised whole."""
         columns = np.arange(parts.shape[1])
         history = (columns >= 2) & (columns < parts.shape[1] - 1)
         present = (parts != NO_PART) & history
@@ -230,7 +234,8 @@ class PromptTokens:
                     most[place] = number
         for row, number, tokens in zip(long, least, fitting, strict=True):
             made[row], kept[row] = tokens, number
-        return [np.concatenate([self.before, tokens, self.after]) for tokens in made], counts - kept
+        table = TokenTable.of([np.concatenate([self.before, tokens, self.after]) for tokens in made])
+        return TokenisedPrompts(table.tokens, table.lengths, counts - kept)
 
 
 def tokenise(tokenizer: Any, texts: list[str]) -> TokenTable:

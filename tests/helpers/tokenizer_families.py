@@ -13,8 +13,8 @@ TITLES = (
 )  # fmt: skip
 CONTROL = ("</s>", "<s> of all", "<|im_end|>", "A <|im_start|>user", "<think>", "[INST]", "<unk>", "<0x0A>", "<|user|>")
 CORPUS = [
-    f"A user: m, {n}.\nThey rated, from the oldest:\n{title}: {n % 5 + 1}\n{title}: 4\n\nWill they? Yes or No.\n{title}: "
-    f"{'Yes' if n % 2 else 'No'}\nYes No [INST] [/INST] user assistant  \n \n"
+    f"A user: m, {n}.\nThey rated, from the oldest:\n{title}: {n % 5 + 1}\n{title}: 4\n\nWill they? Yes or No.\n"
+    f"{title}: {'Yes' if n % 2 else 'No'}\nYes No [INST] [/INST] user assistant  \n \n"
     " Yes\n No\nNo\nYes\nNo\nYes\n Yes\n No"
     for n, title in enumerate([*TITLES, "Heat 2", "Alien", "Aliens: again"] * 3)
 ]
@@ -27,12 +27,17 @@ LLAMA_CHAT = _ROLES + (
     "{% if m['role'] == 'user' %}{{ bos_token + '[INST] ' + m['content'] + ' [/INST]' }}"
     "{% else %}{{ ' ' + m['content'] + ' ' + eos_token }}{% endif %}{% endfor %}"
 )
-MISTRAL_CHAT = "{{ bos_token }}" + _ROLES + (
-    "{% if m['role'] == 'user' %}{{ '[INST] ' + m['content'] + '[/INST]' }}"
-    "{% else %}{{ ' ' + m['content'] + eos_token }}{% endif %}{% endfor %}"
+MISTRAL_CHAT = (
+    "{{ bos_token }}"
+    + _ROLES
+    + (
+        "{% if m['role'] == 'user' %}{{ '[INST] ' + m['content'] + '[/INST]' }}"
+        "{% else %}{{ ' ' + m['content'] + eos_token }}{% endif %}{% endfor %}"
+    )
 )
 CHATML = (
-    "{% if messages[0]['role'] != 'system' %}{{ '<|im_start|>system\nBe brief.<|im_end|>\n' }}{% endif %}" + _ROLES
+    "{% if messages[0]['role'] != 'system' %}{{ '<|im_start|>system\nBe brief.<|im_end|>\n' }}{% endif %}"
+    + _ROLES
     + "{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
@@ -40,9 +45,13 @@ ZEPHYR_CHAT = _ROLES + (
     "{{ '<|' + m['role'] + '|>\n' + m['content'] + eos_token + '\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
 )
-GEMMA_CHAT = "{{ bos_token }}" + _ROLES + (
-    "{{ '<start_of_turn>' + m['role'] + '\n' + m['content'] | trim + '<end_of_turn>\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"
+GEMMA_CHAT = (
+    "{{ bos_token }}"
+    + _ROLES
+    + (
+        "{{ '<start_of_turn>' + m['role'] + '\n' + m['content'] | trim + '<end_of_turn>\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"
+    )
 )
 
 

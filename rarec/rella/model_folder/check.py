@@ -96,9 +96,18 @@ def _quantised(folder: Path, what: str) -> InputError:
 
 
 def _check_embeddings(folder: Path, tokenizer: Any, rows: int) -> None:
-    """Every token that a prompt may hold has an embedding. Padding is not read, so its token needs none."""
+    """Every token of the folder has an embedding.
+
+    Padding is not read, so its token needs none; nor do special tokens that only transformers adds.
+    """
+    files = ("tokenizer.json", "tokenizer_config.json", "added_tokens.json")
+    declared = "".join((folder / name).read_text() for name in files if (folder / name).is_file())
+    special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
     beyond = [
-        token for token, number in tokenizer.get_vocab().items() if number >= rows and number != tokenizer.pad_token_id
+        token
+        for token, number in tokenizer.get_vocab().items()
+        if number >= rows and number != tokenizer.pad_token_id
+        if token not in special or json.dumps(token) in declared or json.dumps(token, ensure_ascii=False) in declared
     ]
     if beyond:
         shown = ", ".join([*map(repr, sorted(beyond)[:_SHOWN]), *(["…"] if len(beyond) > _SHOWN else [])])

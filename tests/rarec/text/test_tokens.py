@@ -12,7 +12,7 @@ from rarec.errors import InputError
 from rarec.rella.language_model import find_answers
 from rarec.text.prompts import PromptParts, build_parts
 from rarec.text.reader import PromptReader, control_tokens, first_tokens
-from rarec.text.tokens import PromptTokens, by_length, frame_texts, tokenise
+from rarec.text.tokens import PromptTokens
 
 RATINGS = np.array([1.0, 3.5, 4.0])
 WORDINGS = {
@@ -164,7 +164,9 @@ def test_a_vocabulary_that_holds_control_tokens_yields_none():
 
 def test_names_and_white_space_are_text_and_markup_is_not():
     tokenizer = sentencepiece_like("first")
-    tokenizer.add_tokens([AddedToken(name, normalized=False) for name in ("Heat", "[REC]", "\n\n", "<think>", "[TOOL]")])
+    tokenizer.add_tokens(
+        [AddedToken(name, normalized=False) for name in ("Heat", "[REC]", "\n\n", "<think>", "[TOOL]")]
+    )
     special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
     text = {token.content for token in control_tokens(tokenizer).values()} - special
     assert text == {"<think>"}
