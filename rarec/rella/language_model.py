@@ -180,27 +180,28 @@ def load_model(folder: Path, device: torch.device, quantisation: Quantisation = 
     if quantisation == "none":
         torch.nn.Module.to(model, device)
     model.eval()
-    require_causal(model, folder)
+    if not is_causal(model):
+        raise bidirectional(folder)
     return model
 
 
 @torch.no_grad()
-def require_causal(model: Any, folder: Path) -> None:
-    """Refuse a model in which later tokens change the output at earlier ones. Encoders like BERT load as causal models.
-
-    Raises:
-        InputError: It is bidirectional, or its output is not finite.
-    """
+def is_causal(model: Any) -> bool:
+    """Whether later tokens leave the output at earlier ones unchanged. Encoders like BERT load as causal models."""
     last = model.get_input_embeddings().weight.shape[0] - 1
     tokens = torch.tensor([[0] + [1] * 7, [0] + [last] * 7], device=model.device)
     one, other = model(input_ids=tokens, use_cache=False).logits[:, 0].float()
     # Equal up to rounding, which may differ between rows of a product.
     tolerance = 1e-4 if model.dtype == torch.float32 else 2e-2
-    if (one - other).abs().max() > tolerance * one.abs().max():
-        raise InputError(
-            f"{folder}: the language model is bidirectional (later tokens change its output at earlier ones), so it "
-            "cannot score prompts; use a causal one"
-        )
+    return not bool((one - other).abs().max() > tolerance * one.abs().max())
+
+
+def bidirectional(folder: Path) -> InputError:
+    """What to tell the user about a model that is not causal."""
+    return InputError(
+        f"{folder}: the language model is bidirectional (later tokens change its output at earlier ones), so it "
+        "cannot score prompts; use a causal one"
+    )
 
 
 def _require_bitsandbytes(device: torch.device, quantisation: str) -> None:

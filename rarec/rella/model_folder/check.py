@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from rarec.errors import InputError, one_line
-from rarec.rella.language_model import load_tokenizer, require_causal
+from rarec.rella.language_model import bidirectional, is_causal, load_tokenizer
 from rarec.rella.model_folder.fetching import ADAPTER, adapter_fault
 from rarec.rella.model_folder.weights import check_numbers, read_model, weight_files
 from rarec.text.reader import PromptReader
@@ -123,11 +123,12 @@ def _check_causal(folder: Path, config: Any) -> None:
     text = config.get_text_config(decoder=True)
     layers = text.num_hidden_layers
     for name, value in vars(text).items():
-        if isinstance(value, list) and len(value) == layers:  # such as `layer_types`
+        if "layer" in name and isinstance(value, list) and len(value) == layers:  # such as `layer_types`
             setattr(text, name, value[:1])
     text.num_hidden_layers = 1
     try:
-        model = read_model(folder, config=config, dtype=torch.float32).eval()
-    except InputError:
+        causal = is_causal(read_model(folder, config=config, dtype=torch.float32).eval())
+    except (InputError, RuntimeError, LookupError, AttributeError, TypeError):
         return  # it cannot be cut; loading the whole model checks it
-    require_causal(model, folder)
+    if not causal:
+        raise bidirectional(folder)

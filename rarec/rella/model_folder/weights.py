@@ -8,6 +8,7 @@ import re
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
+from zipfile import is_zipfile
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -64,7 +65,7 @@ def tensors(file: Path) -> Iterator[tuple[str, Tensor]]:
                 for name in opened.keys():  # noqa: SIM118  a handle, which cannot be iterated
                     yield name, opened.get_tensor(name)
             return
-        held = torch.load(file, map_location="cpu", weights_only=True)
+        held = torch.load(file, map_location="cpu", weights_only=True, mmap=is_zipfile(file))
     except (OSError, SafetensorError) as error:
         raise InputError(f"{file} is damaged: {one_line(error)}; copy the file again") from error
     except Exception as error:  # whatever stands in a file that is no pickle of tensors
