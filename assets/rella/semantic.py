@@ -14,7 +14,7 @@ from assets.framework.training import training_outcome
 from assets.rella.language import answers
 from rarec.data.spec import DatasetSpec
 from rarec.rella.language_model import SCRATCH, LanguageModelSettings, ModelReference, find_answers
-from rarec.rella.model_folder.check import check_model
+from rarec.rella.model_folder.check import check_form, check_model
 from rarec.rella.model_folder.fetching import fetch, hash_of
 from rarec.rella.model_folder.weights import weight_files
 from rarec.rella.small_llama import SmallLlamaJob, load_card
@@ -42,7 +42,8 @@ def _source(request: Request[LanguageModelSettings]) -> ModelReference | dict[st
     if settings.source == SCRATCH:
         return upstream(request.context, request.store, *READ)
     place, revision = fetch(settings.source, request.workspace.hub_cache)
-    weight_files(place)  # refused before anything is built
+    check_form(place)  # refused before anything is built
+    weight_files(place)
     return ModelReference(settings.source, revision, place, settings.quantisation, settings.max_tokens)
 
 

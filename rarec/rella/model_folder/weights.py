@@ -107,13 +107,14 @@ def read_model(folder: Path, **options: Any) -> Any:
 
     logging.disable_progress_bar()  # we report progress ourselves
     try:
-        loaded: tuple[Any, dict[str, Any]] = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(  # a pair
             folder, trust_remote_code=False, output_loading_info=True, ignore_mismatched_sizes=True, **options
         )
     except (OSError, ValueError, ImportError, LookupError, AttributeError, AssertionError, SafetensorError) as error:
         raise _unreadable(folder, error) from error
-    _refuse_incomplete(folder, *loaded, whole="config" not in options)
-    return loaded[0]
+    model, found = loaded
+    _refuse_incomplete(folder, model, found, whole="config" not in options)
+    return model
 
 
 def _unreadable(folder: Path, error: Exception) -> InputError:

@@ -86,6 +86,11 @@ def is_quantised(folder):
     say(folder, quantization_config={"quant_method": "gptq", "bits": 4})
 
 
+def is_an_adapter(folder):
+    (folder / "model.safetensors").rename(folder / "adapter_model.safetensors")
+    (folder / "adapter_config.json").write_text("{}")
+
+
 def has_a_bad_template(folder):
     (folder / "chat_template.jinja").write_text("{{ raise_exception('roles must alternate') }}")
 
@@ -99,6 +104,7 @@ def is_spoiled(folder):
     [
         (lacks_weights, "the weights lack model.layers.0.self_attn.v_proj.weight, which would be random numbers"),
         (is_quantised, "the weights are quantised (gptq)"),
+        (is_an_adapter, "holds an adapter (adapter_config.json), not a language model"),
         (has_a_bad_template, "roles must alternate"),
         (is_spoiled, "the weights model.norm.weight are not all finite"),
     ],

@@ -228,6 +228,14 @@ def test_tokens_without_an_embedding_are_named(folder):
         check_model(folder)
 
 
+def test_special_tokens_without_an_embedding_are_named_if_the_folder_has_them(folder):
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_special_tokens({"extra_special_tokens": ["<|im_end|>"]})
+    tokenizer.save_pretrained(folder)
+    with pytest.raises(InputError, match=r"has 1 tokens without an embedding \('<\|im_end\|>'\)"):
+        check_model(folder)
+
+
 def test_a_token_for_padding_needs_no_embedding(folder):
     """Padding is not read; many published tokenizers got such a token afterwards."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
