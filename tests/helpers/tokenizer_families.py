@@ -139,6 +139,14 @@ def ends_texts() -> Any:
     return tokenizer
 
 
+def flattens_lines() -> Any:
+    """A tokenizer that reads line ends as blanks, so that parts cannot be kept apart."""
+    tokenizer = sentencepiece_like("normalizer")
+    first = [normalizers.Replace("\n", " "), normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+    tokenizer.backend_tokenizer.normalizer = normalizers.Sequence(first)
+    return tokenizer
+
+
 FAMILIES: dict[str, Callable[[], Any]] = {
     "llama": lambda: _with_chat(sentencepiece_like("normalizer"), LLAMA_CHAT),
     "llama that joins lines": lambda: _with_chat(sentencepiece_like("normalizer", joins_lines=True), LLAMA_CHAT),
@@ -150,6 +158,7 @@ FAMILIES: dict[str, Callable[[], Any]] = {
     "gemma": gemma_like,
     "phi": phi_like,
     "ends texts": ends_texts,
+    "flattens lines": flattens_lines,
 }
 
 

@@ -74,6 +74,12 @@ def check_form(folder: Path) -> None:
         raise InputError(
             f"{folder}: config.json says `is_encoder_decoder`; use a causal language model, which has only a decoder"
         )
+    padding, rows = config.get("pad_token_id"), config.get("vocab_size")
+    if isinstance(padding, int) and isinstance(rows, int) and padding >= rows:
+        raise InputError(
+            f"{folder}: config.json says pad_token_id = {padding}, but vocab_size = {rows}; set pad_token_id to null, "
+            "as RaRec needs no token for padding"
+        )
 
 
 def _refuse_quantised(folder: Path, config: dict[str, Any]) -> None:

@@ -244,6 +244,12 @@ def test_a_token_for_padding_needs_no_embedding(folder):
     check_model(folder)
 
 
+def test_padding_beyond_the_embeddings_is_named(folder):
+    say(folder, pad_token_id=5000)
+    with pytest.raises(InputError, match=r"says pad_token_id = 5000, but vocab_size = \d+; set pad_token_id to null"):
+        check_model(folder)
+
+
 def test_more_embeddings_than_tokens_are_usual(tmp_path):
     check_model(save_folder(tmp_path, tokenizer=byte_tokenizer(texts=("a much longer text than the others",) * 9)))
     byte_tokenizer().save_pretrained(tmp_path)
