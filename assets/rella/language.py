@@ -134,6 +134,7 @@ def log_language_model(
             "pydantic",
             "scikit-learn",
             "psutil",
+            "sentencepiece",
             *quantised,
         ),
         code_paths=[str(Path(rarec.__file__).parent)],

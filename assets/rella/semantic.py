@@ -13,8 +13,10 @@ from assets.framework.stage import Job, Request, stage
 from assets.framework.training import training_outcome
 from assets.rella.language import answers
 from rarec.data.spec import DatasetSpec
-from rarec.errors import InputError
-from rarec.rella.language_model import SCRATCH, LanguageModelSettings, ModelReference, fetch, find_answers, hash_of
+from rarec.rella.language_model import SCRATCH, LanguageModelSettings, ModelReference, find_answers
+from rarec.rella.model_folder.check import check_form, check_model
+from rarec.rella.model_folder.fetching import fetch, hash_of
+from rarec.rella.model_folder.weights import weight_files
 from rarec.rella.small_llama import SmallLlamaJob, load_card
 from rarec.rella.vectors import VECTORS, VectorSettings, check_vectors, encode, reduce, sentence_encoder_folder
 from rarec.retrieval.items import ItemIndex
@@ -26,6 +28,8 @@ from resources.artifacts.store import Artifact
 SHOWN_ITEMS, SHOWN_NEIGHBOURS = 5, 4
 # The settings that apply to external models.
 FOREIGN = {"source", "max_tokens", "quantisation"}
+READING = "2"
+"""Raised whenever external models are checked or prompted in another way; small Llamas trained here are not."""
 
 
 READ = ("interactions", "ctr_samples", "textual_samples")
@@ -38,11 +42,8 @@ def _source(request: Request[LanguageModelSettings]) -> ModelReference | dict[st
     if settings.source == SCRATCH:
         return upstream(request.context, request.store, *READ)
     place, revision = fetch(settings.source, request.workspace.hub_cache)
-    if not any(place.glob("*.safetensors")):
-        raise InputError(
-            f"{settings.source}: {place} holds no weights (*.safetensors); copy or convert them there, for example "
-            "with `save_pretrained` of transformers"
-        )
+    check_form(place)  # refused before anything is built
+    weight_files(place)
     return ModelReference(settings.source, revision, place, settings.quantisation, settings.max_tokens)
 
 
@@ -50,7 +51,7 @@ def _model_versions(request: Request[LanguageModelSettings]) -> dict[str, Artifa
     """The text without the histories, which depend on K; of an external model its revision."""
     source = request.prepared
     if isinstance(source, ModelReference):
-        return {"model": source.revision}
+        return {"model": f"{source.revision}, reading {READING}"}
     files = source["textual_samples"].manifest.files
     texts = {name: files[name].sha256 for name in (*PromptParts.FILES, CATALOGUE)}
     return {**{name: source[name] for name in ("interactions", "ctr_samples")}, **texts}
@@ -93,8 +94,9 @@ def base_language_model(job: Job[LanguageModelSettings]) -> Outcome:
 
 def _refer(job: Job[LanguageModelSettings], reference: ModelReference, yes: str, no: str) -> Outcome:
     reference.save(job.folder)
-    find_answers(reference.tokenizer(), yes, no)  # refused now, not after the items are encoded
-    weights = sum(file.stat().st_size for file in reference.folder.glob("*.safetensors"))
+    reader = check_model(reference.folder)  # refused now, not after the items are encoded
+    find_answers(reader, yes, no, job.template.question.format(item="item"))
+    weights = sum(file.stat().st_size for file in weight_files(reference.folder))
     values: dict[str, int | str] = {
         "source": reference.source,
         "revision": reference.revision,

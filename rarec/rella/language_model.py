@@ -4,9 +4,7 @@ A model folder holds what `transformers` writes: config.json, weights as safeten
 later stages load models in the same way, wherever they come from.
 """
 
-import hashlib
 import json
-import re
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,20 +13,19 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from pydantic import Field, model_validator
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from rarec.config import Settings
-from rarec.data.sources.files import sha256_of
 from rarec.errors import InputError, one_line
-from rarec.text.tokens import frame_texts
+from rarec.rella.model_folder.fetching import HUB, fetch
+from rarec.rella.model_folder.weights import read_model
+from rarec.text.reader import PromptReader
 from rarec.training.device import on_device
 
 Quantisation = Literal["none", "8bit", "nf4"]
 REFERENCE = "reference.json"
 SCRATCH = "scratch"
 _HOOKED = threading.Lock()
-HUB = re.compile(r"^hub:(?P<name>[\w.-]+(?:/[\w.-]+)?)@(?P<revision>[\w./-]+)$")
 
 
 class LanguageModelSettings(Settings):
@@ -140,48 +137,8 @@ class ModelReference:
         return context_length(AutoConfig.from_pretrained(self.folder), self.max_tokens)
 
 
-def fetch(source: str, cache: Path | None = None) -> tuple[Path, str]:
-    """The folder of a model from a hub or a path, and its revision: the commit, or the hash of the folder's files.
-
-    Raises:
-        InputError: There is no such model, or it cannot be reached. The message says how to provide it.
-    """
-    if source.startswith("path:"):
-        folder = Path(source.removeprefix("path:")).expanduser()
-        if not (folder / "config.json").is_file():
-            raise InputError(
-                f"{source}: {folder} does not hold a language model (config.json is missing); put one there, as "
-                "written by `save_pretrained` of transformers"
-            )
-        return folder, hash_of(folder)
-    match = HUB.match(source)
-    assert match is not None
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
-    try:
-        folder = Path(
-            snapshot_download(
-                match["name"], revision=match["revision"], cache_dir=cache, allow_patterns=patterns, etag_timeout=10
-            )
-        )
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-        raise InputError(
-            f"{source} cannot be downloaded: {one_line(error)}. Check name and revision. If this machine cannot reach "
-            "the hub, copy the model's folder here and set source = path:<folder>"
-        ) from error
-    return folder, folder.name  # a snapshot's folder is named after its commit
-
-
-def hash_of(folder: Path) -> str:
-    """Hash over the files of a folder and their names."""
-    files = {file.name: sha256_of(file) for file in sorted(folder.iterdir()) if file.is_file()}
-    return hashlib.sha256(json.dumps(files).encode()).hexdigest()[:32]
-
-
 def load_tokenizer(folder: Path) -> Any:
-    """The folder's tokenizer.
+    """The folder's tokenizer; one that is saved in sentencepiece's form is converted.
 
     Raises:
         InputError: There is none, or it is a slow one, which does not tell the positions of its tokens in the text.
@@ -189,9 +146,12 @@ def load_tokenizer(folder: Path) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{folder}: the tokenizer cannot be read: {one_line(error)}") from error
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # the package tokenizers raises nothing more special for a damaged file
+        raise InputError(
+            f"{folder}: the tokenizer cannot be read: {one_line(error)}. Copy the tokenizer's files again "
+            "(tokenizer.json or tokenizer.model, and tokenizer_config.json)"
+        ) from error
     if not tokenizer.is_fast:
         raise InputError(f"{folder}: slow tokenizers are not supported; save the model with a tokenizer.json")
     return tokenizer
@@ -204,13 +164,10 @@ def load_model(folder: Path, device: torch.device, quantisation: Quantisation = 
         InputError: Weights are missing or damaged, the model is bidirectional, or quantisation is not possible on this
             machine.
     """
-    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()  # we report progress ourselves
-
     options: dict[str, Any] = {"dtype": torch.bfloat16 if device.type == "cuda" else torch.float32}
     if quantisation != "none":
+        from transformers import BitsAndBytesConfig
+
         _require_bitsandbytes(device, quantisation)
         options["quantization_config"] = (
             BitsAndBytesConfig(load_in_8bit=True)
@@ -219,25 +176,17 @@ def load_model(folder: Path, device: torch.device, quantisation: Quantisation = 
         )
     if device.type == "cuda":  # load there directly: the machine's memory need not hold a model for each rank
         options["device_map"] = {"": device}
-    try:
-        model = AutoModelForCausalLM.from_pretrained(folder, **options)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise InputError(
-            f"{folder}: the language model cannot be read: {one_line(error)}. Its weights must be *.safetensors files"
-        ) from error
+    model = read_model(folder, **options)
     if quantisation == "none":
         torch.nn.Module.to(model, device)
     model.eval()
-    if not _is_causal(model):
-        raise InputError(
-            f"{folder}: the language model is bidirectional (later tokens change its output at earlier ones), so it "
-            "cannot score prompts; use a causal one"
-        )
+    if not is_causal(model):
+        raise bidirectional(folder)
     return model
 
 
 @torch.no_grad()
-def _is_causal(model: Any) -> bool:
+def is_causal(model: Any) -> bool:
     """Whether later tokens leave the output at earlier ones unchanged. Encoders like BERT load as causal models."""
     last = model.get_input_embeddings().weight.shape[0] - 1
     tokens = torch.tensor([[0] + [1] * 7, [0] + [last] * 7], device=model.device)
@@ -245,6 +194,14 @@ def _is_causal(model: Any) -> bool:
     # Equal up to rounding, which may differ between rows of a product.
     tolerance = 1e-4 if model.dtype == torch.float32 else 2e-2
     return not bool((one - other).abs().max() > tolerance * one.abs().max())
+
+
+def bidirectional(folder: Path) -> InputError:
+    """What to tell the user about a model that is not causal."""
+    return InputError(
+        f"{folder}: the language model is bidirectional (later tokens change its output at earlier ones), so it "
+        "cannot score prompts; use a causal one"
+    )
 
 
 def _require_bitsandbytes(device: torch.device, quantisation: str) -> None:
@@ -269,21 +226,22 @@ class Answers:
         return [self.no, self.yes]
 
 
-def find_answers(tokenizer: Any, yes: str, no: str) -> Answers:
-    """The first tokens of both answers after a prompt.
+def find_answers(tokenizer: Any, yes: str, no: str, question: str = ":") -> Answers:
+    """The single tokens of both answers behind a prompt that ends with ``question``.
 
-    Answers with a space before them are tried first, then answers without; the other way round if a chat template ends
-    prompts with white space.
+    Between prompt and answer is what the chat template writes there, else a space, unless the prompt ends with white
+    space. If the answers are no single tokens in this form, they are tried in the other one.
+
+    Args:
+        tokenizer: One of transformers, or its `PromptReader`.
 
     Raises:
-        InputError: In neither form are both answers a single token.
+        InputError: In no form are both answers a single token.
     """
-    behind = frame_texts(tokenizer)[1]
-    for blank in ("", " ") if behind and behind[-1].isspace() else (" ", ""):
-        pair = [tokenizer(blank + word, add_special_tokens=False)["input_ids"] for word in (yes, no)]
-        known = all(len(tokens) == 1 and tokens[0] != tokenizer.unk_token_id for tokens in pair)
-        if known and pair[0] != pair[1]:
-            return Answers(pair[0][0], pair[1][0])
+    reader = tokenizer if isinstance(tokenizer, PromptReader) else PromptReader(tokenizer)
+    for one, other in reader.answers((yes, no), question):
+        if one != other:
+            return Answers(one, other)
     raise InputError(
         f"the tokenizer has no single tokens for {yes!r} and {no!r}, with or without a space before them; set the "
         "template's `yes` and `no` to words that it has"

@@ -20,6 +20,7 @@ from rarec.rella.tuning import load_adapter
 from rarec.rella.vectors import VECTORS
 from rarec.retrieval.subr import retrieve_behaviours
 from rarec.text.prompts import build_parts
+from rarec.text.reader import PromptReader
 from rarec.text.tokens import PromptTokens
 from rarec.training.engine import worker_device
 from rarec.training.progress import ReportProgress, quiet
@@ -84,6 +85,11 @@ class OnlineModel:
         return IdLookup(self.items["item_id"])
 
     @cached_property
+    def reader(self) -> PromptReader:
+        """How the tokenizer reads prompts."""
+        return PromptReader(self.tokenizer)
+
+    @cached_property
     def user_rows(self) -> IdLookup:
         """The ids of users with a profile."""
         return IdLookup(self.users["user_id"])
@@ -141,6 +147,6 @@ class OnlineModel:
         parts = build_parts(self.template, self.items.iloc[used], people, item_index, ratings)
         distances = retrieve_behaviours(self.vectors[used], item_index, offsets, position, self.behaviours)
         rows = parts.of(user_at(offsets, position), item_index[position], position, distances)
-        tokens = PromptTokens.of(parts, self.tokenizer, self.limit)
-        answers = find_answers(self.tokenizer, self.template.yes, self.template.no)
+        tokens = PromptTokens.of(parts, self.reader, self.limit)
+        answers = find_answers(self.reader, self.template.yes, self.template.no, parts.texts[-1])
         return score(self.model, tokens, rows, answers, worker_device(), batch_tokens, report)[0]

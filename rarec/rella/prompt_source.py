@@ -14,6 +14,7 @@ from rarec.data.sequences import user_at
 from rarec.rella.language_model import Answers, ModelReference, find_answers
 from rarec.retrieval.subr import distance_type, recent_behaviours, retrieve_behaviours
 from rarec.text.prompts import PromptParts
+from rarec.text.reader import PromptReader
 from rarec.text.tokens import PromptTokens
 from rarec.training.job import WorkerJob
 from rarec.types import BoolArray, Distances, Float32Array, IntArray
@@ -108,9 +109,9 @@ def open_prompts(
         histories=histories,
     )
     reference = ModelReference.open(job.base_language_model, job.cache)
-    tokenizer = reference.tokenizer()
-    prompts = PromptTokens.of(source.parts, tokenizer, reference.context_length())
-    return source, reference, prompts, find_answers(tokenizer, job.yes, job.no)
+    reader = PromptReader(reference.tokenizer())
+    prompts = PromptTokens.of(source.parts, reader, reference.context_length())
+    return source, reference, prompts, find_answers(reader, job.yes, job.no, source.parts.texts[-1])
 
 
 def save_histories(folder: Path, samples: CtrSamples, items: IntArray, vectors: Float32Array, k: int) -> None:

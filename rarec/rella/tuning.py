@@ -5,7 +5,7 @@ language model below the adapter is frozen.
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -70,8 +70,25 @@ class TuningSettings(FitSettings):
     )
 
 
+def untie(model: Any, targets: Collection[str]) -> None:
+    """Give the output layer weights of its own if an adapter's ``targets`` include it and it shares the embeddings'.
+
+    An adapter changes one layer. Merged into shared weights, it would change both.
+    """
+    head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
+    names = {name.rsplit(".", 1)[-1] for name, module in model.named_modules() if module in (head, embeddings)}
+    if head is None or head.weight is not embeddings.weight or names.isdisjoint(targets):
+        return
+    head.weight = nn.Parameter(head.weight.detach().clone(), requires_grad=head.weight.requires_grad)
+    for config in (model.config, model.config.get_text_config(decoder=True)):
+        config.tie_word_embeddings = False
+    model.all_tied_weights_keys = model.get_expanded_tied_weights_keys(all_submodels=False)
+
+
 def add_adapter(model: Any, settings: TuningSettings, seed: int) -> Any:
     """The model with a new LoRA adapter on the layers that ``targets`` name. Everything else is frozen.
+
+    If one of them shares its weights with the embeddings, it gets its own; see `untie`.
 
     Raises:
         InputError: There is no linear layer with one of these names; lists those that there are.
@@ -86,6 +103,7 @@ def add_adapter(model: Any, settings: TuningSettings, seed: int) -> Any:
             f"targets: the language model has no linear layer named {', '.join(missing)}; it has "
             f"{', '.join(sorted(names))}"
         )
+    untie(model, settings.targets)
     if getattr(model, "is_quantized", False):
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=settings.gradient_checkpointing)
     elif settings.gradient_checkpointing:
@@ -278,7 +296,7 @@ def load_adapter(model: Any, folder: Path, base: str) -> Any:
     Raises:
         InputError: The adapter was tuned on another language model.
     """
-    from peft import PeftModel
+    from peft import PeftConfig, PeftModel
 
     record = json.loads((folder / TUNING).read_text())
     if record["base"] != base:
@@ -286,6 +304,7 @@ def load_adapter(model: Any, folder: Path, base: str) -> Any:
             f"the adapter in {folder} was tuned on language model {record['base']} and cannot serve {base}; "
             "materialise `lora_checkpoint` again"
         )
+    untie(model, {name.rsplit(".", 1)[-1] for name in PeftConfig.from_pretrained(str(folder)).target_modules})
     return PeftModel.from_pretrained(model, folder).eval()
 
 

@@ -14,7 +14,8 @@ from rarec.data.sequences import ranges
 from rarec.errors import InputError, one_line
 from rarec.rella.language_model import ModelReference, pad
 from rarec.retrieval.index import normalised
-from rarec.text.tokens import by_length, first_tokens, tokenise
+from rarec.text.reader import PromptReader, first_tokens
+from rarec.text.tokens import by_length
 from rarec.training.out_of_memory import explain_out_of_memory
 from rarec.types import Float32Array
 
@@ -110,7 +111,7 @@ def describe(
     Raises:
         InputError: Out of memory; says what to lower.
     """
-    table = tokenise(tokenizer, texts)
+    table = PromptReader(tokenizer).documents(texts)
     before = first_tokens(tokenizer)
     lengths = np.minimum(table.lengths, longest - len(before))
     kept = table.tokens[ranges(table.offsets[:-1], lengths)]

@@ -1,64 +1,36 @@
 """Prompts as tokens: each part is tokenised once, and a prompt is the concatenation of its parts' tokens.
 
-Parts end at line ends, where tokenizers split anyway. So prompts that share lines share tokens, and making thousands of
-prompts a second is a matter of copying integers.
+These are the tokens of the whole text. Parts end at line ends, where most tokenizers split in any case: prompts that
+share lines share tokens, and making thousands of prompts a second is a matter of copying integers. What stands at the
+ends of a prompt is tokenised in its place; prompts with a part that a tokenizer joins to another, for example because
+its line begins with a blank, are tokenised whole.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any
 
 import numpy as np
 
 from rarec.data.sequences import ranges
 from rarec.errors import InputError
+from rarec.text.chat import frame_texts
 from rarec.text.prompts import NO_PART, PromptParts
-from rarec.types import Int32Array, IntArray
+from rarec.text.reader import LINE_END, PromptReader, TokenTable, first_tokens
+from rarec.types import BoolArray, Int32Array, IntArray
 
-ANCHOR = "\n"  # precedes nearly every part
-# Some chat templates print the date through `strftime_now`. Prompts must not change from day to day.
-_DAY = datetime(2024, 7, 1)
-_DIRECTIVES = ("Y", "y", "m", "-m", "d", "-d", "e", "B", "b", "A", "a", "j", "H", "I", "M", "S", "p", "F", "D", "T")
-FIXED_DAY = (  # a macro, as transformers accepts no functions for a template
-    "{% macro strftime_now(form) %}{{ form"
-    + "".join(f" | replace('%{directive}', '{_DAY.strftime('%' + directive)}')" for directive in _DIRECTIVES)
-    + " }}{% endmacro %}"
-)
-_CHUNK = 4096  # texts tokenised at once
+__all__ = [
+    "PromptReader",
+    "PromptTokens",
+    "TokenTable",
+    "TokenisedPrompts",
+    "by_length",
+    "first_tokens",
+    "frame_texts",
+    "tokenise",
+]
 
-
-@dataclass(frozen=True)
-class TokenTable:
-    """Tokens of P texts: text ``p`` has ``tokens[offsets[p] : offsets[p + 1]]``."""
-
-    offsets: IntArray
-    tokens: Int32Array
-
-    def __len__(self) -> int:
-        return len(self.offsets) - 1
-
-    @property
-    def lengths(self) -> IntArray:
-        """(P,) tokens of each text."""
-        return np.diff(self.offsets)
-
-
-def tokenise(tokenizer: Any, texts: list[str]) -> TokenTable:
-    """Tokens of each text as they are after a line end, without special tokens.
-
-    Sentencepiece tokenizers put a blank before the beginning of a text; after `ANCHOR` they do not.
-    """
-    rows: list[list[int]] = []
-    for start in range(0, len(texts), _CHUNK):
-        part = [ANCHOR + text for text in texts[start : start + _CHUNK]]
-        encoded = tokenizer(part, add_special_tokens=False, return_offsets_mapping=True)
-        for tokens, spans in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True):
-            rows.append([token for token, (_, end) in zip(tokens, spans, strict=True) if end > len(ANCHOR)])
-    lengths = np.fromiter(map(len, rows), dtype=np.int64, count=len(rows))
-    offsets = np.concatenate([[0], lengths.cumsum()])
-    flat = np.fromiter((token for row in rows for token in row), dtype=np.int32, count=int(offsets[-1]))
-    return TokenTable(offsets, flat)
+_TRIED = 24  # prompts that are tokenised in both ways, to see whether a tokenizer keeps parts apart
 
 
 @dataclass(frozen=True)
@@ -75,15 +47,45 @@ class TokenisedPrompts:
     lengths: IntArray
     dropped: IntArray
 
+    def rows(self) -> list[Int32Array]:
+        """The tokens of each prompt."""
+        return np.split(self.tokens, self.lengths.cumsum()[:-1]) if len(self.lengths) else []
+
+
+@dataclass(frozen=True)
+class Whole:
+    """What tokenising prompts as one text needs.
+
+    Attributes:
+        parts, reader: The texts, and how the tokenizer reads them.
+        joined: (P,) parts whose prompts are tokenised whole.
+    """
+
+    parts: PromptParts
+    reader: PromptReader
+    joined: BoolArray
+
+    def tokens(self, parts: IntArray) -> list[Int32Array]:
+        """The tokens of each row's text, with what the chat template writes beside it."""
+        return self.reader.messages([self.parts.text(row) for row in parts]).rows()
+
 
 @dataclass(frozen=True)
 class PromptTokens:
-    """Tokens of a data set's prompt parts, and the tokens that a language model needs around a prompt."""
+    """Tokens of a data set's prompt parts, and the tokens that a language model needs around a prompt.
+
+    Attributes:
+        table: Tokens of each part. A profile includes the heading, which itself has none.
+        before, after: Tokens around every prompt.
+        limit: Most tokens of a prompt.
+        whole: Prompts that are tokenised whole; None if there are none.
+    """
 
     table: TokenTable
     before: Int32Array
     after: Int32Array
     limit: int
+    whole: Whole | None = None
 
     @classmethod
     def of(cls, parts: PromptParts, tokenizer: Any, limit: int) -> "PromptTokens":
@@ -91,12 +93,53 @@ class PromptTokens:
 
         If the tokenizer has a chat template, the prompt becomes a user's message. Otherwise it begins with the
         tokenizer's usual first token, if there is one.
+
+        Args:
+            tokenizer: One of transformers, or its `PromptReader`.
+
+        Raises:
+            InputError: The chat template does not write a message, or the tokenizer reads control tokens in text.
         """
-        before, after = _frame(tokenizer)
-        return cls(tokenise(tokenizer, parts.texts), before, after, limit)
+        reader = tokenizer if isinstance(tokenizer, PromptReader) else PromptReader(tokenizer)
+        texts, heading = parts.texts, parts.lines - 1
+        openings = [profile + texts[heading] for profile in texts[:heading]]
+        lines = texts[parts.lines : parts.questions]
+        few = {text: number for number, text in enumerate(dict.fromkeys(openings))}
+        opened = reader.openings(list(few)).rows()
+        table = TokenTable.of(
+            [
+                *(opened[few[text]] for text in openings),
+                np.zeros(0, dtype=np.int32),
+                *reader.lines(lines).rows(),
+                *reader.closings(texts[parts.questions :]).rows(),
+            ]
+        )
+        made = cls(table, reader.before, reader.after, limit)
+        joined = np.zeros(len(texts), dtype=bool)
+        joined[:heading] = [not (reader.lead + reader.frame.strip_left(text)).endswith(LINE_END) for text in openings]
+        joined[parts.lines : parts.questions] = [not text.endswith(LINE_END) for text in lines]
+        joined[parts.lines :] |= [not reader.splits_before(text) for text in texts[parts.lines :]]
+        whole = Whole(parts, reader, joined)
+        if not (reader.local and made._agrees(whole)):
+            joined[:] = True
+        return cls(table, reader.before, reader.after, limit, whole if joined.any() else None)
+
+    def _agrees(self, whole: Whole) -> bool:
+        """Whether some prompts whose parts are tokenised apart have the tokens of the whole text."""
+        parts, apart = whole.parts, ~whole.joined
+        kinds = ((0, parts.lines - 1), (parts.lines, parts.questions), (parts.questions, len(parts.texts)))
+        chosen = [start + np.flatnonzero(apart[start:stop]) for start, stop in kinds]
+        if not all(map(len, chosen)):
+            return True
+        profile, line, question = (some[np.linspace(0, len(some) - 1, _TRIED).astype(np.int64)] for some in chosen)
+        rows = np.column_stack([profile, np.full(_TRIED, parts.lines - 1), line, line[::-1], question])
+        made = self._assemble(rows, np.ones(rows.shape, dtype=bool)).rows()
+        fixed = len(self.before), len(self.after)
+        bodies = [row[fixed[0] : len(row) - fixed[1]] for row in made]
+        return all(map(np.array_equal, bodies, whole.tokens(rows)))
 
     def part_lengths(self, parts: IntArray) -> IntArray:
-        """(B, K + 3) number of tokens of each part; 0 where there is no part."""
+        """(B, K + 3) number of tokens of each part by itself; 0 where there is no part."""
         return np.where(parts == NO_PART, 0, self.table.lengths[parts])
 
     def prompts(self, parts: IntArray) -> TokenisedPrompts:
@@ -108,20 +151,49 @@ class PromptTokens:
         Raises:
             InputError: A prompt exceeds the limit even without any behaviour.
         """
-        present = parts != NO_PART
-        lengths = self.part_lengths(parts)
-        room = self.limit - len(self.before) - len(self.after)
-        history = lengths[:, 2:-1]
-        fixed = lengths.sum(1) - history.sum(1)
-        if len(parts) and fixed.max() > room:
+        if self.whole is None:
+            return self._apart(parts)
+        together = (self.whole.joined[parts] & (parts != NO_PART)).any(1)
+        if not together.any():
+            return self._apart(parts)
+        apart = self._apart(parts[~together])
+        others = self._together(parts[together], self.whole)
+        lengths, dropped = np.empty((2, len(parts)), dtype=np.int64)
+        for chosen, made in ((~together, apart), (together, others)):
+            lengths[chosen], dropped[chosen] = made.lengths, made.dropped
+        start = lengths.cumsum() - lengths
+        tokens = np.empty(int(lengths.sum()), dtype=np.int32)
+        for chosen, made in ((~together, apart), (together, others)):
+            tokens[ranges(start[chosen], made.lengths)] = made.tokens
+        return TokenisedPrompts(tokens, lengths, dropped)
+
+    @property
+    def _room(self) -> int:
+        return self.limit - len(self.before) - len(self.after)
+
+    def _refuse_longer(self, fixed: IntArray) -> None:
+        if len(fixed) and fixed.max() > self._room:
             raise InputError(
                 f"a prompt has {int(fixed.max())} tokens without any behaviour, more than the limit of {self.limit}; "
                 "shorten the template or the items' texts, or use a language model with a longer context"
             )
+
+    def _apart(self, parts: IntArray) -> TokenisedPrompts:
+        """Prompts of parts that are tokenised apart."""
+        present = parts != NO_PART
+        lengths = self.part_lengths(parts)
+        history = lengths[:, 2:-1]
+        fixed = lengths.sum(1) - history.sum(1)
+        self._refuse_longer(fixed)
         # A behaviour is kept if it fits together with all later ones.
-        kept = fixed[:, None] + history[:, ::-1].cumsum(1)[:, ::-1] <= room
+        kept = fixed[:, None] + history[:, ::-1].cumsum(1)[:, ::-1] <= self._room
         dropped = (present[:, 2:-1] & ~kept).sum(1)
         present[:, 2:-1] &= kept
+        made = self._assemble(parts, present)
+        return TokenisedPrompts(made.tokens, made.lengths, dropped)
+
+    def _assemble(self, parts: IntArray, present: BoolArray) -> TokenisedPrompts:
+        """Copy the tokens of the parts that are present."""
         row, column = np.nonzero(present)
         chosen = parts[row, column]
         sizes = self.table.lengths[chosen]
@@ -132,7 +204,43 @@ class PromptTokens:
         tokens[ranges(start + len(self.before), body)] = self.table.tokens[ranges(self.table.offsets[chosen], sizes)]
         for frame, place in ((self.before, start), (self.after, start + total - len(self.after))):
             tokens[place[:, None] + np.arange(len(frame))] = frame
-        return TokenisedPrompts(tokens, total, dropped)
+        return TokenisedPrompts(tokens, total, np.zeros(len(parts), dtype=np.int64))
+
+    def _together(self, parts: IntArray, whole: Whole) -> TokenisedPrompts:
+        """Prompts that are tokenised whole."""
+        columns = np.arange(parts.shape[1])
+        history = (columns >= 2) & (columns < parts.shape[1] - 1)
+        present = (parts != NO_PART) & history
+        counts = present.sum(1)
+        newer = present[:, ::-1].cumsum(1)[:, ::-1]  # behaviours from this one on
+
+        def latest(rows: IntArray, kept: IntArray) -> list[Int32Array]:
+            left_out = present[rows] & (newer[rows] > kept[:, None])
+            return whole.tokens(np.where(left_out, NO_PART, parts[rows]))
+
+        made = latest(np.arange(len(parts)), counts)
+        kept = counts.copy()
+        long = np.flatnonzero([len(tokens) > self._room for tokens in made])
+        # Bisection: `least` behaviours fit, `most` do not.
+        least, most = np.zeros(len(long), dtype=np.int64), counts[long]
+        fitting = latest(long, least)
+        self._refuse_longer(np.array(list(map(len, fitting)), dtype=np.int64))
+        while (open_ := np.flatnonzero(most - least > 1)).size:
+            middle = (least[open_] + most[open_]) // 2
+            for place, number, tokens in zip(open_, middle, latest(long[open_], middle), strict=True):
+                if len(tokens) <= self._room:
+                    least[place], fitting[place] = number, tokens
+                else:
+                    most[place] = number
+        for row, number, tokens in zip(long, least, fitting, strict=True):
+            made[row], kept[row] = tokens, number
+        table = TokenTable.of([np.concatenate([self.before, tokens, self.after]) for tokens in made])
+        return TokenisedPrompts(table.tokens, table.lengths, counts - kept)
+
+
+def tokenise(tokenizer: Any, texts: list[str]) -> TokenTable:
+    """Tokens of each text as it is after a line end, without special tokens."""
+    return PromptReader(tokenizer).lines(texts)
 
 
 def by_length(lengths: IntArray, most_tokens: int, least: float = 0.875) -> Iterator[IntArray]:
@@ -149,32 +257,3 @@ def by_length(lengths: IntArray, most_tokens: int, least: float = 0.875) -> Iter
         size = max(1, min(similar, most_tokens // longest))
         yield order[start : start + size]
         start += size
-
-
-def _frame(tokenizer: Any) -> tuple[Int32Array, Int32Array]:
-    """Tokens that go before and after a prompt."""
-    if getattr(tokenizer, "chat_template", None):
-        before, after = frame_texts(tokenizer)
-        encode = [tokenizer(part, add_special_tokens=False)["input_ids"] if part else [] for part in (before, after)]
-        return np.array(encode[0], dtype=np.int32), np.array(encode[1], dtype=np.int32)
-    return first_tokens(tokenizer), np.zeros(0, dtype=np.int32)
-
-
-def frame_texts(tokenizer: Any) -> tuple[str, str]:
-    """Texts that a chat template puts before and after a user's message; empty without a template."""
-    if not getattr(tokenizer, "chat_template", None):
-        return "", ""
-    mark = "\u241f"  # no template contains it
-    message = [{"role": "user", "content": mark}]
-    template = FIXED_DAY + tokenizer.get_chat_template()
-    text = tokenizer.apply_chat_template(message, chat_template=template, tokenize=False, add_generation_prompt=True)
-    before, after = text.split(mark)
-    return before, after
-
-
-def first_tokens(tokenizer: Any) -> Int32Array:
-    """The tokens that the tokenizer puts before every text: a single one, or none."""
-    with_special = tokenizer("a")["input_ids"]
-    plain = tokenizer("a", add_special_tokens=False)["input_ids"]
-    first = with_special[: len(with_special) - len(plain)] if with_special[-len(plain) :] == plain else []
-    return np.array(first, dtype=np.int32)

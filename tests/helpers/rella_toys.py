@@ -175,15 +175,17 @@ def toy_data(n_items: int = 14, seed: int = 0) -> ToyData:
 
 
 @torch.no_grad()
-def save_random_adapter(model: Any, folder: Path, seed: int) -> Any:
+def save_random_adapter(
+    model: Any, folder: Path, seed: int, settings: TuningSettings | None = None, base: str = BASE
+) -> Any:
     """Write an adapter as `tune` leaves it, but with random weights; the model with it."""
-    adapted = add_adapter(model, TuningSettings(), seed)
+    adapted = add_adapter(model, settings or TuningSettings(), seed)
     with torch.no_grad():
         for name, parameter in adapted.named_parameters():
             if "lora_B" in name:
                 parameter.normal_(0, 0.5)
     adapted.save_pretrained(folder, save_embedding_layers=False)
-    (folder / TUNING).write_text(f'{{"base": "{BASE}"}}')
+    (folder / TUNING).write_text(f'{{"base": "{base}"}}')
     return adapted
 
 

@@ -1,10 +1,15 @@
 """The language model, the items' vectors and their index."""
 
 import numpy as np
+import pytest
+import torch
+from model_folders import change_weights, pickle_weights, save_folder, say
 from plant import failures, metadata
+from tokenizer_families import save_sentencepiece
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from assets.data.clean import load_table
+from rarec.rella.language_model import load_tokenizer
 from rarec.rella.small_llama import train_tokenizer
 from rarec.rella.vectors import VECTORS
 from rarec.retrieval.items import ItemIndex
@@ -58,3 +63,56 @@ def test_another_ones_model_needs_nothing_upstream(plant, tmp_path):
     manifest = plant.artifact(result, "base_language_model").manifest
     assert set(manifest.inputs) == {"model"}
     assert set(manifest.config) == {"source", "max_tokens", "quantisation", "answers"}
+
+
+def test_a_folder_as_vicunas_is_used(plant, tmp_path):
+    """tokenizer.model without tokenizer.json, weights in *.bin."""
+    save_sentencepiece(tmp_path)
+    tokenizer = load_tokenizer(tmp_path)
+    save_folder(tmp_path / "made", tokenizer=tokenizer)
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / "made" / name).rename(tmp_path / name)
+    pickle_weights(tmp_path)
+    source = {"base_language_model": {"source": f"path:{tmp_path}"}}
+    result = plant.run("demo", track="rella", only=["base_language_model"], **source)
+    assert result.success, failures(result)
+
+
+def lacks_weights(folder):
+    change_weights(folder, lambda tensors: tensors.pop("model.layers.0.self_attn.v_proj.weight"))
+
+
+def is_quantised(folder):
+    say(folder, quantization_config={"quant_method": "gptq", "bits": 4})
+
+
+def is_an_adapter(folder):
+    (folder / "model.safetensors").rename(folder / "adapter_model.safetensors")
+    (folder / "adapter_config.json").write_text("{}")
+
+
+def has_a_bad_template(folder):
+    (folder / "chat_template.jinja").write_text("{{ raise_exception('roles must alternate') }}")
+
+
+def is_spoiled(folder):
+    change_weights(folder, lambda tensors: tensors["model.norm.weight"].fill_(torch.nan))
+
+
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        (lacks_weights, "the weights lack model.layers.0.self_attn.v_proj.weight, which would be random numbers"),
+        (is_quantised, "the weights are quantised (gptq)"),
+        (is_an_adapter, "holds an adapter (adapter_config.json), not a language model"),
+        (has_a_bad_template, "roles must alternate"),
+        (is_spoiled, "the weights model.norm.weight are not all finite"),
+    ],
+)
+def test_a_model_that_cannot_be_used_is_refused_at_once(damage, told, plant, tmp_path):
+    damage(save_folder(tmp_path))
+    source = {"base_language_model": {"source": f"path:{tmp_path}"}}
+    result = plant.run("demo", track="rella", only=["base_language_model"], **source)
+    assert not result.success
+    (message,) = failures(result).values()
+    assert told in message

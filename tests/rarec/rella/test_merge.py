@@ -8,14 +8,14 @@ from pathlib import Path
 import huggingface_hub.constants
 import pytest
 import torch
-from rella_toys import LIMIT, toy_data
+from rella_toys import CPU, KINDS, LIMIT, configuration, save_random_adapter, toy_data
 from transformers import AutoModelForCausalLM
 
 from rarec.errors import InputError
 from rarec.rella import merge as merging
-from rarec.rella.language_model import ModelReference
+from rarec.rella.language_model import ModelReference, load_model
 from rarec.rella.merge import main, merge
-from rarec.rella.tuning import TUNING, TuningSettings, add_adapter
+from rarec.rella.tuning import TUNING, TuningSettings, add_adapter, load_adapter
 
 BASE, VERSION, COMMIT = "b" * 32, "d" * 32, "c" * 40
 DATA = toy_data()
@@ -59,6 +59,45 @@ def test_the_base_is_known_in_the_store_in_a_remote_stores_cache_and_by_its_mani
     merge(base, adapter, tmp_path / "merged")
     got = logits(AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval())
     torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("also", [(), ("o_proj",)])
+def test_an_adapter_of_the_output_layer_is_merged_into_it_alone(kind, tied, also, tmp_path):
+    """A layer that shares the embeddings' weights gets its own, so that adapter and merged model agree."""
+    also = ("c_attn",) if also and kind == "gpt2" else also
+    config = configuration(kind, len(DATA.tokenizer), spread=0.2)
+    config.tie_word_embeddings = tied
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    base, adapter = tmp_path / BASE, tmp_path / "adapter"
+    model.save_pretrained(base)
+    DATA.tokenizer.save_pretrained(base)
+    ModelReference("scratch", "", base, "none", LIMIT).save(base)
+    before = logits(model)
+    adapted = save_random_adapter(model, adapter, 2, TuningSettings(rank=2, targets=("lm_head", *also)), base=BASE)
+    wanted = logits(adapted.eval())
+    assert (wanted - before).abs().max() > 0.1
+    with adapted.disable_adapter():
+        torch.testing.assert_close(logits(adapted), before)
+    merge(base, adapter, tmp_path / "merged")
+    merged = load_model(tmp_path / "merged", CPU)
+    torch.testing.assert_close(logits(merged), wanted, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(merged.get_input_embeddings().weight, model.get_input_embeddings().weight)
+    loaded = load_adapter(load_model(base, CPU), adapter, BASE)
+    torch.testing.assert_close(logits(loaded), wanted, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(logits(loaded.merge_and_unload()), wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_other_adapters_leave_tied_layers_tied(tmp_path):
+    model = DATA.model()
+    model.config.tie_word_embeddings = True
+    model.tie_weights()
+    for targets, tied in ((("q_proj",), True), (("q_proj", "lm_head"), False)):
+        adapted = add_adapter(model, TuningSettings(targets=targets), 1)
+        assert (model.lm_head.weight is model.model.embed_tokens.weight) == tied
+        adapted.unload()
 
 
 def test_another_base_is_refused(made, tmp_path):
