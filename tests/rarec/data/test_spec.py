@@ -81,7 +81,10 @@ def test_unknown_data_set_lists_known_ones():
         ),
         (OWN + "colums = 3\n", r"own\.toml: sources\.0\.colums: no such setting\."),
         (OWN + 'format = "x"\n', r"own\.toml: not valid TOML: "),
-        (OWN.replace("recbole", "parquet"), r"own\.toml: sources\.0\.format is parquet; it must be 'table', 'recbole', "),
+        (
+            OWN.replace("recbole", "parquet"),
+            r"own\.toml: sources\.0\.format is parquet; it must be 'table', 'recbole', ",
+        ),
         (OWN.replace('"own"', '"other"'), r"own\.toml: name is 'other', but the file is own\.toml"),
     ],
 )
@@ -238,7 +241,10 @@ def test_contradictory_data_set(fields, message):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"format": "movielens-dat", "encoding": "latin-1"}, "`encoding` can be set only for the format recbole or table"),
+        (
+            {"format": "movielens-dat", "encoding": "latin-1"},
+            "`encoding` can be set only for the format recbole or table",
+        ),
         ({"format": "recbole", "files": {"items": "x.item"}}, "must name a file for `interactions`"),
         ({"format": "recbole", "files": {"interactions": "../x.inter"}}, "must be a plain file name"),
         ({"format": "amazon-2014"}, "has no standard file names"),
