@@ -21,10 +21,14 @@ import pandas as pd
 from rarec.data.incoming.ledger import Judged, Kind, Ledger, Seen
 from rarec.data.incoming.parse import parse_incoming
 from rarec.data.incoming.rows import FILE_ROWS, Parsed
+from rarec.data.readers.text import kind_of
+from rarec.data.sources.files import COMPRESSED
 from rarec.data.spec import DatasetSpec
 from rarec.errors import InputError, one_line
 
-KINDS: dict[str, Kind] = {".csv": "csv", ".parquet": "parquet"}
+# Endings of files that hold rows, perhaps with one of a compression behind them.
+ENDINGS = (".csv", ".tsv", ".txt", ".dat", ".json", ".jsonl", ".ndjson", ".parquet", ".pq", ".inter")
+UNFINISHED = "its name begins with . or _, as those of unfinished files do"
 # Keys under which stores report the last write or, if they do not, something that changes with it.
 STAMPS = ("mtime", "LastModified", "last_modified", "updated", "modified", "created", "ETag", "etag")
 BATCH_FILES = 256
@@ -48,20 +52,39 @@ class IncomingFiles:
             self._fs, self._path = fsspec.filesystem("file"), url
 
     def listing(self) -> list[Seen]:
-        """The files that are ready to be looked at; none if there is no folder.
-
-        Links are left out, and so are names that begin with `.` or `_`, that do not end in `.csv` or `.parquet`, or
-        that cannot be printed.
+        """The files that are ready to be looked at, in sub-folders too; none if there is no folder.
 
         Raises:
             Exception: whatever the store raises when it cannot be reached.
         """
+        return sorted(_seen(name, entry) for name, entry in self._entries() if not _why_not(name, entry))
+
+    def left_out(self) -> dict[str, str]:
+        """The other files, and why each is left out.
+
+        Raises:
+            Exception: whatever the store raises when it cannot be reached.
+        """
+        return {_shown(name): why for name, entry in self._entries() if (why := _why_not(name, entry))}
+
+    def _entries(self) -> list[tuple[str, Mapping[str, Any]]]:
+        """(path below the folder, what the store says) of everything that is no folder."""
         self._fs.invalidate_cache()
-        try:
-            entries = self._fs.ls(self._path, detail=True)
-        except FileNotFoundError:
-            return []
-        return sorted(seen for entry in entries if (seen := _seen(entry)) is not None)
+        found, folders = [], [self._path]
+        while folders:
+            folder = folders.pop()
+            try:
+                entries = self._fs.ls(folder, detail=True)
+            except FileNotFoundError:  # there is none, or it was just removed
+                continue
+            for entry in entries:
+                path = str(entry["name"]).rstrip("/")
+                name = path[len(self._path.rstrip("/")) + 1 :]
+                if entry["type"] == "directory" and not entry.get("islink") and name.rsplit("/", 1)[-1][0] not in "._":
+                    folders.append(path)
+                elif path != folder:
+                    found.append((name, entry))
+        return found
 
     def copy(self, seen: Seen, target: Path, sizes: Collection[int]) -> tuple[str, dict[int, str]] | None:
         """Copy to `target`. Returns the SHA-256 of the content, and that of its first n bytes for each n in `sizes`.
@@ -85,7 +108,8 @@ class IncomingFiles:
                     if done in marks:
                         beginnings[done] = digest.hexdigest()
             self._fs.invalidate_cache()
-            unchanged = _seen(self._fs.info(path)) == seen and done == seen.bytes
+            now = self._fs.info(path)
+            unchanged = not _why_not(seen.name, now) and _seen(seen.name, now) == seen and done == seen.bytes
         except FileNotFoundError:
             return None
         return (digest.hexdigest(), beginnings) if unchanged else None
@@ -112,11 +136,33 @@ class IncomingFiles:
             raise Unreadable(one_line(error)) from error
 
 
-def _seen(entry: Mapping[str, Any]) -> Seen | None:
-    name = str(entry["name"]).rstrip("/").rsplit("/", 1)[-1]
-    wanted = entry["type"] == "file" and not entry.get("islink") and not name.startswith((".", "_"))
-    if not wanted or not name.isprintable() or Path(name).suffix.lower() not in KINDS:
-        return None
+def _why_not(name: str, entry: Mapping[str, Any]) -> str:
+    """Why a file is left out; empty if it is not."""
+    last = name.rsplit("/", 1)[-1]
+    if last[0] in "._":
+        return UNFINISHED
+    if entry.get("islink"):
+        return "it is a link; put the file itself there"
+    if entry["type"] != "file":
+        return f"it is no file but a {entry['type']}"
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return "its name is not UTF-8; rename it"
+    plain = last.lower()
+    for suffix in COMPRESSED:
+        plain = plain.removesuffix(suffix)
+    if not plain.endswith(ENDINGS):
+        return f"its ending is none of {', '.join(ENDINGS)}, plain or compressed ({', '.join(COMPRESSED)})"
+    return ""
+
+
+def _shown(name: str) -> str:
+    """A name that can be written everywhere."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def _seen(name: str, entry: Mapping[str, Any]) -> Seen:
     stamp = str(next((entry[key] for key in STAMPS if entry.get(key) is not None), ""))
     if "mtime" in entry and "created" in entry:
         # For a local file, when its inode changed. Unlike the time of the last write, nobody can set it back.
@@ -207,15 +253,16 @@ def wait_for_settled(source: IncomingFiles, ledger: Ledger, settle_s: float) -> 
 def _judge(
     source: IncomingFiles, spec: DatasetSpec, seen: Seen, earlier: Mapping[int, str], scratch: Path
 ) -> Judged | None:
-    suffix = Path(seen.name).suffix.lower()
-    copy = scratch / f"content{suffix}"  # a name of our own: the name of an incoming file never becomes a path here
+    copy = scratch / "content"  # a name of our own: the name of an incoming file never becomes a path here
     copied = source.copy(seen, copy, earlier)
     if copied is None:
         return None
     sha256, beginnings = copied
     began_as = tuple(found for size, found in beginnings.items() if earlier[size] == found)
     parsed, refused = Parsed(FILE_ROWS.empty_table(), []), ""
+    kind: Kind = "csv"  # any text
     try:
+        kind = "parquet" if copy.stat().st_size and kind_of(copy) == "parquet" else "csv"
         parsed = parse_incoming(copy, spec, time.time())
     except (OSError, MemoryError):  # this machine is at fault, not the file
         raise
@@ -225,7 +272,7 @@ def _judge(
         refused = f"it cannot be read ({type(error).__name__}: {one_line(error)})"
     finally:
         copy.unlink(missing_ok=True)
-    return Judged(seen, KINDS[suffix], sha256, parsed.rows, parsed.bad, refused, began_as)
+    return Judged(seen, kind, sha256, parsed.rows, parsed.bad, refused, began_as)
 
 
 def _record(ledger: Ledger, batch: list[Judged], report: Ingestion) -> None:

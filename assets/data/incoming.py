@@ -3,6 +3,7 @@
 from typing import Any
 
 import dagster as dg
+import pandas as pd
 import pydantic
 
 from assets.framework.reuse import markdown_table
@@ -10,7 +11,7 @@ from assets.framework.stage import Request, stage
 from rarec.config import Settings
 from rarec.errors import one_line
 from rarec.training.progress import progress_log
-from resources.incoming import Ingestion, ingest, wait_for_settled, withdraw
+from resources.incoming import UNFINISHED, Ingestion, ingest, wait_for_settled, withdraw
 
 SHOWN = 20  # files and bad rows in metadata
 
@@ -45,7 +46,8 @@ class IncomingSettings(Settings):
         dg.AssetCheckSpec(
             "files_accepted",
             asset="incoming_interactions",
-            description="No file of this run was refused or unreadable. Only a warning: the other files are used.",
+            description="Every file was taken: none was refused, unreadable or left out. Only a warning: the others "
+            "are used.",
         )
     ],
 )
@@ -59,6 +61,7 @@ def incoming_interactions(request: Request[IncomingSettings]) -> dg.MaterializeR
         report = Ingestion()
         if settled or settings.judge_again:
             report = ingest(source, ledger, request.spec, settled, judge_again=settings.judge_again)
+        others = source.left_out()
     except Exception as error:  # each kind of store has its own errors
         raise dg.Failure(
             f"new files in {source.url} cannot be ingested: {one_line(error)}; finished files are kept. Run again to "
@@ -104,7 +107,11 @@ def incoming_interactions(request: Request[IncomingSettings]) -> dg.MaterializeR
             log.info(f"withdrawn now: {', '.join(withdrawn)}")
         text = f"{len(report.judged)} files judged now, {len(accepted)} hold {accepted['rows'].sum()} rows"
         progress_log.info("%s", f"incoming_interactions: {text}")
-    left_out = [f"{name}: {reason}" for name, reason in (report.refused | report.unreadable).items()]
+    # Names of unfinished files are a convention; anything else that is not taken is worth a word.
+    if others:
+        metadata["left out"] = dg.MetadataValue.md(first_rows(pd.DataFrame(others.items(), columns=["file", "why"])))
+    told = {file: why for file, why in others.items() if why != UNFINISHED}
+    left_out = [f"{file}: {reason}" for file, reason in (report.refused | report.unreadable | told).items()]
     accepted_all = dg.AssetCheckResult(
         passed=not left_out,
         severity=dg.AssetCheckSeverity.WARN,

@@ -77,7 +77,7 @@ def open_plain(path: Path) -> IO[bytes]:
     """The uncompressed bytes of a file; reading them raises InputError if the file is damaged."""
     kind = kind_of(path)
     if kind == "text" and path.suffix == ".gz":
-        raise InputError(f"{path}: damaged or incomplete (not a gzip file); get a complete copy of it.")
+        raise InputError(f"{path.name}: damaged or incomplete (not a gzip file); get a complete copy of it.")
     opened: dict[str, Callable[[], Any]] = {
         "gzip": lambda: gzip.GzipFile(path),
         "bz2": lambda: bz2.BZ2File(path),
@@ -111,7 +111,7 @@ class _Guarded:
 
 
 def _damaged(path: Path, error: Exception) -> InputError:
-    return InputError(f"{path}: damaged or incomplete ({one_line(error)}); get a complete copy of it.")
+    return InputError(f"{path.name}: damaged or incomplete ({one_line(error)}); get a complete copy of it.")
 
 
 def chunks(stream: IO[bytes]) -> Iterator[bytes]:
