@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install run runs ui test test-all test-deploy lint audit bench bench-gpu docs constraints clean-venv
+.PHONY: help install run dataset runs ui test test-all test-deploy lint audit bench bench-gpu docs constraints clean-venv
 
 PYTHON ?= python3.11
 VENV := .venv
@@ -35,6 +35,9 @@ help:  ## this list
 
 run: $(STAMP)  ## run a job of a data set, ending with its figures (DATASET, TRACK, CONFIG, NPROC, RAREC_DATA)
 	@$(BIN)/python -m pipelines.run --dataset '$(DATASET)' --track '$(TRACK)' --config "$$CONFIG"
+
+dataset: $(STAMP)  ## look into FILE (a file, a pattern or a folder of parts) and write its data set's declaration (ITEMS, USERS, NAME)
+	@$(BIN)/python -m rarec.data.formats.looking "$(FILE)" --items "$(ITEMS)" --users "$(USERS)" --name "$(NAME)"
 
 runs: $(STAMP)  ## list the newest MLflow runs with their main figures
 	@$(BIN)/python -m pipelines.runs

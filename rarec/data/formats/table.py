@@ -84,7 +84,8 @@ def read_role(reading: Reading, paths: list[Path]) -> int:
     database, role = reading.database, reading.role
     parts = [f"{role}_{number}" for number in range(len(paths))]
     for number, path in enumerate(paths):
-        rows, form = _parse(reading, path)
+        rows = read_rows(reading, path)
+        form = form_of(rows, reading.spec, reading.source, role)
         reading.lines.append(rows.lines)
         _convert(reading, rows, form, number, parts[number])
     database.execute(f"DROP TABLE IF EXISTS {role}")
@@ -101,21 +102,21 @@ def read_role(reading: Reading, paths: list[Path]) -> int:
     return int(count)
 
 
-def _parse(reading: Reading, path: Path) -> tuple[Rows, Form]:
-    """The file's rows as text, and their form."""
-    database, spec, source, role = reading.database, reading.spec, reading.source, reading.role
+def read_rows(reading: Reading, path: Path) -> Rows:
+    """The rows of one file as text, whatever it is written in.
+
+    Raises:
+        InputError: The file cannot be read.
+    """
+    database, source, role = reading.database, reading.source, reading.role
     if kind_of(path) == "parquet":
-        rows = read_parquet(database, path, path.name, "part")
-    else:
-        before = form_before(source, role)
-        file = prepare(path, reading.scratch, source.encoding or before.encoding)
-        if before.records and first_object(file)[:1] in ("{", "["):
-            wanted = reading.wanted if role == "items" else None
-            rows = read_records(database, file, "part", reading.scratch, before.key, wanted)
-        else:
-            dialect = choose_dialect(file, source, role)
-            rows = read_delimited(database, file, dialect, "part", reading.scratch)
-    return rows, form_of(rows, spec, source, role)
+        return read_parquet(database, path, path.name, "part")
+    before = form_before(source, role)
+    file = prepare(path, reading.scratch, source.encoding or before.encoding)
+    if before.records and first_object(file)[:1] in ("{", "["):
+        wanted = reading.wanted if role == "items" else None
+        return read_records(database, file, "part", reading.scratch, before.key, wanted)
+    return read_delimited(database, file, choose_dialect(file, source, role), "part", reading.scratch)
 
 
 def _values(reading: Reading, rows: Rows, form: Form) -> dict[str, tuple[str, Value]]:
