@@ -179,8 +179,7 @@ def prepare(path: Path, scratch: Path, encoding: str = "utf-8") -> TextFile:
     if encoding == "utf-8" and not mixed and kind in ("text", "gzip", "zstd"):
         return TextFile(path.name, path, "none" if kind == "text" else kind, lines)
     copy = scratch / f"plain-{len(list(scratch.iterdir()))}.txt"
-    old_mac = bool(seen.returns) and not seen.newlines and encoding == "utf-8"
-    return TextFile(path.name, copy, "none", _copy_plain(path, copy, encoding, old_mac))
+    return TextFile(path.name, copy, "none", _copy_plain(path, copy, encoding))
 
 
 def _encoding(seen: _Seen, declared: str) -> str:
@@ -197,16 +196,19 @@ def _encoding(seen: _Seen, declared: str) -> str:
     return "utf-8" if seen.is_utf8 and (seen.accents >= 2 or name == "ascii") else name
 
 
-def _copy_plain(source: Path, target: Path, encoding: str, old_mac: bool) -> int:
+def _copy_plain(source: Path, target: Path, encoding: str) -> int:
     """Copy as UTF-8 with `\\n` at line ends; returns the number of lines. Bytes that are no text stay as they are."""
     decode: Callable[[bytes, bool], str] | None = None
     if encoding != "utf-8":
         decode = codecs.getincrementaldecoder(encoding)(errors="replace").decode
     lines, held, last = 0, b"", b"\n"
+    old_mac: bool | None = None  # whether lines end with carriage returns alone, as the beginning of the file tells
     with open_plain(source) as stream, target.open("wb") as out:
 
         def put(data: bytes) -> None:
-            nonlocal lines, held, last
+            nonlocal lines, held, last, old_mac
+            if old_mac is None and data:
+                old_mac = b"\r" in data and b"\n" not in data
             data, held = held + data, b""
             if data.endswith(b"\r"):  # perhaps the first half of a line end
                 data, held = data[:-1], b"\r"

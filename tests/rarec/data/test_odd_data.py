@@ -1,0 +1,334 @@
+"""Kinds of faults in real files, each by a small input: ids, times, dialects, texts, and what is told of them."""
+
+import gzip
+import json
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from rarec.data.checks import check_ties
+from rarec.data.raw import read_raw
+from rarec.data.spec import DatasetSpec
+from rarec.data.tables import build_tables
+from rarec.errors import InputError
+
+T = 1_600_000_000
+HEADER = "user_id:token\titem_id:token\trating:float\ttimestamp:float\n"
+
+
+def spec_of(source=None, **fields):
+    base = {"name": "shop", "title": "Shop", "domain": "products", "rating_scale": [1, 5], "duplicates": "keep-last"}
+    return DatasetSpec.model_validate(base | {"sources": [source or {"format": "recbole"}]} | fields)
+
+
+def events(users=4, items=6, user="u{}", item="i{}", times=lambda n: T + n, end="\n"):
+    """Lines of a RecBole file: every user meets every item, in order of time."""
+    rows = [
+        (user.format(u), item.format(i), 1 + (u + i) % 5, times(u * items + i))
+        for u in range(users)
+        for i in range(items)
+    ]
+    return "".join("\t".join(map(str, row)) + end for row in rows)
+
+
+def read(tmp_path, inter, items=None, spec=None):
+    (tmp_path / "shop.inter").write_bytes(inter if isinstance(inter, bytes) else inter.encode())
+    if items is not None:
+        (tmp_path / "shop.item").write_bytes(items if isinstance(items, bytes) else items.encode())
+    spec = spec or spec_of()
+    raw = read_raw(spec, tmp_path)
+    return raw, build_tables(spec, raw)
+
+
+# ---- ids
+
+
+def test_ids_that_pandas_wrote_as_floats_are_whole_numbers(tmp_path):
+    items = "item_id:token\ttitle:token_seq\n" + "".join(f"{i}\tThing {i}\n" for i in range(6))
+    raw, tables = read(tmp_path, HEADER + events(user="{}.0", item="{}.0"), items, spec_of(unknown_items="drop"))
+    assert tables.counts["dropped_unknown_items"] == 0
+    assert tables.users.user_id.tolist() == [0, 1, 2, 3]
+    assert [sentence.split(":")[0] for sentence in raw.warnings] == ["user_id", "item_id"]
+
+
+@pytest.mark.parametrize("word", ["nan", "NaN", "NULL", "\\N", "None", "N/A", "<NA>", "", "  "])
+def test_words_that_stand_for_nothing_are_no_ids(tmp_path, word):
+    line = f"{word}\ti1\t5\t{T}\n"
+    raw, tables = read(tmp_path, HEADER + events() + line, spec=spec_of(quarantine_limit=0.1))
+    assert tables.counts["users"] == 4
+    assert raw.quarantine.line.tolist() == [26]
+    with pytest.raises(InputError, match=r"1 of 25 rows cannot be read .* line 26: user_id .*(means nothing|is empty)"):
+        read(tmp_path, HEADER + events() + line)
+
+
+def test_own_words_for_nothing(tmp_path):
+    spec = spec_of({"format": "recbole", "null_values": ["unknown"]}, quarantine_limit=0.1)
+    _, tables = read(tmp_path, HEADER + events() + f"Unknown\ti1\t5\t{T}\nnan\ti1\t5\t{T}\n", spec=spec)
+    assert tables.users.user_id.tolist() == ["nan", "u0", "u1", "u2", "u3"]
+
+
+@pytest.mark.parametrize("blank", [" ", "\u00a0", "\u200b", "\ufeff", "\u3000"])
+def test_blanks_around_ids_are_no_part_of_them(tmp_path, blank):
+    _, tables = read(tmp_path, HEADER + events(items=3) + events(items=3, user="u{}" + blank, item=blank + "j{}"))
+    assert tables.counts["users"] == 4
+    assert tables.counts["items"] == 6
+
+
+def test_a_nul_in_an_id_is_a_bad_row_and_in_a_title_white_space(tmp_path):
+    items = "item_id:token\ttitle:token_seq\n" + "".join(f"i{i}\tTh\0ing {i}\n" for i in range(6))
+    spec = spec_of(quarantine_limit=0.1)
+    raw, tables = read(tmp_path, HEADER + events() + f"u\0x\ti1\t5\t{T}\n", items, spec)
+    assert raw.quarantine.reason.tolist() == ["user_id 'u\\x00x' holds a NUL character"]
+    assert tables.items.title[0] == "Th ing 0"
+
+
+@pytest.mark.parametrize("first", [1_700_000_000_000_000_001, -1_984_032_596_069_630_074, 2**63 + 11])
+def test_ids_of_64_bits_signed_or_not(tmp_path, first):
+    def line(u, i):
+        return f"{first + u}\t{first + 100 + i}\t5\t{T + i}\n"
+
+    _, tables = read(tmp_path, HEADER + "".join(line(u, i) for u in range(4) for i in range(6)))
+    expected = [first + u for u in range(4)]
+    assert tables.users.user_id.tolist() == (expected if first < 2**63 else [str(one) for one in expected])
+
+
+def test_leading_zeros_are_kept_where_each_number_is_written_in_one_way(tmp_path):
+    raw, tables = read(tmp_path, HEADER + events(item="000{}"))
+    assert tables.items.item_id.tolist() == [f"000{i}" for i in range(6)]
+    assert raw.warnings == ()
+
+
+def test_one_number_written_in_two_ways_is_one_id_only_among_numbers(tmp_path):
+    raw, tables = read(
+        tmp_path, HEADER + events(items=3, item="{}") + events(items=3, item="0{}", times=lambda n: T + 99 + n)
+    )
+    assert tables.items.item_id.tolist() == [0, 1, 2]
+    assert raw.warnings[0].startswith("item_id: 3 numbers are written in several ways (first: '00')")
+    _, tables = read(tmp_path, HEADER + events(items=3, item="{}") + events(items=3, item="0{}") + f"u1\tx\t5\t{T}\n")
+    assert tables.items.item_id.tolist() == ["0", "00", "01", "02", "1", "2", "x"]
+
+
+@pytest.mark.parametrize(
+    ("written", "why"),
+    [
+        ("1.23457E+12", "was rounded by a spreadsheet or a float"),
+        ("1.7e+18", "was rounded by a spreadsheet or a float"),
+        ("1,234", "has a separator of thousands"),
+        ("1.234.567", "has a separator of thousands"),
+        ("1700000000000000000.0", "was rounded by a float"),
+    ],
+)
+def test_ids_that_a_program_has_destroyed_are_refused_by_name(tmp_path, written, why):
+    lines = events(user="{}") + f"{written}\ti1\t5\t{T}\n"
+    with pytest.raises(InputError, match=rf"shop\.inter: user_id '.*' {why}.*Export ids as text or as whole numbers"):
+        read(tmp_path, HEADER + lines)
+
+
+def test_ids_merged_through_32_bit_floats_are_refused(tmp_path):
+    rng = np.random.default_rng(0)
+    ids = rng.integers(2**25, 2**27, 40).astype(np.float32).astype(np.int64)
+    with pytest.raises(InputError, match=r"user_id: all \d+ ids above 16,777,216 are exact in 32-bit floats"):
+        read(tmp_path, HEADER + "".join(f"{one}.0\ti{n % 5}\t5\t{T + n}\n" for n, one in enumerate(ids)))
+
+
+def test_isbns_are_one_id_whatever_the_case_of_their_last_character(tmp_path):
+    lines = events(items=3, item="00000000{}x") + events(items=3, item="00000000{}X", times=lambda n: T + 99 + n)
+    raw, tables = read(tmp_path, HEADER + lines)
+    assert tables.items.item_id.tolist() == ["000000000X", "000000001X", "000000002X"]
+    assert "3 ISBNs are written with x and with X" in raw.warnings[0]
+    _, tables = read(tmp_path, HEADER + events(item="00000000{}x"))
+    assert tables.items.item_id.tolist()[0] == "000000000x"  # as written, if there is no other
+
+
+# ---- times
+
+
+@pytest.mark.parametrize(("unit", "factor"), [("s", 1), ("ms", 10**3), ("us", 10**6), ("ns", 10**9)])
+def test_units_of_time(tmp_path, unit, factor):
+    spec = spec_of({"format": "recbole", "time_unit": unit})
+    _, tables = read(tmp_path, HEADER + events(times=lambda n: (T + n) * factor), spec=spec)
+    assert tables.interactions.timestamp.tolist() == [T + n for n in range(24)]
+    assert tables.interactions.timestamp.dtype == np.int64
+    if unit != "s":
+        with pytest.raises(InputError, match=rf'24 of 24 rows .*set `time_unit = "{unit}"` in the source'):
+            read(tmp_path, HEADER + events(times=lambda n: (T + n) * factor))
+
+
+def test_days_as_numbers_are_refused_or_converted(tmp_path):
+    inter = HEADER + events(times=lambda n: 20_200_901 + n)
+    with pytest.raises(InputError, match=r"timestamp '20200901' is 1970-08-22 .*`time_unit = \"days\"`"):
+        read(tmp_path, inter)
+    _, tables = read(tmp_path, inter, spec=spec_of({"format": "recbole", "time_unit": "days"}))
+    first = pd.Timestamp("2020-09-01", tz="UTC").timestamp()
+    assert tables.interactions.timestamp.tolist() == [first + 86_400 * n for n in range(24)]
+
+
+@pytest.mark.parametrize(
+    ("form", "unit"),
+    [
+        ("%Y-%m-%d %H:%M:%S", None),
+        ("%Y-%m-%dT%H:%M:%SZ", None),
+        ("%Y/%m/%d %H:%M:%S", None),
+        ("%m/%d/%Y %I:%M:%S %p", "same"),
+    ],
+)
+def test_times_as_text(tmp_path, form, unit):
+    moments = pd.to_datetime([T + n for n in range(24)], unit="s")
+    source = {"format": "recbole", **({"time_unit": form} if unit else {})}
+    _, tables = read(tmp_path, HEADER + events(times=lambda n: moments[n].strftime(form)), spec=spec_of(source))
+    assert tables.interactions.timestamp.tolist() == [T + n for n in range(24)]
+
+
+def test_the_order_within_a_second_follows_the_fractions(tmp_path):
+    _, tables = read(tmp_path, HEADER + events(times=lambda n: f"{T + 1}.{999 - n:03}"))
+    table = tables.interactions
+    assert table.item_id[:6].tolist() == ["i5", "i4", "i3", "i2", "i1", "i0"]
+    assert table.timestamp.dtype == np.float64
+    assert (table.groupby("user_id").timestamp.diff().dropna() > 0).all()
+
+
+def test_fractions_are_part_of_the_key(tmp_path):
+    lines = f"u1\ti1\t5\t{T}.25\nu1\ti1\t4\t{T}.5\nu1\ti1\t4\t{T}.5\nu1\ti2\t4\t{T}.75\n"
+    _, tables = read(tmp_path, HEADER + lines, spec=spec_of(duplicates="keep-all"))
+    assert tables.interactions.timestamp.tolist() == [T + 0.25, T + 0.5, T + 0.75]
+
+
+def test_times_with_four_digits_are_told_as_ties_with_their_cause(tmp_path):
+    _, tables = read(tmp_path, HEADER + events(times=lambda n: f"1.60{n % 2}e+09"))
+    passed, details = check_ties(tables.interactions)
+    assert not passed
+    assert details["share"] == 1
+    assert details["cause"].startswith("all times end in 6 zeros: the file keeps too few digits, as in 1.601e+09")
+
+
+# ---- dialects and encodings
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_encodings_and_line_ends(tmp_path, encoding, end):
+    text = HEADER.replace("\n", end) + events(user="ü{}", end=end)
+    _, tables = read(tmp_path, text.encode(encoding))
+    assert tables.users.user_id.tolist() == ["ü0", "ü1", "ü2", "ü3"]
+
+
+def test_quotes_that_pandas_wrote_into_a_tsv_are_none_of_a_title(tmp_path):
+    titles = ['The "first" cream', "Plain", '23" LED', "a", '"Heat"', "c"]
+    table = pd.DataFrame({"item_id:token": [f"i{i}" for i in range(6)], "title:token_seq": titles})
+    _, tables = read(tmp_path, HEADER + events(), table.to_csv(sep="\t", index=False))
+    assert tables.items.title.tolist() == titles
+    plain = "item_id:token\ttitle:token_seq\n" + "".join(f"i{i}\t{title}\n" for i, title in enumerate(titles))
+    _, tables = read(tmp_path, HEADER + events(), plain)
+    assert tables.items.title.tolist() == titles
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".zst", ".bz2", ".xz"])
+def test_compressed_files_are_found_by_their_plain_name(tmp_path, suffix):
+    content = (HEADER + events()).encode()
+    compress = {
+        ".gz": gzip.compress,
+        ".zst": lambda data: pa.compress(data, codec="zstd", asbytes=True),
+        ".bz2": __import__("bz2").compress,
+        ".xz": __import__("lzma").compress,
+    }[suffix]
+    (tmp_path / f"shop.inter{suffix}").write_bytes(compress(content))
+    assert build_tables(spec_of(), read_raw(spec_of(), tmp_path)).counts["interactions"] == 24
+
+
+# ---- texts
+
+
+def test_odd_white_space_in_titles(tmp_path):
+    titles = ["a\u0085b", "a\x0bb", "a\x0cb", "a\u2028b", "a\u00a0b", "\u200b"]
+    items = "item_id:token\ttitle:token_seq\n" + "".join(f"i{i}\t{title}\n" for i, title in enumerate(titles))
+    _, tables = read(tmp_path, HEADER + events(), items)
+    assert tables.items.title.tolist() == [*["a b"] * 5, "item i5"]
+
+
+def test_words_for_nothing_never_reach_a_prompt(tmp_path):
+    items = "item_id:token\ttitle:token_seq\tauthor:token\tgenres:token\n"
+    items += "i0\tBook\tNULL\tN/A|Drama\ni1\tn/a\tNot Applicable (Na )\tnan\ni2\tB\tA. Writer\t\n"
+    (tmp_path / "shop.user").write_text(
+        "user_id:token\tlocation:token\nu0\tlisboa, n/a, portugal\nu1\t, , \nu2\tn/a, n/a, n/a\nu3\thub, , usa\n"
+    )
+    _, tables = read(tmp_path, HEADER + events(items=3), items)
+    found = (
+        tables.items[["title", "author", "genres"]]
+        .astype(object)
+        .where(tables.items[["title", "author", "genres"]].notna(), None)
+    )
+    assert found.to_numpy().tolist() == [["Book", None, "Drama"], ["item i1", None, None], ["B", "A. Writer", None]]
+    assert tables.users.location.fillna("").tolist() == ["lisboa, portugal", "", "", "hub, usa"]
+
+
+# ---- tables of any form
+
+
+def test_a_csv_without_a_header_and_with_milliseconds(tmp_path):
+    rows = [f"A{u},B{i},{1 + i % 5}.0,{(T + i) * 1000 + 7}" for u in range(4) for i in range(6)]
+    (tmp_path / "ratings.csv.gz").write_bytes(gzip.compress("\n".join(rows).encode()))
+    source = {
+        "format": "table",
+        "files": {"interactions": "ratings.csv"},
+        "columns": {"interactions": {"1": "user_id", "2": "item_id", "3": "rating", "4": "timestamp"}},
+        "time_unit": "ms",
+    }
+    table = build_tables(spec_of(source), read_raw(spec_of(source), tmp_path)).interactions
+    assert table.user_id.unique().tolist() == ["A0", "A1", "A2", "A3"]
+    assert table.timestamp[0] == T + 0.007
+
+
+def test_json_lines_with_names_of_their_own(tmp_path):
+    rows = [
+        {"review_id": f"r{n}", "user_id": f"u{n // 6}", "business_id": f"b{n % 6}", "stars": 1.0 + n % 5,
+         "text": "nice\nplace", "date": f"2020-09-24 13:19:{n:02}"}
+        for n in range(24)
+    ]  # fmt: skip
+    (tmp_path / "review.json").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "business.json").write_text(
+        json.dumps(
+            [{"business_id": f"b{i}", "name": f"Bar {i}", "categories": ["Food", "Bars"]} for i in range(6)], indent=1
+        )
+    )
+    source = {"format": "table", "files": {"interactions": "review.json", "items": "business.json"}}
+    tables = build_tables(spec_of(source), read_raw(spec_of(source), tmp_path))
+    assert tables.items[["item_id", "title", "category"]].to_numpy().tolist()[1] == ["b1", "Bar 1", "Food > Bars"]
+    assert tables.interactions.timestamp.min() == pd.Timestamp("2020-09-24 13:19:00", tz="UTC").timestamp()
+
+
+def test_parquet_in_parts_as_spark_writes_it(tmp_path):
+    folder = tmp_path / "events.parquet"
+    folder.mkdir()
+    (folder / "_SUCCESS").write_text("")
+    for part in range(2):
+        table = pa.table(
+            {
+                "userId": pa.array([1_700_000_000_000_000_000 + u for u in range(4)]),
+                "itemId": [f"i{part}"] * 4,
+                "rating": pa.array([4.0] * 4, pa.float32()),
+                "timestamp": pa.array([(T + part) * 10**6 + 250_000] * 4, pa.timestamp("us")),
+            }
+        )
+        pq.write_table(table, folder / f"part-0000{part}.snappy.parquet")
+    source = {"format": "table", "files": {"interactions": "events.parquet"}}
+    table = build_tables(spec_of(source), read_raw(spec_of(source), tmp_path)).interactions
+    assert table.user_id.unique().tolist() == [1_700_000_000_000_000_000 + u for u in range(4)]
+    assert table.timestamp.tolist() == [T + 0.25, T + 1.25] * 4
+
+
+def test_amazon_of_2023(tmp_path):
+    header = "user_id,parent_asin,rating,timestamp,history\n"
+    rows = "".join(f"AE{u},B00000000{i},5.0,{(T + i) * 1000 + 123},\n" for u in range(4) for i in range(6))
+    (tmp_path / "Beauty.csv.gz").write_bytes(gzip.compress((header + rows).encode()))
+    meta = [{"main_category": "All Beauty", "title": f"Cream {i}", "price": None, "categories": ["Beauty", "Face"],
+             "details": {"Brand": "X"}, "parent_asin": f"B00000000{i}"} for i in range(8)]  # fmt: skip
+    (tmp_path / "meta.jsonl.gz").write_bytes(gzip.compress("\n".join(map(json.dumps, meta)).encode()))
+    spec = spec_of({"format": "amazon-2014", "files": {"interactions": "Beauty.csv.gz", "items": "meta.jsonl.gz"}})
+    raw = read_raw(spec, tmp_path)
+    tables = build_tables(spec, raw)
+    assert len(raw.items) == 6  # only products with reviews
+    assert tables.items[["title", "category"]].to_numpy().tolist()[0] == ["Cream 0", "Beauty > Face"]
+    assert tables.interactions.timestamp[0] == T + 0.123
