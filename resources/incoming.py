@@ -28,7 +28,8 @@ from rarec.errors import InputError, one_line
 
 # Endings of files that hold rows, perhaps with one of a compression behind them.
 ENDINGS = (".csv", ".tsv", ".txt", ".dat", ".json", ".jsonl", ".ndjson", ".parquet", ".pq", ".inter")
-UNFINISHED = "its name begins with . or _, as those of unfinished files do"
+TEMPORARY = (".tmp", ".temp", ".part", ".partial", ".filepart", ".crdownload")
+UNFINISHED = f"its name begins with . or _ or ends in {', '.join(TEMPORARY)}, as those of unfinished files do"
 # Keys under which stores report the last write or, if they do not, something that changes with it.
 STAMPS = ("mtime", "LastModified", "last_modified", "updated", "modified", "created", "ETag", "etag")
 BATCH_FILES = 256
@@ -139,7 +140,7 @@ class IncomingFiles:
 def _why_not(name: str, entry: Mapping[str, Any]) -> str:
     """Why a file is left out; empty if it is not."""
     last = name.rsplit("/", 1)[-1]
-    if last[0] in "._":
+    if last[0] in "._" or last.lower().endswith(TEMPORARY):
         return UNFINISHED
     if entry.get("islink"):
         return "it is a link; put the file itself there"
