@@ -26,7 +26,7 @@ def main(
     our_steps: Annotated[int, typer.Option(min=1, help="Training steps a round of our side.")] = 100,
     rounds: Annotated[int, typer.Option(min=1, help="Measured rounds.")] = 3,
     interactions: Annotated[
-        int | None, typer.Option(min=2000, help="Interactions of ctr_scale; MovieLens-25M's without it.")
+        int | None, typer.Option(min=2000, help="Interactions of ctr_scale and tables; MovieLens-25M's without it.")
     ] = None,
     output: Annotated[Path | None, typer.Option(help="Write all results as JSON here, and as .md beside it.")] = None,
     record: Annotated[bool, typer.Option("--record", help="Write benchmarks/results/<name>.json and .md.")] = False,

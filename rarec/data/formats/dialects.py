@@ -87,7 +87,7 @@ def _told(file: TextFile, source: SourceSpec, role: Role) -> Dialect:
     quote = source.quote
     if quote is None:
         quote = '"' if len(delimiter) == 1 and (delimiter != "\t" or _is_quoted(file, delimiter)) else ""
-    dialect = Dialect(delimiter, quote=quote, escape=find_escape(lines, quote))
+    dialect = with_escape(lines, Dialect(delimiter, quote=quote))
     header = source.header if source.header is not None else has_header(lines, dialect, source, role)
     if header:
         return dialect
@@ -108,9 +108,24 @@ def find_delimiter(lines: list[str]) -> str | None:
     return found
 
 
-def find_escape(lines: list[str], quote: str) -> str:
-    """A backslash, if quotes inside of values have one before them."""
-    return "\\" if quote and any(f"\\{quote}" in line for line in lines) else ""
+def with_escape(lines: list[str], dialect: Dialect) -> Dialect:
+    """The dialect with a backslash as its escape, if that makes more lines readable: a value may also end in one."""
+    doubtful = [line for line in lines if dialect.quote and f"\\{dialect.quote}" in line]
+    escaping = replace(dialect, escape="\\")
+
+    def unreadable(one: Dialect) -> int:
+        width = len(_values(lines[0], one))
+        return sum(len(_strict(line, one)) != width for line in doubtful)
+
+    return escaping if doubtful and unreadable(escaping) < unreadable(dialect) else dialect
+
+
+def _strict(line: str, dialect: Dialect) -> list[str]:
+    """Values of a line; none if its quotes do not match."""
+    try:
+        return dialect.split(line)
+    except csv.Error:
+        return []
 
 
 def has_header(lines: list[str], dialect: Dialect, source: SourceSpec, role: Role) -> bool:
