@@ -66,7 +66,7 @@ class IncomingFiles:
         Raises:
             Exception: whatever the store raises when it cannot be reached.
         """
-        return {_shown(name): why for name, entry in self._entries() if (why := _why_not(name, entry))}
+        return dict(sorted((_shown(name), why) for name, entry in self._entries() if (why := _why_not(name, entry))))
 
     def _entries(self) -> list[tuple[str, Mapping[str, Any]]]:
         """(path below the folder, what the store says) of everything that is no folder."""

@@ -69,7 +69,7 @@ def _own_form(rows: Rows, spec: DatasetSpec, source: SourceSpec, role: Role, kno
         if time == "order" and "order" not in there and "timestamp" in there:
             rename |= {name: "order" for name in rows.names if rename.get(name, name) == "timestamp"}
             there = ["order" if name == "timestamp" else name for name in there]
-        if time and time not in there:
+        if time and time not in there and all(key in there for key in required):
             raise InputError(
                 f'{rows.file}: there is no time column; map one to `{time}`, or set time = "none" for the data set. '
                 f"The file has {', '.join(map(repr, names.values()))}."
