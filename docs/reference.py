@@ -65,6 +65,24 @@ def environment(training: bool) -> str:
     return "\n".join(["| variable | type | default | meaning |", "|---|---|---|---|", *rows])
 
 
+def declaration(model: str) -> str:
+    """A table of the keys of a data set's file, or of one of its sources."""
+    from rarec.data.source_spec import SourceSpec
+    from rarec.data.spec import DatasetSpec
+
+    fields = {"data set": DatasetSpec, "source": SourceSpec}[model].model_fields
+    rows = []
+    for name, info in fields.items():
+        value = info.get_default(call_default_factory=True)
+        default = "required" if info.is_required() else "none" if value in (None, {}, (), "") else _plain(value)
+        rows.append(f"| `{name}` | {default} | {_cell(info.description or '')} |")
+    return "\n".join(["| key | default | meaning |", "|---|---|---|", *rows])
+
+
+def _plain(value: object) -> str:
+    return f"`{value}`" if isinstance(value, str | int | float) else "none"
+
+
 def _cell(text: str) -> str:
     return text.replace("|", "\\|").replace("\n", " ")
 
@@ -82,6 +100,7 @@ def main(check: Annotated[bool, typer.Option("--check", help="Write nothing; exi
     sys.path.insert(0, str(ROOT))
     parts = {
         "configuration.md": {"settings": reference(), "environment": environment(training=False)},
+        "data-sets.md": {"data set": declaration("data set"), "source": declaration("source")},
         "training.md": {"environment of trainings": environment(training=True)},
     }
     for page, texts in parts.items():
