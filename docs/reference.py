@@ -75,7 +75,7 @@ def declaration(model: str) -> str:
     for name, info in fields.items():
         value = info.get_default(call_default_factory=True)
         default = "required" if info.is_required() else "none" if value in (None, {}, (), "") else _plain(value)
-        rows.append(f"| `{name}` | {default} | {_cell(info.description or '')} |")
+        rows.append(f"| `{name}` | {_cell(default)} | {_cell(info.description or '')} |")
     return "\n".join(["| key | default | meaning |", "|---|---|---|", *rows])
 
 
