@@ -112,12 +112,19 @@ def read_delimited(
             file = blank_out(file, quotes.faults, scratch)
     rejected = _load(database, file, dialect, names, table)
     (count,) = database.sql(f"SELECT count(*) FROM {quoted(table)}").fetchall()[0]
-    records = _record_lines(file, quotes)
+    spans = _Spans.of(quotes.spans)
     out = np.array(sorted({*rejected, *([1] if dialect.header else [])}), dtype=np.int64)
-    if len(records) - len(out) != count:
-        out = np.union1d(out, _blank_records(file, records, scratch))
-    kept = np.delete(records, out - 1)
-    bad = [(int(records[number - 1]), *found) for number, found in rejected.items() if found[1].strip(" \r\n")]
+    if file.lines - spans.further - len(out) != count:
+        out = np.union1d(out, spans.records(_blank_lines(plain(file, scratch))))
+    # Of the records that are rows, the one with number n is preceded by those that are none.
+    before = out - np.arange(len(out))
+
+    def lines(n: IntArray) -> IntArray:
+        numbers = np.asarray(n, dtype=np.int64) + 1
+        return spans.lines(numbers + np.searchsorted(before, numbers, side="right"))
+
+    numbers = spans.lines(np.array(list(rejected), dtype=np.int64)).tolist()
+    bad = [(line, *found) for line, found in zip(numbers, rejected.values(), strict=True) if found[1].strip(" \r\n")]
     bad += quotes.faults
     return Rows(
         file=file.name,
@@ -126,7 +133,7 @@ def read_delimited(
         types=("VARCHAR",) * len(names),
         total=count + len(bad),
         bad=sorted(bad),
-        lines=lambda n: kept[n],
+        lines=lines,
         split=f"split at {dialect.delimiter!r}, it has",
         texts=lambda lines: line_texts(plain(file, scratch).path, lines),
     )
@@ -177,27 +184,51 @@ def _reason(kind: str, message: str, width: int, dialect: Dialect) -> str:
     return f"longer than {LONGEST_LINE:,} bytes" if kind == "LINE SIZE OVER MAXIMUM" else message.split("\n")[0]
 
 
-def _record_lines(file: TextFile, quotes: _Quotes) -> IntArray:
-    """(R,) line from 1 on which each record begins. Blank lines are records, too."""
-    further = np.zeros(file.lines + 1, dtype=np.int64)
-    for line, more in quotes.spans:
-        further[line + 1 : line + 1 + more] = 1
-    return np.flatnonzero(further[1:] == 0) + 1
+@dataclass(frozen=True)
+class _Spans:
+    """Records that span several lines, in order.
+
+    Attributes:
+        first: (S,) line from 1 on which each begins.
+        number: (S,) its number from 1 among all records; blank lines are records, too.
+        total: (S + 1,) further lines of the first s of them.
+    """
+
+    first: IntArray
+    number: IntArray
+    total: IntArray
+
+    @classmethod
+    def of(cls, spans: list[tuple[int, int]]) -> "_Spans":
+        """From (line, number of further lines)."""
+        first, more = (np.array([span[at] for span in spans], dtype=np.int64) for at in (0, 1))
+        total = np.concatenate([[0], more.cumsum()])
+        return cls(first, first - total[:-1], total)
+
+    @property
+    def further(self) -> int:
+        """Number of lines on which no record begins."""
+        return int(self.total[-1])
+
+    def lines(self, numbers: IntArray) -> IntArray:
+        """(N,) first line of each of the records `numbers`."""
+        return numbers + self.total[np.searchsorted(self.number, numbers, side="left")]
+
+    def records(self, lines: IntArray) -> IntArray:
+        """Numbers of the records that begin on one of the `lines`."""
+        place = np.searchsorted(self.first, lines, side="right")
+        ends = np.concatenate([[0], self.first + np.diff(self.total)])
+        return lines[lines > ends[place]] - self.total[place[lines > ends[place]]]
 
 
-def _blank_records(file: TextFile, records: IntArray, scratch: Path) -> IntArray:
-    """Numbers from 1 of the records that are blank lines."""
-    blank = [
-        first + np.flatnonzero((ends[1:] - ends[:-1] == 1) | _only_return(piece, ends))
-        for first, piece, ends in pieces(plain(file, scratch).path)
-    ]
-    return np.flatnonzero(np.isin(records, np.concatenate([np.empty(0, np.int64), *blank]))) + 1
-
-
-def _only_return(piece: bytes, ends: IntArray) -> np.ndarray:
-    two = ends[1:] - ends[:-1] == 2
-    text = np.frombuffer(piece, dtype=np.uint8)
-    return two & (text[np.maximum(ends[1:] - 1, 0)] == ord("\r"))
+def _blank_lines(file: TextFile) -> IntArray:
+    """Numbers from 1 of the lines without any text. The file has no compression."""
+    found = [np.empty(0, np.int64)]
+    for first, piece, ends in pieces(file.path):
+        lengths = ends[1:] - ends[:-1]
+        text = np.frombuffer(piece, dtype=np.uint8)
+        found.append(first + np.flatnonzero((lengths == 1) | ((lengths == 2) & (text[ends[1:] - 1] == ord("\r")))))
+    return np.concatenate(found)
 
 
 def _examine(file: TextFile, dialect: Dialect, width: int) -> _Quotes:
