@@ -21,6 +21,7 @@ from rarec.data.formats.values import AHEAD_S
 from rarec.data.quarantine import Quarantine
 from rarec.data.readers.connection import connection, literal, quoted
 from rarec.data.readers.parquet_files import write_table
+from rarec.data.readers.rows import FILE, HIDDEN, N
 from rarec.data.source_spec import Role, SourceSpec
 from rarec.data.sources.download import find_source
 from rarec.data.sources.files import check_file, find_files, sha256_of
@@ -222,17 +223,17 @@ def _make_unique(
     Exact copies of a row are dropped. So are later rows where publishers repeat items, or where ids were unified.
     """
     key = ID_OF[role]
-    others = [name for (name, *_) in database.sql(f"DESCRIBE {role}").fetchall() if name not in ("file", "n")]
+    others = [name for (name, *_) in database.sql(f"DESCRIBE {role}").fetchall() if name not in HIDDEN]
     same_row = ", ".join(map(quoted, others))
     database.execute(
         f"CREATE TABLE once AS SELECT * FROM {role} "
-        f"QUALIFY row_number() OVER (PARTITION BY {same_row} ORDER BY file, n) = 1 ORDER BY file, n"
+        f"QUALIFY row_number() OVER (PARTITION BY {same_row} ORDER BY {FILE}, {N}) = 1 ORDER BY {FILE}, {N}"
     )
     before, once = (database.sql(f"SELECT count(*) FROM {name}").fetchall()[0][0] for name in (role, "once"))
     if once < before:
         warnings.append(f"{file}: {before - once:,} rows are exact copies of earlier ones; each counts once.")
     repeated = database.sql(
-        f"SELECT {key}, count(*) FROM once GROUP BY 1 HAVING count(*) > 1 ORDER BY min(file), min(n)"
+        f"SELECT {key}, count(*) FROM once GROUP BY 1 HAVING count(*) > 1 ORDER BY min({FILE}), min({N})"
     ).fetchall()
     extra = sum(count - 1 for _, count in repeated)
     if repeated:
@@ -248,7 +249,7 @@ def _make_unique(
     database.execute(f"DROP TABLE {role}")
     database.execute(
         f"CREATE TABLE {role} AS SELECT * FROM once "
-        f"QUALIFY row_number() OVER (PARTITION BY {key} ORDER BY file, n) = 1 ORDER BY file, n"
+        f"QUALIFY row_number() OVER (PARTITION BY {key} ORDER BY {FILE}, {N}) = 1 ORDER BY {FILE}, {N}"
     )
     database.execute("DROP TABLE once")
     (count,) = database.sql(f"SELECT count(*) FROM {role}").fetchall()[0]

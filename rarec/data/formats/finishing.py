@@ -4,6 +4,7 @@ import duckdb
 
 from rarec.data.formats.published import AGE_GROUPS, GENRES_100K, OCCUPATIONS
 from rarec.data.readers.connection import literal, quoted
+from rarec.data.readers.rows import FILE, N
 from rarec.data.source_spec import Role, SourceSpec
 
 BETWEEN = {"genres": "|", "category": " > "}  # other lists are joined by commas
@@ -48,7 +49,8 @@ def _join_flags(database: duckdb.DuckDBPyConnection) -> None:
     flags = ", ".join(map(quoted, GENRES_100K))
     database.execute(
         f"CREATE TABLE joined AS SELECT * EXCLUDE ({flags}), "
-        f"array_to_string(list_filter([{words}], lambda w: w IS NOT NULL), '|') AS genres FROM items ORDER BY file, n"
+        f"array_to_string(list_filter([{words}], lambda w: w IS NOT NULL), '|') AS genres FROM items "
+        f"ORDER BY {FILE}, {N}"
     )
     database.execute("DROP TABLE items")
     database.execute("ALTER TABLE joined RENAME TO items")
@@ -62,6 +64,6 @@ def _join_lists(database: duckdb.DuckDBPyConnection, role: Role, name: str, betw
     database.execute(
         f"UPDATE {role} SET {column} = CASE json_type(found, '$[0]') "
         f"WHEN 'ARRAY' THEN {joined.format('found -> 0')} WHEN 'VARCHAR' THEN {joined.format('found')} ELSE '' END "
-        f"FROM (SELECT file AS f, n AS m, {as_json} AS found FROM {role} WHERE {column} LIKE '[%]') "
-        f"WHERE file = f AND n = m AND json_valid(found)"
+        f"FROM (SELECT {FILE} AS f, {N} AS m, {as_json} AS found FROM {role} WHERE {column} LIKE '[%]') "
+        f"WHERE {FILE} = f AND {N} = m AND json_valid(found)"
     )

@@ -19,7 +19,7 @@ from rarec.data.formats.table import Reading, read_rows
 from rarec.data.formats.values import AHEAD_S, number_value, time_value
 from rarec.data.quarantine import Quarantine
 from rarec.data.raw import RawTables, read_raw
-from rarec.data.readers.connection import connection, quoted, row_of, value_of
+from rarec.data.readers.connection import connection, row_of, value_of
 from rarec.data.readers.rows import Rows
 from rarec.data.source_spec import Role, SourceSpec
 from rarec.data.sources.files import find_files
@@ -87,7 +87,7 @@ def _found(database: duckdb.DuckDBPyConnection, rows: Rows, role: Role, fields: 
     ratings, unit = None, None
     if role == "interactions":
         if "rating" in by_ours:
-            value = number_value(quoted(by_ours["rating"]), -np.inf, np.inf).value
+            value = number_value(rows.column(by_ours["rating"]), -np.inf, np.inf).value
             low, high = row_of(database, f"SELECT min(v), max(v) FROM (SELECT {value} AS v FROM {rows.table})")
             ratings = None if low is None or not low < high else (float(low), float(high))
         if "timestamp" in by_ours:
@@ -101,11 +101,11 @@ def _unit(database: duckdb.DuckDBPyConnection, rows: Rows, column: str) -> str |
     """The unit in which most values of a column are plausible times; None if there is none."""
     latest = time.time() + AHEAD_S
     for unit in UNIT_ORDER:
-        value = time_value(quoted(column), unit, latest)
-        fault = value.fault.format(x=quoted(column), v="v")
+        value = time_value(rows.column(column), unit, latest)
+        fault = value.fault.format(x=rows.column(column), v="v")
         share = value_of(
             database,
-            f"SELECT avg(CAST(NOT ({fault}) AS DOUBLE)) FROM (SELECT {quoted(column)}, {value.value} AS v FROM "
+            f"SELECT avg(CAST(NOT ({fault}) AS DOUBLE)) FROM (SELECT {rows.column(column)}, {value.value} AS v FROM "
             f"(SELECT * FROM {rows.table} LIMIT {LOOKED_AT}))",
         )
         if share is not None and share >= PLAUSIBLE:
@@ -119,7 +119,7 @@ def _by_content(database: duckdb.DuckDBPyConnection, rows: Rows, role: Role) -> 
         return {rows.names[0]: KEYS[role][0], **({rows.names[1]: "title"} if len(rows.names) > 1 else {})}
     columns = dict(zip(rows.names, KEYS[role], strict=False))
     for name in rows.names[2:]:
-        value = number_value(quoted(name), -np.inf, np.inf).value
+        value = number_value(rows.column(name), -np.inf, np.inf).value
         numbers, different = row_of(
             database, f"SELECT count(v) = count(*), count(DISTINCT v) FROM (SELECT {value} AS v FROM {rows.table})"
         )

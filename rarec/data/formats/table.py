@@ -27,7 +27,7 @@ from rarec.data.readers.columnar import EXACT, read_parquet
 from rarec.data.readers.connection import quoted, value_of
 from rarec.data.readers.delimited import read_delimited
 from rarec.data.readers.records import first_object, read_records
-from rarec.data.readers.rows import Rows
+from rarec.data.readers.rows import FILE, N, Rows
 from rarec.data.readers.text import kind_of, prepare
 from rarec.data.source_spec import Role, SourceSpec
 from rarec.data.spec import DatasetSpec
@@ -35,6 +35,9 @@ from rarec.errors import InputError
 from rarec.types import IntArray
 
 ID_COLUMNS = ("user_id", "item_id")
+FAULT = '"#fault"'
+KNOWN = (*ID_COLUMNS, "rating", "timestamp", "order")
+LOOKED_AT = 1000  # bad times
 MOST = 0.9  # share of the bad times that another unit must explain before it is named
 
 
@@ -75,8 +78,8 @@ class Reading:
 def read_role(reading: Reading, paths: list[Path]) -> int:
     """Read the files of one role into the table named after it, in order; returns the number of rows.
 
-    The table has our column names, with ids as text and `timestamp` in microseconds, and the columns `file` (number of
-    the file from 0) and `n` (number of the row from 0; `Reading.lines` has its line).
+    The table has our column names, with ids as text and `timestamp` in microseconds, and the columns `FILE` (number
+    of the file from 0) and `N` (number of the row from 0; `Reading.lines` has its line).
 
     Raises:
         InputError: A file cannot be read, lacks a column, or has too many bad rows.
@@ -125,9 +128,11 @@ def _values(reading: Reading, rows: Rows, form: Form) -> dict[str, tuple[str, Va
     nothing = NOTHING if null_values is None else null_values
     values: dict[str, tuple[str, Value]] = {}
     for published in rows.names:
-        ours, column = form.rename.get(published, published), quoted(published)
-        if ours in values:
-            raise InputError(f"{rows.file}: two columns have the name {ours!r}; correct the column mapping.")
+        ours, column = form.rename.get(published, published), rows.column(published)
+        if ours.lower() in (other.lower() for other in values):
+            if published in form.rename or ours in KNOWN:
+                raise InputError(f"{rows.file}: two columns have the name {ours!r}; correct the column mapping.")
+            continue  # a column of no meaning here, whose name differs in its case only
         optional = ours in reading.optional
         if reading.keep is not None and ours not in reading.keep:
             continue
@@ -155,8 +160,8 @@ def _refuse_floats(database: duckdb.DuckDBPyConnection, rows: Rows, published: s
     if exact is None:
         return
     found = database.sql(
-        f"SELECT any_value({quoted(published)}) FROM {quoted(rows.table)} "
-        f"WHERE abs(TRY_CAST({quoted(published)} AS DOUBLE)) >= {exact}"
+        f"SELECT any_value({rows.column(published)}) FROM {rows.table} "
+        f"WHERE abs(TRY_CAST({rows.column(published)} AS DOUBLE)) >= {exact}"
     ).fetchall()[0][0]
     if found is not None:
         bits = 32 if exact == EXACT["FLOAT"] else 64
@@ -176,23 +181,24 @@ def _convert(reading: Reading, rows: Rows, form: Form, number: int, table: str) 
     chosen = list(values.items())
     read = ", ".join(f"{value.value} AS v{place}" for place, (_, (_, value)) in enumerate(chosen))
     faults = [
-        value.fault.format(x=quoted(published), v=f"v{place}") for place, (_, (published, value)) in enumerate(chosen)
+        value.fault.format(x=rows.column(published), v=f"v{place}")
+        for place, (_, (published, value)) in enumerate(chosen)
     ]
     first = "CASE " + " ".join(f"WHEN {fault} THEN {place}" for place, fault in enumerate(faults)) + " ELSE -1 END"
-    database.execute(f"DROP TABLE IF EXISTS typed; DROP TABLE IF EXISTS {quoted(table)}")
+    columns = ", ".join(f"{_stored(name, place)} AS {quoted(name)}" for place, (name, _) in enumerate(chosen))
+    database.execute(f"DROP TABLE IF EXISTS {table}")
     database.execute(
-        f"CREATE TABLE typed AS SELECT *, {first} AS fault FROM (SELECT *, {read} FROM {quoted(rows.table)})"
+        f"CREATE TABLE {table} AS SELECT {number} AS {FILE}, n AS {N}, {columns}, {first} AS {FAULT} "
+        f"FROM (SELECT *, {read} FROM {rows.table})"
     )
-    bad = database.sql("SELECT n, fault FROM typed WHERE fault >= 0 ORDER BY n").fetchnumpy()
-    lines = rows.lines(np.asarray(bad["n"], dtype=np.int64))
+    bad = database.sql(f"SELECT {N} AS n, {FAULT} AS fault FROM {table} WHERE {FAULT} >= 0 ORDER BY 1").fetchnumpy()
+    numbers = np.asarray(bad["n"], dtype=np.int64)
     for line, reason, text in rows.bad:
         quarantine.add(rows.file, line, reason, text)
-    _set_aside(reading, rows, chosen, np.asarray(bad["n"], dtype=np.int64), np.asarray(bad["fault"]), lines)
-    columns = ", ".join(f"{_stored(name, place)} AS {quoted(name)}" for place, (name, (_, value)) in enumerate(chosen))
-    database.execute(
-        f"CREATE TABLE {quoted(table)} AS SELECT {number} AS file, n, {columns} FROM typed WHERE fault < 0 ORDER BY n"
-    )
-    database.execute(f"DROP TABLE typed; DROP TABLE {quoted(rows.table)}")
+    _set_aside(reading, rows, chosen, numbers, np.asarray(bad["fault"]))
+    database.execute(f"DELETE FROM {table} WHERE {FAULT} >= 0")
+    database.execute(f"ALTER TABLE {table} DROP COLUMN {FAULT}")
+    database.execute(f"DROP TABLE {rows.table}")
 
 
 def _stored(name: str, place: int) -> str:
@@ -205,42 +211,48 @@ def _set_aside(
     reading: Reading,
     rows: Rows,
     chosen: list[tuple[str, tuple[str, Value]]],
-    numbers: np.ndarray,
-    faults: np.ndarray,
-    lines: np.ndarray,
+    numbers: IntArray,
+    faults: IntArray,
 ) -> None:
     """Quarantine the rows `numbers`. If they are too many, only the first ones are looked at before the error."""
-    quarantine = reading.quarantine
-    shown = len(numbers)
+    quarantine, shown = reading.quarantine, len(numbers)
     if quarantine.count(rows.file) + shown > quarantine.limit * rows.total:
         shown = min(shown, quarantine.SHOWN)
-    texts = rows.texts(lines[:shown]) if shown else []
+    lines = rows.lines(numbers[:shown])
+    texts = rows.texts(lines) if shown else []
     for place in sorted(set(faults[:shown].tolist())):
         name, (published, value) = chosen[place]
         at = np.flatnonzero(faults[:shown] == place)
         wanted = ", ".join(map(str, numbers[at].tolist()))
         found = reading.database.sql(
-            f"SELECT {quoted(published)}, v{place} FROM typed WHERE n IN ({wanted}) ORDER BY n"
+            f"SELECT {rows.column(published)}, {value.value} FROM {rows.table} WHERE n IN ({wanted}) ORDER BY n"
         ).fetchall()
         for row, (text, read) in zip(at.tolist(), found, strict=True):
             quarantine.add(rows.file, int(lines[row]), value.reason(name, published, text, read), texts[row])
     quarantine.add_unseen(rows.file, len(numbers) - shown)
-    quarantine.check(rows.file, rows.total, _hint(reading, chosen, faults))
+    quarantine.check(rows.file, rows.total, _hint(reading, rows, chosen, numbers, faults))
 
 
-def _hint(reading: Reading, chosen: list[tuple[str, tuple[str, Value]]], faults: np.ndarray) -> str:
+def _hint(
+    reading: Reading,
+    rows: Rows,
+    chosen: list[tuple[str, tuple[str, Value]]],
+    numbers: IntArray,
+    faults: IntArray,
+) -> str:
     """What to do if most of the bad rows have times in another unit."""
     place = next((p for p, (name, _) in enumerate(chosen) if name == "timestamp"), None)
     if place is None or not (faults == place).any():
         return ""
-    (published, _) = chosen[place][1]
+    column = rows.column(chosen[place][1][0])
+    wanted = ", ".join(map(str, numbers[faults == place][:LOOKED_AT].tolist()))
     for unit in (*UNITS, "ns", "days"):
-        other = time_value(quoted(published), unit, reading.latest_s)
-        fault = other.fault.format(x=quoted(published), v="v")
+        other = time_value(column, unit, reading.latest_s)
+        fault = other.fault.format(x=column, v="v")
         share = value_of(
             reading.database,
             f"SELECT avg(CAST(NOT ({fault}) AS DOUBLE)) FROM "
-            f"(SELECT {quoted(published)}, {other.value} AS v FROM typed WHERE fault = {place})",
+            f"(SELECT {column}, {other.value} AS v FROM {rows.table} WHERE n IN ({wanted}))",
         )
         if share >= MOST:
             return f'The times look like {UNIT_WORDS[unit]}: set `time_unit = "{unit}"` in the source.'

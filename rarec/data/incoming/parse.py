@@ -17,6 +17,7 @@ from rarec.data.formats.values import AHEAD_S
 from rarec.data.incoming.rows import FILE_ROWS, NO_TIME, Parsed
 from rarec.data.quarantine import Quarantine
 from rarec.data.readers.connection import connection
+from rarec.data.readers.rows import N
 from rarec.data.source_spec import OWN, SourceSpec
 from rarec.data.spec import DatasetSpec
 from rarec.errors import InputError
@@ -71,8 +72,8 @@ def parse_incoming(path: Path, spec: DatasetSpec, now_s: float, bad_share: float
         rating = "rating" if "rating" in names else "CAST('nan' AS FLOAT)"
         time = f"coalesce(timestamp / 1e6, {NO_TIME})" if "timestamp" in names else f"CAST({NO_TIME} AS DOUBLE)"
         table = database.sql(
-            f"SELECT n, user_id, item_id, coalesce({rating}, 'nan') AS rating, {time} AS timestamp FROM interactions "
-            "ORDER BY n"
+            f"SELECT {N} AS n, user_id, item_id, coalesce({rating}, 'nan') AS rating, {time} AS timestamp "
+            "FROM interactions ORDER BY 1"
         ).to_arrow_table()
     lines = reading.lines[0](table["n"].to_numpy())
     rows = table.drop_columns("n").add_column(0, "line", pa.array(np.asarray(lines, dtype=np.int64)))

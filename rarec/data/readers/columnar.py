@@ -27,25 +27,23 @@ def read_parquet(database: duckdb.DuckDBPyConnection, path: Path, name: str, tab
         described = database.sql(f"DESCRIBE SELECT * EXCLUDE file_row_number FROM {source}").fetchall()
         names, types = tuple(row[0] for row in described), tuple(row[1] for row in described)
         columns = "".join(
-            f", coalesce({_as_text(quoted(column), kind)}, '') AS {quoted(column)}"
-            for column, kind in zip(names, types, strict=True)
+            f", coalesce({_as_text(quoted(column), kind)}, '') AS c{place}"
+            for place, (column, kind) in enumerate(zip(names, types, strict=True))
         )
-        database.execute(f"DROP TABLE IF EXISTS {quoted(table)}")
-        database.execute(f"CREATE TABLE {quoted(table)} AS SELECT file_row_number AS n{columns} FROM {source}")
+        database.execute(f"DROP TABLE IF EXISTS {table}")
+        database.execute(f"CREATE TABLE {table} AS SELECT file_row_number AS n{columns} FROM {source}")
     except duckdb.OutOfMemoryException as error:
         raise MemoryError(one_line(error)) from error
     except duckdb.Error as error:
         with path.open("rb") as stream:  # raises if it is the system that cannot read it
             stream.read(1)
         raise InputError(f"{name}: not a complete parquet file ({one_line(error)[:200]}).") from error
-    (count,) = database.sql(f"SELECT count(*) FROM {quoted(table)}").fetchall()[0]
+    (count,) = database.sql(f"SELECT count(*) FROM {table}").fetchall()[0]
 
     def texts(lines: IntArray) -> list[str]:
-        joined = ", ".join(f"{quoted(column)}" for column in names)
+        joined = ", ".join(f"c{place}" for place in range(len(names)))
         wanted = ", ".join(str(line - 1) for line in lines) or "-1"
-        found = database.sql(
-            f"SELECT n, concat_ws(',', {joined}) FROM {quoted(table)} WHERE n IN ({wanted})"
-        ).fetchall()
+        found = database.sql(f"SELECT n, concat_ws(',', {joined}) FROM {table} WHERE n IN ({wanted})").fetchall()
         shown = {int(n): str(text) for n, text in found}
         return [shown[int(line) - 1] for line in lines]
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import duckdb
 import numpy as np
 
-from rarec.data.readers.connection import literal, quoted
+from rarec.data.readers.connection import literal
 from rarec.data.readers.rows import Rows, line_texts, pieces
 from rarec.data.readers.text import TextFile, blank_out, plain
 from rarec.errors import InputError, one_line
@@ -111,7 +111,7 @@ def read_delimited(
         if quotes.faults:
             file = blank_out(file, quotes.faults, scratch)
     rejected = _load(database, file, dialect, names, table)
-    (count,) = database.sql(f"SELECT count(*) FROM {quoted(table)}").fetchall()[0]
+    (count,) = database.sql(f"SELECT count(*) FROM {table}").fetchall()[0]
     spans = _Spans.of(quotes.spans)
     out = np.array(sorted({*rejected, *([1] if dialect.header else [])}), dtype=np.int64)
     if file.lines - spans.further - len(out) != count:
@@ -143,7 +143,7 @@ def _load(
     database: duckdb.DuckDBPyConnection, file: TextFile, dialect: Dialect, names: tuple[str, ...], table: str
 ) -> dict[int, tuple[str, str]]:
     """Create the table; returns reason and text of each record that DuckDB rejects, by its number from 1."""
-    columns = ", ".join(f"{literal(name)}: 'VARCHAR'" for name in names)
+    columns = ", ".join(f"c{place}: 'VARCHAR'" for place in range(len(names)))
     escape = (dialect.escape or dialect.quote) if dialect.quote else ""
     options = (
         f"columns={{{columns}}}, auto_detect=false, header={dialect.header}, delim={literal(dialect.delimiter)}, "
@@ -152,10 +152,10 @@ def _load(
         "rejects_scan='scans'"
     )
     for name in (table, "rejects", "scans"):
-        database.execute(f"DROP TABLE IF EXISTS {quoted(name)}")
+        database.execute(f"DROP TABLE IF EXISTS {name}")
     try:
         database.execute(
-            f"CREATE TABLE {quoted(table)} AS SELECT row_number() OVER () - 1 AS n, * "
+            f"CREATE TABLE {table} AS SELECT row_number() OVER () - 1 AS n, * "
             f"FROM read_csv({literal(str(file.path))}, {options})"
         )
     except (duckdb.InvalidInputException, duckdb.IOException) as error:

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rarec.data.readers.connection import quoted
+from rarec.data.readers.rows import FILE, HIDDEN, N
 
 GROUP_ROWS = 1 << 20  # of a row group, as pyarrow's default
 DTYPES = {"BIGINT": "int64", "INTEGER": "int32", "FLOAT": "float32", "DOUBLE": "float64", "VARCHAR": "str"}
@@ -48,9 +49,7 @@ def batches_of(
 
 def write_table(database: duckdb.DuckDBPyConnection, table: str, path: Path) -> int:
     """Write a raw table in file order; `timestamp` becomes seconds, whole ones if all are."""
-    described = {
-        name: kind for name, kind, *_ in database.sql(f"DESCRIBE {table}").fetchall() if name not in ("file", "n")
-    }
+    described = {name: kind for name, kind, *_ in database.sql(f"DESCRIBE {table}").fetchall() if name not in HIDDEN}
     columns, dtypes = [], {}
     for name, kind in described.items():
         column = quoted(name)
@@ -62,7 +61,7 @@ def write_table(database: duckdb.DuckDBPyConnection, table: str, path: Path) -> 
             column = f"{column} / 1e6" if fractions else f"{column} // 1000000"
         columns.append(f"{column} AS {quoted(name)}")
         dtypes[name] = DTYPES[kind]
-    query = f"SELECT {', '.join(columns)} FROM {table} ORDER BY file, n"
+    query = f"SELECT {', '.join(columns)} FROM {table} ORDER BY {FILE}, {N}"
     return write_batches(batches_of(database, query), schema_of(dtypes), path)
 
 

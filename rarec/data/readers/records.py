@@ -9,7 +9,7 @@ from pathlib import Path
 import duckdb
 import numpy as np
 
-from rarec.data.readers.connection import literal, quoted
+from rarec.data.readers.connection import literal
 from rarec.data.readers.delimited import LONGEST_LINE, NOTHING
 from rarec.data.readers.rows import Rows, line_texts
 from rarec.data.readers.text import TextFile, plain
@@ -79,7 +79,7 @@ def read_records(
     bad = [(int(n), rejected[n], text) for n, text in zip(numbers.tolist(), texts(numbers), strict=True)]
     names = _keys(database, "SELECT n, line FROM objects WHERE good")
     _spread(database, table, names, "SELECT n, line FROM objects WHERE good")
-    (count,) = database.sql(f"SELECT count(*) FROM {quoted(table)}").fetchall()[0]
+    (count,) = database.sql(f"SELECT count(*) FROM {table}").fetchall()[0]
     types = ("JSON",) * len(names)
     return Rows(file.name, table, names, types, count + len(bad), bad, lambda n: kept[n], texts)
 
@@ -161,9 +161,7 @@ def _keys(database: duckdb.DuckDBPyConnection, objects: str) -> tuple[str, ...]:
 def _spread(database: duckdb.DuckDBPyConnection, table: str, names: tuple[str, ...], objects: str) -> None:
     """A table with a column for each key."""
     pointers = ", ".join(literal("/" + name.replace("~", "~0").replace("/", "~1")) for name in names)
-    columns = "".join(f", found[{place}] AS {quoted(name)}" for place, name in enumerate(names, start=1))
+    columns = "".join(f", found[{place}] AS c{place - 1}" for place in range(1, len(names) + 1))
     found = f"json_extract_string(line, [{pointers}])" if names else "[]"
-    database.execute(f"DROP TABLE IF EXISTS {quoted(table)}")
-    database.execute(
-        f"CREATE TABLE {quoted(table)} AS SELECT n{columns} FROM (SELECT n, {found} AS found FROM ({objects}))"
-    )
+    database.execute(f"DROP TABLE IF EXISTS {table}")
+    database.execute(f"CREATE TABLE {table} AS SELECT n{columns} FROM (SELECT n, {found} AS found FROM ({objects}))")

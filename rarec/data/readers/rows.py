@@ -9,6 +9,9 @@ import numpy as np
 from rarec.types import IntArray
 
 PIECE = 64 << 20  # bytes
+# Columns of a converted table that no file can have: the number of its file from 0, and of the row in it.
+FILE, N = '"#file"', '"#n"'
+HIDDEN = ("#file", "#n")
 
 
 @dataclass(frozen=True)
@@ -17,7 +20,8 @@ class Rows:
 
     Attributes:
         file: Name of the file.
-        table: DuckDB table with `n` (BIGINT, from 0 in file order) and one VARCHAR column for each name.
+        table: DuckDB table with `n` (BIGINT, from 0 in file order) and a VARCHAR column `c<place>` for each name: names
+            in files may differ in case only, or not at all.
         names: Published column names, in file order.
         types: DuckDB type of each column in the file; "VARCHAR" for text.
         total: Rows of the file, including unreadable ones.
@@ -36,6 +40,10 @@ class Rows:
     lines: Callable[[IntArray], IntArray]
     texts: Callable[[IntArray], list[str]]
     split: str = "it has"
+
+    def column(self, name: str) -> str:
+        """Column of the table that holds `name`."""
+        return f"c{self.names.index(name)}"
 
 
 def pieces(path: Path) -> Iterator[tuple[int, bytes, IntArray]]:

@@ -86,7 +86,7 @@ def test_half_a_data_set_is_an_error_and_not_downloaded(specs, samples, tmp_path
 def test_nothing_there_and_nothing_to_fetch(specs, tmp_path):
     message = (
         r"amazon-beauty: its files were not found, and there is no public archive to download\. "
-        r"Put reviews_Beauty_5\.json\.gz, meta_Beauty\.json\.gz or amazon-beauty\.inter, amazon-beauty\.item "
+        r"Put reviews_Beauty_5\.json\.gz, meta_Beauty\.json\.gz or amazon-beauty\.inter "
         r"\(from https://.*\) into "
     )
     with pytest.raises(InputError, match=message + r"<folder>/amazon-beauty and set RAREC_DATA to <folder>\."):
