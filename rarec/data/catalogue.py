@@ -26,7 +26,7 @@ BETWEEN_PARTS = {"location": ", ", "genres": "|"}  # texts of several parts, eac
 TITLE_YEAR = r"^(?P<title>.+?)\s*\((?P<year>\d{4})(?:[-–]\d{0,4})?\)$"
 # White space, and control characters. Characters without width count as nothing at the ends of a text only: inside they
 # join letters and emoji.
-WHITE = re.compile(r"[\s\x00-\x1f\x7f-\x9f\u200b\u2060\ufeff]+")
+WHITE = re.compile(r"[\s\x00-\x1f\x7f\u200b\u2060\ufeff]+")
 WIDTHLESS = "\u200b\u200c\u200d\u200e\u200f\u2060\ufeff\u00ad"
 
 
