@@ -91,7 +91,7 @@ CHECKS = [
         "time_order",
         "interactions",
         "Within a user, time never runs backwards.",
-        lambda _spec, artifact: check_time_order(load_table(artifact, "interactions")),
+        lambda _spec, artifact: check_time_order(load_table(artifact, "interactions", ("user_index", "timestamp"))),
     ),
     artifact_check(
         "ties",

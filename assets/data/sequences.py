@@ -28,9 +28,9 @@ def _config(request: Request[SequenceSettings]) -> dict[str, Any]:
 def user_sequences(job: Job[SequenceSettings]) -> Outcome:
     """Item sequences in time order with their leave-one-out split: last item test, last but one validation."""
     interactions, clock = job.inputs["interactions"], has_clock(job.inputs["interactions"])
-    table = load_table(interactions, "interactions")
-    users = load_table(job.inputs["user_profiles"], "users")["user_id"]
-    n_items = len(load_table(job.inputs["item_catalog"], "items"))
+    table = load_table(interactions, "interactions", ("user_index", "item_index", "timestamp"))
+    users = load_table(job.inputs["user_profiles"], "users", ("user_id",))["user_id"]
+    n_items = len(load_table(job.inputs["item_catalog"], "items", ("item_index",)))
     # New users start with one interaction, which must not stop everybody's training.
     arrived = load_counts(interactions).get("incoming_rows", 0)
     window, short_users = {}, "train-only" if arrived else job.spec.short_users

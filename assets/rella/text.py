@@ -31,9 +31,9 @@ PREVIEW = 3
 )
 def ctr_samples(job: Job[CtrSettings]) -> Outcome:
     """Will this user like this item? One sample an interaction with enough history, split by global time 8:1:1."""
-    table = load_table(job.inputs["interactions"], "interactions")
+    table = load_table(job.inputs["interactions"], "interactions", ("user_index", "timestamp", "rating"))
     liked = job.spec.is_positive(table["rating"].to_numpy())
-    n_users = len(load_table(job.inputs["user_profiles"], "users"))
+    n_users = len(load_table(job.inputs["user_profiles"], "users", ("user_index",)))
     time = load_counts(job.inputs["interactions"])["time"]
     samples = build_ctr_samples(table["user_index"], table["timestamp"], liked, n_users, time, job.settings)
     samples.save(job.folder)
@@ -64,7 +64,7 @@ def textual_samples(job: Job[TextSettings]) -> Outcome:
     """Prompts with the K most recent behaviours: their parts as text, and the parts of each sample's prompt."""
     template = job.template
     items = load_table(job.inputs["item_catalog"], "items")
-    interactions = load_table(job.inputs["interactions"], "interactions")
+    interactions = load_table(job.inputs["interactions"], "interactions", ("item_index", "rating"))
     item_index, rating = interactions["item_index"].to_numpy(np.int64), interactions["rating"].to_numpy()
     samples = CtrSamples.load(job.path("ctr_samples"))
     parts = build_parts(template, items, load_table(job.inputs["user_profiles"], "users"), item_index, rating)
