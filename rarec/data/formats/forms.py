@@ -30,16 +30,19 @@ def form_before(source: SourceSpec, role: Role) -> Form:
     return FORMS[source.format][role]
 
 
-def form_of(rows: Rows, spec: DatasetSpec, source: SourceSpec, role: Role) -> Form:
+def form_of(rows: Rows, spec: DatasetSpec, source: SourceSpec, role: Role, incoming: bool = False) -> Form:
     """The form of a file that has been read.
+
+    A file that arrived after publication (`incoming`) may call its columns as we do although the published files do
+    not, and may have times although the data set has no clock.
 
     Raises:
         InputError: The file lacks a column that the data set names, or has a time that the data set denies.
     """
     if source.format == "recbole":
-        form = _own_form(rows, spec, source, role, {})
+        form = _own_form(rows, spec, source, role, {}, incoming)
     elif source.format == "table":
-        form = _own_form(rows, spec, source, role, by_alias(role, rows.names))
+        form = _own_form(rows, spec, source, role, by_alias(role, rows.names), incoming)
     elif source.format == "amazon-2014" and "parent_asin" in rows.names:
         form = AMAZON_2023[role]
     else:
@@ -47,24 +50,30 @@ def form_of(rows: Rows, spec: DatasetSpec, source: SourceSpec, role: Role) -> Fo
     return replace(form, unit=source.time_unit or form.unit)
 
 
-def _own_form(rows: Rows, spec: DatasetSpec, source: SourceSpec, role: Role, known: dict[str, str]) -> Form:
+def _own_form(
+    rows: Rows, spec: DatasetSpec, source: SourceSpec, role: Role, known: dict[str, str], incoming: bool
+) -> Form:
     """The form of a file whose columns the data set names, or that are called as ours."""
     names = recbole_names(rows) if source.format == "recbole" else {name: name for name in rows.names}
-    own = {}
+    own, absent = {}, []
     for name, ours in source.columns.get(role, {}).items():
         published = _find(rows, names, name)
         if published is not None:
             own[published] = ours
+        elif incoming:
+            continue
         elif role == "interactions" or ours in KEYS[role]:
             raise InputError(
                 f"{rows.file}: there is no column {name!r}{closest(name, names.values())}; the file has "
                 f"{', '.join(map(repr, names.values()))}. Correct `columns.{role}` in the data set's file."
             )
+        else:
+            absent.append(name)
     plain = {typed: name for typed, name in names.items() if typed != name}
     rename = {typed: ours for typed, ours in (plain | known).items() if ours not in own.values()} | own
     required = KEYS[role]
-    if role == "interactions":
-        time = time_column(spec, source)
+    time = time_column(spec, source)
+    if role == "interactions" and (time == "timestamp" or not incoming):
         there = [rename.get(name, name) for name in rows.names]
         if time == "order" and "order" not in there and "timestamp" in there:
             rename |= {name: "order" for name in rows.names if rename.get(name, name) == "timestamp"}
@@ -79,12 +88,16 @@ def _own_form(rows: Rows, spec: DatasetSpec, source: SourceSpec, role: Role, kno
                 f'{rows.file}: has a `timestamp` column, but the data set says time = "none"; set time = "clock", or '
                 "leave the column out."
             )
-        required = (*required, *((time,) if time else ()), *(("rating",) if spec.rating_scale and known else ()))
+        required = (*required, *((time,) if time else ()))
+    if role == "interactions" and spec.rating_scale and source.format == "table":
+        required = (*required, "rating")
     numeric = (
         frozenset(name for name in rows.names if name.endswith(":float")) if source.format == "recbole" else frozenset()
     )
     advice = f"Map columns with `columns.{role}` in the data set's file."
-    return Form(rename=rename, required=required, numeric=numeric, records=True, advice=advice)
+    return Form(
+        rename=rename, required=required, numeric=numeric, records=True, advice=advice, absent=tuple(absent)
+    )  # fmt: skip
 
 
 def _find(rows: Rows, names: dict[str, str], wanted: str) -> str | None:

@@ -71,6 +71,7 @@ class Form:
         first_of_repeated: Whether publishers repeat items, so that the first row of an item counts.
         unit: Unit of times, unless the source says another; see `rarec.data.formats.values.UNIT_WORDS`.
         advice: Ends the error of a missing column.
+        absent: Columns that the data set names and the file lacks, though it may.
     """
 
     dialects: tuple[Dialect, ...] = ()
@@ -87,6 +88,7 @@ class Form:
         "Check the file's delimiter, encoding and header. If it is another file than the format's, declare it with "
         '`format = "table"`; `make dataset FILE=...` writes the declaration.'
     )
+    absent: tuple[str, ...] = ()
 
 
 def same(name: str) -> str:

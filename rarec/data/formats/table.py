@@ -55,7 +55,7 @@ class Reading:
         wanted: Ids of the items of interest. Other items may be left out.
         optional: Our names of columns that may be empty.
         keep: Our names of the columns to keep; None keeps all.
-        may_be_empty: Whether a file without rows is no error.
+        incoming: Whether the file arrived after publication; then a file without rows is no error.
         warnings: Receives sentences on what a user should know.
         lines: Receives, for each file, what turns `n` into lines.
     """
@@ -70,7 +70,7 @@ class Reading:
     wanted: Collection[str] | None = None
     optional: tuple[str, ...] = ()
     keep: tuple[str, ...] | None = None
-    may_be_empty: bool = False
+    incoming: bool = False
     warnings: list[str] = field(default_factory=list)
     lines: list[Callable[[IntArray], IntArray]] = field(default_factory=list)
 
@@ -88,7 +88,10 @@ def read_role(reading: Reading, paths: list[Path]) -> int:
     parts = [f"{role}_{number}" for number in range(len(paths))]
     for number, path in enumerate(paths):
         rows = read_rows(reading, path)
-        form = form_of(rows, reading.spec, reading.source, role)
+        form = form_of(rows, reading.spec, reading.source, role, reading.incoming)
+        reading.warnings += [
+            f"{rows.file}: there is no column {name!r}, which the data set names." for name in form.absent
+        ]
         reading.lines.append(rows.lines)
         _convert(reading, rows, form, number, parts[number])
     database.execute(f"DROP TABLE IF EXISTS {role}")
@@ -100,7 +103,7 @@ def read_role(reading: Reading, paths: list[Path]) -> int:
         for part in parts:
             database.execute(f"DROP TABLE {part}")
     (count,) = database.sql(f"SELECT count(*) FROM {role}").fetchall()[0]
-    if not count and not reading.may_be_empty:
+    if not count and not reading.incoming:
         raise InputError(f"{paths[0].name}: the file holds no rows; get a complete copy of it.")
     return int(count)
 

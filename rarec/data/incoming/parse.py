@@ -54,7 +54,7 @@ def parse_incoming(path: Path, spec: DatasetSpec, now_s: float, bad_share: float
         work.mkdir()
         reading = Reading(
             database,
-            spec.model_copy(update={"time": "clock" if spec.time == "clock" else "none"}),
+            spec,
             source,
             "interactions",
             quarantine,
@@ -62,7 +62,7 @@ def parse_incoming(path: Path, spec: DatasetSpec, now_s: float, bad_share: float
             now_s + AHEAD_S,
             optional=optional,
             keep=keep,
-            may_be_empty=True,
+            incoming=True,
         )
         read_role(reading, [path])
         for column in ("user_id", "item_id"):

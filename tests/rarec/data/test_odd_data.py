@@ -332,3 +332,19 @@ def test_amazon_of_2023(tmp_path):
     assert len(raw.items) == 6  # only products with reviews
     assert tables.items[["title", "category"]].to_numpy().tolist()[0] == ["Cream 0", "Beauty > Face"]
     assert tables.interactions.timestamp[0] == T + 0.123
+
+
+def test_a_column_that_an_item_file_lacks_is_told_and_no_error(tmp_path):
+    items = "item_id:token\n" + "".join(f"i{i}\n" for i in range(6))
+    spec = spec_of({"format": "recbole", "columns": {"items": {"product_name": "title"}}})
+    raw, tables = read(tmp_path, HEADER + events(), items, spec)
+    assert tables.items.title.tolist() == [f"item i{i}" for i in range(6)]
+    assert raw.warnings == ("shop.item: there is no column 'product_name', which the data set names.",)
+
+
+def test_columns_that_differ_in_case_only_or_are_called_as_ours_inside(tmp_path):
+    (tmp_path / "shop.csv").write_text(
+        "user_id,item_id,rating,timestamp,Note,note,n,file\n" + f"u1,i1,5,{T},a,b,c,d\nu1,i2,5,{T + 1},a,b,c,d\n"
+    )
+    raw = read_raw(spec_of({"format": "table", "files": {"interactions": "shop.csv"}}), tmp_path)
+    assert raw.interactions[["Note", "n", "file"]].to_numpy().tolist() == [["a", "c", "d"]] * 2

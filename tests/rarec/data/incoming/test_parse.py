@@ -10,6 +10,7 @@ import pytest
 
 from rarec.data.incoming.parse import parse_incoming
 from rarec.data.readers import columnar
+from rarec.data.source_spec import SourceSpec
 from rarec.data.spec import builtin_specs
 from rarec.errors import InputError
 
@@ -157,3 +158,28 @@ def test_a_parquet_file_that_is_cut_is_refused(tmp_path, keep):
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(InputError, match="not a complete parquet file"):
         parse_incoming(path, SPEC, NOW)
+
+
+def test_times_do_not_matter_where_the_data_set_has_no_clock(tmp_path):
+    ordered, none = (
+        builtin_specs()["bookcrossing-small"].model_copy(update={"time": time}) for time in ("order", "none")
+    )
+    path = write(tmp_path, ROWS, "csv")
+    assert parse_incoming(path, ordered, NOW).rows["timestamp"].to_pylist() == [row[3] for row in ROWS]
+    assert parse_incoming(path, none, NOW).rows["timestamp"].to_pylist() == [-1] * 10
+    path.write_text("user_id,item_id,rating\nu,i,3\n")
+    for spec in (ordered, none):
+        assert parse_incoming(path, spec, NOW).rows["timestamp"].to_pylist() == [-1]
+    with pytest.raises(InputError, match="there is no time column; map one to `timestamp`"):
+        parse_incoming(path, SPEC, NOW)
+
+
+def test_a_file_by_the_data_sets_own_names_or_by_ours(tmp_path):
+    columns = {"interactions": {"who": "user_id", "what": "item_id", "when": "timestamp", "stars": "rating"}}
+    source = {"format": "table", "columns": columns, "time_unit": "ms"}
+    spec = SPEC.model_copy(update={"sources": (SourceSpec.model_validate(source),)})
+    path = tmp_path / "new.csv"
+    for header in ("who,what,when,stars", "user_id,item_id,timestamp,rating"):
+        path.write_text(f"{header}\n7,50,893000001500,4\n")
+        (row,) = parse_incoming(path, spec, NOW).rows.to_pylist()
+        assert (row["user_id"], row["timestamp"]) == ("7", 893_000_001.5)
