@@ -31,7 +31,8 @@ def test_every_check_ran_and_passed(first):
     checks = {(check.asset_key.to_user_string(), check.check_name) for check in first.get_asset_check_evaluations()}
     assert checks == {
         ("incoming_interactions", "files_accepted"),
-        *(("interactions", name) for name in ("schema", "unique_key", "time_order", "published_counts")),
+        *(("raw_interactions", name) for name in ("rows_set_aside", "read_as_written")),
+        *(("interactions", name) for name in ("schema", "unique_key", "time_order", "ties", "published_counts")),
         ("item_catalog", "schema"),
         ("user_profiles", "schema"),
         ("user_sequences", "no_leak_between_splits"),
