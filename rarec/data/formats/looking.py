@@ -208,6 +208,8 @@ def write(file: Path, items: str, users: str, name: str, datasets: Path) -> str:
     Raises:
         InputError: A file cannot be read, or there is such a declaration already.
     """
+    if not file.name:
+        raise InputError("name the file of interactions: make dataset FILE=<file>")
     folder = file.expanduser().absolute().parent
     name = slug(name or folder.name)
     target = datasets / f"{name}.toml"

@@ -1,0 +1,100 @@
+"""`make dataset`: what is found in a file, and that its declaration reads it."""
+
+import gzip
+import json
+import subprocess
+import sys
+import tomllib
+
+import pytest
+from places import ROOT
+
+from rarec.data.formats.looking import slug, write
+from rarec.data.raw import read_raw
+from rarec.data.spec import load_specs
+from rarec.data.tables import build_tables
+from rarec.errors import InputError
+
+T = 1_600_000_000
+
+
+def declared(tmp_path, file, **more):
+    """What was printed, the declaration, and the clean tables that it leads to."""
+    told = write(tmp_path / "shop" / file, more.get("items", ""), more.get("users", ""), "", tmp_path / "datasets")
+    spec = load_specs(tmp_path / "datasets").specs["shop"].model_copy(update={"quarantine_limit": 1.0})
+    text = (tmp_path / "datasets" / "shop.toml").read_text()
+    return told, tomllib.loads(text), build_tables(spec, read_raw(spec, tmp_path / "shop"))
+
+
+@pytest.fixture
+def shop(tmp_path):
+    (tmp_path / "shop").mkdir()
+    return tmp_path / "shop"
+
+
+def test_a_csv_without_a_header_by_what_its_columns_hold(tmp_path, shop):
+    rows = [f"A{u},{i:010},{(T + i) * 1000 + 5},{1 + i % 5}.0" for u in range(4) for i in range(6)]
+    (shop / "ratings.csv.gz").write_bytes(gzip.compress("\n".join([*rows, "A9,,5,1"]).encode()))
+    told, found, tables = declared(tmp_path, "ratings.csv.gz")
+    assert told.startswith("24 of 25 interactions can be read.\n  ratings.csv.gz, line 25: item_id is empty")
+    (source,) = found["sources"]
+    assert source["columns"]["interactions"] == {"1": "user_id", "2": "item_id", "3": "timestamp", "4": "rating"}
+    assert (source["time_unit"], source["header"], found["rating_scale"]) == ("ms", False, [1, 5])
+    assert tables.interactions.timestamp[0] == T + 0.005
+
+
+def test_objects_with_names_of_their_own_and_items(tmp_path, shop):
+    rows = [
+        {"user_id": f"u{n // 6}", "business_id": f"b{n % 6}", "stars": n % 5, "date": f"2020-09-24 13:19:{n:02}"}
+        for n in range(24)
+    ]
+    (shop / "review.json").write_text("\n".join(map(json.dumps, rows)))
+    (shop / "business.json").write_text(
+        "\n".join(json.dumps({"business_id": f"b{i}", "name": f"B {i}"}) for i in range(6))
+    )
+    told, found, tables = declared(tmp_path, "review.json", items="business.json")
+    assert told.startswith("24 of 24 interactions can be read.\nWritten: ")
+    assert found["sources"] == [{"format": "table", "files": {"interactions": "review.json", "items": "business.json"}}]
+    assert tables.items.title.tolist() == [f"B {i}" for i in range(6)]
+
+
+def test_latin_text_and_no_times(tmp_path, shop):
+    text = "customer;product\n" + "".join(f"J{u}sé;Stück {i}\n" for u in range(3) for i in range(4))
+    (shop / "orders.csv").write_bytes(text.encode("cp1252"))
+    _, found, tables = declared(tmp_path, "orders.csv")
+    assert (found["time"], found["sources"][0]["encoding"]) == ("none", "cp1252")
+    assert "rating_scale" not in found
+    assert tables.users.user_id.tolist() == ["J0sé", "J1sé", "J2sé"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("colour,size\nred,5\n", r"orders\.csv: no column looks like user_id; it has 'colour', 'size'\. Write"),
+        ("PK\x03\x04 and so on", r"orders\.csv: the file is a zip archive or an Excel workbook"),
+        ("one column only\nx\n", r"orders\.csv: its columns cannot be told apart"),
+        ("", r"orders\.csv: the file is empty"),
+    ],
+)
+def test_what_cannot_be_declared_says_why(tmp_path, shop, content, message):
+    (shop / "orders.csv").write_text(content)
+    with pytest.raises(InputError, match=message):
+        declared(tmp_path, "orders.csv")
+    assert not (tmp_path / "datasets").exists()
+
+
+def test_nothing_is_overwritten_and_nothing_made_up(tmp_path, shop):
+    (shop / "orders.csv").write_text(f"user_id,item_id,timestamp\nu,i,{T}\n")
+    declared(tmp_path, "orders.csv")
+    with pytest.raises(InputError, match=r"shop\.toml exists; remove it, or choose another name with NAME="):
+        declared(tmp_path, "orders.csv")
+    with pytest.raises(InputError, match="there is no such file"):
+        write(shop / "other.csv", "", "", "other", tmp_path / "datasets")
+    command = [sys.executable, "-m", "rarec.data.formats.looking", "", "--datasets", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert (done.returncode, done.stderr) == (1, "error: name the file of interactions: make dataset FILE=<file>\n")
+
+
+@pytest.mark.parametrize(("text", "name"), [("My Shop (2024)", "my-shop-2024"), ("..x_y", "x_y"), ("日本", "own")])
+def test_names(text, name):
+    assert slug(text) == name
