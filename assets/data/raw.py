@@ -16,7 +16,7 @@ from assets.framework.stage import Job, Request, stage
 from rarec.config import Settings
 from rarec.data.incoming.ledger import Ledger, State
 from rarec.data.incoming.merge import merge_incoming
-from rarec.data.raw import RawTables, published_files, read_raw
+from rarec.data.raw import ROLES, RawTables, published_files, read_raw
 from rarec.data.readers.parquet_files import parquet_head
 from rarec.data.sources.download import Located, locate_source
 from rarec.data.sources.files import link_or_copy, sha256_of, whole_folder
@@ -48,7 +48,10 @@ def _versions(request: Request[Settings]) -> dict[str, Artifact | str]:
     """Hashes of the files. Without incoming rows, only the published files are part of the identity."""
     located, state = request.prepared.located, request.prepared.state
     files = published_files(request.spec, located.source, located.folder)
-    hashes: dict[str, Artifact | str] = {path.name: sha256_of(path) for paths in files.values() for path in paths}
+    folder = located.folder
+    hashes: dict[str, Artifact | str] = {
+        str(path.relative_to(folder)): sha256_of(path) for paths in files.values() for path in paths
+    }
     return hashes | ({"incoming_interactions": state.version} if state.version else {})
 
 
@@ -81,8 +84,9 @@ def raw_interactions(job: Job[Settings]) -> Outcome:
         provenance["incoming"] = {**counts, "files": json.loads(arrived.to_json(orient="records"))}
         tables["incoming files"] = first_rows(arrived[::-1])
     else:
-        for file in raw.folder.glob("*.parquet"):
-            link_or_copy(file, job.folder / file.name)
+        for role in ROLES:
+            if (file := raw.file(role)) is not None:
+                link_or_copy(file, job.folder / file.name)
     if raw.warnings:
         provenance["warnings"] = list(raw.warnings)
     raw.quarantine.to_parquet(job.folder / "quarantine.parquet", index=False)
@@ -111,7 +115,10 @@ def _read_once(spec: DatasetSpec, located: Located, cache: Path) -> RawTables:
     identity = {
         "version": VERSION,
         "spec": spec.model_dump(mode="json", exclude=set(NOT_CONTENT)),
-        "files": {role: [[path.name, sha256_of(path)] for path in paths] for role, paths in files.items()},
+        "files": {
+            role: [[str(path.relative_to(located.folder)), sha256_of(path)] for path in paths]
+            for role, paths in files.items()
+        },
     }
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
     target = cache / "published" / spec.name / digest

@@ -12,14 +12,15 @@ from typing import Any
 
 import duckdb
 import pandas as pd
+import pyarrow.parquet as pq
 
 from rarec.data.formats.finishing import finish_published
 from rarec.data.formats.forms import KEYS, form_before
-from rarec.data.formats.table import Reading, read_role
+from rarec.data.formats.table import Reading, file_names, read_role
 from rarec.data.formats.unify import unify_ids
 from rarec.data.formats.values import AHEAD_S
 from rarec.data.quarantine import Quarantine
-from rarec.data.readers.connection import connection, literal, quoted
+from rarec.data.readers.connection import connection, file_literal, quoted
 from rarec.data.readers.parquet_files import write_table
 from rarec.data.readers.rows import FILE, HIDDEN, N
 from rarec.data.source_spec import Role, SourceSpec
@@ -31,6 +32,7 @@ from rarec.errors import InputError
 ROLES: tuple[Role, ...] = ("interactions", "items", "users")
 INCOMING_ROWS = "incoming.parquet"  # rows that arrived after publication
 REPLACED = "replaced.parquet"  # `n` of the published rows that later ones replace
+READ = ("user_id", "item_id", "rating", "timestamp", '"order"')  # columns of interactions that have a meaning
 BEHIND = 1 << 40  # more rows than any published file has
 ID_OF: dict[Role, str] = {"items": "item_id", "users": "user_id"}
 
@@ -99,14 +101,16 @@ class RawTables:
 
     @property
     def query(self) -> str:
-        """SQL for all interactions, with `n` in order of appearance."""
-        published = f"read_parquet({literal(str(self.folder / 'interactions.parquet'))}, file_row_number=true)"
-        query = f"SELECT * RENAME (file_row_number AS n) FROM {published}"
+        """SQL for what is read of all interactions, with `n` in order of appearance."""
+        published = f"read_parquet({file_literal(self.folder / 'interactions.parquet')}, file_row_number=true)"
+        there = pq.read_schema(self.folder / "interactions.parquet").names
+        columns = ", ".join(name for name in READ if name.strip('"') in there)
+        query = f"SELECT {columns}, file_row_number AS n FROM {published}"
         if (self.folder / REPLACED).is_file():
-            gone = f"SELECT n FROM read_parquet({literal(str(self.folder / REPLACED))})"
+            gone = f"SELECT n FROM read_parquet({file_literal(self.folder / REPLACED)})"
             query = f"SELECT * FROM ({query}) WHERE n NOT IN ({gone})"
         if (self.folder / INCOMING_ROWS).is_file():
-            arrived = f"read_parquet({literal(str(self.folder / INCOMING_ROWS))}, file_row_number=true)"
+            arrived = f"read_parquet({file_literal(self.folder / INCOMING_ROWS)}, file_row_number=true)"
             behind = f"file_row_number + {BEHIND}"
             query += f" UNION ALL BY NAME SELECT * EXCLUDE file_row_number, {behind} AS n FROM {arrived}"
         return query
@@ -168,7 +172,7 @@ def read_raw(spec: DatasetSpec, folder: Path, into: Path | None = None) -> RawTa
         for path in paths:
             check_file(path)
     quarantine, warnings = Quarantine(spec.quarantine_limit), list[str]()
-    rows: dict[Role, int] = {}
+    rows: dict[Role, list[int]] = {}
     with TemporaryDirectory(dir=into, prefix=".reading-") as scratch, connection(Path(scratch)) as database:
         work = Path(scratch) / "files"
         work.mkdir()
@@ -177,26 +181,21 @@ def read_raw(spec: DatasetSpec, folder: Path, into: Path | None = None) -> RawTa
             reading = Reading(
                 database, spec, source, role, quarantine, work, time.time() + AHEAD_S, wanted, warnings=warnings
             )
-            rows[role] = read_role(reading, paths)
+            read_role(reading, paths)
+            rows[role] = reading.counts
         _unify(database, files, warnings)
         for role in files:
             finish_published(database, source, role)
             if role in ID_OF:
-                rows[role] = _make_unique(database, role, source, files[role][0].name, warnings)
+                _make_unique(database, role, source, files[role][0].name, warnings)
             write_table(database, role, into / f"{role}.parquet")
     return RawTables(
         folder=into,
         quarantine=quarantine.frame(),
         sources=[
-            {
-                "role": role,
-                "file": path.name,
-                "bytes": path.stat().st_size,
-                "sha256": sha256_of(path),
-                "rows": rows[role],
-            }
+            {"role": role, "file": name, "bytes": path.stat().st_size, "sha256": sha256_of(path), "rows": count}
             for role, paths in files.items()
-            for path in paths
+            for path, name, count in zip(paths, file_names(paths), rows[role], strict=True)
         ],
         warnings=tuple(warnings),
         kept=kept,
@@ -217,8 +216,8 @@ def _unify(database: duckdb.DuckDBPyConnection, files: dict[Role, list[Path]], w
 
 def _make_unique(
     database: duckdb.DuckDBPyConnection, role: Role, source: SourceSpec, file: str, warnings: list[str]
-) -> int:
-    """Keep one row of each id; returns the number of rows.
+) -> None:
+    """Keep one row of each id.
 
     Exact copies of a row are dropped. So are later rows where publishers repeat items, or where ids were unified.
     """
@@ -252,5 +251,3 @@ def _make_unique(
         f"QUALIFY row_number() OVER (PARTITION BY {key} ORDER BY {FILE}, {N}) = 1 ORDER BY {FILE}, {N}"
     )
     database.execute("DROP TABLE once")
-    (count,) = database.sql(f"SELECT count(*) FROM {role}").fetchall()[0]
-    return int(count)

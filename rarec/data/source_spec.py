@@ -1,6 +1,7 @@
 """The declaration of one form in which a data set is distributed: format, files, columns and how they are written."""
 
 import codecs
+import re
 from pathlib import PurePosixPath
 from typing import Literal, Self
 
@@ -42,6 +43,7 @@ STANDARD_FILES: dict[str, dict[Role, str]] = {
 
 
 TIME_UNITS = ("s", "ms", "us", "ns", "days", "iso")
+WRONG_DIRECTIVE = re.compile(r"%(?!-?[aAwdbBmyYHIpMSfgnzZjUWcxXGVu%]).?")  # of strptime
 OWN: tuple[Format, ...] = ("recbole", "table")  # formats for the user's own data
 ONLY_FOR: dict[str, tuple[Format, ...]] = {
     "columns": OWN,
@@ -120,6 +122,10 @@ class SourceSpec(Settings):
             raise ValueError(
                 f"`time_unit` {self.time_unit!r} is unknown; use {', '.join(TIME_UNITS)} or a format with %"
             )
+        if self.time_unit is not None and (wrong := WRONG_DIRECTIVE.search(self.time_unit)):
+            raise ValueError(f"`time_unit` {self.time_unit!r}: there is no directive {wrong[0]!r}")
+        if self.quote and (not self.quote.isascii() or self.quote == self.delimiter or len(self.delimiter or " ") > 1):
+            raise ValueError("`quote` must be an ASCII character, and needs a `delimiter` of one other character")
         if self.files and "interactions" not in self.files:
             raise ValueError("`files` must name a file for `interactions`")
         if self.format == "amazon-2014" and not self.files:

@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from rarec.data.catalogue import ITEM_TEXT, USER_TEXT, item_table, user_table
 from rarec.data.raw import RawTables
-from rarec.data.readers.connection import connection, literal, quoted
+from rarec.data.readers.connection import connection, file_literal, quoted
 from rarec.data.readers.parquet_files import batches_of, schema_of, write_batches
 from rarec.data.source_spec import Time
 from rarec.data.spec import DatasetSpec
@@ -168,7 +168,7 @@ def _read_counts(database: duckdb.DuckDBPyConnection, raw: RawTables) -> dict[st
         counts["incoming_rows"] = raw.incoming_rows
     for name in ("items", "users"):
         if (path := raw.file(name)) is not None:
-            counts[f"{name}_read"] = _count(database, f"read_parquet({literal(str(path))})")
+            counts[f"{name}_read"] = _count(database, f"read_parquet({file_literal(path)})")
     for source in raw.sources:
         counts[f"{source['role']}_quarantined"] = counts.get(f"{source['role']}_quarantined", 0) + int(
             (raw.quarantine["file"] == source["file"]).sum()
@@ -199,7 +199,7 @@ def _drop_unknown(
         return
     known = (
         f"SELECT code FROM items WHERE CAST(id AS VARCHAR) IN "
-        f"(SELECT CAST(item_id AS VARCHAR) FROM read_parquet({literal(str(path))}))"
+        f"(SELECT CAST(item_id AS VARCHAR) FROM read_parquet({file_literal(path)}))"
     )
     unknown, number = database.sql(
         f"SELECT count(*), count(DISTINCT item) FROM events WHERE item NOT IN ({known})"
@@ -309,7 +309,7 @@ def _published(
     """Published rows in the order of the remaining ids, with missing values for ids that were not published."""
     if path is None:
         return None
-    source = f"read_parquet({literal(str(path))})"
+    source = f"read_parquet({file_literal(path)})"
     there = [name for name, *_ in database.sql(f"DESCRIBE SELECT * FROM {source}").fetchall()]
     wanted = [name for name in there if name in (*names, "year", "age")]
     columns = "".join(f", published.{quoted(name)}" for name in wanted)
@@ -317,7 +317,7 @@ def _published(
         database.sql(
             f"SELECT published.{key}_id IS NULL AS absent{columns} FROM {key}_codes JOIN {key}s USING (code) "
             f"LEFT JOIN {source} published ON CAST({key}s.id AS VARCHAR) = CAST(published.{key}_id AS VARCHAR) "
-            "ORDER BY place"
+            f"ORDER BY {key}_codes.place"
         )
         .to_arrow_table()
         .to_pandas()

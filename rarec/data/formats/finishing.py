@@ -58,12 +58,21 @@ def _join_flags(database: duckdb.DuckDBPyConnection) -> None:
 
 def _join_lists(database: duckdb.DuckDBPyConnection, role: Role, name: str, between: str) -> None:
     """Lists become text; of a list of lists, the first one. Python's quotes are understood, too."""
-    column = quoted(name)
+    column = f"{role}.{quoted(name)}"
     as_json = f"CASE WHEN json_valid({column}) THEN {column} ELSE replace({column}, '''', '\"') END"
     joined = f"array_to_string(from_json({{}}, '[\"VARCHAR\"]'), {literal(between)})"
     database.execute(
-        f"UPDATE {role} SET {column} = CASE json_type(found, '$[0]') "
-        f"WHEN 'ARRAY' THEN {joined.format('found -> 0')} WHEN 'VARCHAR' THEN {joined.format('found')} ELSE '' END "
-        f"FROM (SELECT {FILE} AS f, {N} AS m, {as_json} AS found FROM {role} WHERE {column} LIKE '[%]') "
-        f"WHERE {FILE} = f AND {N} = m AND json_valid(found)"
+        f"CREATE OR REPLACE TABLE listed AS SELECT {FILE} AS f, {N} AS m, {as_json} AS found FROM {role} "
+        f"WHERE {column} LIKE '[%]' AND json_valid({as_json})"
     )
+    # A title may look like a list: [1984].
+    database.execute(
+        "CREATE OR REPLACE TABLE texts AS SELECT f, m, CASE WHEN json_array_length(found) = 0 THEN '' "
+        f"WHEN json_type(found, '$[0]') = 'ARRAY' THEN {joined.format('found -> 0')} ELSE {joined.format('found')} END "
+        "AS text FROM listed WHERE json_array_length(found) = 0 OR json_type(found, '$[0]') IN ('ARRAY', 'VARCHAR')"
+    )
+    database.execute(
+        f"UPDATE {role} SET {quoted(name)} = texts.text FROM texts "
+        f"WHERE {role}.{FILE} = texts.f AND {role}.{N} = texts.m"
+    )
+    database.execute("DROP TABLE listed; DROP TABLE texts")

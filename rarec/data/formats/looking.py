@@ -12,6 +12,7 @@ from typing import Any
 
 import duckdb
 import numpy as np
+from pydantic import ValidationError
 
 from rarec.data.formats.forms import KEYS
 from rarec.data.formats.published import by_alias
@@ -25,7 +26,7 @@ from rarec.data.source_spec import Role, SourceSpec
 from rarec.data.sources.files import find_files
 from rarec.data.spec import DatasetSpec
 from rarec.data.templates import TEMPLATES
-from rarec.errors import InputError
+from rarec.errors import InputError, one_line
 
 PLAUSIBLE = 0.9  # share of a column's values that must be times before it is taken for one
 MOST_RATINGS = 101  # different values of a rating; more are a measure of something else
@@ -160,22 +161,35 @@ def declaration(name: str, files: dict[Role, str], found: dict[Role, Found]) -> 
         "",
         "[[sources]]",
         'format = "table"',
-        f"files = {{ {', '.join(f'{role} = {json.dumps(file)}' for role, file in files.items())} }}",
+        f"files = {{ {', '.join(f'{role} = {_toml(file)}' for role, file in files.items())} }}",
     ]
-    fields = {key: value for one in found.values() for key, value in one.fields.items()}
-    lines += [f"{key} = {json.dumps(value)}" for key, value in fields.items()]
+    for role, one in found.items():
+        if {**one.fields, "time_unit": ""} != {**events.fields, "time_unit": ""} and role != "interactions":
+            raise InputError(
+                f"{files[role]}: its encoding or header is unlike that of {files['interactions']}, and one source has "
+                "one of each; save them alike."
+            )
+    lines += [f"{key} = {_toml(value)}" for key, value in events.fields.items()]
     for role, one in found.items():
         if one.columns:
-            pairs = ", ".join(f"{json.dumps(name)} = {json.dumps(ours)}" for name, ours in one.columns.items())
+            pairs = ", ".join(f"{_toml(name)} = {_toml(ours)}" for name, ours in one.columns.items())
             lines.append(f"columns.{role} = {{ {pairs} }}  # by content: check them")
     return "\n".join(lines) + "\n"
+
+
+def _toml(value: object) -> str:
+    """A text, number or truth value in TOML."""
+    return json.dumps(value, ensure_ascii=False)
 
 
 def check(text: str, folder: Path) -> RawTables:
     """Read the files in `folder` as the declaration says, however many rows are bad."""
     import tomllib
 
-    spec = DatasetSpec.model_validate(tomllib.loads(text) | {"quarantine_limit": 1.0})
+    try:
+        spec = DatasetSpec.model_validate(tomllib.loads(text) | {"quarantine_limit": 1.0})
+    except (tomllib.TOMLDecodeError, ValidationError) as error:
+        raise InputError(f"no declaration fits these files ({one_line(error)}); write it by hand") from error
     return read_raw(spec, folder)
 
 
@@ -226,9 +240,9 @@ def write(file: Path, items: str, users: str, name: str, datasets: Path) -> str:
     text = declaration(name, files, found)
     raw = check(text, folder)
     bad = len(raw.quarantine)
-    lines = [
-        f"{raw.count:,} of {raw.count + int((raw.quarantine['file'] == file.name).sum()):,} interactions can be read."
-    ]
+    of_events = [source["file"] for source in raw.sources if source["role"] == "interactions"]
+    whole = raw.count + int(raw.quarantine["file"].isin(of_events).sum())
+    lines = [f"{raw.count:,} of {whole:,} interactions can be read."]
     lines += [f"  {row.file}, line {row.line}: {row.reason}" for row in raw.quarantine.head(3).itertuples(index=False)]
     lines += [f"  … and {bad - 3:,} more rows" if bad > 3 else ""] + [f"  {sentence}" for sentence in raw.warnings]
     datasets.mkdir(parents=True, exist_ok=True)

@@ -3,8 +3,9 @@
 Rows that cannot be used go to the quarantine with file, line and reason.
 """
 
+import os
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import duckdb
@@ -58,6 +59,7 @@ class Reading:
         incoming: Whether the file arrived after publication; then a file without rows is no error.
         warnings: Receives sentences on what a user should know.
         lines: Receives, for each file, what turns `n` into lines.
+        counts: Receives the number of readable rows of each file.
     """
 
     database: duckdb.DuckDBPyConnection
@@ -73,6 +75,7 @@ class Reading:
     incoming: bool = False
     warnings: list[str] = field(default_factory=list)
     lines: list[Callable[[IntArray], IntArray]] = field(default_factory=list)
+    counts: list[int] = field(default_factory=list)
 
 
 def read_role(reading: Reading, paths: list[Path]) -> int:
@@ -85,15 +88,16 @@ def read_role(reading: Reading, paths: list[Path]) -> int:
         InputError: A file cannot be read, lacks a column, or has too many bad rows.
     """
     database, role = reading.database, reading.role
-    parts = [f"{role}_{number}" for number in range(len(paths))]
+    parts, names = [f"{role}_{number}" for number in range(len(paths))], file_names(paths)
     for number, path in enumerate(paths):
-        rows = read_rows(reading, path)
+        rows = replace(read_rows(reading, path), file=names[number])
         form = form_of(rows, reading.spec, reading.source, role, reading.incoming)
         reading.warnings += [
             f"{rows.file}: there is no column {name!r}, which the data set names." for name in form.absent
         ]
         reading.lines.append(rows.lines)
         _convert(reading, rows, form, number, parts[number])
+        reading.counts.append(value_of(database, f"SELECT count(*) FROM {parts[number]}"))
     database.execute(f"DROP TABLE IF EXISTS {role}")
     if len(parts) == 1:
         database.execute(f"ALTER TABLE {parts[0]} RENAME TO {role}")
@@ -106,6 +110,14 @@ def read_role(reading: Reading, paths: list[Path]) -> int:
     if not count and not reading.incoming:
         raise InputError(f"{paths[0].name}: the file holds no rows; get a complete copy of it.")
     return int(count)
+
+
+def file_names(paths: list[Path]) -> list[str]:
+    """Names that tell the files of one role apart."""
+    if len({path.name for path in paths}) == len(paths):
+        return [path.name for path in paths]
+    folder = os.path.commonpath([path.parent for path in paths])
+    return [str(path.relative_to(folder)) for path in paths]
 
 
 def read_rows(reading: Reading, path: Path) -> Rows:
@@ -188,7 +200,9 @@ def _convert(reading: Reading, rows: Rows, form: Form, number: int, table: str) 
         for place, (_, (published, value)) in enumerate(chosen)
     ]
     first = "CASE " + " ".join(f"WHEN {fault} THEN {place}" for place, fault in enumerate(faults)) + " ELSE -1 END"
-    columns = ", ".join(f"{_stored(name, place)} AS {quoted(name)}" for place, (name, _) in enumerate(chosen))
+    columns = ", ".join(
+        f"{_stored(name, value, place)} AS {quoted(name)}" for place, (name, (_, value)) in enumerate(chosen)
+    )
     database.execute(f"DROP TABLE IF EXISTS {table}")
     database.execute(
         f"CREATE TABLE {table} AS SELECT {number} AS {FILE}, n AS {N}, {columns}, {first} AS {FAULT} "
@@ -204,10 +218,10 @@ def _convert(reading: Reading, rows: Rows, form: Form, number: int, table: str) 
     database.execute(f"DROP TABLE {rows.table}")
 
 
-def _stored(name: str, place: int) -> str:
-    if name == "rating":
+def _stored(name: str, value: Value, place: int) -> str:
+    if value.kind == "number" and name == "rating":
         return f"CAST(v{place} AS FLOAT)"
-    return f"CAST(trunc(v{place}) AS BIGINT)" if name == "order" else f"v{place}"
+    return f"CAST(trunc(v{place}) AS BIGINT)" if value.kind == "number" and name == "order" else f"v{place}"
 
 
 def _set_aside(

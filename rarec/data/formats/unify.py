@@ -45,7 +45,9 @@ def unify_ids(
         refuse_destroyed(database, f"{where}: {column}")
         _find_spellings(database, column, warnings)
         for table in tables:
-            database.execute(f"UPDATE {table} SET {name} = chosen FROM spellings WHERE {name} = written")
+            database.execute(
+                f"UPDATE {table} SET {name} = spellings.chosen FROM spellings WHERE {table}.{name} = spellings.written"
+            )
         whole = _are_whole(database, "SELECT coalesce(chosen, id) AS id FROM ids LEFT JOIN spellings ON id = written")
     if whole:
         for table in tables:

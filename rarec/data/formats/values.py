@@ -90,7 +90,7 @@ def _plain_number(column: str, kind: str) -> str:
 
 def id_value(column: str, nothing: tuple[str, ...]) -> Value:
     """An id: the text as written, without blanks around it. Words that stand for nothing are none."""
-    words = ", ".join(literal(word.lower()) for word in nothing)
+    words = ", ".join(literal(word.lower()).replace("{", "{{").replace("}", "}}") for word in nothing)
     fault = "({v} IS NULL OR {v} = '' OR contains({v}, chr(0))"
     return Value(_trimmed(column), fault + (f" OR lower({{v}}) IN ({words}))" if words else ")"), "id")
 

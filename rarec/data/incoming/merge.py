@@ -6,11 +6,12 @@ from pathlib import Path
 import duckdb
 import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from rarec.data.formats.unify import ISBN, NUMERIC
 from rarec.data.incoming.rows import COLUMNS, NO_TIME, Incoming
-from rarec.data.raw import INCOMING_ROWS, REPLACED, RawTables
-from rarec.data.readers.connection import connection, literal, value_of
+from rarec.data.raw import INCOMING_ROWS, READ, REPLACED, ROLES, RawTables
+from rarec.data.readers.connection import connection, file_literal, value_of
 from rarec.data.readers.parquet_files import DTYPES, batches_of, schema_of, write_batches
 from rarec.data.sources.files import link_or_copy
 from rarec.data.spec import DatasetSpec
@@ -53,8 +54,9 @@ def merge_incoming(spec: DatasetSpec, raw: RawTables, incoming: Incoming, into: 
             replaced, older = _keep_later(database, columns, into)
             copies += older
         rows = _write(database, columns, into / INCOMING_ROWS)
-    for file in raw.folder.glob("*.parquet"):
-        link_or_copy(file, into / file.name)
+    for role in ROLES:
+        if (file := raw.file(role)) is not None:
+            link_or_copy(file, into / file.name)
     names = incoming.files.set_index("entry")["file"]
     aside = bad.assign(file=bad["entry"].map(names))
     quarantine = pd.concat([incoming.bad, aside], ignore_index=True)
@@ -80,8 +82,10 @@ def _load(database: duckdb.DuckDBPyConnection, raw: RawTables, incoming: Incomin
 
     Returns the type of each published column.
     """
-    source = f"read_parquet({literal(str(raw.folder / 'interactions.parquet'))}, file_row_number=true)"
-    database.execute(f"CREATE VIEW published AS SELECT * RENAME (file_row_number AS n) FROM {source}")
+    source = f"read_parquet({file_literal(raw.folder / 'interactions.parquet')}, file_row_number=true)"
+    there = pq.read_schema(raw.folder / "interactions.parquet").names
+    columns = ", ".join(name for name in READ if name.strip('"') in there)
+    database.execute(f"CREATE VIEW published AS SELECT {columns}, file_row_number AS n FROM {source}")
     arrow = pa.Table.from_pandas(incoming.rows, preserve_index=False)
     database.register("arrived", arrow)
     database.execute("CREATE TABLE new AS SELECT row_number() OVER () - 1 AS place, * FROM arrived")
@@ -139,7 +143,7 @@ def _set_aside(
         reasons.append((f"timestamp = {NO_TIME}", "'timestamp is missing'"))
     items = raw.file("items")
     if items is not None and spec.unknown_items == "error":
-        known = f"SELECT CAST(item_id AS VARCHAR) FROM read_parquet({literal(str(items))})"
+        known = f"SELECT CAST(item_id AS VARCHAR) FROM read_parquet({file_literal(items)})"
         reasons.append((f"item_id NOT IN ({known})", "'item_id ''' || item_id || ''' is not in the item file'"))
     reason = "CASE " + " ".join(f"WHEN {test} THEN {text}" for test, text in reasons) + " END" if reasons else "NULL"
     database.execute(f"CREATE TABLE judged AS SELECT *, {reason} AS reason FROM new")

@@ -5,7 +5,7 @@ from pathlib import Path
 import duckdb
 import numpy as np
 
-from rarec.data.readers.connection import literal, quoted
+from rarec.data.readers.connection import file_literal, quoted
 from rarec.data.readers.rows import Rows
 from rarec.errors import InputError, one_line
 from rarec.types import IntArray
@@ -22,7 +22,7 @@ def read_parquet(database: duckdb.DuckDBPyConnection, path: Path, name: str, tab
         InputError: The file is incomplete.
         OSError, MemoryError: This machine cannot read the file now.
     """
-    source = f"read_parquet({literal(str(path))}, file_row_number=true)"
+    source = f"read_parquet({file_literal(path)}, file_row_number=true)"
     try:
         described = database.sql(f"DESCRIBE SELECT * EXCLUDE file_row_number FROM {source}").fetchall()
         names, types = tuple(row[0] for row in described), tuple(row[1] for row in described)

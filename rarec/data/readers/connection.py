@@ -52,6 +52,11 @@ def quoted(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
 
 
+def file_literal(path: Path) -> str:
+    """The path of a single file as an SQL string: what DuckDB takes for a pattern stands for itself."""
+    return literal("".join(f"[{one}]" if one in "*?[" else one for one in str(path)))
+
+
 def literal(text: str) -> str:
     """A text as an SQL string."""
     return "'" + text.replace("'", "''") + "'"

@@ -15,7 +15,7 @@ from pathlib import Path
 import duckdb
 import numpy as np
 
-from rarec.data.readers.connection import literal
+from rarec.data.readers.connection import file_literal, literal, value_of
 from rarec.data.readers.rows import Rows, line_texts, pieces
 from rarec.data.readers.text import TextFile, blank_out, plain
 from rarec.errors import InputError, one_line
@@ -104,18 +104,28 @@ def read_delimited(
         raise InputError(
             f"{file.name}: two columns have the name {repeated[0]!r} in the first line; rename one of them."
         )
-    quotes = _Quotes([], [])
-    if dialect.quote and len(dialect.delimiter) == 1:
-        file = plain(file, scratch)
-        quotes = _examine(file, dialect, len(names))
-        if quotes.faults:
-            file = blank_out(file, quotes.faults, scratch)
-    rejected = _load(database, file, dialect, names, table)
-    (count,) = database.sql(f"SELECT count(*) FROM {table}").fetchall()[0]
-    spans = _Spans.of(quotes.spans)
-    out = np.array(sorted({*rejected, *([1] if dialect.header else [])}), dtype=np.int64)
-    if file.lines - spans.further - len(out) != count:
-        out = np.union1d(out, spans.records(_blank_lines(plain(file, scratch))))
+    if not any(name.strip() for name in names):
+        raise InputError(f"{file.name}: the first line is blank; remove it, so that the file begins with its columns.")
+    for every_line in (False, True):
+        quotes, source = _Quotes([], []), file
+        if dialect.quote and len(dialect.delimiter) == 1:
+            source = plain(file, scratch)
+            quotes = _examine(source, dialect, len(names), every_line)
+            if quotes.faults:
+                source = blank_out(source, quotes.faults, scratch)
+        rejected = _load(database, source, dialect, names, table)
+        count = value_of(database, f"SELECT count(*) FROM {table}")
+        spans = _Spans.of(quotes.spans)
+        out = np.array(sorted({*rejected, *([1] if dialect.header else [])}), dtype=np.int64)
+        if file.lines - spans.further - len(out) != count:
+            out = np.union1d(out, spans.records(_blank_lines(plain(source, scratch))))
+        if file.lines - spans.further - len(out) == count:
+            break
+    else:  # a line with an even number of quotes leaves one open, and even examining each line has not told which
+        raise InputError(
+            f"{file.name}: its quotes do not match, so its rows cannot be told apart. If it does not quote its values, "
+            'set `quote = ""` in its source (format = "table"); else correct it.'
+        )
     # Of the records that are rows, the one with number n is preceded by those that are none.
     before = out - np.arange(len(out))
 
@@ -135,7 +145,7 @@ def read_delimited(
         bad=sorted(bad),
         lines=lines,
         split=f"split at {dialect.delimiter!r}, it has",
-        texts=lambda lines: line_texts(plain(file, scratch).path, lines),
+        texts=lambda wanted: line_texts(plain(file, scratch).path, wanted),
     )
 
 
@@ -156,9 +166,11 @@ def _load(
     try:
         database.execute(
             f"CREATE TABLE {table} AS SELECT row_number() OVER () - 1 AS n, * "
-            f"FROM read_csv({literal(str(file.path))}, {options})"
+            f"FROM read_csv({file_literal(file.path)}, {options})"
         )
-    except (duckdb.InvalidInputException, duckdb.IOException) as error:
+    except duckdb.OutOfMemoryException as error:
+        raise MemoryError(one_line(error)) from error
+    except duckdb.Error as error:
         raise InputError(
             f"{file.name}: it cannot be read as text separated by {dialect.delimiter!r}: {one_line(error)[:200]}"
         ) from error
@@ -231,10 +243,11 @@ def _blank_lines(file: TextFile) -> IntArray:
     return np.concatenate(found)
 
 
-def _examine(file: TextFile, dialect: Dialect, width: int) -> _Quotes:
+def _examine(file: TextFile, dialect: Dialect, width: int, every_line: bool) -> _Quotes:
     """Lines that open a quote by mistake, and rows that span lines.
 
-    A line with an even number of quotes is complete, unless an earlier line opened a quote.
+    A line with an even number of quotes is complete, unless an earlier line opened a quote; or so it is taken to be,
+    until the numbers of lines and rows contradict it. Then `every_line` with a quote is examined.
     """
     odd = []
     for first, piece, ends in pieces(file.path):
@@ -245,7 +258,7 @@ def _examine(file: TextFile, dialect: Dialect, width: int) -> _Quotes:
         if dialect.escape and dialect.escape != dialect.quote:
             marks[1:] &= text[:-1] != ord(dialect.escape)
         counts = np.diff(np.searchsorted(np.flatnonzero(marks), ends[:], side="right"))
-        odd.append(first + np.flatnonzero(counts % 2))
+        odd.append(first + np.flatnonzero(counts if every_line else counts % 2))
     lines = np.concatenate([np.empty(0, np.int64), *odd])
     if not len(lines):
         return _Quotes([], [])

@@ -53,7 +53,7 @@ def write_table(database: duckdb.DuckDBPyConnection, table: str, path: Path) -> 
     columns, dtypes = [], {}
     for name, kind in described.items():
         column = quoted(name)
-        if name == "timestamp":
+        if name == "timestamp" and table == "interactions":
             (fractions,) = database.sql(
                 f"SELECT coalesce(bool_or({column} % 1000000 != 0), false) FROM {table}"
             ).fetchall()[0]

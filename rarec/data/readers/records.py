@@ -9,7 +9,7 @@ from pathlib import Path
 import duckdb
 import numpy as np
 
-from rarec.data.readers.connection import literal
+from rarec.data.readers.connection import file_literal, literal
 from rarec.data.readers.delimited import LONGEST_LINE, NOTHING
 from rarec.data.readers.rows import Rows, line_texts
 from rarec.data.readers.text import TextFile, plain
@@ -61,7 +61,7 @@ def read_records(
         f"compression='{source.compression}', max_line_size={LONGEST_LINE}, nullstr='{NOTHING}', store_rejects=true, "
         "rejects_table='rejects', rejects_scan='scans'"
     )
-    lines = f"SELECT row_number() OVER () - 1 AS n, line FROM read_csv({literal(str(source.path))}, {options})"
+    lines = f"SELECT row_number() OVER () - 1 AS n, line FROM read_csv({file_literal(source.path)}, {options})"
     good = "CASE WHEN json_valid(line) THEN json_type(line) = 'OBJECT' ELSE false END"
     database.execute(f"CREATE TABLE objects AS SELECT n, line, {good} AS good FROM ({lines})")
     rejected = {
@@ -128,10 +128,12 @@ def _read_array(database: duckdb.DuckDBPyConnection, file: TextFile, table: str)
     try:
         database.execute(
             "CREATE TABLE objects AS SELECT row_number() OVER () - 1 AS n, json AS line FROM "
-            f"read_json_objects({literal(str(file.path))}, format='array', compression='{file.compression}', "
+            f"read_json_objects({file_literal(file.path)}, format='array', compression='{file.compression}', "
             f"maximum_object_size={LONGEST_LINE})"
         )
-    except (duckdb.InvalidInputException, duckdb.IOException) as error:
+    except duckdb.OutOfMemoryException as error:
+        raise MemoryError(one_line(error)) from error
+    except duckdb.Error as error:
         raise InputError(f"{file.name}: the file is not valid JSON: {one_line(error)[:200]}") from error
     good = "SELECT n, line FROM objects WHERE json_type(line) = 'OBJECT'"
     wrong = database.sql("SELECT n, line FROM objects WHERE json_type(line) != 'OBJECT' ORDER BY n").fetchall()

@@ -27,7 +27,6 @@ NOT_TEXT = {
     b"SQLite format 3": "an SQLite database; export the table as CSV or parquet",
     b"7z\xbc\xaf": "a 7z archive; unpack it",
     b"Rar!": "a rar archive; unpack it",
-    b"ORC": "an ORC file; convert it to parquet",
     b"Obj\x01": "an Avro file; convert it to parquet",
     b"\x80\x04\x95": "a Python pickle, which is never opened; save it as parquet",
 }
@@ -200,7 +199,7 @@ def _copy_plain(source: Path, target: Path, encoding: str) -> int:
     """Copy as UTF-8 with `\\n` at line ends; returns the number of lines. Bytes that are no text stay as they are."""
     decode: Callable[[bytes, bool], str] | None = None
     if encoding != "utf-8":
-        decode = codecs.getincrementaldecoder(encoding)(errors="replace").decode
+        decode = codecs.getincrementaldecoder(encoding)(errors="surrogateescape").decode
     lines, held, last = 0, b"", b"\n"
     old_mac: bool | None = None  # whether lines end with carriage returns alone, as the beginning of the file tells
     with open_plain(source) as stream, target.open("wb") as out:
@@ -218,9 +217,9 @@ def _copy_plain(source: Path, target: Path, encoding: str) -> int:
             out.write(data)
 
         for chunk in chunks(stream):
-            put(decode(chunk, False).encode() if decode else chunk)
+            put(decode(chunk, False).encode(errors="surrogateescape") if decode else chunk)
         if decode:
-            put(decode(b"", True).encode())
+            put(decode(b"", True).encode(errors="surrogateescape"))
         if held:
             out.write(b"\n")
             lines, last = lines + 1, b"\n"
@@ -240,7 +239,7 @@ def blank_out(file: TextFile, faults: list[tuple[int, str, str]], scratch: Path)
                 lines[n - number] = b""
             number += len(lines)
             out.writelines(line + b"\n" for line in lines)
-        out.write(b"" if number in wanted else held)
+        out.write(b"\n" if number in wanted else held)
     return TextFile(file.name, copy, "none", file.lines)
 
 

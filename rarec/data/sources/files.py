@@ -31,7 +31,8 @@ def find_files(folder: Path, name: str) -> list[Path]:
     if plain.is_file():
         return [plain]
     if plain.is_dir():
-        return sorted(path for path in plain.rglob("*") if path.is_file() and path.name[0] not in "._")
+        parts = (path for path in plain.rglob("*") if path.is_file())
+        return sorted(path for path in parts if not any(one[0] in "._" for one in path.relative_to(plain).parts))
     packed = [folder / (name + suffix) for suffix in COMPRESSED if (folder / (name + suffix)).is_file()]
     if packed:
         return packed[:1]

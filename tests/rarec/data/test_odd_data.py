@@ -348,3 +348,49 @@ def test_columns_that_differ_in_case_only_or_are_called_as_ours_inside(tmp_path)
     )
     raw = read_raw(spec_of({"format": "table", "files": {"interactions": "shop.csv"}}), tmp_path)
     assert raw.interactions[["Note", "n", "file"]].to_numpy().tolist() == [["a", "c", "d"]] * 2
+
+
+def test_columns_of_any_name_beside_ours(tmp_path):
+    names = "n,file,line,place,written,chosen,m,f,found,order,rating,timestamp"
+    rows = "".join(f"i{i},[1984],{','.join('x' * 12)}\n" for i in range(6))
+    (tmp_path / "things.csv").write_text(f"item_id,title,{names}\n{rows}")
+    events_too = "".join(f"u{u},i{i},{5},{T},{9 - i}\n" for u in range(3) for i in range(6))
+    (tmp_path / "shop.csv").write_text(f"user_id,item_id,rating,timestamp,n\n{events_too}")
+    spec = spec_of({"format": "table", "files": {"interactions": "shop.csv", "items": "things.csv"}})
+    tables = build_tables(spec, read_raw(spec, tmp_path))
+    assert tables.items.title.tolist() == ["[1984]"] * 6
+    assert tables.interactions.item_id[:6].tolist() == [f"i{i}" for i in range(6)]  # ties keep the order of the file
+
+
+@pytest.mark.parametrize("fields", [{"time_unit": "%Q"}, {"delimiter": "::", "quote": '"'}, {"encoding": "klingon"}])
+def test_settings_that_cannot_be_are_refused(fields):
+    with pytest.raises(ValueError, match=next(iter(fields)).replace("delimiter", "`quote`")):
+        spec_of({"format": "table", **fields})
+
+
+def test_words_with_braces_and_bytes_outside_of_an_encoding(tmp_path):
+    source = {"format": "table", "files": {"interactions": "shop.csv"}, "null_values": ["{}"], "encoding": "cp1252"}
+    text = f"user_id,item_id,rating,timestamp\nJosé,i1,5,{T}\n".encode("cp1252")
+    (tmp_path / "shop.csv").write_bytes(text + f"{{}},i2,5,{T}\nA\x81,i1,5,{T}\nA\x8d,i1,5,{T}\n".encode("latin-1"))
+    raw = read_raw(spec_of(source, quarantine_limit=1.0), tmp_path)
+    assert raw.interactions.user_id.tolist() == ["José"]
+    assert list(zip(raw.quarantine.line, raw.quarantine.reason, strict=True)) == [
+        (3, "user_id '{}' means nothing"),
+        (4, "not valid utf-8"),
+        (5, "not valid utf-8"),
+    ]
+
+
+def test_parts_of_one_name_in_several_folders(tmp_path):
+    for day in ("1", "2", "_temporary"):
+        folder = tmp_path / "events" / f"day={day}"
+        folder = folder if day != "_temporary" else tmp_path / "events" / day
+        folder.mkdir(parents=True)
+        (folder / "part-0.csv").write_text(f"user_id,item_id,rating,timestamp\nu{day},i,5,{T}\nu{day},j,9,{T}\n")
+    source = {"format": "table", "files": {"interactions": "events"}}
+    raw = read_raw(spec_of(source, quarantine_limit=0.5), tmp_path)
+    assert raw.quarantine.file.tolist() == ["day=1/part-0.csv", "day=2/part-0.csv"]
+    assert [(source["file"], source["rows"]) for source in raw.sources] == [
+        ("day=1/part-0.csv", 1),
+        ("day=2/part-0.csv", 1),
+    ]

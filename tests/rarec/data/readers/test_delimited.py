@@ -130,3 +130,19 @@ def test_rows_of_another_width_are_named_with_their_line(tmp_path, dialect, enco
     assert at == [number + 1 for number in expected]
     wrong = [number + 1 for number, line in enumerate(lines) if line and number not in expected]
     assert [line for line, _ in bad] == wrong
+
+
+def test_an_even_number_of_quotes_may_leave_one_open(tmp_path):
+    """Then the value goes on in the next lines, and later rows keep their line numbers."""
+    lines = b'5" disc,"open,1\nx,y,2\nd,x",3\ne,u,4,more\nf,u,5\n'
+    rows, at, bad = read_text(tmp_path, lines)
+    assert rows == [['5" disc', "open,1\nx,y,2\nd,x", "3"], ["f", "u", "5"]]
+    assert at == [2, 6]
+    assert [line for line, _ in bad] == [5]
+
+
+def test_names_that_are_patterns_stand_for_themselves(tmp_path):
+    for name in ("d[1]", "d1"):
+        (tmp_path / name).mkdir()
+        rows, *_ = read_text(tmp_path / name, f"{name},u,1\n".encode(), suffix="[?*].csv")
+        assert rows == [[name, "u", "1"]]
