@@ -394,7 +394,7 @@ def test_published_counts_check_says_by_how_much(tables):
         ("ml-100k", 943, 1682, 100_000),
         ("ml-latest-small", 610, 9724, 100_836),
         ("amazon-beauty", 22_363, 12_101, 198_502),
-        ("bookcrossing-small", 48_299, 18184, 204_164),
+        ("bookcrossing-small", 48_299, 18_184, 204_164),
     ],
 )
 def test_real_data(specs, real_data, name, users, items, interactions):
