@@ -18,6 +18,7 @@ from rarec.data.incoming.ledger import Ledger, State
 from rarec.data.incoming.merge import merge_incoming
 from rarec.data.raw import ROLES, RawTables, published_files, read_raw
 from rarec.data.readers.parquet_files import parquet_head
+from rarec.data.source_spec import Role
 from rarec.data.sources.download import Located, locate_source
 from rarec.data.sources.files import link_or_copy, sha256_of, whole_folder
 from rarec.data.spec import DatasetSpec
@@ -30,9 +31,10 @@ NOT_CONTENT = ("overrides", "published", "template")  # parts of a declaration t
 
 @dataclass(frozen=True)
 class _Published:
-    """The published files, and the ledger's state at one moment."""
+    """The published files and their hashes (role -> path -> sha256), and the ledger's state at one moment."""
 
     located: Located
+    hashes: dict[Role, dict[str, str]]
     ledger: Ledger
     state: State
 
@@ -41,16 +43,19 @@ def _locate(request: Request[Settings]) -> _Published:
     spec, workspace = request.spec, request.workspace
     ledger = workspace.ledger(spec.name)
     located = locate_source(spec, Path(workspace.data), Path(workspace.cache))
-    return _Published(located, ledger, ledger.state())
+    files = published_files(spec, located.source, located.folder)
+    hashes = {
+        role: {str(path.relative_to(located.folder)): sha256_of(path) for path in paths}
+        for role, paths in files.items()
+    }
+    return _Published(located, hashes, ledger, ledger.state())
 
 
 def _versions(request: Request[Settings]) -> dict[str, Artifact | str]:
     """Hashes of the files. Without incoming rows, only the published files are part of the identity."""
-    located, state = request.prepared.located, request.prepared.state
-    files = published_files(request.spec, located.source, located.folder)
-    folder = located.folder
+    state = request.prepared.state
     hashes: dict[str, Artifact | str] = {
-        str(path.relative_to(folder)): sha256_of(path) for paths in files.values() for path in paths
+        name: sha256 for files in request.prepared.hashes.values() for name, sha256 in files.items()
     }
     return hashes | ({"incoming_interactions": state.version} if state.version else {})
 
@@ -72,7 +77,7 @@ def declaration(request: Request[Settings]) -> dict[str, Any]:
 def raw_interactions(job: Job[Settings]) -> Outcome:
     """Interactions, items and users as published and arrived since, with provenance and a quarantine of bad rows."""
     located, ledger, state = job.prepared.located, job.prepared.ledger, job.prepared.state
-    raw = _read_once(job.spec, located, Path(job.workspace.cache))
+    raw = _read_once(job.spec, job.prepared, Path(job.workspace.cache))
     provenance: dict[str, Any] = {"data_set": job.spec.title, "format": located.source.format, "files": raw.sources}
     counts: dict[str, int] = {}
     tables = {"provenance": markdown_table(pd.DataFrame(raw.sources))}
@@ -109,23 +114,19 @@ def raw_interactions(job: Job[Settings]) -> Outcome:
     return Outcome(values, tables, metrics)
 
 
-def _read_once(spec: DatasetSpec, located: Located, cache: Path) -> RawTables:
+def _read_once(spec: DatasetSpec, published: _Published, cache: Path) -> RawTables:
     """The published tables, kept in the cache: when rows arrive, the published files are not read again."""
-    files = published_files(spec, located.source, located.folder)
     identity = {
         "version": VERSION,
         "spec": spec.model_dump(mode="json", exclude=set(NOT_CONTENT)),
-        "files": {
-            role: [[str(path.relative_to(located.folder)), sha256_of(path)] for path in paths]
-            for role, paths in files.items()
-        },
+        "files": published.hashes,
     }
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
     target = cache / "published" / spec.name / digest
     if not target.is_dir():
         shutil.rmtree(target.parent, ignore_errors=True)  # what earlier files held
         with whole_folder(target) as folder:
-            raw = read_raw(spec, located.folder, folder)
+            raw = read_raw(spec, published.located.folder, folder)
             raw.quarantine.to_parquet(folder / "quarantine.parquet", index=False)
             (folder / "sources.json").write_text(json.dumps({"files": raw.sources, "warnings": raw.warnings}))
     told = json.loads((target / "sources.json").read_text())

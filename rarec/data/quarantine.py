@@ -13,8 +13,6 @@ ADVICE = "Correct the file, or raise the data set's `quarantine_limit`."
 class Quarantine:
     """Collects bad rows while files are read."""
 
-    SHOWN = SHOWN
-
     def __init__(self, limit: float, advice: str = ADVICE) -> None:
         """Start empty.
 

@@ -15,12 +15,13 @@ import pandas as pd
 import pyarrow.parquet as pq
 
 from rarec.data.formats.finishing import finish_published
-from rarec.data.formats.forms import KEYS, form_before
+from rarec.data.formats.forms import form_before
+from rarec.data.formats.published import KEYS
 from rarec.data.formats.table import Reading, file_names, read_role
 from rarec.data.formats.unify import unify_ids
 from rarec.data.formats.values import AHEAD_S
 from rarec.data.quarantine import Quarantine
-from rarec.data.readers.connection import connection, file_literal, quoted
+from rarec.data.readers.connection import connection, file_literal, quoted, value_of
 from rarec.data.readers.parquet_files import write_table
 from rarec.data.readers.rows import FILE, HIDDEN, N
 from rarec.data.source_spec import Role, SourceSpec
@@ -82,7 +83,7 @@ class RawTables:
     def count(self) -> int:
         """Number of interactions."""
         with connection() as database:
-            (rows,) = database.sql(f"SELECT count(*) FROM ({self.query})").fetchall()[0]
+            rows = value_of(database, f"SELECT count(*) FROM ({self.query})")
         return int(rows)
 
     @cached_property
@@ -100,12 +101,17 @@ class RawTables:
         return pd.concat([published, pd.read_parquet(self.folder / INCOMING_ROWS)], ignore_index=True)
 
     @property
-    def query(self) -> str:
-        """SQL for what is read of all interactions, with `n` in order of appearance."""
+    def published_query(self) -> str:
+        """SQL for what is read of the published interactions, with the number `n` of each row."""
         published = f"read_parquet({file_literal(self.folder / 'interactions.parquet')}, file_row_number=true)"
         there = pq.read_schema(self.folder / "interactions.parquet").names
         columns = ", ".join(name for name in READ if name.strip('"') in there)
-        query = f"SELECT {columns}, file_row_number AS n FROM {published}"
+        return f"SELECT {columns}, file_row_number AS n FROM {published}"
+
+    @property
+    def query(self) -> str:
+        """SQL for what is read of all interactions, with `n` in order of appearance."""
+        query = self.published_query
         if (self.folder / REPLACED).is_file():
             gone = f"SELECT n FROM read_parquet({file_literal(self.folder / REPLACED)})"
             query = f"SELECT * FROM ({query}) WHERE n NOT IN ({gone})"
@@ -228,7 +234,7 @@ def _make_unique(
         f"CREATE TABLE once AS SELECT * FROM {role} "
         f"QUALIFY row_number() OVER (PARTITION BY {same_row} ORDER BY {FILE}, {N}) = 1 ORDER BY {FILE}, {N}"
     )
-    before, once = (database.sql(f"SELECT count(*) FROM {name}").fetchall()[0][0] for name in (role, "once"))
+    before, once = (value_of(database, f"SELECT count(*) FROM {name}") for name in (role, "once"))
     if once < before:
         warnings.append(f"{file}: {before - once:,} rows are exact copies of earlier ones; each counts once.")
     repeated = database.sql(

@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from rarec.data.catalogue import ITEM_TEXT, USER_TEXT, item_table, user_table
 from rarec.data.raw import RawTables
-from rarec.data.readers.connection import connection, file_literal, quoted
+from rarec.data.readers.connection import connection, file_literal, quoted, row_of, value_of
 from rarec.data.readers.parquet_files import batches_of, schema_of, write_batches
 from rarec.data.source_spec import Time
 from rarec.data.spec import DatasetSpec
@@ -135,7 +135,7 @@ def _load(database: duckdb.DuckDBPyConnection, raw: RawTables) -> tuple[Time, st
 
 
 def _count(database: duckdb.DuckDBPyConnection, table: str) -> int:
-    (rows,) = database.sql(f"SELECT count(*) FROM {table}").fetchall()[0]
+    rows = value_of(database, f"SELECT count(*) FROM {table}")
     return int(rows)
 
 
@@ -155,7 +155,7 @@ def k_core(database: duckdb.DuckDBPyConnection, k: int) -> None:
         # Users first, then the items that are left: fewer passes than with both at once.
         dropped = 0
         for key, query in few.items():
-            (rare,) = database.sql(f"SELECT count(*) FROM ({query})").fetchall()[0]
+            rare = value_of(database, f"SELECT count(*) FROM ({query})")
             if rare:
                 dropped += _keep(database, f"SELECT * FROM events WHERE {key} NOT IN ({query})")
         if not dropped:
@@ -177,14 +177,12 @@ def _read_counts(database: duckdb.DuckDBPyConnection, raw: RawTables) -> dict[st
 
 
 def _sizes(database: duckdb.DuckDBPyConnection, suffix: str, counts: dict[str, int]) -> None:
-    users, items, rows = database.sql(
-        "SELECT count(DISTINCT user), count(DISTINCT item), count(*) FROM events"
-    ).fetchall()[0]
+    users, items, rows = row_of(database, "SELECT count(DISTINCT user), count(DISTINCT item), count(*) FROM events")
     counts |= {f"users{suffix}": users, f"items{suffix}": items, f"interactions{suffix}": rows}
 
 
 def _drop_implicit(database: duckdb.DuckDBPyConnection, spec: DatasetSpec, counts: dict[str, int]) -> None:
-    rated = database.sql("SELECT count(rating) FROM events").fetchall()[0][0]
+    rated = value_of(database, "SELECT count(rating) FROM events")
     if spec.implicit_rating is None or not rated:
         return
     query = f"SELECT * FROM events WHERE rating IS DISTINCT FROM CAST({spec.implicit_rating!r} AS FLOAT)"
@@ -201,17 +199,16 @@ def _drop_unknown(
         f"SELECT code FROM items WHERE CAST(id AS VARCHAR) IN "
         f"(SELECT CAST(item_id AS VARCHAR) FROM read_parquet({file_literal(path)}))"
     )
-    unknown, number = database.sql(
-        f"SELECT count(*), count(DISTINCT item) FROM events WHERE item NOT IN ({known})"
-    ).fetchall()[0]
+    unknown, number = row_of(database, f"SELECT count(*), count(DISTINCT item) FROM events WHERE item NOT IN ({known})")
     counts["dropped_unknown_items"] = unknown
     if not unknown:
         return
     if spec.unknown_items == "error":
-        user, item = database.sql(
+        user, item = row_of(
+            database,
             f"SELECT users.id, items.id FROM events JOIN users ON user = users.code JOIN items ON item = items.code "
-            f"WHERE item NOT IN ({known}) ORDER BY n LIMIT 1"
-        ).fetchall()[0]
+            f"WHERE item NOT IN ({known}) ORDER BY n LIMIT 1",
+        )
         files = {str(source["role"]): source["file"] for source in raw.sources}
         bad = counts.get("items_quarantined", 0)
         aside = f" ({bad} of its rows are unreadable and quarantined)" if bad else ""
@@ -228,17 +225,16 @@ def _drop_repeated(database: duckdb.DuckDBPyConnection, spec: DatasetSpec, count
     counts["dropped_duplicates"] = 0
     pairs = "user, item, time" if spec.duplicates == "keep-all" else "user, item"
     latest = f"row_number() OVER (PARTITION BY {pairs} ORDER BY time DESC, n DESC)"
-    groups = database.sql(
-        f"SELECT count(*) FROM (SELECT 1 FROM events GROUP BY {pairs} HAVING count(*) > 1)"
-    ).fetchall()[0][0]
+    groups = value_of(database, f"SELECT count(*) FROM (SELECT 1 FROM events GROUP BY {pairs} HAVING count(*) > 1)")
     if not groups:
         return
     if spec.duplicates == "error":
         repeated = f"(SELECT * FROM events QUALIFY {latest} > 1)"
-        user, item = database.sql(
+        user, item = row_of(
+            database,
             f"SELECT users.id, items.id FROM {repeated} JOIN users ON user = users.code "
-            "JOIN items ON item = items.code ORDER BY n LIMIT 1"
-        ).fetchall()[0]
+            "JOIN items ON item = items.code ORDER BY n LIMIT 1",
+        )
         raise InputError(
             f"{spec.name}: {_count(database, repeated)} interactions repeat a user and item; first: user_id {user} and "
             f"item_id {item}. Remove them, or set duplicates = 'keep-last' or 'keep-all' for the data set."

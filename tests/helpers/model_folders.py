@@ -7,7 +7,9 @@ from typing import Any
 import torch
 from rella_toys import byte_tokenizer, tiny_model
 from safetensors.torch import load_file, save_file
+from tokenizer_families import save_sentencepiece
 
+from rarec.rella.language_model import load_tokenizer
 from rarec.rella.small_llama import train_tokenizer
 
 
@@ -22,6 +24,16 @@ def save_folder(folder: Path, kind: str = "llama", tokenizer: Any = None, **conf
     tokenizer.save_pretrained(folder)
     say(folder, **config)
     return folder
+
+
+def save_vicuna_form(folder: Path) -> Any:
+    """A model with tokenizer.model and no tokenizer.json, as Vicuna is published; returns the tokenizer."""
+    save_sentencepiece(folder)
+    tokenizer = load_tokenizer(folder)
+    save_folder(folder / "made", tokenizer=tokenizer)
+    for name in ("config.json", "model.safetensors"):
+        (folder / "made" / name).rename(folder / name)
+    return tokenizer
 
 
 def say(folder: Path, **config: Any) -> None:

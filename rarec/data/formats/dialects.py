@@ -3,7 +3,6 @@
 import csv
 from collections.abc import Iterator
 from dataclasses import replace
-from itertools import islice
 
 from rarec.data.formats.forms import form_before
 from rarec.data.formats.published import Form, by_alias, same
@@ -158,7 +157,7 @@ def _is_quoted(file: TextFile, delimiter: str) -> bool:
     quote is part of a title.
     """
     doubled = False
-    for line in islice(head(file, QUOTES_LOOKED_AT), QUOTES_LOOKED_AT):
+    for line in head(file, QUOTES_LOOKED_AT):
         if '"' not in line:
             continue
         for value in line.split(delimiter):

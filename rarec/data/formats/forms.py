@@ -2,17 +2,12 @@
 
 from dataclasses import replace
 
-from rarec.data.formats.published import AMAZON_2023, FORMS, Form, by_alias
+from rarec.data.formats.published import AMAZON_2023, FORMS, KEYS, Form, by_alias
 from rarec.data.readers.rows import Rows
 from rarec.data.source_spec import Role, SourceSpec
 from rarec.data.spec import DatasetSpec
 from rarec.errors import InputError, closest
 
-KEYS: dict[Role, tuple[str, ...]] = {
-    "interactions": ("user_id", "item_id"),
-    "items": ("item_id",),
-    "users": ("user_id",),
-}
 RECBOLE_TYPES = ("token", "token_seq", "float", "float_seq")
 
 
@@ -24,9 +19,9 @@ def time_column(spec: DatasetSpec, source: SourceSpec) -> str | None:
 def form_before(source: SourceSpec, role: Role) -> Form:
     """What is known of the files before they are opened."""
     if source.format == "recbole":
-        return Form(encoding=source.encoding or "utf-8")
+        return Form()
     if source.format == "table":
-        return Form(encoding=source.encoding or "utf-8", records=True)
+        return Form(records=True)
     return FORMS[source.format][role]
 
 
@@ -95,9 +90,7 @@ def _own_form(
         frozenset(name for name in rows.names if name.endswith(":float")) if source.format == "recbole" else frozenset()
     )
     advice = f"Map columns with `columns.{role}` in the data set's file."
-    return Form(
-        rename=rename, required=required, numeric=numeric, records=True, advice=advice, absent=tuple(absent)
-    )  # fmt: skip
+    return Form(rename=rename, required=required, numeric=numeric, advice=advice, absent=tuple(absent))
 
 
 def _find(rows: Rows, names: dict[str, str], wanted: str) -> str | None:

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import time
+import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,13 +15,12 @@ import duckdb
 import numpy as np
 from pydantic import ValidationError
 
-from rarec.data.formats.forms import KEYS
-from rarec.data.formats.published import by_alias
-from rarec.data.formats.table import Reading, read_rows
-from rarec.data.formats.values import AHEAD_S, number_value, time_value
+from rarec.data.formats.published import KEYS, by_alias
+from rarec.data.formats.table import Reading, find_unit, read_rows
+from rarec.data.formats.values import AHEAD_S, number_value
 from rarec.data.quarantine import Quarantine
 from rarec.data.raw import RawTables, read_raw
-from rarec.data.readers.connection import connection, row_of, value_of
+from rarec.data.readers.connection import connection, row_of
 from rarec.data.readers.rows import Rows
 from rarec.data.source_spec import Role, SourceSpec
 from rarec.data.sources.files import find_files
@@ -28,10 +28,8 @@ from rarec.data.spec import DatasetSpec
 from rarec.data.templates import TEMPLATES
 from rarec.errors import InputError, one_line
 
-PLAUSIBLE = 0.9  # share of a column's values that must be times before it is taken for one
 MOST_RATINGS = 101  # different values of a rating; more are a measure of something else
 LOOKED_AT = 100_000  # rows
-UNIT_ORDER = ("s", "ms", "us", "ns", "days")
 
 
 @dataclass(frozen=True)
@@ -98,20 +96,10 @@ def _found(database: duckdb.DuckDBPyConnection, rows: Rows, role: Role, fields: 
     return Found(columns, fields, ratings, "timestamp" in by_ours)
 
 
-def _unit(database: duckdb.DuckDBPyConnection, rows: Rows, column: str) -> str | None:
+def _unit(database: duckdb.DuckDBPyConnection, rows: Rows, name: str) -> str | None:
     """The unit in which most values of a column are plausible times; None if there is none."""
-    latest = time.time() + AHEAD_S
-    for unit in UNIT_ORDER:
-        value = time_value(rows.column(column), unit, latest)
-        fault = value.fault.format(x=rows.column(column), v="v")
-        share = value_of(
-            database,
-            f"SELECT avg(CAST(NOT ({fault}) AS DOUBLE)) FROM (SELECT {rows.column(column)}, {value.value} AS v FROM "
-            f"(SELECT * FROM {rows.table} LIMIT {LOOKED_AT}))",
-        )
-        if share is not None and share >= PLAUSIBLE:
-            return unit
-    return None
+    column = rows.column(name)
+    return find_unit(database, column, f"SELECT {column} FROM {rows.table} LIMIT {LOOKED_AT}", time.time() + AHEAD_S)
 
 
 def _by_content(database: duckdb.DuckDBPyConnection, rows: Rows, role: Role) -> dict[str, str]:
@@ -184,8 +172,6 @@ def _toml(value: object) -> str:
 
 def check(text: str, folder: Path) -> RawTables:
     """Read the files in `folder` as the declaration says, however many rows are bad."""
-    import tomllib
-
     try:
         spec = DatasetSpec.model_validate(tomllib.loads(text) | {"quarantine_limit": 1.0})
     except (tomllib.TOMLDecodeError, ValidationError) as error:

@@ -23,7 +23,7 @@ from rarec.data.formats.values import (
     text_value,
     time_value,
 )
-from rarec.data.quarantine import Quarantine
+from rarec.data.quarantine import SHOWN, Quarantine
 from rarec.data.readers.columnar import EXACT, read_parquet
 from rarec.data.readers.connection import quoted, value_of
 from rarec.data.readers.delimited import read_delimited
@@ -39,7 +39,7 @@ ID_COLUMNS = ("user_id", "item_id")
 FAULT = '"#fault"'
 KNOWN = (*ID_COLUMNS, "rating", "timestamp", "order")
 LOOKED_AT = 1000  # bad times
-MOST = 0.9  # share of the bad times that another unit must explain before it is named
+MOST = 0.9  # share of the times that a unit must explain before it is named
 
 
 @dataclass
@@ -78,8 +78,8 @@ class Reading:
     counts: list[int] = field(default_factory=list)
 
 
-def read_role(reading: Reading, paths: list[Path]) -> int:
-    """Read the files of one role into the table named after it, in order; returns the number of rows.
+def read_role(reading: Reading, paths: list[Path]) -> None:
+    """Read the files of one role into the table named after it, in order.
 
     The table has our column names, with ids as text and `timestamp` in microseconds, and the columns `FILE` (number
     of the file from 0) and `N` (number of the row from 0; `Reading.lines` has its line).
@@ -106,10 +106,8 @@ def read_role(reading: Reading, paths: list[Path]) -> int:
         database.execute(f"CREATE TABLE {role} AS {union}")
         for part in parts:
             database.execute(f"DROP TABLE {part}")
-    (count,) = database.sql(f"SELECT count(*) FROM {role}").fetchall()[0]
-    if not count and not reading.incoming:
+    if not sum(reading.counts) and not reading.incoming:
         raise InputError(f"{paths[0].name}: the file holds no rows; get a complete copy of it.")
-    return int(count)
 
 
 def file_names(paths: list[Path]) -> list[str]:
@@ -174,10 +172,11 @@ def _refuse_floats(database: duckdb.DuckDBPyConnection, rows: Rows, published: s
     exact = EXACT.get(rows.types[rows.names.index(published)])
     if exact is None:
         return
-    found = database.sql(
+    found = value_of(
+        database,
         f"SELECT any_value({rows.column(published)}) FROM {rows.table} "
-        f"WHERE abs(TRY_CAST({rows.column(published)} AS DOUBLE)) >= {exact}"
-    ).fetchall()[0][0]
+        f"WHERE abs(TRY_CAST({rows.column(published)} AS DOUBLE)) >= {exact}",
+    )
     if found is not None:
         bits = 32 if exact == EXACT["FLOAT"] else 64
         raise InputError(
@@ -234,7 +233,7 @@ def _set_aside(
     """Quarantine the rows `numbers`. If they are too many, only the first ones are looked at before the error."""
     quarantine, shown = reading.quarantine, len(numbers)
     if quarantine.count(rows.file) + shown > quarantine.limit * rows.total:
-        shown = min(shown, quarantine.SHOWN)
+        shown = min(shown, SHOWN)
     lines = rows.lines(numbers[:shown])
     texts = rows.texts(lines) if shown else []
     for place in sorted(set(faults[:shown].tolist())):
@@ -263,20 +262,27 @@ def _hint(
         return ""
     column = rows.column(chosen[place][1][0])
     wanted = ", ".join(map(str, numbers[faults == place][:LOOKED_AT].tolist()))
-    for unit in (*UNITS, "ns", "days"):
-        other = time_value(column, unit, reading.latest_s)
-        fault = other.fault.format(x=column, v="v")
-        share = value_of(
-            reading.database,
-            f"SELECT avg(CAST(NOT ({fault}) AS DOUBLE)) FROM "
-            f"(SELECT {column}, {other.value} AS v FROM {rows.table} WHERE n IN ({wanted}))",
-        )
-        if share >= MOST:
-            return f'The times look like {UNIT_WORDS[unit]}: set `time_unit = "{unit}"` in the source.'
+    some = f"SELECT {column} FROM {rows.table} WHERE n IN ({wanted})"
+    if (unit := find_unit(reading.database, column, some, reading.latest_s)) is not None:
+        return f'The times look like {UNIT_WORDS[unit]}: set `time_unit = "{unit}"` in the source.'
     return (
         'If they count something else than time since 1970, set `time = "order"` for the data set; other forms are '
         "read with `time_unit`."
     )
+
+
+def find_unit(database: duckdb.DuckDBPyConnection, column: str, texts: str, latest_s: float) -> str | None:
+    """The unit in which most of the `texts`, a query with this `column`, are plausible times; None if there is none."""
+    for unit in (*UNITS, "ns", "days"):
+        value = time_value(column, unit, latest_s)
+        fault = value.fault.format(x=column, v="v")
+        plausible = (
+            f"SELECT avg(CAST(NOT ({fault}) AS DOUBLE)) FROM (SELECT {column}, {value.value} AS v FROM ({texts}))"
+        )
+        share = value_of(database, plausible)
+        if share is not None and share >= MOST:
+            return unit
+    return None
 
 
 def _lacks(rows: Rows, name: str, form: Form) -> str:

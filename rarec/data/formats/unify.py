@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 import duckdb
 
-from rarec.data.readers.connection import quoted
+from rarec.data.readers.connection import quoted, row_of, value_of
 from rarec.errors import InputError
 
 NUMERIC = r"[+-]?[0-9]+(\.0*)?"
@@ -19,6 +19,16 @@ DOUBLE_EXACT = 2**53
 FLOAT_EXACT = 2**24
 ENOUGH = 20  # ids above FLOAT_EXACT that are all exact in 32 bits: no coincidence
 ADVICE = "Export ids as text or as whole numbers."
+
+
+def number_of(column: str) -> str:
+    """SQL for the whole number that a numeric id is, however it is written."""
+    return f"TRY_CAST(regexp_replace({column}, '\\..*$', '') AS HUGEINT)"
+
+
+def is_whole(column: str) -> str:
+    """SQL for whether an id is a whole number in canonical form that fits into 64 bits."""
+    return f"coalesce(TRY_CAST({column} AS BIGINT)::VARCHAR = {column}, false)"
 
 
 def unify_ids(
@@ -57,18 +67,19 @@ def unify_ids(
 
 def _are_whole(database: duckdb.DuckDBPyConnection, ids: str) -> bool:
     """Whether all ids are whole numbers in canonical form that fit into 64 bits."""
-    whole = "coalesce(TRY_CAST(id AS BIGINT)::VARCHAR = id, false)"
-    return bool(database.sql(f"SELECT coalesce(bool_and({whole}), false) FROM ({ids})").fetchall()[0][0])
+    whole = is_whole("id")
+    return bool(value_of(database, f"SELECT coalesce(bool_and({whole}), false) FROM ({ids})"))
 
 
 def _find_spellings(database: duckdb.DuckDBPyConnection, column: str, warnings: list[str]) -> None:
     """A table `spellings` with the chosen spelling of each id that is not written so."""
     numeric = f"coalesce(bool_and(regexp_full_match(id, '{NUMERIC}')), false)"
-    number = "TRY_CAST(regexp_replace(id, '\\..*$', '') AS HUGEINT)"
-    (all_numeric, with_point, numbers, written, none) = database.sql(
+    number = number_of("id")
+    (all_numeric, with_point, numbers, written, none) = row_of(
+        database,
         f"SELECT {numeric}, bool_or(contains(id, '.')), count(DISTINCT {number}), count(*), bool_or({number} IS NULL) "
-        "FROM ids"
-    ).fetchall()[0]
+        "FROM ids",
+    )
     if all_numeric and not none and (with_point or numbers < written):
         database.execute(
             f"CREATE TABLE spellings AS SELECT id AS written, {number}::VARCHAR AS chosen FROM ids "
@@ -81,16 +92,16 @@ def _find_spellings(database: duckdb.DuckDBPyConnection, column: str, warnings: 
                 "whole numbers are written with a decimal point, as pandas does if a value is missing",
                 written,
             )
-        (example, chosen) = database.sql("SELECT written, chosen FROM spellings ORDER BY written LIMIT 1").fetchall()[0]
+        (example, chosen) = row_of(database, "SELECT written, chosen FROM spellings ORDER BY written LIMIT 1")
         warnings.append(f"{column}: {count:,} {what} (first: {example!r}); each number is one id, here {chosen!r}.")
         return
     database.execute(
         f"CREATE TABLE spellings AS SELECT id AS written, upper(id) AS chosen FROM ids "
         f"WHERE regexp_full_match(id, '{ISBN}') AND id != upper(id) AND upper(id) IN (SELECT id FROM ids)"
     )
-    (count,) = database.sql("SELECT count(*) FROM spellings").fetchall()[0]
+    count = value_of(database, "SELECT count(*) FROM spellings")
     if count:
-        (example,) = database.sql("SELECT min(written) FROM spellings").fetchall()[0]
+        example = value_of(database, "SELECT min(written) FROM spellings")
         warnings.append(
             f"{column}: {count:,} ISBNs are written with x and with X (first: {example!r}); each is one id."
         )
@@ -105,26 +116,28 @@ def refuse_destroyed(database: duckdb.DuckDBPyConnection, what: str) -> None:
     """
 
     def first(condition: str) -> str | None:
-        (found,) = database.sql(f"SELECT min(id) FROM ids WHERE {condition}").fetchall()[0]
+        found = value_of(database, f"SELECT min(id) FROM ids WHERE {condition}")
         return None if found is None else str(found)
 
     if (found := first(f"regexp_full_match(id, '{SCIENTIFIC}')")) is not None:
         raise InputError(f"{what} {found!r} was rounded by a spreadsheet or a float, so ids are lost. {ADVICE}")
     for mark, pattern in THOUSANDS.items():
-        (all_match, grouped, long) = database.sql(
+        (all_match, grouped, long) = row_of(
+            database,
             f"SELECT bool_and(regexp_full_match(id, '{pattern}') OR regexp_full_match(id, '[0-9]+')), "
-            f"min(id) FILTER (contains(id, '{mark}')), bool_or(NOT contains(id, '{mark}') AND length(id) > 3) FROM ids"
-        ).fetchall()[0]
+            f"min(id) FILTER (contains(id, '{mark}')), bool_or(NOT contains(id, '{mark}') AND length(id) > 3) FROM ids",
+        )
         if all_match and grouped and (mark == "," or not long):
             raise InputError(f"{what} {grouped!r} has a separator of thousands. {ADVICE}")
-    number = "TRY_CAST(regexp_replace(id, '\\..*$', '') AS HUGEINT)"
+    number = number_of("id")
     pointed = r"regexp_full_match(id, '[+-]?[0-9]+\.0*')"
     if (found := first(f"{pointed} AND abs({number}) >= {DOUBLE_EXACT}")) is not None:
         raise InputError(f"{what} {found!r} was rounded by a float, which keeps 15 digits, so ids are lost. {ADVICE}")
-    (large, exact, tens) = database.sql(
+    (large, exact, tens) = row_of(
+        database,
         f"SELECT count(*), bool_and(CAST(CAST({number} AS FLOAT) AS HUGEINT) = {number}), bool_and({number} % 10 = 0) "
-        f"FROM ids WHERE {pointed} AND abs({number}) > {FLOAT_EXACT}"
-    ).fetchall()[0]
+        f"FROM ids WHERE {pointed} AND abs({number}) > {FLOAT_EXACT}",
+    )
     if large >= ENOUGH and exact and not tens:
         raise InputError(
             f"{what}: all {large} ids above {FLOAT_EXACT:,} are exact in 32-bit floats, which keep 7 digits, so ids "

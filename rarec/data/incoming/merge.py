@@ -6,12 +6,11 @@ from pathlib import Path
 import duckdb
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from rarec.data.formats.unify import ISBN, NUMERIC
+from rarec.data.formats.unify import ISBN, NUMERIC, is_whole, number_of
 from rarec.data.incoming.rows import COLUMNS, NO_TIME, Incoming
-from rarec.data.raw import INCOMING_ROWS, READ, REPLACED, ROLES, RawTables
-from rarec.data.readers.connection import connection, file_literal, value_of
+from rarec.data.raw import INCOMING_ROWS, REPLACED, ROLES, RawTables
+from rarec.data.readers.connection import connection, file_literal, row_of, value_of
 from rarec.data.readers.parquet_files import DTYPES, batches_of, schema_of, write_batches
 from rarec.data.sources.files import link_or_copy
 from rarec.data.spec import DatasetSpec
@@ -82,10 +81,7 @@ def _load(database: duckdb.DuckDBPyConnection, raw: RawTables, incoming: Incomin
 
     Returns the type of each published column.
     """
-    source = f"read_parquet({file_literal(raw.folder / 'interactions.parquet')}, file_row_number=true)"
-    there = pq.read_schema(raw.folder / "interactions.parquet").names
-    columns = ", ".join(name for name in READ if name.strip('"') in there)
-    database.execute(f"CREATE VIEW published AS SELECT {columns}, file_row_number AS n FROM {source}")
+    database.execute(f"CREATE VIEW published AS {raw.published_query}")
     arrow = pa.Table.from_pandas(incoming.rows, preserve_index=False)
     database.register("arrived", arrow)
     database.execute("CREATE TABLE new AS SELECT row_number() OVER () - 1 AS place, * FROM arrived")
@@ -105,8 +101,7 @@ def _spell(database: duckdb.DuckDBPyConnection, key: str, kind: str) -> str:
     numeric = kind == "BIGINT" or value_of(
         database, f"SELECT coalesce(bool_and(regexp_full_match(id, '{NUMERIC}')), false) FROM known"
     )
-    number = "CAST(TRY_CAST(regexp_replace({}, '\\..*$', '') AS HUGEINT) AS VARCHAR)"
-    pattern, form = (NUMERIC, number) if numeric else (ISBN, "upper({})")
+    pattern, form = (NUMERIC, f"CAST({number_of('{}')} AS VARCHAR)") if numeric else (ISBN, "upper({})")
     # Where ids are whole numbers, a new id becomes one, too.
     otherwise = "form" if kind == "BIGINT" else "NULL"
     database.execute(
@@ -116,7 +111,7 @@ def _spell(database: duckdb.DuckDBPyConnection, key: str, kind: str) -> str:
         f"LEFT JOIN (SELECT id, {form.format('id')} AS known_form FROM known "
         f"WHERE regexp_full_match(id, '{pattern}')) ON form = known_form WHERE coalesce(id, {otherwise}) != written"
     )
-    found = database.sql("SELECT count(*), min(written), arg_min(chosen, written) FROM spelled").fetchall()[0]
+    found = row_of(database, "SELECT count(*), min(written), arg_min(chosen, written) FROM spelled")
     if not found[0]:
         return ""
     database.execute(f"UPDATE new SET {key} = chosen FROM spelled WHERE {key} = written")
@@ -127,16 +122,11 @@ def _set_aside(
     database: duckdb.DuckDBPyConnection, spec: DatasetSpec, raw: RawTables, columns: dict[str, str]
 ) -> pd.DataFrame:
     """Take rows that do not fit out of `new`; returns entry, line, reason and text of each."""
-    reasons = []
-    for key in ("user_id", "item_id"):
-        if columns[key] == "BIGINT":
-            whole = f"TRY_CAST({key} AS BIGINT)::VARCHAR = {key}"
-            reasons.append(
-                (
-                    f"NOT coalesce({whole}, false)",
-                    f"'{key} ''' || {key} || ''' is not a whole number like the data set''s other ids'",
-                )
-            )
+    reasons = [
+        (f"NOT {is_whole(key)}", f"'{key} ''' || {key} || ''' is not a whole number like the data set''s other ids'")
+        for key in ("user_id", "item_id")
+        if columns[key] == "BIGINT"
+    ]
     if "rating" in columns:
         reasons.append(("rating IS NULL OR isnan(rating)", "'rating is missing'"))
     if "timestamp" in columns:
@@ -166,7 +156,7 @@ def _drop_copies(database: duckdb.DuckDBPyConnection, columns: dict[str, str]) -
     same = ["user_id", "item_id", *(["rating"] if "rating" in columns else [])]
     clock = ["timestamp"] if "timestamp" in columns else []
     place = ["timestamp"] if clock or "order" in columns else []
-    before = database.sql("SELECT count(*) FROM new").fetchall()[0][0]
+    before = value_of(database, "SELECT count(*) FROM new")
     # Where places are an order, a published row has no time to compare.
     there = "false"
     if clock or "order" not in columns:
@@ -175,7 +165,7 @@ def _drop_copies(database: duckdb.DuckDBPyConnection, columns: dict[str, str]) -
     first = f"row_number() OVER (PARTITION BY {', '.join([*same, *place])} ORDER BY place) = 1"
     database.execute(f"CREATE TABLE fresh AS SELECT * FROM (SELECT * FROM new QUALIFY {first}) new WHERE NOT {there}")
     database.execute("DROP TABLE new; ALTER TABLE fresh RENAME TO new")
-    return int(before - database.sql("SELECT count(*) FROM new").fetchall()[0][0])
+    return int(before - value_of(database, "SELECT count(*) FROM new"))
 
 
 def _keep_later(database: duckdb.DuckDBPyConnection, columns: dict[str, str], into: Path) -> tuple[int, int]:
@@ -193,7 +183,7 @@ def _keep_later(database: duckdb.DuckDBPyConnection, columns: dict[str, str], in
     published = database.sql("SELECT n FROM older WHERE place < 0 ORDER BY n").to_arrow_table()
     if len(published):
         write_batches(iter([published]), schema_of({"n": "int64"}), into / REPLACED)
-    older = database.sql("SELECT count(*) FROM older WHERE place >= 0").fetchall()[0][0]
+    older = value_of(database, "SELECT count(*) FROM older WHERE place >= 0")
     database.execute("DELETE FROM new WHERE place IN (SELECT place FROM older)")
     return len(published), int(older)
 
@@ -208,14 +198,12 @@ def _write(database: duckdb.DuckDBPyConnection, columns: dict[str, str], path: P
             behind = "row_number() OVER (PARTITION BY user_id ORDER BY timestamp, place)"
             chosen.append(f'CAST({last} + {behind} AS BIGINT) AS "order"')
         elif name == "timestamp" and kind == "BIGINT":
-            (fractions,) = database.sql(
-                "SELECT coalesce(bool_or(timestamp != floor(timestamp)), false) FROM new"
-            ).fetchall()[0]
+            fractions = value_of(database, "SELECT coalesce(bool_or(timestamp != floor(timestamp)), false) FROM new")
             names[name] = "DOUBLE" if fractions else "BIGINT"
             chosen.append(f"CAST(timestamp AS {names[name]}) AS timestamp")
         else:
             chosen.append(f"CAST({name} AS {kind}) AS {name}")
-    (rows,) = database.sql("SELECT count(*) FROM new").fetchall()[0]
+    rows = value_of(database, "SELECT count(*) FROM new")
     if rows:
         schema = schema_of({name: DTYPES[kind] for name, kind in names.items()})
         write_batches(batches_of(database, f"SELECT {', '.join(chosen)} FROM new ORDER BY place"), schema, path)

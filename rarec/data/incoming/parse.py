@@ -14,7 +14,7 @@ import pyarrow as pa
 from rarec.data.formats.table import Reading, read_role
 from rarec.data.formats.unify import refuse_destroyed
 from rarec.data.formats.values import AHEAD_S
-from rarec.data.incoming.rows import FILE_ROWS, NO_TIME, Parsed
+from rarec.data.incoming.rows import COLUMNS, FILE_ROWS, NO_TIME, Parsed
 from rarec.data.quarantine import Quarantine
 from rarec.data.readers.connection import connection
 from rarec.data.readers.rows import N
@@ -24,7 +24,6 @@ from rarec.errors import InputError
 
 BAD_SHARE = 0.5  # a file with a larger share of bad rows is something else than it claims to be
 ADVICE = "Correct the file: it is read again as soon as its content changes."
-COLUMNS = ("user_id", "item_id", "rating", "timestamp")
 
 
 def parse_incoming(path: Path, spec: DatasetSpec, now_s: float, bad_share: float = BAD_SHARE) -> Parsed:

@@ -5,7 +5,7 @@ from pathlib import Path
 import duckdb
 import numpy as np
 
-from rarec.data.readers.connection import file_literal, quoted
+from rarec.data.readers.connection import file_literal, quoted, value_of
 from rarec.data.readers.rows import Rows
 from rarec.errors import InputError, one_line
 from rarec.types import IntArray
@@ -38,7 +38,7 @@ def read_parquet(database: duckdb.DuckDBPyConnection, path: Path, name: str, tab
         with path.open("rb") as stream:  # raises if it is the system that cannot read it
             stream.read(1)
         raise InputError(f"{name}: not a complete parquet file ({one_line(error)[:200]}).") from error
-    (count,) = database.sql(f"SELECT count(*) FROM {table}").fetchall()[0]
+    count = value_of(database, f"SELECT count(*) FROM {table}")
 
     def texts(lines: IntArray) -> list[str]:
         joined = ", ".join(f"c{place}" for place in range(len(names)))

@@ -106,13 +106,13 @@ def read_delimited(
         )
     if not any(name.strip() for name in names):
         raise InputError(f"{file.name}: the first line is blank; remove it, so that the file begins with its columns.")
+    quoting = bool(dialect.quote) and len(dialect.delimiter) == 1
+    if quoting:
+        file = plain(file, scratch)
     for every_line in (False, True):
-        quotes, source = _Quotes([], []), file
-        if dialect.quote and len(dialect.delimiter) == 1:
-            source = plain(file, scratch)
-            quotes = _examine(source, dialect, len(names), every_line)
-            if quotes.faults:
-                source = blank_out(source, quotes.faults, scratch)
+        quotes, source = _examine(file, dialect, len(names), every_line) if quoting else _Quotes([], []), file
+        if quotes.faults:
+            source = blank_out(file, {line for line, _, _ in quotes.faults}, scratch)
         rejected = _load(database, source, dialect, names, table)
         count = value_of(database, f"SELECT count(*) FROM {table}")
         spans = _Spans.of(quotes.spans)
@@ -257,7 +257,7 @@ def _examine(file: TextFile, dialect: Dialect, width: int, every_line: bool) -> 
             continue
         if dialect.escape and dialect.escape != dialect.quote:
             marks[1:] &= text[:-1] != ord(dialect.escape)
-        counts = np.diff(np.searchsorted(np.flatnonzero(marks), ends[:], side="right"))
+        counts = np.diff(np.searchsorted(np.flatnonzero(marks), ends, side="right"))
         odd.append(first + np.flatnonzero(counts if every_line else counts % 2))
     lines = np.concatenate([np.empty(0, np.int64), *odd])
     if not len(lines):

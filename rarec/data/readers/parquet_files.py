@@ -8,7 +8,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rarec.data.readers.connection import quoted
+from rarec.data.readers.connection import quoted, value_of
 from rarec.data.readers.rows import FILE, HIDDEN, N
 
 GROUP_ROWS = 1 << 20  # of a row group, as pyarrow's default
@@ -54,9 +54,7 @@ def write_table(database: duckdb.DuckDBPyConnection, table: str, path: Path) -> 
     for name, kind in described.items():
         column = quoted(name)
         if name == "timestamp" and table == "interactions":
-            (fractions,) = database.sql(
-                f"SELECT coalesce(bool_or({column} % 1000000 != 0), false) FROM {table}"
-            ).fetchall()[0]
+            fractions = value_of(database, f"SELECT coalesce(bool_or({column} % 1000000 != 0), false) FROM {table}")
             kind = "DOUBLE" if fractions else "BIGINT"
             column = f"{column} / 1e6" if fractions else f"{column} // 1000000"
         columns.append(f"{column} AS {quoted(name)}")

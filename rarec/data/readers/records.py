@@ -9,10 +9,10 @@ from pathlib import Path
 import duckdb
 import numpy as np
 
-from rarec.data.readers.connection import file_literal, literal
+from rarec.data.readers.connection import file_literal, literal, value_of
 from rarec.data.readers.delimited import LONGEST_LINE, NOTHING
 from rarec.data.readers.rows import Rows, line_texts
-from rarec.data.readers.text import TextFile, plain
+from rarec.data.readers.text import TextFile, new_copy, plain
 from rarec.errors import InputError, one_line
 from rarec.types import IntArray
 
@@ -79,7 +79,7 @@ def read_records(
     bad = [(int(n), rejected[n], text) for n, text in zip(numbers.tolist(), texts(numbers), strict=True)]
     names = _keys(database, "SELECT n, line FROM objects WHERE good")
     _spread(database, table, names, "SELECT n, line FROM objects WHERE good")
-    (count,) = database.sql(f"SELECT count(*) FROM {table}").fetchall()[0]
+    count = value_of(database, f"SELECT count(*) FROM {table}")
     types = ("JSON",) * len(names)
     return Rows(file.name, table, names, types, count + len(bad), bad, lambda n: kept[n], texts)
 
@@ -100,7 +100,7 @@ def _is_lines(text: str) -> bool:
 
 def _as_json(file: TextFile, scratch: Path, key: str, wanted: Collection[str] | None) -> TextFile:
     """A copy in which every line that is a Python literal is JSON instead. Other lines stay as they are."""
-    copy = scratch / f"objects-{len(list(scratch.iterdir()))}.txt"
+    copy = new_copy(scratch)
     # Parsing a literal takes a hundred times as long as this search. Lines without a match are parsed.
     pattern = re.compile(rb"u?['\"]" + re.escape(key.encode()) + rb"['\"]: u?['\"]([^'\"]*)['\"]") if key else None
     with plain(file, scratch).path.open("rb") as lines, copy.open("wb") as out:
@@ -139,7 +139,7 @@ def _read_array(database: duckdb.DuckDBPyConnection, file: TextFile, table: str)
     wrong = database.sql("SELECT n, line FROM objects WHERE json_type(line) != 'OBJECT' ORDER BY n").fetchall()
     names = _keys(database, good)
     _spread(database, table, names, good)
-    (count,) = database.sql("SELECT count(*) FROM objects").fetchall()[0]
+    count = value_of(database, "SELECT count(*) FROM objects")
 
     def texts(lines: IntArray) -> list[str]:
         wanted = ", ".join(str(line - 1) for line in lines) or "-1"

@@ -177,8 +177,15 @@ def prepare(path: Path, scratch: Path, encoding: str = "utf-8") -> TextFile:
     lines = seen.newlines + (seen.last not in (b"\n", b""))
     if encoding == "utf-8" and not mixed and kind in ("text", "gzip", "zstd"):
         return TextFile(path.name, path, "none" if kind == "text" else kind, lines)
-    copy = scratch / f"plain-{len(list(scratch.iterdir()))}.txt"
+    copy = new_copy(scratch)
     return TextFile(path.name, copy, "none", _copy_plain(path, copy, encoding))
+
+
+def new_copy(scratch: Path) -> Path:
+    """A new, empty file in the folder."""
+    path = scratch / f"copy-{len(list(scratch.iterdir()))}.txt"
+    path.touch()  # so that the next one gets another name
+    return path
 
 
 def _encoding(seen: _Seen, declared: str) -> str:
@@ -226,10 +233,9 @@ def _copy_plain(source: Path, target: Path, encoding: str) -> int:
     return lines + (last != b"\n")
 
 
-def blank_out(file: TextFile, faults: list[tuple[int, str, str]], scratch: Path) -> TextFile:
-    """A copy of the file in which the lines named by `faults`, as (line from 1, reason, text), are empty."""
-    copy = scratch / f"mended-{len(list(scratch.iterdir()))}.txt"
-    wanted = {line for line, _, _ in faults}
+def blank_out(file: TextFile, wanted: set[int], scratch: Path) -> TextFile:
+    """A copy of the file in which the `wanted` lines, counted from 1, are empty."""
+    copy = new_copy(scratch)
     number, held = 1, b""
     with file.open() as stream, copy.open("wb") as out:
         for chunk in chunks(stream):
@@ -247,7 +253,7 @@ def plain(file: TextFile, scratch: Path) -> TextFile:
     """The file without compression."""
     if file.compression == "none":
         return file
-    copy = scratch / f"plain-{len(list(scratch.iterdir()))}.txt"
+    copy = new_copy(scratch)
     with file.open() as stream, copy.open("wb") as out:
         out.writelines(chunks(stream))
     return TextFile(file.name, copy, "none", file.lines)

@@ -3,13 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from model_folders import change_weights, pickle_weights, save_folder, say
+from model_folders import change_weights, pickle_weights, save_folder, save_vicuna_form, say
 from plant import failures, metadata
-from tokenizer_families import save_sentencepiece
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from assets.data.clean import load_table
-from rarec.rella.language_model import load_tokenizer
 from rarec.rella.small_llama import train_tokenizer
 from rarec.rella.vectors import VECTORS
 from rarec.retrieval.items import ItemIndex
@@ -67,11 +65,7 @@ def test_another_ones_model_needs_nothing_upstream(plant, tmp_path):
 
 def test_a_folder_as_vicunas_is_used(plant, tmp_path):
     """tokenizer.model without tokenizer.json, weights in *.bin."""
-    save_sentencepiece(tmp_path)
-    tokenizer = load_tokenizer(tmp_path)
-    save_folder(tmp_path / "made", tokenizer=tokenizer)
-    for name in ("config.json", "model.safetensors"):
-        (tmp_path / "made" / name).rename(tmp_path / name)
+    save_vicuna_form(tmp_path)
     pickle_weights(tmp_path)
     source = {"base_language_model": {"source": f"path:{tmp_path}"}}
     result = plant.run("demo", track="rella", only=["base_language_model"], **source)

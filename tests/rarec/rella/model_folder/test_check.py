@@ -6,14 +6,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from model_folders import answering_tokenizer, change_weights, pickle_weights, save_folder, say, shard
+from model_folders import (
+    answering_tokenizer,
+    change_weights,
+    pickle_weights,
+    save_folder,
+    save_vicuna_form,
+    say,
+    shard,
+)
 from rella_toys import CPU, KINDS, byte_tokenizer
 from safetensors.torch import load_file
-from tokenizer_families import FAMILIES, save_sentencepiece
+from tokenizer_families import FAMILIES
 from transformers import AutoTokenizer, BertConfig, BertLMHeadModel, LlamaForSequenceClassification, T5Config
 
 from rarec.errors import InputError
-from rarec.rella.language_model import find_answers, load_model, load_tokenizer
+from rarec.rella.language_model import find_answers, load_model
 from rarec.rella.model_folder.check import check_model
 from rarec.rella.model_folder.fetching import hash_of
 from rarec.rella.model_folder.weights import read_model
@@ -275,11 +283,7 @@ def test_a_chat_template_that_fails_is_named_with_its_folder(folder):
 @pytest.mark.parametrize("pickled", [False, True])
 def test_a_folder_as_vicunas_is_used(pickled, tmp_path):
     """tokenizer.model without tokenizer.json, weights in *.bin files."""
-    save_sentencepiece(tmp_path)
-    tokenizer = load_tokenizer(tmp_path)
-    save_folder(tmp_path / "with", tokenizer=tokenizer)
-    for name in ("config.json", "model.safetensors"):
-        (tmp_path / "with" / name).rename(tmp_path / name)
+    tokenizer = save_vicuna_form(tmp_path)
     if pickled:
         pickle_weights(tmp_path)
     assert not (tmp_path / "tokenizer.json").exists()
