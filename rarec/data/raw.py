@@ -23,6 +23,7 @@ from rarec.data.formats.values import AHEAD_S
 from rarec.data.quarantine import Quarantine
 from rarec.data.readers.connection import connection, file_literal, quoted, value_of
 from rarec.data.readers.parquet_files import write_table
+from rarec.data.readers.records import coarse
 from rarec.data.readers.rows import FILE, HIDDEN, N
 from rarec.data.source_spec import Role, SourceSpec
 from rarec.data.sources.download import find_source
@@ -209,7 +210,7 @@ def read_raw(spec: DatasetSpec, folder: Path, into: Path | None = None) -> RawTa
 
 
 def _wanted(database: duckdb.DuckDBPyConnection) -> set[str]:
-    return {str(one) for (one,) in database.sql("SELECT DISTINCT item_id FROM interactions").fetchall()}
+    return {coarse(str(one)) for (one,) in database.sql("SELECT DISTINCT item_id FROM interactions").fetchall()}
 
 
 def _unify(database: duckdb.DuckDBPyConnection, files: dict[Role, list[Path]], warnings: list[str]) -> None:

@@ -79,7 +79,8 @@ class SourceSpec(Settings):
     )
     encoding: str | None = Field(
         default=None,
-        description="recbole and table only: encoding of the files, by default utf-8. UTF-16 is recognised.",
+        description="recbole and table only: encoding of the files, by default utf-8. UTF-16 and UTF-32 are "
+        "recognised.",
     )
     delimiter: str | None = Field(
         default=None, min_length=1, max_length=4, description="table only: text between values; by default recognised."

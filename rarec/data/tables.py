@@ -7,6 +7,7 @@ and k-core run in DuckDB, which spills to disk, so the interactions are never wh
 
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import chain, zip_longest
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -23,6 +24,8 @@ from rarec.data.readers.parquet_files import batches_of, schema_of, write_batche
 from rarec.data.source_spec import Time
 from rarec.data.spec import DatasetSpec
 from rarec.errors import InputError
+
+SPAN_ROWS = 1 << 23  # interactions that are sorted at once
 
 
 @dataclass(frozen=True)
@@ -276,27 +279,46 @@ def _write_interactions(
         arrays = [*ids, batch["rating"], batch["timestamp"], batch["user_index"], batch["item_index"]]
         return pa.table(arrays, names=schema.names)
 
-    query = (
-        "SELECT rating, time AS timestamp, u.place AS user_index, i.place AS item_index FROM events "
-        "JOIN user_codes u ON user = u.code JOIN item_codes i ON item = i.code ORDER BY user, time, n"
+    batches = (
+        batches_of(
+            database,
+            "SELECT rating, time AS timestamp, u.place AS user_index, i.place AS item_index "
+            "FROM events JOIN user_codes u ON user = u.code JOIN item_codes i ON item = i.code "
+            f"WHERE {some} ORDER BY user, time, n",
+            with_ids,
+        )
+        for some in _spans(database)
     )
-    write_batches(batches_of(database, query, with_ids), schema, path)
+    write_batches(chain.from_iterable(batches), schema, path)
+
+
+def _spans(database: duckdb.DuckDBPyConnection) -> list[str]:
+    """SQL conditions that split `events` by user into spans, in order, each small enough to be sorted in memory."""
+    counts = database.sql("SELECT user, count(*) AS events FROM events GROUP BY user ORDER BY user").fetchnumpy()
+    span = np.cumsum(counts["events"]) // SPAN_ROWS
+    users = np.asarray(counts["user"])
+    starts = users[np.flatnonzero(np.diff(span, prepend=-1))].tolist()
+    return [
+        f"user >= {first}" + (f" AND user < {following}" if following is not None else "")
+        for first, following in zip_longest(starts, starts[1:])
+    ]
 
 
 def _draw_order(database: duckdb.DuckDBPyConnection, seed: int) -> None:
     """Give every user's events a random order: `time` becomes the place within the user, from 1."""
     # Starting from a canonical order, so that the draw does not depend on the order of rows in the file.
-    start = database.sql("SELECT user, n FROM events ORDER BY user, item, n").fetchnumpy()
-    users, n = np.asarray(start["user"]), np.asarray(start["n"])
-    lottery = np.random.default_rng(seed).random(len(users))
-    order = np.lexsort((lottery, users))
-    lengths = np.bincount(users)
-    ends = np.cumsum(lengths)
-    places = np.arange(1, len(users) + 1) - np.repeat(ends - lengths, lengths)
-    drawn = pa.table({"n": n[order], "place": places})
-    database.register("drawn", drawn)
-    _keep(database, "SELECT n, user, item, rating, place AS time FROM events JOIN drawn USING (n)")
-    database.unregister("drawn")
+    random = np.random.default_rng(seed)
+    database.execute("CREATE TABLE places (m BIGINT, place BIGINT)")
+    for some in _spans(database):
+        start = database.sql(f"SELECT user, n FROM events WHERE {some} ORDER BY user, item, n").fetchnumpy()
+        users, n = np.asarray(start["user"]), np.asarray(start["n"])
+        order = np.lexsort((random.random(len(users)), users))
+        _, firsts, lengths = np.unique(users, return_index=True, return_counts=True)
+        places = np.arange(1, len(users) + 1) - np.repeat(firsts, lengths)
+        database.register("drawn", pa.table({"m": n[order], "place": places}))
+        database.execute("INSERT INTO places SELECT m, place FROM drawn")
+        database.unregister("drawn")
+    _keep(database, "SELECT n, user, item, rating, place AS time FROM events JOIN places ON n = m")
 
 
 def _published(

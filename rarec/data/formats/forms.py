@@ -1,7 +1,9 @@
 """The form of one role's files: that of the published format, or what the data set declares."""
 
+from collections.abc import Iterable
 from dataclasses import replace
 
+from rarec.data.formats.impressions import LISTS
 from rarec.data.formats.published import AMAZON_2023, FORMS, KEYS, Form, by_alias
 from rarec.data.readers.rows import Rows
 from rarec.data.source_spec import Role, SourceSpec
@@ -34,12 +36,13 @@ def form_of(rows: Rows, spec: DatasetSpec, source: SourceSpec, role: Role, incom
     Raises:
         InputError: The file lacks a column that the data set names, or has a time that the data set denies.
     """
-    if source.format == "recbole":
+    amazon = any(one.format == "amazon-2014" for one in (spec.sources if incoming else (source,)))
+    if amazon and "parent_asin" in rows.names:
+        form = AMAZON_2023[role]
+    elif source.format == "recbole":
         form = _own_form(rows, spec, source, role, {}, incoming)
     elif source.format == "table":
         form = _own_form(rows, spec, source, role, by_alias(role, rows.names), incoming)
-    elif source.format == "amazon-2014" and "parent_asin" in rows.names:
-        form = AMAZON_2023[role]
     else:
         form = FORMS[source.format][role]
     return replace(form, unit=source.time_unit or form.unit)
@@ -51,10 +54,13 @@ def _own_form(
     """The form of a file whose columns the data set names, or that are called as ours."""
     names = recbole_names(rows) if source.format == "recbole" else {name: name for name in rows.names}
     own, absent = {}, []
+    typed = {plain: name for name, plain in names.items()}
     for name, ours in source.columns.get(role, {}).items():
-        published = _find(rows, names, name)
+        if ours in LISTS and "item_id" in names:  # already spread
+            continue
+        published = name if name in names else find_column(typed, name, incoming)
         if published is not None:
-            own[published] = ours
+            own[typed.get(published, published)] = ours
         elif incoming:
             continue
         elif role == "interactions" or ours in KEYS[role]:
@@ -64,8 +70,8 @@ def _own_form(
             )
         else:
             absent.append(name)
-    plain = {typed: name for typed, name in names.items() if typed != name}
-    rename = {typed: ours for typed, ours in (plain | known).items() if ours not in own.values()} | own
+    plain = {full: name for full, name in names.items() if full != name}
+    rename = {full: ours for full, ours in (plain | known).items() if ours not in own.values()} | own
     required = KEYS[role]
     time = time_column(spec, source)
     if role == "interactions" and (time == "timestamp" or not incoming):
@@ -93,12 +99,18 @@ def _own_form(
     return Form(rename=rename, required=required, numeric=numeric, advice=advice, absent=tuple(absent))
 
 
-def _find(rows: Rows, names: dict[str, str], wanted: str) -> str | None:
-    """The published column that the data set calls by its name, or by its place from 1."""
-    found = next((published for published, name in names.items() if wanted in (name, published)), None)
-    if found is None and wanted.isdecimal() and 1 <= int(wanted) <= len(rows.names):
-        found = rows.names[int(wanted) - 1]
-    return found
+def find_column(names: Iterable[str], wanted: str, incoming: bool = False) -> str | None:
+    """The column that the data set calls by its name, or by its place from 1.
+
+    In an `incoming` file, whose columns may be in another order, only columns without a name are called by their place.
+    """
+    names = list(names)
+    if wanted in names:
+        return wanted
+    if not wanted.isdecimal() or not 1 <= int(wanted) <= len(names):
+        return None
+    found = names[int(wanted) - 1]
+    return None if incoming and found.strip() else found
 
 
 def recbole_names(rows: Rows) -> dict[str, str]:

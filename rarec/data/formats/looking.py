@@ -16,11 +16,11 @@ import numpy as np
 from pydantic import ValidationError
 
 from rarec.data.formats.published import KEYS, by_alias
-from rarec.data.formats.table import Reading, find_unit, read_rows
+from rarec.data.formats.table import MOST, Reading, find_unit, read_rows
 from rarec.data.formats.values import AHEAD_S, number_value
 from rarec.data.quarantine import Quarantine
 from rarec.data.raw import RawTables, read_raw
-from rarec.data.readers.connection import connection, row_of
+from rarec.data.readers.connection import connection, row_of, value_of
 from rarec.data.readers.rows import Rows
 from rarec.data.source_spec import Role, SourceSpec
 from rarec.data.sources.files import find_files
@@ -30,6 +30,8 @@ from rarec.errors import InputError, one_line
 
 MOST_RATINGS = 101  # different values of a rating; more are a measure of something else
 LOOKED_AT = 100_000  # rows
+TELLING = 0.8  # share of different values from which a column may be a title
+SHOWN_LIST = r"\S+-[01]( \S+-[01])*"
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,8 @@ def _found(database: duckdb.DuckDBPyConnection, rows: Rows, role: Role, fields: 
     if not known and all(name.isdecimal() for name in rows.names):
         fields = {**fields, "header": False}
         columns = _by_content(database, rows, role)
-    missing = [key for key in KEYS[role] if key not in (*known.values(), *columns.values(), *rows.names)]
+    there = (*known.values(), *columns.values(), *rows.names, *(("item_id",) if "clicks" in columns.values() else ()))
+    missing = [key for key in KEYS[role] if key not in there]
     if missing:
         raise InputError(
             f"{rows.file}: no column looks like {missing[0]}; it has {', '.join(map(repr, rows.names))}. Write the "
@@ -105,18 +108,42 @@ def _unit(database: duckdb.DuckDBPyConnection, rows: Rows, name: str) -> str | N
 def _by_content(database: duckdb.DuckDBPyConnection, rows: Rows, role: Role) -> dict[str, str]:
     """Columns of a file without names, by what they hold: ids come first, then a rating and a time."""
     if role != "interactions":
-        return {rows.names[0]: KEYS[role][0], **({rows.names[1]: "title"} if len(rows.names) > 1 else {})}
-    columns = dict(zip(rows.names, KEYS[role], strict=False))
-    for name in rows.names[2:]:
+        key, *others = rows.names
+        title = next((name for name in others if _different(database, rows, name) >= TELLING), None)
+        return {key: KEYS[role][0], **({title or others[0]: "title"} if role == "items" and others else {})}
+    lists = [name for name in rows.names if _holds_lists(database, rows, name)]
+    if lists:  # the first column may number the lists
+        others = [name for name in rows.names if name not in lists and _different(database, rows, name) < 1]
+        columns = dict(zip(others, KEYS[role][:1], strict=False)) | {lists[0]: "clicks"}
+    else:
+        columns = dict(zip(rows.names, KEYS[role], strict=False))
+    for name in [name for name in rows.names if name not in columns]:
         value = number_value(rows.column(name), -np.inf, np.inf).value
         numbers, different = row_of(
             database, f"SELECT count(v) = count(*), count(DISTINCT v) FROM (SELECT {value} AS v FROM {rows.table})"
         )
         if "timestamp" not in columns.values() and _unit(database, rows, name):
             columns[name] = "timestamp"
-        elif numbers and different <= MOST_RATINGS and "rating" not in columns.values():
+        elif numbers and different <= MOST_RATINGS and not lists and "rating" not in columns.values():
             columns[name] = "rating"
     return columns
+
+
+def _holds_lists(database: duckdb.DuckDBPyConnection, rows: Rows, name: str) -> bool:
+    """Whether most values of a column are lists of what a user was shown."""
+    share = value_of(
+        database,
+        f"SELECT avg(regexp_full_match({rows.column(name)}, '{SHOWN_LIST}')::INT) FROM "
+        f"(SELECT * FROM {rows.table} LIMIT {LOOKED_AT})",
+    )
+    return share is not None and share >= MOST
+
+
+def _different(database: duckdb.DuckDBPyConnection, rows: Rows, name: str) -> float:
+    """Share of the values of a column that differ from each other."""
+    return float(
+        value_of(database, f"SELECT coalesce(count(DISTINCT {rows.column(name)}) / count(*), 0) FROM {rows.table}")
+    )
 
 
 def declaration(name: str, files: dict[Role, str], found: dict[Role, Found]) -> str:
@@ -158,6 +185,8 @@ def declaration(name: str, files: dict[Role, str], found: dict[Role, Found]) -> 
                 "one of each; save them alike."
             )
     lines += [f"{key} = {_toml(value)}" for key, value in events.fields.items()]
+    if "clicks" in events.columns.values():
+        lines.append('# "clicks" are the entries of each list with -1; "impressions" are all of them, rated 1 or 0')
     for role, one in found.items():
         if one.columns:
             pairs = ", ".join(f"{_toml(name)} = {_toml(ours)}" for name, ours in one.columns.items())

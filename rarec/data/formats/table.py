@@ -11,12 +11,14 @@ from pathlib import Path
 import duckdb
 import numpy as np
 
-from rarec.data.formats.dialects import choose_dialect
-from rarec.data.formats.forms import Form, form_before, form_of
+from rarec.data.formats.dialects import choose_dialect, head
+from rarec.data.formats.forms import Form, find_column, form_before, form_of
+from rarec.data.formats.impressions import LISTS, spread
 from rarec.data.formats.values import (
     NOTHING,
     UNIT_WORDS,
     UNITS,
+    WRITTEN_DAYS,
     Value,
     id_value,
     number_value,
@@ -25,7 +27,7 @@ from rarec.data.formats.values import (
 )
 from rarec.data.quarantine import SHOWN, Quarantine
 from rarec.data.readers.columnar import EXACT, read_parquet
-from rarec.data.readers.connection import quoted, value_of
+from rarec.data.readers.connection import numbered, quoted, value_of
 from rarec.data.readers.delimited import read_delimited
 from rarec.data.readers.records import first_object, read_records
 from rarec.data.readers.rows import FILE, N, Rows
@@ -53,7 +55,7 @@ class Reading:
         quarantine: Receives unreadable rows.
         scratch: Folder for temporary files.
         latest_s: Latest plausible time, in seconds since 1970.
-        wanted: Ids of the items of interest. Other items may be left out.
+        wanted: Ids of the items of interest, in the form of `coarse`. Other items may be left out.
         optional: Our names of columns that may be empty.
         keep: Our names of the columns to keep; None keeps all.
         incoming: Whether the file arrived after publication; then a file without rows is no error.
@@ -90,7 +92,7 @@ def read_role(reading: Reading, paths: list[Path]) -> None:
     database, role = reading.database, reading.role
     parts, names = [f"{role}_{number}" for number in range(len(paths))], file_names(paths)
     for number, path in enumerate(paths):
-        rows = replace(read_rows(reading, path), file=names[number])
+        rows = _one_item_each(reading, replace(read_rows(reading, path), file=names[number]))
         form = form_of(rows, reading.spec, reading.source, role, reading.incoming)
         reading.warnings += [
             f"{rows.file}: there is no column {name!r}, which the data set names." for name in form.absent
@@ -108,6 +110,15 @@ def read_role(reading: Reading, paths: list[Path]) -> None:
             database.execute(f"DROP TABLE {part}")
     if not sum(reading.counts) and not reading.incoming:
         raise InputError(f"{paths[0].name}: the file holds no rows; get a complete copy of it.")
+
+
+def _one_item_each(reading: Reading, rows: Rows) -> Rows:
+    """The rows, spread if they hold lists of items."""
+    for published, ours in reading.source.columns.get(reading.role, {}).items():
+        if reading.role == "interactions" and ours in LISTS:
+            found = find_column(rows.names, published, reading.incoming)
+            return rows if found is None else spread(reading.database, rows, found, ours)
+    return rows
 
 
 def file_names(paths: list[Path]) -> list[str]:
@@ -129,10 +140,13 @@ def read_rows(reading: Reading, path: Path) -> Rows:
         return read_parquet(database, path, path.name, "part")
     before = form_before(source, role)
     file = prepare(path, reading.scratch, source.encoding or before.encoding)
+    if reading.incoming and not (source.delimiter and source.delimiter in next(head(file, 1), "")):
+        source = source.model_copy(update={"delimiter": None, "quote": None})  # not written as the published files are
+    most = int(reading.quarantine.limit * file.lines) + SHOWN
     if before.records and first_object(file)[:1] in ("{", "["):
         wanted = reading.wanted if role == "items" else None
-        return read_records(database, file, "part", reading.scratch, before.key, wanted)
-    return read_delimited(database, file, choose_dialect(file, source, role), "part", reading.scratch)
+        return read_records(database, file, "part", reading.scratch, most, before.key, wanted)
+    return read_delimited(database, file, choose_dialect(file, source, role), "part", reading.scratch, most)
 
 
 def _values(reading: Reading, rows: Rows, form: Form) -> dict[str, tuple[str, Value]]:
@@ -211,6 +225,7 @@ def _convert(reading: Reading, rows: Rows, form: Form, number: int, table: str) 
     numbers = np.asarray(bad["n"], dtype=np.int64)
     for line, reason, text in rows.bad:
         quarantine.add(rows.file, line, reason, text)
+    quarantine.add_unseen(rows.file, rows.unseen)
     _set_aside(reading, rows, chosen, numbers, np.asarray(bad["fault"]))
     database.execute(f"DELETE FROM {table} WHERE {FAULT} >= 0")
     database.execute(f"ALTER TABLE {table} DROP COLUMN {FAULT}")
@@ -239,10 +254,8 @@ def _set_aside(
     for place in sorted(set(faults[:shown].tolist())):
         name, (published, value) = chosen[place]
         at = np.flatnonzero(faults[:shown] == place)
-        wanted = ", ".join(map(str, numbers[at].tolist()))
-        found = reading.database.sql(
-            f"SELECT {rows.column(published)}, {value.value} FROM {rows.table} WHERE n IN ({wanted}) ORDER BY n"
-        ).fetchall()
+        columns = f"{rows.column(published)}, {value.value}"
+        found = reading.database.sql(numbered(reading.database, rows.table, columns, numbers[at])).fetchall()
         for row, (text, read) in zip(at.tolist(), found, strict=True):
             quarantine.add(rows.file, int(lines[row]), value.reason(name, published, text, read), texts[row])
     quarantine.add_unseen(rows.file, len(numbers) - shown)
@@ -261,10 +274,10 @@ def _hint(
     if place is None or not (faults == place).any():
         return ""
     column = rows.column(chosen[place][1][0])
-    wanted = ", ".join(map(str, numbers[faults == place][:LOOKED_AT].tolist()))
-    some = f"SELECT {column} FROM {rows.table} WHERE n IN ({wanted})"
-    if (unit := find_unit(reading.database, column, some, reading.latest_s)) is not None:
-        return f'The times look like {UNIT_WORDS[unit]}: set `time_unit = "{unit}"` in the source.'
+    times = numbered(reading.database, rows.table, column, numbers[faults == place][:LOOKED_AT])
+    if (unit := find_unit(reading.database, column, times, reading.latest_s)) is not None:
+        words = UNIT_WORDS.get(unit, f"text like {unit}")
+        return f'The times look like {words}: set `time_unit = "{unit}"` in the source.'
     return (
         'If they count something else than time since 1970, set `time = "order"` for the data set; other forms are '
         "read with `time_unit`."
@@ -272,17 +285,24 @@ def _hint(
 
 
 def find_unit(database: duckdb.DuckDBPyConnection, column: str, texts: str, latest_s: float) -> str | None:
-    """The unit in which most of the `texts`, a query with this `column`, are plausible times; None if there is none."""
-    for unit in (*UNITS, "ns", "days"):
+    """The unit in which most of the `texts`, a query with this `column`, are plausible times.
+
+    None if there is none, or if days and months cannot be told apart.
+    """
+
+    def fits(unit: str) -> bool:
         value = time_value(column, unit, latest_s)
         fault = value.fault.format(x=column, v="v")
         plausible = (
             f"SELECT avg(CAST(NOT ({fault}) AS DOUBLE)) FROM (SELECT {column}, {value.value} AS v FROM ({texts}))"
         )
         share = value_of(database, plausible)
-        if share is not None and share >= MOST:
-            return unit
-    return None
+        return share is not None and share >= MOST
+
+    if (unit := next(filter(fits, (*UNITS, "ns", "days")), None)) is not None:
+        return unit
+    fitting = list(filter(fits, WRITTEN_DAYS))
+    return fitting[0] if len(fitting) == 1 else None
 
 
 def _lacks(rows: Rows, name: str, form: Form) -> str:

@@ -31,6 +31,13 @@ UNIT_WORDS = {
     "iso": "text like 2024-09-24 13:19:50",
     "days": "days, as 20240924 or counted since 1970",
 }
+# Usual ways to write days that are not ISO; each may be followed by a time of day.
+WRITTEN_DAYS = tuple(
+    f"{day}{clock}"
+    for day in ("%m/%d/%Y", "%d/%m/%Y", "%m-%d-%Y", "%d-%m-%Y", "%d.%m.%Y", "%m %d, %Y", "%B %d, %Y", "%b %d, %Y",
+                "%d %B %Y", "%d %b %Y")
+    for clock in ("", " %H:%M", " %H:%M:%S", " %I:%M:%S %p", " %I:%M %p")
+)  # fmt: skip
 ISO = r"[0-9]{4}[-/][0-9]{1,2}[-/][0-9]{1,2}([ T].*)?"
 
 

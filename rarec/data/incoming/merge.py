@@ -92,7 +92,7 @@ def _load(database: duckdb.DuckDBPyConnection, raw: RawTables, incoming: Incomin
 
 
 def _spell(database: duckdb.DuckDBPyConnection, key: str, kind: str) -> str:
-    """Spell incoming ids as published ones; returns a warning if that changed any.
+    """Spell incoming ids as published ones, and new ones alike; returns a warning if that changed any.
 
     Another spelling is the same id if all published ids are numbers and it is the same number, or if it is an ISBN that
     differs in the case of its last character.
@@ -102,15 +102,16 @@ def _spell(database: duckdb.DuckDBPyConnection, key: str, kind: str) -> str:
         database, f"SELECT coalesce(bool_and(regexp_full_match(id, '{NUMERIC}')), false) FROM known"
     )
     pattern, form = (NUMERIC, f"CAST({number_of('{}')} AS VARCHAR)") if numeric else (ISBN, "upper({})")
-    # Where ids are whole numbers, a new id becomes one, too.
-    otherwise = "form" if kind == "BIGINT" else "NULL"
+    # A new id becomes a whole number where ids are, else it is spelled as when it first arrived.
+    new = "form" if kind == "BIGINT" else "first_value(written) OVER (PARTITION BY form ORDER BY place)"
     database.execute(
-        f"CREATE OR REPLACE TABLE spelled AS SELECT written, coalesce(id, {otherwise}) AS chosen FROM "
-        f"(SELECT DISTINCT {key} AS written, {form.format(key)} AS form FROM new ANTI JOIN known ON {key} = known.id "
-        f"WHERE regexp_full_match({key}, '{pattern}')) "
+        f"CREATE OR REPLACE TABLE spelled AS SELECT written, coalesce(id, {new}) AS chosen FROM "
+        f"(SELECT {key} AS written, {form.format(key)} AS form, min(place) AS place FROM new "
+        f"ANTI JOIN known ON {key} = known.id WHERE regexp_full_match({key}, '{pattern}') GROUP BY ALL) "
         f"LEFT JOIN (SELECT id, {form.format('id')} AS known_form FROM known "
-        f"WHERE regexp_full_match(id, '{pattern}')) ON form = known_form WHERE coalesce(id, {otherwise}) != written"
+        f"WHERE regexp_full_match(id, '{pattern}')) ON form = known_form"
     )
+    database.execute("DELETE FROM spelled WHERE chosen = written")
     found = row_of(database, "SELECT count(*), min(written), arg_min(chosen, written) FROM spelled")
     if not found[0]:
         return ""

@@ -7,6 +7,7 @@ file of another shape, or with too many bad rows, is refused as a whole. Only te
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,12 +19,14 @@ from rarec.data.incoming.rows import COLUMNS, FILE_ROWS, NO_TIME, Parsed
 from rarec.data.quarantine import Quarantine
 from rarec.data.readers.connection import connection
 from rarec.data.readers.rows import N
-from rarec.data.source_spec import OWN, SourceSpec
+from rarec.data.source_spec import SourceSpec
 from rarec.data.spec import DatasetSpec
 from rarec.errors import InputError
 
 BAD_SHARE = 0.5  # a file with a larger share of bad rows is something else than it claims to be
 ADVICE = "Correct the file: it is read again as soon as its content changes."
+# What a data set says of its own files, and holds for incoming ones, too.
+TAKEN_OVER = {"encoding", "delimiter", "quote", "time_unit", "null_values"}
 
 
 def parse_incoming(path: Path, spec: DatasetSpec, now_s: float, bad_share: float = BAD_SHARE) -> Parsed:
@@ -81,8 +84,9 @@ def parse_incoming(path: Path, spec: DatasetSpec, now_s: float, bad_share: float
 
 def _source(spec: DatasetSpec) -> SourceSpec:
     """The form of incoming files: a table, with what the data set says of its own files."""
-    own = next((source for source in spec.sources if source.format in OWN), None)
-    fields = {} if own is None else own.model_dump(include={"time_unit", "null_values"}, exclude_none=True)
-    if own is not None and "interactions" in own.columns:
-        fields["columns"] = {"interactions": own.columns["interactions"]}
+    fields: dict[str, Any] = {}
+    for source in reversed(spec.sources):
+        fields |= source.model_dump(include=TAKEN_OVER, exclude_none=True)
+        if "interactions" in source.columns:
+            fields["columns"] = {"interactions": source.columns["interactions"]}
     return SourceSpec(format="table", **fields)

@@ -5,7 +5,7 @@ from pathlib import Path
 import duckdb
 import numpy as np
 
-from rarec.data.readers.connection import file_literal, quoted, value_of
+from rarec.data.readers.connection import file_literal, numbered, quoted, value_of
 from rarec.data.readers.rows import Rows
 from rarec.errors import InputError, one_line
 from rarec.types import IntArray
@@ -42,10 +42,8 @@ def read_parquet(database: duckdb.DuckDBPyConnection, path: Path, name: str, tab
 
     def texts(lines: IntArray) -> list[str]:
         joined = ", ".join(f"c{place}" for place in range(len(names)))
-        wanted = ", ".join(str(line - 1) for line in lines) or "-1"
-        found = database.sql(f"SELECT n, concat_ws(',', {joined}) FROM {table} WHERE n IN ({wanted})").fetchall()
-        shown = {int(n): str(text) for n, text in found}
-        return [shown[int(line) - 1] for line in lines]
+        query = numbered(database, table, f"concat_ws(',', {joined})", np.asarray(lines) - 1)
+        return [str(text) for (text,) in database.sql(query).fetchall()]
 
     return Rows(name, table, names, types, count, [], lambda n: np.asarray(n) + 1, texts)
 
@@ -61,7 +59,7 @@ def _as_text(column: str, kind: str) -> str:
             f"THEN CAST({column} AS VARCHAR) END"
         )
     if kind == "BLOB":
-        return f"try(decode({column}))"
+        return f"coalesce(try(decode({column})), CAST({column} AS VARCHAR))"  # bytes that are no text, like \\xAB
     if kind.startswith("TIMESTAMP") and "TIME ZONE" not in kind:
         return f"CAST(CAST({column} AS TIMESTAMP) AS VARCHAR)"
     if kind.endswith("]") or kind.startswith(("STRUCT", "MAP", "UNION")):

@@ -8,6 +8,9 @@ from typing import Any
 
 import duckdb
 import psutil
+import pyarrow as pa
+
+from rarec.types import IntArray
 
 LARGEST_MEMORY = 3 << 30  # bytes; sorts and joins of more spill to disk
 MEMORY_SHARE = 0.4  # of what the machine has
@@ -45,6 +48,14 @@ def row_of(database: duckdb.DuckDBPyConnection, query: str) -> tuple[Any, ...]:
 def value_of(database: duckdb.DuckDBPyConnection, query: str) -> Any:
     """The single value of a query."""
     return row_of(database, query)[0]
+
+
+def numbered(database: duckdb.DuckDBPyConnection, table: str, columns: str, n: IntArray) -> str:
+    """SQL for these columns of the rows of a table with the numbers `n`, in order of `n`; valid until the next call."""
+    database.register("numbers", pa.table({"n": n}))
+    database.execute("CREATE OR REPLACE TEMP TABLE wanted AS SELECT n FROM numbers")
+    database.unregister("numbers")
+    return f"SELECT {columns} FROM {table} SEMI JOIN wanted USING (n) ORDER BY n"
 
 
 def quoted(name: str) -> str:

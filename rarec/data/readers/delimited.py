@@ -15,6 +15,7 @@ from pathlib import Path
 import duckdb
 import numpy as np
 
+from rarec.data.quarantine import SHOWN
 from rarec.data.readers.connection import file_literal, literal, value_of
 from rarec.data.readers.rows import Rows, line_texts, pieces
 from rarec.data.readers.text import TextFile, blank_out, plain
@@ -91,9 +92,17 @@ def header(file: TextFile, dialect: Dialect) -> tuple[str, ...]:
 
 
 def read_delimited(
-    database: duckdb.DuckDBPyConnection, file: TextFile, dialect: Dialect, table: str, scratch: Path
+    database: duckdb.DuckDBPyConnection, file: TextFile, dialect: Dialect, table: str, scratch: Path, most: int
 ) -> Rows:
     """Read a file into a new table.
+
+    Args:
+        database: Where the table goes.
+        file: The file.
+        dialect: How it is written.
+        table: Its name.
+        scratch: Folder for temporary files.
+        most: Number of bad rows above which the file is of no use, so that only the first ones are looked at.
 
     Raises:
         InputError: The file cannot be read with this dialect.
@@ -116,7 +125,7 @@ def read_delimited(
         rejected = _load(database, source, dialect, names, table)
         count = value_of(database, f"SELECT count(*) FROM {table}")
         spans = _Spans.of(quotes.spans)
-        out = np.array(sorted({*rejected, *([1] if dialect.header else [])}), dtype=np.int64)
+        out = np.union1d(rejected, [1] if dialect.header else []).astype(np.int64)
         if file.lines - spans.further - len(out) != count:
             out = np.union1d(out, spans.records(_blank_lines(plain(source, scratch))))
         if file.lines - spans.further - len(out) == count:
@@ -133,16 +142,16 @@ def read_delimited(
         numbers = np.asarray(n, dtype=np.int64) + 1
         return spans.lines(numbers + np.searchsorted(before, numbers, side="right"))
 
-    numbers = spans.lines(np.array(list(rejected), dtype=np.int64)).tolist()
-    bad = [(line, *found) for line, found in zip(numbers, rejected.values(), strict=True) if found[1].strip(" \r\n")]
+    bad, unseen = _reasons(database, dialect, len(names), spans, most)
     bad += quotes.faults
     return Rows(
         file=file.name,
         table=table,
         names=names,
         types=("VARCHAR",) * len(names),
-        total=count + len(bad),
+        total=count + len(bad) + unseen,
         bad=sorted(bad),
+        unseen=unseen,
         lines=lines,
         split=f"split at {dialect.delimiter!r}, it has",
         texts=lambda wanted: line_texts(plain(file, scratch).path, wanted),
@@ -151,8 +160,8 @@ def read_delimited(
 
 def _load(
     database: duckdb.DuckDBPyConnection, file: TextFile, dialect: Dialect, names: tuple[str, ...], table: str
-) -> dict[int, tuple[str, str]]:
-    """Create the table; returns reason and text of each record that DuckDB rejects, by its number from 1."""
+) -> IntArray:
+    """Create the table; returns the number from 1 of each record that DuckDB rejects, in order."""
     columns = ", ".join(f"c{place}: 'VARCHAR'" for place in range(len(names)))
     escape = (dialect.escape or dialect.quote) if dialect.quote else ""
     options = (
@@ -174,16 +183,28 @@ def _load(
         raise InputError(
             f"{file.name}: it cannot be read as text separated by {dialect.delimiter!r}: {one_line(error)[:200]}"
         ) from error
-    found = database.sql(
-        # A row with values too few is reported once for each that it lacks, with a growing number of those found.
-        "SELECT line, arg_max(error_type::VARCHAR, rank), arg_max(error_message, rank), any_value(csv_line) FROM "
+    return np.asarray(database.sql("SELECT DISTINCT line FROM rejects ORDER BY line").fetchnumpy()["line"], np.int64)
+
+
+def _reasons(
+    database: duckdb.DuckDBPyConnection, dialect: Dialect, width: int, spans: "_Spans", most: int
+) -> tuple[list[tuple[int, str, str]], int]:
+    """Line, reason and text of each rejected record that is not blank, and how many more there are."""
+    # A row with values too few is reported once for each that it lacks, with a growing number of those found.
+    rejected = (
+        "SELECT line, arg_max(error_type::VARCHAR, rank) AS kind, arg_max(error_message, rank) AS message, "
+        "any_value(csv_line) AS text FROM "
         "(SELECT *, coalesce(try_cast(regexp_extract(error_message, 'Found: ([0-9]+)', 1) AS BIGINT) "
         "* if(error_type::VARCHAR = 'MISSING COLUMNS', -1, 1), 1000000) AS rank FROM rejects) "
-        "GROUP BY line ORDER BY line"
-    ).fetchall()
-    return {
-        int(line): (_reason(kind, message, len(names), dialect), str(text or "")) for line, kind, message, text in found
-    }
+        "GROUP BY line HAVING trim(coalesce(any_value(csv_line), ''), chr(10) || chr(13) || ' ') != '' ORDER BY line"
+    )
+    count = value_of(database, f"SELECT count(*) FROM ({rejected})")
+    shown = min(count, SHOWN) if count > most else count
+    found = database.sql(f"{rejected} LIMIT {shown}").fetchall()
+    lines = spans.lines(np.array([line for line, *_ in found], dtype=np.int64)).tolist()
+    reasons = [_reason(kind, message, width, dialect) for _, kind, message, _ in found]
+    texts = [str(text) for *_, text in found]
+    return list(zip(lines, reasons, texts, strict=True)), count - shown
 
 
 def _reason(kind: str, message: str, width: int, dialect: Dialect) -> str:

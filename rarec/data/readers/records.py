@@ -9,7 +9,8 @@ from pathlib import Path
 import duckdb
 import numpy as np
 
-from rarec.data.readers.connection import file_literal, literal, value_of
+from rarec.data.quarantine import SHOWN
+from rarec.data.readers.connection import file_literal, literal, numbered, value_of
 from rarec.data.readers.delimited import LONGEST_LINE, NOTHING
 from rarec.data.readers.rows import Rows, line_texts
 from rarec.data.readers.text import TextFile, new_copy, plain
@@ -18,6 +19,11 @@ from rarec.types import IntArray
 
 NO_OBJECT = "not one object per line"
 BETWEEN = "\x01"  # neither JSON nor a literal contains it, so every line is one value
+
+
+def coarse(text: str) -> str:
+    """A form of an id that all its spellings share; other ids may share it, too."""
+    return text.strip().upper().split(".")[0].lstrip("+0")
 
 
 def first_object(file: TextFile) -> str:
@@ -31,6 +37,7 @@ def read_records(
     file: TextFile,
     table: str,
     scratch: Path,
+    most: int,
     key: str = "",
     wanted: Collection[str] | None = None,
 ) -> Rows:
@@ -41,11 +48,13 @@ def read_records(
         file: The file.
         table: Its name.
         scratch: Folder for temporary files.
+        most: Number of bad rows above which the file is of no use, so that only the first ones are looked at.
         key: Key of the objects' ids.
-        wanted: Ids of the objects of interest. Other objects may be left out without being parsed.
+        wanted: Ids of the objects of interest, in the form of `coarse`. Other objects may be left out without being
+            parsed.
 
     Raises:
-        InputError: The file is no JSON.
+        InputError: The file is no JSON, or is one object that holds all rows.
     """
     first = first_object(file)
     if first.startswith("[") and not _is_lines(first):
@@ -64,24 +73,56 @@ def read_records(
     lines = f"SELECT row_number() OVER () - 1 AS n, line FROM read_csv({file_literal(source.path)}, {options})"
     good = "CASE WHEN json_valid(line) THEN json_type(line) = 'OBJECT' ELSE false END"
     database.execute(f"CREATE TABLE objects AS SELECT n, line, {good} AS good FROM ({lines})")
-    rejected = {
-        int(line): "not valid utf-8" if kind == "INVALID ENCODING" else NO_OBJECT
-        for line, kind in database.sql("SELECT line, any_value(error_type::VARCHAR) FROM rejects GROUP BY 1").fetchall()
-    }
-    kept = np.delete(np.arange(1, file.lines + 1), np.array(sorted(rejected), dtype=np.int64) - 1)
+    # Kind of fault of each bad line: 0 in encoding, 1 in form.
+    found = database.sql(
+        "SELECT line, max(error_type::VARCHAR != 'INVALID ENCODING') AS kind FROM rejects GROUP BY 1 ORDER BY 1"
+    ).fetchnumpy()
+    rejected = np.asarray(found["line"], dtype=np.int64)
+    kept = np.delete(np.arange(1, file.lines + 1), rejected - 1)
     wrong = database.sql("SELECT n FROM objects WHERE NOT good AND trim(line) != '' ORDER BY n").fetchnumpy()["n"]
-    rejected |= dict.fromkeys(kept[np.asarray(wrong, dtype=np.int64)].tolist(), NO_OBJECT)
-    numbers = np.array(sorted(rejected), dtype=np.int64)
+    numbers = np.concatenate([rejected, kept[np.asarray(wrong, dtype=np.int64)]])
+    kinds = np.concatenate([np.asarray(found["kind"], dtype=bool), np.ones(len(wrong), dtype=bool)])
+    shown = np.argsort(numbers)[: SHOWN if len(numbers) > most else None]
 
     def texts(lines: IntArray) -> list[str]:
         return line_texts(plain(file, scratch).path, lines)
 
-    bad = [(int(n), rejected[n], text) for n, text in zip(numbers.tolist(), texts(numbers), strict=True)]
+    bad = [
+        (line, NO_OBJECT if kind else "not valid utf-8", text)
+        for line, kind, text in zip(numbers[shown].tolist(), kinds[shown].tolist(), texts(numbers[shown]), strict=True)
+    ]
     names = _keys(database, "SELECT n, line FROM objects WHERE good")
+    _refuse_one_object(database, file)
     _spread(database, table, names, "SELECT n, line FROM objects WHERE good")
     count = value_of(database, f"SELECT count(*) FROM {table}")
     types = ("JSON",) * len(names)
-    return Rows(file.name, table, names, types, count + len(bad), bad, lambda n: kept[n], texts)
+    unseen = len(numbers) - len(bad)
+    return Rows(
+        file=file.name,
+        table=table,
+        names=names,
+        types=types,
+        total=count + len(numbers),
+        bad=bad,
+        unseen=unseen,
+        lines=lambda n: kept[n],
+        texts=texts,
+    )
+
+
+def _refuse_one_object(database: duckdb.DuckDBPyConnection, file: TextFile) -> None:
+    """Raise InputError if the only object holds all rows, as pandas writes a frame by default."""
+    whole = database.sql("SELECT line FROM objects WHERE good LIMIT 2").fetchall()
+    if len(whole) != 1:
+        return
+    values = list(json.loads(whole[0][0]).values())
+    if any(isinstance(value, list | dict) and len(value) > 1 for value in values) and not any(
+        isinstance(value, str | int | float) for value in values
+    ):
+        raise InputError(
+            f"{file.name}: the file is one object that holds all rows; write one object per row, with pandas "
+            "`to_json(..., orient='records', lines=True)`."
+        )
 
 
 def _is_json(line: str) -> bool:
@@ -102,12 +143,12 @@ def _as_json(file: TextFile, scratch: Path, key: str, wanted: Collection[str] | 
     """A copy in which every line that is a Python literal is JSON instead. Other lines stay as they are."""
     copy = new_copy(scratch)
     # Parsing a literal takes a hundred times as long as this search. Lines without a match are parsed.
-    pattern = re.compile(rb"u?['\"]" + re.escape(key.encode()) + rb"['\"]: u?['\"]([^'\"]*)['\"]") if key else None
+    pattern = re.compile(rb"u?['\"]" + re.escape(key.encode()) + rb"['\"]: u?['\"]([^'\"\\]*)['\"]") if key else None
     with plain(file, scratch).path.open("rb") as lines, copy.open("wb") as out:
         for raw in lines:
             line = raw.strip()
             found = pattern.search(line) if pattern and wanted is not None else None
-            foreign = found and wanted is not None and found[1].decode("utf-8", errors="replace") not in wanted
+            foreign = found and wanted is not None and coarse(found[1].decode(errors="replace")) not in wanted
             out.write((b"" if foreign else _json_of(line)) + b"\n")
     return TextFile(file.name, copy, "none", file.lines)
 
@@ -142,10 +183,8 @@ def _read_array(database: duckdb.DuckDBPyConnection, file: TextFile, table: str)
     count = value_of(database, "SELECT count(*) FROM objects")
 
     def texts(lines: IntArray) -> list[str]:
-        wanted = ", ".join(str(line - 1) for line in lines) or "-1"
-        found = database.sql(f"SELECT n, line FROM objects WHERE n IN ({wanted})").fetchall()
-        shown = {int(n): str(text) for n, text in found}
-        return [shown.get(int(line) - 1, "") for line in lines]
+        found = database.sql(numbered(database, "objects", "line", np.asarray(lines) - 1)).fetchall()
+        return [str(text) for (text,) in found]
 
     bad = [(int(n) + 1, "not an object", str(text)) for n, text in wrong]
     return Rows(file.name, table, names, ("JSON",) * len(names), count, bad, lambda n: np.asarray(n) + 1, texts)

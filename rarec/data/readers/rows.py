@@ -26,6 +26,7 @@ class Rows:
         types: DuckDB type of each column in the file; "VARCHAR" for text.
         total: Rows of the file, including unreadable ones.
         bad: (line, reason, text) of each row that has no place in the table.
+        unseen: Number of further such rows, if there are too many to be of use.
         lines: (N,) `n` -> (N,) line from 1. In parquet and in a JSON array, a line is a row.
         texts: (N,) lines -> the text of each, as far as it is needed to show it.
         split: How an error introduces the names.
@@ -40,6 +41,7 @@ class Rows:
     lines: Callable[[IntArray], IntArray]
     texts: Callable[[IntArray], list[str]]
     split: str = "it has"
+    unseen: int = 0
 
     def column(self, name: str) -> str:
         """Column of the table that holds `name`."""

@@ -394,3 +394,95 @@ def test_parts_of_one_name_in_several_folders(tmp_path):
         ("day=1/part-0.csv", 1),
         ("day=2/part-0.csv", 1),
     ]
+
+
+def test_lists_of_what_users_were_shown(tmp_path):
+    (tmp_path / "behaviors.tsv").write_text(
+        "1\tU1\t11/13/2019 8:36:57 AM\tN9 N8\tN1-0 N2-1 N3-1\n"
+        "2\tU2\t11/13/2019 8:37:57 PM\t\tN1-1\n"
+        "3\tU1\t11/14/2019 8:36:57 AM\tN9\tN4 N2-0\n"
+        "4\tU3\t11/14/2019 8:36:57 AM\tN9\t\n"
+    )
+    found = {}
+    for kind in ("clicks", "impressions"):
+        columns = {"interactions": {"2": "user_id", "3": "timestamp", "5": kind}}
+        source = {"format": "table", "files": {"interactions": "behaviors.tsv"}, "time_unit": "%m/%d/%Y %I:%M:%S %p"}
+        scale = {"rating_scale": [0, 1]} if kind == "impressions" else {"rating_scale": None}
+        raw = read_raw(spec_of(source | {"columns": columns}, quarantine_limit=1.0, **scale), tmp_path)
+        names = ["user_id", "item_id", *(["rating"] if kind == "impressions" else []), "timestamp"]
+        found[kind] = list(raw.interactions[names].itertuples(index=False, name=None))
+        assert list(raw.quarantine[["line", "text"]].itertuples(index=False, name=None)) == [
+            (3, "3\tU1\t11/14/2019 8:36:57 AM\tN9\tN4 N2-0"),
+            (4, "4\tU3\t11/14/2019 8:36:57 AM\tN9\t"),
+        ]
+    morning, evening, next_day = 1573634217, 1573677477, 1573720617
+    assert found["clicks"] == [("U1", "N2", morning), ("U1", "N3", morning), ("U2", "N1", evening)]
+    assert found["impressions"] == [
+        ("U1", "N1", 0.0, morning),
+        ("U1", "N2", 1.0, morning),
+        ("U1", "N3", 1.0, morning),
+        ("U2", "N1", 1.0, evening),
+        ("U1", "N2", 0.0, next_day),
+    ]
+
+
+def test_a_list_that_the_file_lacks_is_named(tmp_path):
+    (tmp_path / "shop.csv").write_text(f"user_id,timestamp,shown\nu1,{T},a-1\n")
+    columns = {"interactions": {"seen": "clicks"}}
+    spec = spec_of({"format": "table", "files": {"interactions": "shop.csv"}, "columns": columns})
+    with pytest.raises(InputError, match=r"shop.csv: there is no column 'seen'"):
+        read_raw(spec, tmp_path)
+
+
+def test_the_order_of_rows_outlasts_ids_that_are_written_again(tmp_path):
+    numbers = np.random.default_rng(0).permutation(300_000)  # more than DuckDB keeps together
+    (tmp_path / "shop.csv").write_text(
+        "user_id,item_id,rating,timestamp\n" + "".join(f"{n % 1000}.0,{n},5,{T}\n" for n in numbers.tolist())
+    )
+    raw = read_raw(spec_of({"format": "table", "files": {"interactions": "shop.csv"}}), tmp_path)
+    assert (raw.interactions.item_id.to_numpy() == numbers).all()
+    assert (raw.interactions.user_id.to_numpy() == numbers % 1000).all()
+
+
+def test_a_file_of_bad_rows_only_is_refused_with_the_first_ones(tmp_path):
+    (tmp_path / "shop.csv").write_text("user_id,item_id,rating,timestamp\n" + f"u1,i1,5,{T},\n" * 5000)
+    with pytest.raises(InputError, match=r"5000 of 5000 rows cannot be read .* line 2: 5 values instead of 4 .*; …"):
+        read_raw(spec_of({"format": "table", "files": {"interactions": "shop.csv"}}), tmp_path)
+    (tmp_path / "shop.csv").write_text('{"user_id": 1}\n' + "[1]\n" * 5000)
+    columns = {"interactions": {"u": "user_id", "i": "item_id", "r": "rating", "t": "timestamp"}}
+    (tmp_path / "shop.csv").write_text('{"u": 1, "i": 2, "r": 3, "t": 1600000000}\n' + "[1]\n" * 5000)
+    with pytest.raises(InputError, match=r"5000 of 5001 rows cannot be read .* line 2: not one object per line"):
+        read_raw(spec_of({"format": "table", "files": {"interactions": "shop.csv"}, "columns": columns}), tmp_path)
+
+
+@pytest.mark.parametrize("orient", ["columns", "index", "split"])
+def test_a_frame_written_as_one_object_is_refused(tmp_path, orient):
+    frame = pd.DataFrame({"user_id": ["a", "b"], "item_id": ["x", "y"], "rating": [5, 4], "timestamp": [T, T + 1]})
+    frame.to_json(tmp_path / "shop.json", orient=orient)
+    with pytest.raises(InputError, match=r"shop.json: the file is one object that holds all rows; .*orient='records'"):
+        read_raw(spec_of({"format": "table", "files": {"interactions": "shop.json"}}), tmp_path)
+
+
+def test_utf_32(tmp_path):
+    (tmp_path / "shop.csv").write_bytes(f"user_id,item_id,rating,timestamp\nJosé,i1,5,{T}\n".encode("utf-32"))
+    raw = read_raw(spec_of({"format": "table", "files": {"interactions": "shop.csv"}}), tmp_path)
+    assert raw.interactions.user_id.tolist() == ["José"]
+
+
+def test_binary_ids_are_shown_as_bytes_if_they_are_no_text(tmp_path):
+    table = {"user_id": [b"u1", b"\xab\xff"], "item_id": ["a", "b"], "rating": [5, 4], "timestamp": [T, T + 1]}
+    pq.write_table(pa.table(table), tmp_path / "shop.parquet")
+    raw = read_raw(spec_of({"format": "table", "files": {"interactions": "shop.parquet"}}), tmp_path)
+    assert raw.interactions.user_id.tolist() == ["u1", "\\xAB\\xFF"]
+
+
+def test_items_of_amazons_literals_whose_ids_are_spelled_otherwise(tmp_path):
+    review = {"reviewerID": "A1", "overall": 5.0, "unixReviewTime": T}
+    (tmp_path / "r.json").write_text(
+        "".join(json.dumps(review | {"asin": asin}) + "\n" for asin in ("155061224x", "155061224X", "B1"))
+    )
+    lines = [{"asin": "155061224X", "title": "A"}, {"asin": "B1", "title": "It's"}, {"asin": "B2", "title": "C"}]
+    (tmp_path / "m.json").write_text("".join(repr(line) + "\n" for line in lines))
+    source = {"format": "amazon-2014", "files": {"interactions": "r.json", "items": "m.json"}}
+    raw = read_raw(spec_of(source), tmp_path)
+    assert raw.items[["item_id", "title"]].to_numpy().tolist() == [["155061224X", "A"], ["B1", "It's"]]

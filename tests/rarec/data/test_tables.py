@@ -412,3 +412,18 @@ def test_real_data(specs, real_data, name, users, items, interactions):
     assert check_unique_interactions(spec, tables.interactions)[0]
     assert check_time_order(tables.interactions)[0]
     assert check_published_counts(spec, tables.counts)[0]
+
+
+@pytest.mark.parametrize("time", ["clock", "none"])
+def test_sorting_span_by_span_changes_nothing(time, monkeypatch):
+    generator = np.random.default_rng(3)
+    columns = {"user_id": generator.integers(0, 40, 900), "item_id": generator.integers(0, 60, 900), "rating": 3}
+    if time == "clock":
+        columns["timestamp"] = generator.integers(0, 50, 900)
+    raw = make_raw(pd.DataFrame(columns), columns)
+    spec = make_spec(time=time, duplicates="keep-last", k_core=3)
+    whole = build_tables(spec, raw)
+    monkeypatch.setattr("rarec.data.tables.SPAN_ROWS", 50)
+    spans = build_tables(spec, raw)
+    pd.testing.assert_frame_equal(spans.interactions, whole.interactions)
+    assert len(whole.interactions) > 8 * 50

@@ -10,7 +10,9 @@ import pytest
 from places import ROOT
 
 from rarec.data.formats.looking import slug, write
+from rarec.data.formats.table import find_unit
 from rarec.data.raw import read_raw
+from rarec.data.readers.connection import connection
 from rarec.data.spec import load_specs
 from rarec.data.tables import build_tables
 from rarec.errors import InputError
@@ -98,3 +100,40 @@ def test_nothing_is_overwritten_and_nothing_made_up(tmp_path, shop):
 @pytest.mark.parametrize(("text", "name"), [("My Shop (2024)", "my-shop-2024"), ("..x_y", "x_y"), ("日本", "own")])
 def test_names(text, name):
     assert slug(text) == name
+
+
+def test_lists_of_what_users_were_shown(tmp_path, shop):
+    (shop / "behaviors.tsv").write_text(
+        "".join(
+            f"{n}\tU{n % 5}\t11/{13 + n % 9}/2019 {1 + n % 12}:36:57 PM\tN9 N8\tN{n % 7}-0 N{n % 4}-1 N{n % 6}-0\n"
+            for n in range(60)
+        )
+    )
+    (shop / "news.tsv").write_text("".join(f"N{i}\tsports\tTitle {i}\turl\n" for i in range(7)))
+    told, found, tables = declared(tmp_path, "behaviors.tsv", items="news.tsv")
+    assert told.startswith("60 of 60 interactions can be read.")
+    (source,) = found["sources"]
+    assert source["time_unit"] == "%m/%d/%Y %I:%M:%S %p"
+    assert source["columns"] == {
+        "interactions": {"2": "user_id", "3": "timestamp", "5": "clicks"},
+        "items": {"1": "item_id", "3": "title"},
+    }
+    assert tables.items.title.tolist() == ["Title 0", "Title 1", "Title 2", "Title 3"]
+
+
+@pytest.mark.parametrize(
+    ("text", "unit"),
+    [
+        ("11/13/2019 8:36:57 AM", "%m/%d/%Y %I:%M:%S %p"),
+        ("13/11/2019", "%d/%m/%Y"),
+        ("01/02/2019", None),  # January or February
+        ("09 13, 2009", "%m %d, %Y"),
+        ("September 3, 2010", "%B %d, %Y"),
+        ("2018-03-04 12:33", "s"),  # ISO text needs no unit
+        ("20190403", "days"),
+    ],
+)
+def test_the_unit_of_times_is_told_only_if_it_is_plain(text, unit):
+    with connection() as database:
+        database.execute("CREATE TABLE texts AS SELECT ? AS c0", [text])
+        assert find_unit(database, "c0", "SELECT c0 FROM texts", 2e9) == unit

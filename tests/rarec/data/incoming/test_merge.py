@@ -119,3 +119,18 @@ def test_rows_that_do_not_fit_the_published_ones_are_set_aside_by_name(tmp_path)
     assert merged.counts["incoming_quarantined"] == 4
     assert merged.counts["incoming_there_already"] == 1  # 010 is 10, as all ids are numbers
     assert merged.raw.warnings == ("item_id: 1 incoming ids are written otherwise (first: '010'); here '10'.",)
+
+
+def test_new_ids_that_are_written_in_two_ways_are_one(tmp_path):
+    published = pd.DataFrame({"user_id": ["01", "2"], "item_id": ["080442957X", "0195153448"], "rating": 4.0})
+    raw = tables([])
+    raw = RawTables.of(
+        published.assign(timestamp=[500, 600]).astype({"rating": "float32"}), None, None, raw.quarantine, raw.sources
+    )
+    new = arrived([("1", "080442957x", 2, 700), ("07", "155061224x", 3, 800), ("7", "155061224X", 3, 900)])
+    merged = merge_incoming(CLOCK, raw, new, tmp_path)
+    assert held(merged.raw)[2:] == [
+        ("01", "080442957X", 2.0, 700),
+        ("07", "155061224x", 3.0, 800),
+        ("07", "155061224x", 3.0, 900),
+    ]

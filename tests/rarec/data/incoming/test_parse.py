@@ -11,7 +11,7 @@ import pytest
 from rarec.data.incoming.parse import parse_incoming
 from rarec.data.readers import columnar
 from rarec.data.source_spec import SourceSpec
-from rarec.data.spec import builtin_specs
+from rarec.data.spec import DatasetSpec, builtin_specs
 from rarec.errors import InputError
 
 SPEC = builtin_specs()["ml-100k"]
@@ -183,3 +183,48 @@ def test_a_file_by_the_data_sets_own_names_or_by_ours(tmp_path):
         path.write_text(f"{header}\n7,50,893000001500,4\n")
         (row,) = parse_incoming(path, spec, NOW).rows.to_pylist()
         assert (row["user_id"], row["timestamp"]) == ("7", 893_000_001.5)
+
+
+def shop(**source):
+    base = {"name": "shop", "title": "Shop", "domain": "products", "rating_scale": [1, 5]}
+    return DatasetSpec.model_validate(base | {"sources": [{"format": "table"} | source]})
+
+
+def test_new_files_are_written_as_the_published_ones_are(tmp_path):
+    (tmp_path / "new.txt").write_bytes('user_id;item_id;rating;time\nJosé;"a;5;2.6.1998\n'.encode("cp1252"))
+    spec = shop(encoding="cp1252", delimiter=";", quote="", time_unit="%d.%m.%Y")
+    parsed = parse_incoming(tmp_path / "new.txt", spec, NOW)
+    assert parsed.rows.to_pylist() == [
+        {"line": 2, "user_id": "José", "item_id": '"a', "rating": 5.0, "timestamp": 896745600.0}
+    ]
+
+
+def test_new_files_may_be_delimited_and_quoted_otherwise(tmp_path):
+    (tmp_path / "new.csv").write_text('user_id,item_id,rating,timestamp\n"u,1","a",5,893000001\n')
+    parsed = parse_incoming(tmp_path / "new.csv", shop(delimiter=";", quote=""), NOW)
+    assert parsed.rows["user_id"].to_pylist() == ["u,1"]
+
+
+def test_new_files_of_amazons_edition_of_2023_have_its_times(tmp_path):
+    (tmp_path / "new.csv").write_text("user_id,parent_asin,rating,timestamp\nA1,B1,5.0,893000001500\n")
+    spec = DatasetSpec.model_validate(
+        {
+            "name": "beauty",
+            "title": "Beauty",
+            "domain": "products",
+            "rating_scale": [1, 5],
+            "sources": [{"format": "amazon-2014", "files": {"interactions": "r.json", "items": "m.json"}}],
+        }
+    )
+    assert parse_incoming(tmp_path / "new.csv", spec, NOW).rows["timestamp"].to_pylist() == [893000001.5]
+
+
+def test_places_of_a_published_file_without_a_header_do_not_hold_for_one_with_names(tmp_path):
+    spec = shop(
+        header=False, columns={"interactions": {"1": "item_id", "2": "user_id", "3": "rating", "4": "timestamp"}}
+    )
+    (tmp_path / "new.csv").write_text("user_id,item_id,rating,timestamp\nu1,a,5,893000001\n")
+    (tmp_path / "like.csv").write_text("a,u1,5,893000001\n")
+    expected = {"user_id": "u1", "item_id": "a", "rating": 5.0, "timestamp": 893000001.0}
+    for name, line in (("new.csv", 2), ("like.csv", 1)):
+        assert parse_incoming(tmp_path / name, spec, NOW).rows.to_pylist() == [{"line": line, **expected}]

@@ -23,7 +23,7 @@ def read_text(tmp_path, content, dialect=CSV, names=("text", "user", "n"), suffi
     scratch = tmp_path / "scratch"
     scratch.mkdir(exist_ok=True)
     with connection(tmp_path) as database:
-        read = read_delimited(database, prepare(path, scratch, encoding), dialect, "new", scratch)
+        read = read_delimited(database, prepare(path, scratch, encoding), dialect, "new", scratch, 100)
         table = database.sql("SELECT * FROM new ORDER BY n").fetchall()
     lines = read.lines(np.array([row[0] for row in table], dtype=np.int64)).tolist()
     assert read.total == len(table) + len(read.bad)
