@@ -16,6 +16,8 @@ from pydantic import BaseModel, ValidationError
 
 from pipelines.dagster_home import prepare_dagster_home
 from rarec.config import refusals
+from rarec.data.spec import DatasetSpec
+from rarec.data.templates import find_template
 from rarec.errors import InputError, closest, one_line
 from rarec.training.progress import progress_log
 from resources import disk
@@ -65,7 +67,10 @@ def main(
             raise SystemExit(f"error: CONFIG: {faults}") from error
         except (KeyboardInterrupt, dg.DagsterExecutionInterruptedError):
             raise SystemExit(INTERRUPTED) from None
+        for line in _warnings(result):
+            print(line)
         if not result.success:
+            _print_tables(result)
             raise SystemExit(_failures(result, installation))
         _summarise(result, dataset, track, installation, time.perf_counter() - started)
 
@@ -111,6 +116,7 @@ def _prepare(dataset: str, track: str, config: str, installation: Installation) 
     if track in OF_ONE_STEP:
         return jobs[track], _run_config(_step_config(track, given, *OF_ONE_STEP[track]))
     known = {key.to_user_string() for key in jobs[track].asset_layer.executable_asset_keys}
+    _refuse_early(declared.find(dataset), track, known)
     # This replaces the job's own configuration, so it must include it.
     steps = cascade()
     own = steps[track].config if track in steps else {}
@@ -131,6 +137,22 @@ def _prepare(dataset: str, track: str, config: str, installation: Installation) 
         step = defs.resolve_assets_def(asset).op.name
         ops.setdefault(step, {"config": {}})["config"] |= values
     return jobs[track], _run_config(ops)
+
+
+def _refuse_early(spec: DatasetSpec, track: str, assets: set[str]) -> None:
+    """Raise InputError if the data set lacks what the job needs late, after hours of training perhaps."""
+    if "textual_samples" not in assets:
+        return
+    instead = "" if track != "everything" else " Or run TRACK=raserec, which needs neither ratings nor prompts."
+    if spec.label_threshold is None:
+        raise InputError(
+            f"{spec.name}: TRACK={track} predicts what users like, but the data set's file has no `label_threshold`; "
+            f"set it and `rating_scale`.{instead}"
+        )
+    try:
+        find_template(spec.domain, spec.template)
+    except InputError as error:
+        raise InputError(f"{spec.name}: {error}.{instead}") from error
 
 
 def _run_config(ops: dict[str, Any]) -> dict[str, Any]:
@@ -182,13 +204,23 @@ def _show_progress(started: float) -> None:
     progress_log.propagate = False
 
 
+def _check_lines(result: Any, severity: str) -> list[str]:
+    """Checks of a severity that have failed, with what they found."""
+    return [
+        f"{check.asset_key.to_user_string()}: check {check.check_name} failed: "
+        + "; ".join(f"{name}: {value.value}" for name, value in check.metadata.items())
+        for check in result.get_asset_check_evaluations()
+        if not check.passed and check.severity.value == severity
+    ]
+
+
+def _warnings(result: Any) -> list[str]:
+    return [f"warning: {line}" for line in _check_lines(result, "WARN")]
+
+
 def _failures(result: Any, installation: Installation) -> str:
     """What failed and why. A stack trace is included only if the failure does not explain itself."""
-    lines = []
-    for check in result.get_asset_check_evaluations():
-        if not check.passed:
-            details = "; ".join(f"{name}: {value.value}" for name, value in check.metadata.items())
-            lines.append(f"{check.asset_key.to_user_string()}: check {check.check_name} failed: {details}")
+    lines = _check_lines(result, "ERROR")
     for event in result.get_step_failure_events():
         data = event.step_failure_data
         error = data.error
@@ -221,7 +253,6 @@ def _summarise(result: Any, dataset: str, track: str, installation: Installation
     built: list[str] = []
     judged: list[str] = []
     moved: list[str] = []
-    pages: dict[str, Path] = {}
     for event in result.get_asset_materialization_events():
         materialization = event.materialization
         name = materialization.asset_key.to_user_string()
@@ -234,12 +265,8 @@ def _summarise(result: Any, dataset: str, track: str, installation: Installation
         (reused if is_reused else built).append(name)
         words = [word for word in ("verdict", "decision") if word in metadata]
         judged += [f"{name}: {metadata[word].value}; {metadata['reason'].value}" for word in words]
-        if "report" in metadata:
-            pages[name] = Path(str(metadata["report"].value))
-    for name, tables in (("ranking_metrics", _ranking_tables), ("ctr_metrics", _ctr_tables)):
-        if name in pages:
-            print()
-            print(tables(pages[name].with_name("report.json").read_text()))
+    pages = _pages(result)
+    _print_tables(result)
     print()
     alone = track in OF_ONE_STEP
     for line in (*judged, *moved, *(_told_by_step(result) if alone else ())):
@@ -251,6 +278,24 @@ def _summarise(result: Any, dataset: str, track: str, installation: Installation
     for page in pages.values():
         print(f"report: {page}")
     print(f"UIs:    make ui   (Dagster at {installation.dagster_ui}, MLflow at {installation.mlflow_ui})")
+
+
+def _pages(result: Any) -> dict[str, Path]:
+    """The report of each asset that has one."""
+    return {
+        event.materialization.asset_key.to_user_string(): Path(str(event.materialization.metadata["report"].value))
+        for event in result.get_asset_materialization_events()
+        if "report" in event.materialization.metadata
+    }
+
+
+def _print_tables(result: Any) -> None:
+    """The figures of the tracks that are finished."""
+    pages = _pages(result)
+    for name, tables in (("ranking_metrics", _ranking_tables), ("ctr_metrics", _ctr_tables)):
+        if name in pages:
+            print()
+            print(tables(pages[name].with_name("report.json").read_text()))
 
 
 def _told_by_step(result: Any) -> Iterator[str]:

@@ -22,7 +22,8 @@ from rarec.data.checks import (
 from rarec.data.readers.parquet_files import parquet_head
 from rarec.data.schemas import INTERACTIONS, ITEMS, USERS
 from rarec.data.sources.files import link_or_copy
-from rarec.data.tables import Tables, build_tables
+from rarec.data.tables import Tables, build_tables, cleaned
+from rarec.training.progress import progress_log
 from resources.artifacts.store import Artifact
 
 TABLE_OF = {"interactions": "interactions", "item_catalog": "items", "user_profiles": "users"}
@@ -55,6 +56,7 @@ def clean_tables(job: Job[Settings]) -> Outcome:
     values: dict[str, Any] = {"rows": rows, "dagster/row_count": rows}
     if name == "interactions":
         values |= {**clean.counts, "time": clean.time}
+        progress_log.info("%s", f"  {cleaned(clean.counts)}")
     return Outcome(values, {"preview": markdown_table(first)}, {"rows": rows})
 
 

@@ -9,7 +9,7 @@ from assets.framework.reuse import Outcome, markdown_table
 from assets.framework.stage import Job, stage
 from rarec.data.ctr import CtrSamples, CtrSettings, build_ctr_samples, ctr_leaks
 from rarec.data.spec import DatasetSpec
-from rarec.data.templates import item_texts
+from rarec.data.templates import item_texts, wording
 from rarec.rella.prompt_source import save_recent
 from rarec.text.prompts import Catalogue, TextSettings, build_parts
 from rarec.types import SPLITS
@@ -87,7 +87,7 @@ def textual_samples(job: Job[TextSettings]) -> Outcome:
         "lines": parts.questions - parts.lines,
         "dagster/row_count": len(samples),
     }
-    words = pd.DataFrame([(name, str(value)) for name, value in template], columns=["part", "wording"])
+    words = pd.DataFrame([(name, wording(value)) for name, value in template], columns=["part", "wording"])
     return Outcome(values, {"preview": preview, "template": markdown_table(words)}, dict(values))
 
 

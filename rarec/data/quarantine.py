@@ -1,5 +1,7 @@
 """Unreadable rows are quarantined with file, line and reason. Too many of them are an error."""
 
+from collections.abc import Sequence
+
 import pandas as pd
 
 from rarec.errors import InputError
@@ -24,6 +26,7 @@ class Quarantine:
         self.advice = advice
         self._rows: list[tuple[str, int, str, str]] = []
         self._counts: dict[str, int] = {}
+        self._unseen: set[str] = set()
 
     def add(self, file: str, line: int, reason: str, text: str) -> None:
         """Quarantine one row. `line` counts from 1. Blank lines are ignored."""
@@ -41,19 +44,30 @@ class Quarantine:
         return sorted((row[1:] for row in self._rows if row[0] == file), key=lambda row: row[0])
 
     def add_unseen(self, file: str, rows: int) -> None:
-        """Count further bad rows of `file` without their text: there are too many anyway."""
-        self._counts[file] = self._counts.get(file, 0) + rows
+        """Count further bad rows of `file` without their text. Then `check` must find that there are too many."""
+        if rows:
+            self._counts[file] = self._counts.get(file, 0) + rows
+            self._unseen.add(file)
 
-    def check(self, file: str, rows: int, hint: str = "") -> None:
-        """Raise InputError if too large a share of the `rows` rows of `file` is bad; `hint` comes before the advice."""
-        bad = self.count(file)
+    def is_whole(self, file: str) -> bool:
+        """Whether every bad row of `file` is here with its text."""
+        return file not in self._unseen
+
+    def check(self, files: Sequence[str], rows: int, hint: str = "") -> None:
+        """Raise InputError if too large a share of the `rows` rows of `files` is bad; `hint` replaces the advice."""
+        bad = sum(map(self.count, files))
         if bad <= self.limit * rows:
             return
-        first = sorted(row[1:] for row in self._rows if row[0] == file)[:SHOWN]
-        shown = "; ".join(f"line {line}: {reason} [{text[:80]}]" for line, reason, text in first)
+        own = {file: number for number, file in enumerate(files)}
+        first = sorted((row for row in self._rows if row[0] in own), key=lambda row: (own[row[0]], *row[1:]))[:SHOWN]
+        several = len(files) > 1
+        shown = "; ".join(
+            f"{f'{file}, ' if several else ''}line {line}: {reason} [{text[:80]}]" for file, line, reason, text in first
+        )
         shown += "; …" if bad > SHOWN else "."
+        which = f"{files[0]} and {len(files) - 1} more files" if several else files[0]
         raise InputError(
-            f"{file}: {bad} of {rows} rows cannot be read (allowed: {self.limit:.2%}). {shown} {hint or self.advice}"
+            f"{which}: {bad} of {rows} rows cannot be read (allowed: {self.limit:.2%}). {shown} {hint or self.advice}"
         )
 
     def frame(self) -> pd.DataFrame:

@@ -93,7 +93,10 @@ class DatasetSpec(Settings):
         default="error", description="What to do with interactions whose item is not in the item file."
     )
     quarantine_limit: float = Field(
-        default=0.01, ge=0, le=1, description="Share of unreadable rows in a file above which reading fails."
+        default=0.01,
+        ge=0,
+        le=1,
+        description="Share of unreadable rows in the files of a table above which reading fails.",
     )
 
     split: Literal["leave-one-out"] = Field(

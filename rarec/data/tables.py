@@ -25,6 +25,12 @@ from rarec.data.source_spec import Time
 from rarec.data.spec import DatasetSpec
 from rarec.errors import InputError
 
+DROPPED = {
+    "dropped_implicit": "have no opinion",
+    "dropped_unknown_items": "have items that the item file lacks",
+    "dropped_duplicates": "repeat a user and item",
+    "dropped_k_core": "are outside of the k-core",
+}
 SPAN_ROWS = 1 << 23  # interactions that are sorted at once
 
 
@@ -97,7 +103,8 @@ def build_tables(spec: DatasetSpec, raw: RawTables, into: Path | None = None) ->
             raise InputError(
                 f"{spec.name}: the {spec.k_core}-core of its {before} interactions is empty; lower `k_core`."
                 if before
-                else f"{spec.name}: all interactions were dropped; check its `implicit_rating` and `unknown_items`."
+                else f"{spec.name}: all interactions were dropped ({_dropped(counts)}); check the columns of the "
+                "files, `implicit_rating` and `unknown_items`."
             )
         _sizes(database, "", counts)
         user_ids, item_ids = _compact(database, "user"), _compact(database, "item")
@@ -113,6 +120,16 @@ def build_tables(spec: DatasetSpec, raw: RawTables, into: Path | None = None) ->
     item_table(spec, _id_index(item_ids), items).to_parquet(into / "items.parquet", index=False)
     user_table(_id_index(user_ids), users).to_parquet(into / "users.parquet", index=False)
     return Tables(into, counts, time, kept)
+
+
+def _dropped(counts: dict[str, int]) -> str:
+    return ", ".join(f"{counts[name]:,} {words}" for name, words in DROPPED.items() if counts.get(name))
+
+
+def cleaned(counts: dict[str, int]) -> str:
+    """What cleaning kept, and what it dropped and why, in words."""
+    kept = f"{counts['interactions']:,} interactions of {counts['users']:,} users and {counts['items']:,} items remain"
+    return kept + (f"; {dropped}" if (dropped := _dropped(counts)) else "")
 
 
 def _load(database: duckdb.DuckDBPyConnection, raw: RawTables) -> tuple[Time, str]:

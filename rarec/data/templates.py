@@ -35,8 +35,8 @@ class Piece(Settings):
 class Template(Settings):
     """How prompts of one domain are worded."""
 
-    profile: tuple[Piece, ...] = Field(description="Pieces of the profile line, joined by commas.")
-    profile_line: str = Field(description="The profile line, with {} for the pieces.")
+    profile: tuple[Piece, ...] = Field(default=(), description="Pieces of the profile line, joined by commas.")
+    profile_line: str = Field(default="{}\n", description="The profile line, with {} for the pieces.")
     heading: str = Field(description="The line above the history.")
     behaviour: str = Field(description="One behaviour, with {item} and {rating}.")
     question: str = Field(description="The question, with {item}. The answer follows directly.")
@@ -155,6 +155,13 @@ def item_texts(items: pd.DataFrame, pieces: Sequence[Piece]) -> list[str]:
 def profile_texts(users: pd.DataFrame, template: Template) -> list[str]:
     """One profile line per user; empty if nothing is known of them."""
     return [template.profile_line.format(text) if text else "" for text in _join(users, template.profile, ", ")]
+
+
+def wording(part: str | tuple[Piece, ...]) -> str:
+    """A part of a template as people read it, with the columns in braces."""
+    return (
+        part if isinstance(part, str) else ", ".join(piece.text.replace("{}", f"{{{piece.column}}}") for piece in part)
+    )
 
 
 def rating_text(rating: float) -> str:

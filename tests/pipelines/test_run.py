@@ -206,6 +206,59 @@ def test_a_wrong_data_set_file_is_a_warning_for_other_data_sets(tmp_path, capsys
     assert len(capsys.readouterr().err.splitlines()) == 1  # the error tells the other one
 
 
+@pytest.mark.parametrize(
+    ("track", "fields", "message"),
+    [
+        (
+            "everything",
+            "",
+            "own: TRACK=everything predicts what users like, but the data set's file has no `label_threshold`; set it "
+            "and `rating_scale`. Or run TRACK=raserec, which needs neither ratings nor prompts.",
+        ),
+        (
+            "rella",
+            "",
+            "own: TRACK=rella predicts what users like, but the data set's file has no `label_threshold`; set ",
+        ),
+        (
+            "everything",
+            'rating_scale = [1, 5]\nlabel_threshold = 3\ndomain = "tea"',
+            "own: there is no prompt template",
+        ),
+    ],
+)
+def test_what_a_job_would_miss_after_hours_is_told_at_once(track, fields, message):
+    home = Installation.from_environment()
+    home.datasets.mkdir()
+    domain = "" if "domain" in fields else 'domain = "products"\n'
+    (home.datasets / "own.toml").write_text(
+        f'name = "own"\ntitle = "Own"\n{domain}{fields}\n[[sources]]\nformat = "table"\n'
+    )
+    with pytest.raises(InputError) as caught:
+        _prepare("own", track, "{}", home)
+    assert str(caught.value).startswith(message)
+    _prepare("own", "raserec", "{}", home)
+
+
+def test_checks_that_only_warn_are_no_causes_of_a_failure(tmp_path, monkeypatch, capsys):
+    home = Installation.from_environment()
+    home.datasets.mkdir()
+    (home.datasets / "own.toml").write_text(
+        'name = "own"\ntitle = "Own"\ndomain = "products"\nquarantine_limit = 0.5\nshort_users = "error"\n'
+        '[[sources]]\nformat = "table"\nfiles = {interactions = "own.csv"}\n'
+    )
+    (tmp_path / "data" / "own").mkdir(parents=True)
+    (tmp_path / "data" / "own" / "own.csv").write_text("user,item,time\nu,i,1600000000\n,j,1600000000\n")
+    monkeypatch.setenv("RAREC_DATA", str(tmp_path / "data"))
+    monkeypatch.setattr("pipelines.definitions.defs", build_defs(Installation.from_environment()))
+    with pytest.raises(SystemExit) as caught:
+        main("own", "ingest", "{}")
+    assert str(caught.value).startswith("error: user_sequences: 1 users have fewer than three interactions")
+    out = capsys.readouterr().out
+    assert "\nwarning: raw_interactions: check rows_set_aside failed: rows: 1; " in out
+    assert "  1 interactions of 1 users and 1 items remain\n" in out
+
+
 def test_a_full_disk_is_told_before_anything_is_written(tmp_path, monkeypatch):
     monkeypatch.setenv("RAREC_HOME", str(tmp_path / "new" / "home"))
     usage = shutil.disk_usage(tmp_path)._replace(free=1_400_000)

@@ -95,15 +95,22 @@ def _told(file: TextFile, source: SourceSpec, role: Role) -> Dialect:
 
 
 def find_delimiter(lines: list[str]) -> str | None:
-    """The delimiter that splits most lines into the same number of values, and into the most; None without any."""
-    best, found = (0.0, 1), None
+    """The delimiter that splits most lines into as many values as the first one, and into the most; None without any.
+
+    Where the first line is unlike the others, the usual number of values counts.
+    """
+    best, found = (False, 0.0, 1), None
     for delimiter in DELIMITERS:
         dialect = Dialect(delimiter, quote='"' if len(delimiter) == 1 else "")
         widths = [len(_values(line, dialect)) for line in lines]
-        usual = max(set(widths), key=widths.count)
-        share = widths.count(usual) / len(widths)
-        if usual > 1 and (round(share, 1), usual) > best:
-            best, found = (round(share, 1), usual), delimiter
+        first = widths[0]
+        if first == 1 or widths.count(first) < 2:
+            usual, like_first = max(set(widths), key=widths.count), False
+        else:
+            usual, like_first = first, True
+        share = round(widths.count(usual) / len(widths), 1)
+        if usual > 1 and (like_first, share, usual) > best:
+            best, found = (like_first, share, usual), delimiter
     return found
 
 

@@ -6,6 +6,7 @@ import os
 import re
 import time
 import tomllib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,9 +16,10 @@ import duckdb
 import numpy as np
 from pydantic import ValidationError
 
-from rarec.data.formats.published import KEYS, by_alias
-from rarec.data.formats.table import MOST, Reading, find_unit, read_rows
-from rarec.data.formats.values import AHEAD_S, number_value
+from rarec.config import refusals
+from rarec.data.formats.published import ALIASES, KEYS, by_alias, candidates
+from rarec.data.formats.table import MOST, Reading, find_unit, read_rows, usable_share
+from rarec.data.formats.values import AHEAD_S, NOTHING, id_value, number_value
 from rarec.data.quarantine import Quarantine
 from rarec.data.raw import RawTables, read_raw
 from rarec.data.readers.connection import connection, row_of, value_of
@@ -25,11 +27,13 @@ from rarec.data.readers.rows import Rows
 from rarec.data.source_spec import Role, SourceSpec
 from rarec.data.sources.files import find_files
 from rarec.data.spec import DatasetSpec
+from rarec.data.tables import build_tables, cleaned
 from rarec.data.templates import TEMPLATES
-from rarec.errors import InputError, one_line
+from rarec.errors import InputError
 
 MOST_RATINGS = 101  # different values of a rating; more are a measure of something else
 LOOKED_AT = 100_000  # rows
+FILLED = 0.99  # share of ids that are there from which a column of ids is taken
 TELLING = 0.8  # share of different values from which a column may be a title
 SHOWN_LIST = r"\S+-[01]( \S+-[01])*"
 
@@ -42,13 +46,17 @@ class Found:
         columns: Published column -> ours, for columns whose own names do not say it.
         fields: Further settings of the source.
         ratings: Lowest and highest rating; None without ratings.
+        lowest_above: Lowest rating but for the very lowest.
         has_time: Whether there is a time.
+        unused: Columns that mean nothing here.
     """
 
     columns: dict[str, str]
     fields: dict[str, Any]
     ratings: tuple[float, float] | None = None
+    lowest_above: float = 0
     has_time: bool = False
+    unused: tuple[str, ...] = ()
 
 
 def look_into(role: Role, path: Path) -> Found:
@@ -73,30 +81,57 @@ def look_into(role: Role, path: Path) -> Found:
 
 def _found(database: duckdb.DuckDBPyConnection, rows: Rows, role: Role, fields: dict[str, Any]) -> Found:
     known = by_alias(role, rows.names)
-    columns = {}
     if not known and all(name.isdecimal() for name in rows.names):
         fields = {**fields, "header": False}
         columns = _by_content(database, rows, role)
-    there = (*known.values(), *columns.values(), *rows.names, *(("item_id",) if "clicks" in columns.values() else ()))
-    missing = [key for key in KEYS[role] if key not in there]
+    else:
+        columns = _better_columns(database, rows, role, known)
+    ours = {name: target for name, target in known.items() if target not in columns.values()} | columns
+    by_ours = {target: name for name, target in ours.items()}
+    lists = {"item_id"} if "clicks" in by_ours else set()
+    missing = [key for key in KEYS[role] if key not in by_ours.keys() | set(rows.names) | lists]
     if missing:
         raise InputError(
             f"{rows.file}: no column looks like {missing[0]}; it has {', '.join(map(repr, rows.names))}. Write the "
             f"declaration by hand, with `columns.{role}`."
         )
-    ours = known | columns
-    by_ours = {target: name for name, target in ours.items()}
-    ratings, unit = None, None
+    ratings, lowest_above = None, 0.0
     if role == "interactions":
         if "rating" in by_ours:
             value = number_value(rows.column(by_ours["rating"]), -np.inf, np.inf).value
-            low, high = row_of(database, f"SELECT min(v), max(v) FROM (SELECT {value} AS v FROM {rows.table})")
-            ratings = None if low is None or not low < high else (float(low), float(high))
+            texts = f"SELECT v FROM (SELECT {value} AS v FROM {rows.table}) WHERE isfinite(v)"
+            low, high = row_of(database, f"SELECT min(v), max(v) FROM ({texts})")
+            if low is not None and low < high:
+                ratings = (float(low), float(high))
+                lowest_above = float(value_of(database, f"SELECT min(v) FROM ({texts}) WHERE v > {low!r}"))
         if "timestamp" in by_ours:
             unit = _unit(database, rows, by_ours["timestamp"])
             if unit and unit != "s":
                 fields = {**fields, "time_unit": unit}
-    return Found(columns, fields, ratings, "timestamp" in by_ours)
+    unused = tuple(name for name in rows.names if name and name not in ours and name not in ALIASES[role])
+    return Found(columns, fields, ratings, lowest_above, "timestamp" in by_ours, unused)
+
+
+def _better_columns(
+    database: duckdb.DuckDBPyConnection, rows: Rows, role: Role, known: dict[str, str]
+) -> dict[str, str]:
+    """Columns that fit better than those `known` by their names: ids that are not missing, and times by content."""
+    columns = {}
+    table = f"SELECT * FROM {rows.table} LIMIT {LOOKED_AT}"
+    for key in KEYS[role]:
+        shares = {}
+        for name in candidates(role, key, rows.names):
+            shares[name] = usable_share(database, id_value(rows.column(name), NOTHING), rows.column(name), table)
+        best = next((name for name, share in shares.items() if share >= FILLED), None)
+        best = best or max(shares, key=lambda name: shares[name], default=None)
+        if best is not None and known.get(best) != key:
+            columns[best] = key
+    if role == "interactions" and "timestamp" not in known.values():
+        others = [name for name in rows.names if name not in known and name not in columns]
+        others.sort(key=lambda name: not re.search("date|time|day", name.lower()))
+        time = next((name for name in others if _unit(database, rows, name)), None)
+        columns |= {} if time is None else {time: "timestamp"}
+    return columns
 
 
 def _unit(database: duckdb.DuckDBPyConnection, rows: Rows, name: str) -> str | None:
@@ -155,43 +190,55 @@ def declaration(name: str, files: dict[Role, str], found: dict[Role, Found]) -> 
         found: What is in them.
     """
     events = found["interactions"]
-    lines = [
-        f'name = "{name}"',
-        f'title = "{name}"                # its name in reports',
-        f'domain = "products"         # the wording of prompts: {", ".join(TEMPLATES)}; others need a [template]',
+    settings = [
+        (f'title = "{name}"', "its name in reports"),
+        ('domain = "products"', f"the wording of prompts: {', '.join(TEMPLATES)}; others need a [template]"),
     ]
+    lines = [f'name = "{name}"']
     if events.ratings:
         low, high = events.ratings
-        lines += [
-            f"rating_scale = [{low:g}, {high:g}]       # found; set the scale's ends if it goes further",
-            f"label_threshold = {(low + high) / 2:g}         # a rating above it counts as a like",
+        middle = (low + high) / 2
+        settings += [
+            (f"rating_scale = [{low:g}, {high:g}]", "found; set the scale's ends if it goes further"),
+            (f"label_threshold = {middle:g}", "a rating above it counts as a like"),
         ]
+        if low == 0 and events.lowest_above >= 1:
+            least = f"{events.lowest_above:g}"
+            settings.append(("# implicit_rating = 0", f"if 0 means no rating; then rating_scale = [{least}, {high:g}]"))
     if not events.has_time:
-        lines.append('time = "none"               # no column of times was found: the order is drawn by chance')
+        settings.append(('time = "none"', "no column of times was found: the order is drawn by chance"))
+    settings.append(('duplicates = "keep-last"', 'or "keep-all", or "error": a user may meet an item again'))
+    if "items" in files:
+        settings.append(('unknown_items = "drop"', 'or "error": interactions whose item is not in the item file'))
+    settings.append(('short_users = "train-only"', 'or "error": users with fewer than three interactions'))
+    settings.append(("# k_core = 5", "every user and item keeps at least this many interactions"))
+    lines += [f"{setting:<27}  # {comment}" for setting, comment in settings]
     lines += [
-        'duplicates = "keep-last"    # or "keep-all", or "error": a user may meet an item again',
-        'unknown_items = "drop"      # or "error": interactions whose item is not in the item file',
-        'short_users = "train-only"  # or "error": users with fewer than three interactions',
-        "# k_core = 5                # every user and item keeps at least this many interactions",
         "",
         "[[sources]]",
         'format = "table"',
         f"files = {{ {', '.join(f'{role} = {_toml(file)}' for role, file in files.items())} }}",
     ]
-    for role, one in found.items():
-        if {**one.fields, "time_unit": ""} != {**events.fields, "time_unit": ""} and role != "interactions":
-            raise InputError(
-                f"{files[role]}: its encoding or header is unlike that of {files['interactions']}, and one source has "
-                "one of each; save them alike."
-            )
-    lines += [f"{key} = {_toml(value)}" for key, value in events.fields.items()]
+    lines += [f"{key} = {_toml(value)}" for key, value in _common(found).items()]
     if "clicks" in events.columns.values():
         lines.append('# "clicks" are the entries of each list with -1; "impressions" are all of them, rated 1 or 0')
     for role, one in found.items():
         if one.columns:
             pairs = ", ".join(f"{_toml(name)} = {_toml(ours)}" for name, ours in one.columns.items())
             lines.append(f"columns.{role} = {{ {pairs} }}  # by content: check them")
+        if one.unused:
+            lines.append(f"# not used of {files[role]}: {', '.join(map(_toml, one.unused))}")
     return "\n".join(lines) + "\n"
+
+
+def _common(found: dict[Role, Found]) -> dict[str, Any]:
+    """Settings of the source, which hold for all files: a file that is UTF-8 throughout is read as such anyway."""
+    fields: dict[str, Any] = {}
+    for one in found.values():
+        fields |= one.fields
+    if not all("header" in one.fields for one in found.values()):
+        fields.pop("header", None)  # it is recognised
+    return fields
 
 
 def _toml(value: object) -> str:
@@ -199,13 +246,14 @@ def _toml(value: object) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def check(text: str, folder: Path) -> RawTables:
-    """Read the files in `folder` as the declaration says, however many rows are bad."""
+def check(text: str, folder: Path) -> tuple[DatasetSpec, RawTables]:
+    """The data set, and its files as the declaration reads them, however many rows are bad."""
     try:
-        spec = DatasetSpec.model_validate(tomllib.loads(text) | {"quarantine_limit": 1.0})
+        spec = DatasetSpec.model_validate(tomllib.loads(text))
     except (tomllib.TOMLDecodeError, ValidationError) as error:
-        raise InputError(f"no declaration fits these files ({one_line(error)}); write it by hand") from error
-    return read_raw(spec, folder)
+        words = refusals(error, known=DatasetSpec.model_fields) if isinstance(error, ValidationError) else str(error)
+        raise InputError(f"no declaration fits these files ({words}); write it by hand") from error
+    return spec, read_raw(spec.model_copy(update={"quarantine_limit": 1.0}), folder)
 
 
 def slug(text: str) -> str:
@@ -240,12 +288,14 @@ def write(file: Path, items: str, users: str, name: str, datasets: Path) -> str:
     if not file.name:
         raise InputError("name the file of interactions: make dataset FILE=<file>")
     folder = file.expanduser().absolute().parent
+    if "*" in str(folder):
+        raise InputError(f"{file}: a pattern may stand for names only; name the folder, and its parts are found.")
     name = slug(name or folder.name)
     target = datasets / f"{name}.toml"
     if target.exists():
         raise InputError(f"{target} exists; remove it, or choose another name with NAME=...")
     named: dict[Role, str] = {"interactions": file.name, "items": items, "users": users}
-    files: dict[Role, str] = {role: one for role, one in named.items() if one}
+    files: dict[Role, str] = {role: _inside(folder, one) for role, one in named.items() if one}
     found = {}
     for role, one in files.items():
         paths = find_files(folder, one)
@@ -253,21 +303,52 @@ def write(file: Path, items: str, users: str, name: str, datasets: Path) -> str:
             raise InputError(f"{folder / one}: there is no such file.")
         found[role] = look_into(role, paths[0])
     text = declaration(name, files, found)
-    raw = check(text, folder)
-    bad = len(raw.quarantine)
-    of_events = [source["file"] for source in raw.sources if source["role"] == "interactions"]
-    whole = raw.count + int(raw.quarantine["file"].isin(of_events).sum())
-    lines = [f"{raw.count:,} of {whole:,} interactions can be read."]
-    lines += [f"  {row.file}, line {row.line}: {row.reason}" for row in raw.quarantine.head(3).itertuples(index=False)]
-    lines += [f"  … and {bad - 3:,} more rows" if bad > 3 else ""] + [f"  {sentence}" for sentence in raw.warnings]
+    spec, raw = check(text, folder)
     datasets.mkdir(parents=True, exist_ok=True)
     target.write_text(text)
-    place = f"RAREC_DATA={folder.parent}" if folder.name == name else f"the files in a folder {name}/ under RAREC_DATA"
-    lines += [
-        f"Written: {target}. Look at its comments, then run",
-        f"  make run DATASET={name} TRACK=raserec ({place})",
-    ]
-    return "\n".join(filter(None, lines))
+    lines = [*_told(spec, raw), f"Written: {target}. Look at its comments, then run"]
+    lines.append(f"  make run DATASET={name} TRACK=raserec RAREC_DATA={folder.parent}")
+    if folder.name != name:
+        lines.append(f"with the files in {folder.parent / name}")
+    return "\n".join(lines)
+
+
+def _inside(folder: Path, name: str) -> str:
+    """The name of a file as seen from the folder.
+
+    Raises:
+        InputError: It is elsewhere.
+    """
+    path = Path(os.path.relpath(folder / Path(name).expanduser(), folder))
+    if ".." in path.parts:
+        raise InputError(f"{name}: the file must be in {folder}, beside that of the interactions, or in a sub-folder.")
+    return str(path)
+
+
+def _told(spec: DatasetSpec, raw: RawTables) -> Iterator[str]:
+    """What was read of the files and what remains of it, and what stands against a run."""
+    of_role = {str(source["file"]): str(source["role"]) for source in raw.sources}
+    bad = raw.quarantine.assign(role=raw.quarantine["file"].map(of_role))
+    read = {role: sum(one["rows"] for one in raw.sources if one["role"] == role) for role in of_role.values()}
+    for role in dict.fromkeys(of_role.values()):
+        rows = bad[bad["role"] == role]
+        whole = read[role] + len(rows)
+        yield f"{read[role]:,} of {whole:,} {'interactions' if role == 'interactions' else role} can be read."
+        yield from (f"  {row.file}, line {row.line}: {row.reason}" for row in rows.head(3).itertuples(index=False))
+        if len(rows) > 3:
+            yield f"  … and {len(rows) - 3:,} more rows"
+        if len(rows) > spec.quarantine_limit * whole:
+            yield (
+                f"  A run refuses this, as at most {spec.quarantine_limit:.0%} of the rows may be bad: correct the "
+                "columns or the file, or set `quarantine_limit`."
+            )
+    yield from (f"  {sentence}" for sentence in raw.warnings)
+    try:
+        counts = build_tables(spec, raw).counts
+    except InputError as error:
+        yield f"A run refuses this: {error}"
+        return
+    yield f"Of these, {cleaned(counts)}."
 
 
 if __name__ == "__main__":

@@ -99,12 +99,17 @@ def same(name: str) -> str:
 def by_alias(role: Role, names: tuple[str, ...]) -> dict[str, str]:
     """Published name -> ours, for the columns of a file whose meaning is plain from their names."""
     found: dict[str, str] = {}
-    known = {same(name): name for name in reversed(names)}
-    for ours, aliases in ALIASES[role].items():
-        name = next((known[same(alias)] for alias in aliases if same(alias) in known), None)
+    for ours in ALIASES[role]:
+        name = next(iter(candidates(role, ours, names)), None)
         if name is not None and name not in found:
             found[name] = ours
     return found
+
+
+def candidates(role: Role, ours: str, names: tuple[str, ...]) -> list[str]:
+    """Columns of a file whose names may mean one of ours, the best first."""
+    known = {same(name): name for name in reversed(names)}
+    return [known[same(alias)] for alias in ALIASES[role][ours] if same(alias) in known]
 
 
 CSV = Dialect(",", quote='"')

@@ -30,9 +30,9 @@ from rarec.data.readers.columnar import EXACT, read_parquet
 from rarec.data.readers.connection import numbered, quoted, value_of
 from rarec.data.readers.delimited import read_delimited
 from rarec.data.readers.records import first_object, read_records
-from rarec.data.readers.rows import FILE, N, Rows
+from rarec.data.readers.rows import FILE, NOT_UTF8, N, Rows
 from rarec.data.readers.text import kind_of, prepare
-from rarec.data.source_spec import Role, SourceSpec
+from rarec.data.source_spec import OWN, Role, SourceSpec
 from rarec.data.spec import DatasetSpec
 from rarec.errors import InputError
 from rarec.types import IntArray
@@ -41,6 +41,7 @@ ID_COLUMNS = ("user_id", "item_id")
 FAULT = '"#fault"'
 KNOWN = (*ID_COLUMNS, "rating", "timestamp", "order")
 LOOKED_AT = 1000  # bad times
+MANY = 1_000_000  # bad rows
 MOST = 0.9  # share of the times that a unit must explain before it is named
 
 
@@ -58,6 +59,7 @@ class Reading:
         wanted: Ids of the items of interest, in the form of `coarse`. Other items may be left out.
         optional: Our names of columns that may be empty.
         keep: Our names of the columns to keep; None keeps all.
+        parts: Number of files.
         incoming: Whether the file arrived after publication; then a file without rows is no error.
         warnings: Receives sentences on what a user should know.
         lines: Receives, for each file, what turns `n` into lines.
@@ -74,6 +76,7 @@ class Reading:
     wanted: Collection[str] | None = None
     optional: tuple[str, ...] = ()
     keep: tuple[str, ...] | None = None
+    parts: int = 1
     incoming: bool = False
     warnings: list[str] = field(default_factory=list)
     lines: list[Callable[[IntArray], IntArray]] = field(default_factory=list)
@@ -91,6 +94,7 @@ def read_role(reading: Reading, paths: list[Path]) -> None:
     """
     database, role = reading.database, reading.role
     parts, names = [f"{role}_{number}" for number in range(len(paths))], file_names(paths)
+    total, hint, reading.parts = 0, "", len(paths)
     for number, path in enumerate(paths):
         rows = _one_item_each(reading, replace(read_rows(reading, path), file=names[number]))
         form = form_of(rows, reading.spec, reading.source, role, reading.incoming)
@@ -98,8 +102,12 @@ def read_role(reading: Reading, paths: list[Path]) -> None:
             f"{rows.file}: there is no column {name!r}, which the data set names." for name in form.absent
         ]
         reading.lines.append(rows.lines)
-        _convert(reading, rows, form, number, parts[number])
+        total += rows.total
+        hint = _convert(reading, rows, form, number, parts[number]) or hint
+        if not reading.quarantine.is_whole(rows.file):
+            reading.quarantine.check([rows.file], rows.total, hint)
         reading.counts.append(value_of(database, f"SELECT count(*) FROM {parts[number]}"))
+    reading.quarantine.check(names, total, hint)
     database.execute(f"DROP TABLE IF EXISTS {role}")
     if len(parts) == 1:
         database.execute(f"ALTER TABLE {parts[0]} RENAME TO {role}")
@@ -142,11 +150,19 @@ def read_rows(reading: Reading, path: Path) -> Rows:
     file = prepare(path, reading.scratch, source.encoding or before.encoding)
     if reading.incoming and not (source.delimiter and source.delimiter in next(head(file, 1), "")):
         source = source.model_copy(update={"delimiter": None, "quote": None})  # not written as the published files are
-    most = int(reading.quarantine.limit * file.lines) + SHOWN
+    most = _most(reading, file.lines)
     if before.records and first_object(file)[:1] in ("{", "["):
         wanted = reading.wanted if role == "items" else None
         return read_records(database, file, "part", reading.scratch, most, before.key, wanted)
     return read_delimited(database, file, choose_dialect(file, source, role), "part", reading.scratch, most)
+
+
+def _most(reading: Reading, rows: int) -> int:
+    """Bad rows of one file, of so many rows, above which reading fails.
+
+    The limit holds for all files of the role together. But a file with this many more is not worth its bad rows' texts.
+    """
+    return int(reading.quarantine.limit * rows) + (MANY if reading.parts > 1 else 0)
 
 
 def _values(reading: Reading, rows: Rows, form: Form) -> dict[str, tuple[str, Value]]:
@@ -156,6 +172,8 @@ def _values(reading: Reading, rows: Rows, form: Form) -> dict[str, tuple[str, Va
     values: dict[str, tuple[str, Value]] = {}
     for published in rows.names:
         ours, column = form.rename.get(published, published), rows.column(published)
+        if published not in form.rename and ours in form.rename.values():
+            continue  # the data set means another column by this name
         if ours.lower() in (other.lower() for other in values):
             if published in form.rename or ours in KNOWN:
                 raise InputError(f"{rows.file}: two columns have the name {ours!r}; correct the column mapping.")
@@ -199,8 +217,11 @@ def _refuse_floats(database: duckdb.DuckDBPyConnection, rows: Rows, published: s
         )
 
 
-def _convert(reading: Reading, rows: Rows, form: Form, number: int, table: str) -> None:
-    """Make the typed table of one file, and quarantine the rows where that fails."""
+def _convert(reading: Reading, rows: Rows, form: Form, number: int, table: str) -> str:
+    """Make the typed table of one file, and quarantine the rows where that fails.
+
+    Returns what to do about its bad rows, if they are many and it is plain.
+    """
     database, quarantine = reading.database, reading.quarantine
     values = _values(reading, rows, form)
     for name in form.required:
@@ -226,10 +247,14 @@ def _convert(reading: Reading, rows: Rows, form: Form, number: int, table: str) 
     for line, reason, text in rows.bad:
         quarantine.add(rows.file, line, reason, text)
     quarantine.add_unseen(rows.file, rows.unseen)
-    _set_aside(reading, rows, chosen, numbers, np.asarray(bad["fault"]))
+    places = np.asarray(bad["fault"], dtype=np.int64)
+    _set_aside(reading, rows, chosen, numbers, places)
+    many = quarantine.count(rows.file) > quarantine.limit * rows.total
+    hint = _hint(reading, rows, chosen, numbers, places) if many else ""
     database.execute(f"DELETE FROM {table} WHERE {FAULT} >= 0")
     database.execute(f"ALTER TABLE {table} DROP COLUMN {FAULT}")
     database.execute(f"DROP TABLE {rows.table}")
+    return hint
 
 
 def _stored(name: str, value: Value, place: int) -> str:
@@ -247,7 +272,7 @@ def _set_aside(
 ) -> None:
     """Quarantine the rows `numbers`. If they are too many, only the first ones are looked at before the error."""
     quarantine, shown = reading.quarantine, len(numbers)
-    if quarantine.count(rows.file) + shown > quarantine.limit * rows.total:
+    if quarantine.count(rows.file) + shown > _most(reading, rows.total):
         shown = min(shown, SHOWN)
     lines = rows.lines(numbers[:shown])
     texts = rows.texts(lines) if shown else []
@@ -259,7 +284,6 @@ def _set_aside(
         for row, (text, read) in zip(at.tolist(), found, strict=True):
             quarantine.add(rows.file, int(lines[row]), value.reason(name, published, text, read), texts[row])
     quarantine.add_unseen(rows.file, len(numbers) - shown)
-    quarantine.check(rows.file, rows.total, _hint(reading, rows, chosen, numbers, faults))
 
 
 def _hint(
@@ -269,12 +293,18 @@ def _hint(
     numbers: IntArray,
     faults: IntArray,
 ) -> str:
-    """What to do if most of the bad rows have times in another unit."""
+    """What to do if most of the bad rows are in another encoding, or have times in another unit."""
+    half = reading.quarantine.count(rows.file) / 2
+    if sum(reason == NOT_UTF8 for _, reason, _ in rows.bad) + rows.unseen > half and reading.source.format in OWN:
+        return 'If the file is in another encoding, name it in the source: `encoding = "cp1252"`.'
     place = next((p for p, (name, _) in enumerate(chosen) if name == "timestamp"), None)
-    if place is None or not (faults == place).any():
+    if place is None or (faults == place).sum() <= half:
         return ""
     column = rows.column(chosen[place][1][0])
-    times = numbered(reading.database, rows.table, column, numbers[faults == place][:LOOKED_AT])
+    some = numbered(reading.database, rows.table, column, numbers[faults == place][:LOOKED_AT])
+    times = f"SELECT {column} FROM ({some}) WHERE trim({column}) != ''"
+    if not value_of(reading.database, f"SELECT count(*) FROM ({times})"):
+        return ""
     if (unit := find_unit(reading.database, column, times, reading.latest_s)) is not None:
         words = UNIT_WORDS.get(unit, f"text like {unit}")
         return f'The times look like {words}: set `time_unit = "{unit}"` in the source.'
@@ -284,6 +314,13 @@ def _hint(
     )
 
 
+def usable_share(database: duckdb.DuckDBPyConnection, value: Value, column: str, texts: str) -> float:
+    """Share of the `texts`, a query with this `column`, that have a value; 0 if there are none."""
+    fault = value.fault.format(x=column, v="v")
+    read = f"SELECT {column}, {value.value} AS v FROM ({texts})"
+    return float(value_of(database, f"SELECT coalesce(avg(CAST(NOT ({fault}) AS DOUBLE)), 0) FROM ({read})"))
+
+
 def find_unit(database: duckdb.DuckDBPyConnection, column: str, texts: str, latest_s: float) -> str | None:
     """The unit in which most of the `texts`, a query with this `column`, are plausible times.
 
@@ -291,13 +328,7 @@ def find_unit(database: duckdb.DuckDBPyConnection, column: str, texts: str, late
     """
 
     def fits(unit: str) -> bool:
-        value = time_value(column, unit, latest_s)
-        fault = value.fault.format(x=column, v="v")
-        plausible = (
-            f"SELECT avg(CAST(NOT ({fault}) AS DOUBLE)) FROM (SELECT {column}, {value.value} AS v FROM ({texts}))"
-        )
-        share = value_of(database, plausible)
-        return share is not None and share >= MOST
+        return usable_share(database, time_value(column, unit, latest_s), column, texts) >= MOST
 
     if (unit := next(filter(fits, (*UNITS, "ns", "days")), None)) is not None:
         return unit

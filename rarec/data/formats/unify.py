@@ -60,8 +60,8 @@ def unify_ids(
             )
         whole = _are_whole(database, "SELECT coalesce(chosen, id) AS id FROM ids LEFT JOIN spellings ON id = written")
     if whole:
-        for table in tables:
-            database.execute(f"ALTER TABLE {table} ALTER {name} TYPE BIGINT")
+        for table in tables:  # DuckDB converts deleted rows, too, so a conversion that may fail is needed
+            database.execute(f"ALTER TABLE {table} ALTER {name} TYPE BIGINT USING TRY_CAST({name} AS BIGINT)")
     database.execute("DROP TABLE IF EXISTS ids; DROP TABLE IF EXISTS spellings")
 
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from rarec.data.quarantine import SHOWN
 from rarec.data.readers.connection import file_literal, literal, value_of
-from rarec.data.readers.rows import Rows, line_texts, pieces
+from rarec.data.readers.rows import NOT_UTF8, Rows, line_texts, pieces
 from rarec.data.readers.text import TextFile, blank_out, plain
 from rarec.errors import InputError, one_line
 from rarec.types import IntArray
@@ -211,7 +211,7 @@ def _reason(kind: str, message: str, width: int, dialect: Dialect) -> str:
     if (found := re.search(r"Found: (\d+)", message)) is not None:
         return f"{found[1]} values instead of {width} when split at {dialect.delimiter!r}"
     if kind == "INVALID ENCODING":
-        return "not valid utf-8"
+        return NOT_UTF8
     if kind == "UNQUOTED VALUE":
         return "quotes do not match (text behind a closing quote)"
     return f"longer than {LONGEST_LINE:,} bytes" if kind == "LINE SIZE OVER MAXIMUM" else message.split("\n")[0]

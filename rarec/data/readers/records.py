@@ -12,7 +12,7 @@ import numpy as np
 from rarec.data.quarantine import SHOWN
 from rarec.data.readers.connection import file_literal, literal, numbered, value_of
 from rarec.data.readers.delimited import LONGEST_LINE, NOTHING
-from rarec.data.readers.rows import Rows, line_texts
+from rarec.data.readers.rows import NOT_UTF8, Rows, line_texts
 from rarec.data.readers.text import TextFile, new_copy, plain
 from rarec.errors import InputError, one_line
 from rarec.types import IntArray
@@ -88,7 +88,7 @@ def read_records(
         return line_texts(plain(file, scratch).path, lines)
 
     bad = [
-        (line, NO_OBJECT if kind else "not valid utf-8", text)
+        (line, NO_OBJECT if kind else NOT_UTF8, text)
         for line, kind, text in zip(numbers[shown].tolist(), kinds[shown].tolist(), texts(numbers[shown]), strict=True)
     ]
     names = _keys(database, "SELECT n, line FROM objects WHERE good")

@@ -12,6 +12,7 @@ PIECE = 64 << 20  # bytes
 # Columns of a converted table that no file can have: the number of its file from 0, and of the row in it.
 FILE, N = '"#file"', '"#n"'
 HIDDEN = ("#file", "#n")
+NOT_UTF8 = "not valid utf-8"  # why a row is bad
 
 
 @dataclass(frozen=True)

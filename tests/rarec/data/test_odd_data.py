@@ -64,6 +64,22 @@ def test_words_that_stand_for_nothing_are_no_ids(tmp_path, word):
         read(tmp_path, HEADER + events() + line)
 
 
+@pytest.mark.parametrize("kind", ["table", "parquet", "movielens-csv"])
+def test_a_missing_id_among_whole_numbers_is_one_bad_row(tmp_path, kind):
+    ids = [*range(1, 60), None]
+    frame = pd.DataFrame({"userId": ids, "movieId": 7, "rating": 4.0, "timestamp": T}).astype({"userId": "Int64"})
+    if kind == "parquet":
+        frame.to_parquet(tmp_path / "ratings.csv")
+    else:
+        frame.to_csv(tmp_path / "ratings.csv", index=False)
+    (tmp_path / "movies.csv").write_text("movieId,title,genres\n7,A (1999),Drama\n")
+    source = {"format": "table", "files": {"interactions": "ratings.csv"}}
+    source = {"format": "movielens-csv"} if kind == "movielens-csv" else source
+    raw = read_raw(spec_of(source, quarantine_limit=0.05), tmp_path)
+    assert raw.interactions.user_id.tolist() == list(range(1, 60))
+    assert raw.quarantine.reason.tolist() == ["user_id is empty"]
+
+
 def test_own_words_for_nothing(tmp_path):
     spec = spec_of({"format": "recbole", "null_values": ["unknown"]}, quarantine_limit=0.1)
     _, tables = read(tmp_path, HEADER + events() + f"Unknown\ti1\t5\t{T}\nnan\ti1\t5\t{T}\n", spec=spec)
@@ -486,3 +502,43 @@ def test_items_of_amazons_literals_whose_ids_are_spelled_otherwise(tmp_path):
     source = {"format": "amazon-2014", "files": {"interactions": "r.json", "items": "m.json"}}
     raw = read_raw(spec_of(source), tmp_path)
     assert raw.items[["item_id", "title"]].to_numpy().tolist() == [["155061224X", "A"], ["B1", "It's"]]
+
+
+def test_a_column_called_as_ours_gives_way_to_the_one_that_is_mapped(tmp_path):
+    rows = [{"username": "a", "user_id": "", "product_id": "x", "date": "2017-12-17"}, {"username": "b", "user_id": 7}]
+    (tmp_path / "shop.json").write_text("\n".join(json.dumps(rows[0] | row) for row in rows))
+    columns = {"interactions": {"username": "user_id", "product_id": "item_id"}}
+    source = {"format": "table", "files": {"interactions": "shop.json"}, "columns": columns}
+    raw = read_raw(spec_of(source, rating_scale=None), tmp_path)
+    assert raw.interactions.user_id.tolist() == ["a", "b"]
+
+
+def test_the_share_of_bad_rows_is_that_of_all_parts(tmp_path):
+    (tmp_path / "parts").mkdir()
+    header, source = "user_id,item_id,rating,timestamp\n", {"format": "table", "files": {"interactions": "parts"}}
+    (tmp_path / "parts" / "a.csv").write_text(header + "".join(f"u{n},i,5,{T}\n" for n in range(300)))
+    (tmp_path / "parts" / "b.csv").write_text(header + f",i,5,{T}\n")
+    raw = read_raw(spec_of(source), tmp_path)
+    assert raw.quarantine[["file", "line"]].to_numpy().tolist() == [["b.csv", 2]]
+    (tmp_path / "parts" / "b.csv").write_text(header + f",i,5,{T}\n" * 4)
+    with pytest.raises(
+        InputError, match=r"^a\.csv and 1 more files: 4 of 304 rows cannot .*\. b\.csv, line 2: user_id"
+    ):
+        read_raw(spec_of(source), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("row", "advice"),
+    [
+        (f"José,i,5,{T}", 'in another encoding, name it in the source: `encoding = "cp1252"`.'),
+        ("u,i,5,", "Correct the file, or raise the data set's `quarantine_limit`."),
+        (f"u,i,9,{T}", "Correct the file, or raise the data set's `quarantine_limit`."),
+        (f"u,i,5,{T}000", 'set `time_unit = "ms"` in the source.'),
+    ],
+)
+def test_what_to_do_about_bad_rows_follows_from_what_most_of_them_lack(tmp_path, row, advice):
+    text = f"user_id,item_id,rating,timestamp\nu,i,5,{T}\nu,i,5,\n" + f"{row}\n" * 5
+    (tmp_path / "shop.csv").write_bytes(text.encode("latin-1"))
+    with pytest.raises(InputError) as caught:
+        read_raw(spec_of({"format": "table", "files": {"interactions": "shop.csv"}}), tmp_path)
+    assert str(caught.value).endswith(advice)

@@ -55,7 +55,9 @@ def test_objects_with_names_of_their_own_and_items(tmp_path, shop):
         "\n".join(json.dumps({"business_id": f"b{i}", "name": f"B {i}"}) for i in range(6))
     )
     told, found, tables = declared(tmp_path, "review.json", items="business.json")
-    assert told.startswith("24 of 24 interactions can be read.\nWritten: ")
+    assert told.startswith(
+        "24 of 24 interactions can be read.\n6 of 6 items can be read.\nOf these, 24 interactions of 4 users"
+    )
     assert found["sources"] == [{"format": "table", "files": {"interactions": "review.json", "items": "business.json"}}]
     assert tables.items.title.tolist() == [f"B {i}" for i in range(6)]
 
@@ -137,3 +139,66 @@ def test_the_unit_of_times_is_told_only_if_it_is_plain(text, unit):
     with connection() as database:
         database.execute("CREATE TABLE texts AS SELECT ? AS c0", [text])
         assert find_unit(database, "c0", "SELECT c0 FROM texts", 2e9) == unit
+
+
+def events(rows):
+    return "".join(",".join(map(str, row)) + "\n" for row in rows)
+
+
+def test_times_whose_column_has_no_known_name_are_found_by_content(tmp_path, shop):
+    rows = [(u, i, 5 - i % 2, f"2018-03-{i + 1:02} 12:33", "x") for u in range(3) for i in range(6)]
+    (shop / "orders.csv").write_text("User ID,Recipe ID,Rating,Date of review,Note\n" + events(rows))
+    _, found, _ = declared(tmp_path, "orders.csv")
+    assert "time" not in found
+    assert found["sources"][0]["columns"] == {"interactions": {"Date of review": "timestamp"}}
+    assert '# not used of orders.csv: "Note"' in (tmp_path / "datasets" / "shop.toml").read_text()
+
+
+def test_of_two_columns_that_may_be_ids_the_one_that_is_filled_is_taken(tmp_path, shop):
+    rows = [
+        {"username": f"n{u}", "product_id": i, "date": "2017-12-17"} | ({"user_id": u} if u == 0 else {})
+        for u in range(3)
+        for i in range(6)
+    ]
+    (shop / "reviews.json").write_text("\n".join(map(repr, rows)))
+    told, found, tables = declared(tmp_path, "reviews.json")
+    assert told.startswith("18 of 18 interactions can be read.")
+    assert found["sources"][0]["columns"] == {"interactions": {"username": "user_id"}}
+    assert tables.users.user_id.tolist() == ["n0", "n1", "n2"]
+
+
+@pytest.mark.parametrize("odd", ["NaN", "inf", "-inf", ""])
+def test_the_scale_is_that_of_the_ratings_which_are_numbers(tmp_path, shop, odd):
+    rows = [(u, i, i, T + i) for u in range(3) for i in range(6)]
+    (shop / "orders.csv").write_text("user_id,item_id,rating,timestamp\n" + events([*rows, (0, 9, odd, T)]))
+    told, found, _ = declared(tmp_path, "orders.csv")
+    assert told.startswith("18 of 19 interactions can be read.")
+    assert found["rating_scale"] == [0, 5]
+    assert "# implicit_rating = 0        # if 0 means no rating; then rating_scale = [1, 5]" in (
+        (tmp_path / "datasets" / "shop.toml").read_text()
+    )
+
+
+def test_lists_in_the_rows_do_not_hide_the_delimiter_of_the_header(tmp_path, shop):
+    (shop / "orders.csv").write_text(
+        f"user_id,item_id,timestamp\n{events((u, i, T + i) for u in range(3) for i in range(6))}"
+    )
+    rows = "".join(f"Soup {i};{i};['a{i}', 'b', 'c', 'd', 'e']\n" for i in range(6))
+    (shop / "things.csv").write_bytes(("Name;Item ID;Tags\nCrème;9;['x', 'y']\nPâté;8;[]\n" + rows).encode("cp1252"))
+    _, found, tables = declared(tmp_path, "orders.csv", items=str(shop / "things.csv"))
+    assert found["sources"][0]["files"]["items"] == "things.csv"
+    assert tables.items.title.tolist() == [f"Soup {i}" for i in range(6)]
+
+
+def test_what_stands_against_a_run_is_told(tmp_path, shop):
+    rows = [(u, i, T + i) for u in range(3) for i in range(6)]
+    (shop / "orders.csv").write_text("user_id,item_id,timestamp\n" + events([*rows, ("", 1, T), (5, "", T)]))
+    (shop / "things.csv").write_text("item_id,title\nx,X\ny,Y\n")
+    told, *_ = write(shop / "orders.csv", "", "", "", tmp_path / "datasets").splitlines(), None
+    assert told[3].startswith("  A run refuses this, as at most 1% of the rows may be bad: ")
+    told = write(shop / "orders.csv", "things.csv", "", "b", tmp_path / "datasets")
+    assert "A run refuses this: b: all interactions were dropped (18 have items that the item file lacks); " in told
+    with pytest.raises(InputError, match=r"\.\./y\.csv: the file must be in .*/shop, beside"):
+        write(shop / "orders.csv", "../y.csv", "", "c", tmp_path / "datasets")
+    with pytest.raises(InputError, match=r"a pattern may stand for names only; name the folder"):
+        write(tmp_path / "*" / "orders.csv", "", "", "d", tmp_path / "datasets")
