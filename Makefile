@@ -37,7 +37,7 @@ run: $(STAMP)  ## run a job of a data set, ending with its figures (DATASET, TRA
 	@$(BIN)/python -m pipelines.run --dataset '$(DATASET)' --track '$(TRACK)' --config "$$CONFIG"
 
 dataset: $(STAMP)  ## look into FILE (a file, a pattern or a folder of parts) and write its data set's declaration (ITEMS, USERS, NAME)
-	@$(BIN)/python -m rarec.data.formats.looking "$(FILE)" --items "$(ITEMS)" --users "$(USERS)" --name "$(NAME)"
+	@$(BIN)/python -m rarec.data.formats.declaring "$(FILE)" --items "$(ITEMS)" --users "$(USERS)" --name "$(NAME)"
 
 runs: $(STAMP)  ## list the newest MLflow runs with their main figures
 	@$(BIN)/python -m pipelines.runs

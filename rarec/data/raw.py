@@ -3,6 +3,7 @@
 Tables are parquet files that are never whole in memory. Reading them into pandas is for looking at them, and for tests.
 """
 
+import os
 import time
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,7 +18,7 @@ import pyarrow.parquet as pq
 from rarec.data.formats.finishing import finish_published
 from rarec.data.formats.forms import form_before
 from rarec.data.formats.published import KEYS
-from rarec.data.formats.table import Reading, file_names, read_role
+from rarec.data.formats.table import Reading, read_role
 from rarec.data.formats.unify import unify_ids
 from rarec.data.formats.values import AHEAD_S
 from rarec.data.quarantine import Quarantine
@@ -27,7 +28,7 @@ from rarec.data.readers.records import coarse
 from rarec.data.readers.rows import FILE, HIDDEN, N
 from rarec.data.source_spec import Role, SourceSpec
 from rarec.data.sources.download import find_source
-from rarec.data.sources.files import check_file, find_files, sha256_of
+from rarec.data.sources.files import find_files, sha256_of
 from rarec.data.spec import DatasetSpec
 from rarec.errors import InputError
 
@@ -175,9 +176,7 @@ def read_raw(spec: DatasetSpec, folder: Path, into: Path | None = None) -> RawTa
         kept = TemporaryDirectory(prefix="rarec-raw-")
         into = Path(kept.name)
     files = published_files(spec, source, folder)
-    for paths in files.values():
-        for path in paths:
-            check_file(path)
+    names = _names(files)
     quarantine, warnings = Quarantine(spec.quarantine_limit), list[str]()
     rows: dict[Role, list[int]] = {}
     with TemporaryDirectory(dir=into, prefix=".reading-") as scratch, connection(Path(scratch)) as database:
@@ -188,7 +187,7 @@ def read_raw(spec: DatasetSpec, folder: Path, into: Path | None = None) -> RawTa
             reading = Reading(
                 database, spec, source, role, quarantine, work, time.time() + AHEAD_S, wanted, warnings=warnings
             )
-            read_role(reading, paths)
+            read_role(reading, paths, names[role])
             rows[role] = reading.counts
         _unify(database, files, warnings)
         for role in files:
@@ -202,11 +201,26 @@ def read_raw(spec: DatasetSpec, folder: Path, into: Path | None = None) -> RawTa
         sources=[
             {"role": role, "file": name, "bytes": path.stat().st_size, "sha256": sha256_of(path), "rows": count}
             for role, paths in files.items()
-            for path, name, count in zip(paths, file_names(paths), rows[role], strict=True)
+            for path, name, count in zip(paths, names[role], rows[role], strict=True)
         ],
         warnings=tuple(warnings),
         kept=kept,
     )
+
+
+def _names(files: dict[Role, list[Path]]) -> dict[Role, list[str]]:
+    """Names that tell all files apart, and the roles of a file that has two."""
+    every = {path for paths in files.values() for path in paths}
+    plain = len({path.name for path in every}) == len(every)
+    folder = os.path.commonpath([path.parent for path in every])
+    found: dict[Role, list[str]] = {}
+    for role, paths in files.items():
+        taken = {path for other in found for path in files[other]}
+        found[role] = [
+            (path.name if plain else str(path.relative_to(folder))) + (f" ({role})" if path in taken else "")
+            for path in paths
+        ]
+    return found
 
 
 def _wanted(database: duckdb.DuckDBPyConnection) -> set[str]:

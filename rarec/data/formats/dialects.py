@@ -15,6 +15,7 @@ from rarec.errors import InputError
 DELIMITERS = ("\t", ",", ";", "|", "::", "\x01")  # the last is Hive's
 LOOKED_AT = 1000  # lines
 QUOTES_LOOKED_AT = 200_000  # lines
+LIKE_FIRST = 0.5  # share of lines with as many values as the first from which that is no coincidence
 AMAZON_ID = 10  # characters of an asin; reviewers' ids are longer
 
 
@@ -88,10 +89,27 @@ def _told(file: TextFile, source: SourceSpec, role: Role) -> Dialect:
         quote = '"' if len(delimiter) == 1 and (delimiter != "\t" or _is_quoted(file, delimiter)) else ""
     dialect = with_escape(lines, Dialect(delimiter, quote=quote))
     header = source.header if source.header is not None else has_header(lines, dialect, source, role)
+    placed = any(name.isdecimal() for name in source.columns.get(role, {}))
+    if source.header is not False and not placed:
+        _refuse_foreign_line(file, lines, dialect, role)
     if header:
         return dialect
-    width = len(_values(lines[0], dialect))
+    widths = [len(_values(line, dialect)) for line in lines]
+    width = max(set(widths), key=widths.count)
     return replace(dialect, names=tuple(str(place) for place in range(1, width + 1)), header=False)
+
+
+def _refuse_foreign_line(file: TextFile, lines: list[str], dialect: Dialect, role: Role) -> None:
+    """Raise InputError if a first line without known names has fewer values than almost all others."""
+    first, *widths = (len(_values(line, dialect)) for line in lines)
+    if by_alias(role, tuple(_values(lines[0], dialect))) or len(widths) < 2:
+        return
+    usual = max(set(widths), key=widths.count)
+    if first < usual and widths.count(usual) > 0.9 * len(widths):
+        raise InputError(
+            f"{file.name}: the first line has {first} values, the others have {usual}; it is {lines[0][:80]!r}. If it "
+            "does not hold the names of the columns, remove it."
+        )
 
 
 def find_delimiter(lines: list[str]) -> str | None:
@@ -104,10 +122,8 @@ def find_delimiter(lines: list[str]) -> str | None:
         dialect = Dialect(delimiter, quote='"' if len(delimiter) == 1 else "")
         widths = [len(_values(line, dialect)) for line in lines]
         first = widths[0]
-        if first == 1 or widths.count(first) < 2:
-            usual, like_first = max(set(widths), key=widths.count), False
-        else:
-            usual, like_first = first, True
+        like_first = first > 1 and widths.count(first) >= LIKE_FIRST * len(widths)
+        usual = first if like_first else max(set(widths), key=widths.count)
         share = round(widths.count(usual) / len(widths), 1)
         if usual > 1 and (like_first, share, usual) > best:
             best, found = (like_first, share, usual), delimiter
@@ -142,7 +158,7 @@ def has_header(lines: list[str], dialect: Dialect, source: SourceSpec, role: Rol
     """
     first = _values(lines[0], dialect)
     named = set(source.columns.get(role, {}))
-    if named & set(first) or by_alias(role, tuple(first)):
+    if {name for name in named if not name.isdecimal()} & set(first) or by_alias(role, tuple(first)):
         return True
     if any(name.isdecimal() for name in named) or any(map(_is_number, first)):
         return False

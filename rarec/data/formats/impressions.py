@@ -19,6 +19,7 @@ def spread(database: duckdb.DuckDBPyConnection, rows: Rows, lists: str, kind: st
     The column itself is empty then.
 
     Entries without `-1` or `-0` are kept: as impressions they have no rating, and as clicks no item, so they are bad.
+    So are several entries without a blank between them.
 
     Args:
         database: Where the rows are.
@@ -29,22 +30,22 @@ def spread(database: duckdb.DuckDBPyConnection, rows: Rows, lists: str, kind: st
     listed = rows.column(lists)
     width = len(rows.names)
     columns = ", ".join(f"'' AS {one}" if one == listed else one for one in map(rows.column, rows.names))
-    label = "regexp_extract(entry, '-([01])$', 1)"
+    label = r"regexp_extract(entry, '^[^,;|]+-([01])$', 1)"
     item = "regexp_replace(entry, '-[01]$', '')"
     if kind == "clicks":
         item, rating, chosen = f"CASE WHEN {label} != '' THEN {item} END", "", f"WHERE {label} != '0'"
     else:
         rating, chosen = f", {label} AS c{width + 1}", ""
     # `row_number` over all rows keeps their order, and so does unnesting.
+    database.execute("DROP TABLE IF EXISTS spread")
     database.execute(
-        f"CREATE OR REPLACE TABLE spread AS SELECT row_number() OVER () - 1 AS n, * EXCLUDE (n, entry) FROM ("
+        f"CREATE TABLE spread AS SELECT row_number() OVER () - 1 AS n, * EXCLUDE (n, entry) FROM ("
         f"SELECT n AS m, {columns}, {item} AS c{width}{rating}, n, entry FROM ("
         f"SELECT *, unnest(string_split_regex(trim(coalesce({listed}, '')), '\\s+')) AS entry FROM {rows.table}) "
         f"{chosen})"
     )
-    of = np.asarray(database.sql("SELECT m FROM spread ORDER BY n").fetchnumpy()["m"], dtype=np.int64)
-    database.execute(f"DROP TABLE {rows.table}; ALTER TABLE spread DROP COLUMN m")
-    database.execute(f"ALTER TABLE spread RENAME TO {rows.table}")
+    of = np.asarray(database.sql("SELECT m FROM spread").fetchnumpy()["m"], dtype=np.int64)
+    database.execute("ALTER TABLE spread DROP COLUMN m")
     added = ("item_id", *(("rating",) if kind == "impressions" else ()))
 
     def lines(n: IntArray) -> IntArray:
@@ -52,8 +53,9 @@ def spread(database: duckdb.DuckDBPyConnection, rows: Rows, lists: str, kind: st
 
     return replace(
         rows,
+        table="spread",  # the rows with the lists stay, as their texts may have to be shown
         names=(*rows.names, *added),
         types=(*rows.types, *("VARCHAR",) * len(added)),
-        total=value_of(database, f"SELECT count(*) FROM {rows.table}") + len(rows.bad) + rows.unseen,
+        total=value_of(database, "SELECT count(*) FROM spread") + len(rows.bad) + rows.unseen,
         lines=lines,
     )

@@ -3,7 +3,6 @@
 Rows that cannot be used go to the quarantine with file, line and reason.
 """
 
-import os
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -31,7 +30,7 @@ from rarec.data.readers.connection import numbered, quoted, value_of
 from rarec.data.readers.delimited import read_delimited
 from rarec.data.readers.records import first_object, read_records
 from rarec.data.readers.rows import FILE, NOT_UTF8, N, Rows
-from rarec.data.readers.text import kind_of, prepare
+from rarec.data.readers.text import EmptyFile, kind_of, prepare
 from rarec.data.source_spec import OWN, Role, SourceSpec
 from rarec.data.spec import DatasetSpec
 from rarec.errors import InputError
@@ -41,7 +40,7 @@ ID_COLUMNS = ("user_id", "item_id")
 FAULT = '"#fault"'
 KNOWN = (*ID_COLUMNS, "rating", "timestamp", "order")
 LOOKED_AT = 1000  # bad times
-MANY = 1_000_000  # bad rows
+MANY = 1_000_000  # bad rows; more are refused whatever the limit is, as they are kept in memory
 MOST = 0.9  # share of the times that a unit must explain before it is named
 
 
@@ -59,7 +58,6 @@ class Reading:
         wanted: Ids of the items of interest, in the form of `coarse`. Other items may be left out.
         optional: Our names of columns that may be empty.
         keep: Our names of the columns to keep; None keeps all.
-        parts: Number of files.
         incoming: Whether the file arrived after publication; then a file without rows is no error.
         warnings: Receives sentences on what a user should know.
         lines: Receives, for each file, what turns `n` into lines.
@@ -76,38 +74,59 @@ class Reading:
     wanted: Collection[str] | None = None
     optional: tuple[str, ...] = ()
     keep: tuple[str, ...] | None = None
-    parts: int = 1
     incoming: bool = False
     warnings: list[str] = field(default_factory=list)
     lines: list[Callable[[IntArray], IntArray]] = field(default_factory=list)
     counts: list[int] = field(default_factory=list)
 
 
-def read_role(reading: Reading, paths: list[Path]) -> None:
+def read_role(reading: Reading, paths: list[Path], names: list[str]) -> None:
     """Read the files of one role into the table named after it, in order.
 
     The table has our column names, with ids as text and `timestamp` in microseconds, and the columns `FILE` (number
     of the file from 0) and `N` (number of the row from 0; `Reading.lines` has its line).
 
+    Args:
+        reading: What it takes, and what receives the rest.
+        paths: The files.
+        names: Names that tell them apart. A part may be empty if there are several.
+
     Raises:
         InputError: A file cannot be read, lacks a column, or has too many bad rows.
     """
-    database, role = reading.database, reading.role
-    parts, names = [f"{role}_{number}" for number in range(len(paths))], file_names(paths)
-    total, hint, reading.parts = 0, "", len(paths)
-    for number, path in enumerate(paths):
-        rows = _one_item_each(reading, replace(read_rows(reading, path), file=names[number]))
+    database, role, quarantine = reading.database, reading.role, reading.quarantine
+    parts: list[str] = []
+    total, hint = 0, ""
+    for number, (path, name) in enumerate(zip(paths, names, strict=True)):
+        try:
+            rows = replace(read_rows(reading, path, len(paths)), file=name)
+        except EmptyFile:
+            if len(paths) == 1:
+                raise
+            reading.warnings.append(f"{name}: the file is empty.")
+            reading.counts.append(0)
+            continue
+        for line, reason, text in rows.bad:
+            quarantine.add(rows.file, line, reason, text)
+        if rows.unseen:
+            quarantine.add_unseen(rows.file, rows.unseen)
+            quarantine.check([rows.file], rows.total, _encoding_hint(reading, rows))
+        rows = _spread_lists(reading, rows)
         form = form_of(rows, reading.spec, reading.source, role, reading.incoming)
         reading.warnings += [
             f"{rows.file}: there is no column {name!r}, which the data set names." for name in form.absent
         ]
         reading.lines.append(rows.lines)
         total += rows.total
-        hint = _convert(reading, rows, form, number, parts[number]) or hint
-        if not reading.quarantine.is_whole(rows.file):
-            reading.quarantine.check([rows.file], rows.total, hint)
-        reading.counts.append(value_of(database, f"SELECT count(*) FROM {parts[number]}"))
-    reading.quarantine.check(names, total, hint)
+        parts.append(f"{role}_{number}")
+        advice = _convert(reading, rows, form, number, parts[-1], len(paths))
+        hint = hint or advice
+        reading.counts.append(value_of(database, f"SELECT count(*) FROM {parts[-1]}"))
+    quarantine.check(names, total, hint)
+    if not sum(reading.counts) and not reading.incoming:
+        if total:
+            quarantine.refuse(names, total, hint)
+        raise InputError(f"{names[0]}: the file holds no rows; get a complete copy of it.")
     database.execute(f"DROP TABLE IF EXISTS {role}")
     if len(parts) == 1:
         database.execute(f"ALTER TABLE {parts[0]} RENAME TO {role}")
@@ -116,12 +135,10 @@ def read_role(reading: Reading, paths: list[Path]) -> None:
         database.execute(f"CREATE TABLE {role} AS {union}")
         for part in parts:
             database.execute(f"DROP TABLE {part}")
-    if not sum(reading.counts) and not reading.incoming:
-        raise InputError(f"{paths[0].name}: the file holds no rows; get a complete copy of it.")
 
 
-def _one_item_each(reading: Reading, rows: Rows) -> Rows:
-    """The rows, spread if they hold lists of items."""
+def _spread_lists(reading: Reading, rows: Rows) -> Rows:
+    """The rows, one for each item if they hold lists of items."""
     for published, ours in reading.source.columns.get(reading.role, {}).items():
         if reading.role == "interactions" and ours in LISTS:
             found = find_column(rows.names, published, reading.incoming)
@@ -129,16 +146,8 @@ def _one_item_each(reading: Reading, rows: Rows) -> Rows:
     return rows
 
 
-def file_names(paths: list[Path]) -> list[str]:
-    """Names that tell the files of one role apart."""
-    if len({path.name for path in paths}) == len(paths):
-        return [path.name for path in paths]
-    folder = os.path.commonpath([path.parent for path in paths])
-    return [str(path.relative_to(folder)) for path in paths]
-
-
-def read_rows(reading: Reading, path: Path) -> Rows:
-    """The rows of one file as text, whatever it is written in.
+def read_rows(reading: Reading, path: Path, parts: int = 1) -> Rows:
+    """The rows of one file, of so many parts, as text, whatever it is written in.
 
     Raises:
         InputError: The file cannot be read.
@@ -150,19 +159,20 @@ def read_rows(reading: Reading, path: Path) -> Rows:
     file = prepare(path, reading.scratch, source.encoding or before.encoding)
     if reading.incoming and not (source.delimiter and source.delimiter in next(head(file, 1), "")):
         source = source.model_copy(update={"delimiter": None, "quote": None})  # not written as the published files are
-    most = _most(reading, file.lines)
+    most = _most(reading, file.lines, parts)
     if before.records and first_object(file)[:1] in ("{", "["):
         wanted = reading.wanted if role == "items" else None
         return read_records(database, file, "part", reading.scratch, most, before.key, wanted)
     return read_delimited(database, file, choose_dialect(file, source, role), "part", reading.scratch, most)
 
 
-def _most(reading: Reading, rows: int) -> int:
-    """Bad rows of one file, of so many rows, above which reading fails.
+def _most(reading: Reading, rows: int, parts: int) -> int:
+    """Bad rows of one file, with so many rows, above which reading fails.
 
-    The limit holds for all files of the role together. But a file with this many more is not worth its bad rows' texts.
+    The limit holds for all parts together, so it is known only after the last one.
     """
-    return int(reading.quarantine.limit * rows) + (MANY if reading.parts > 1 else 0)
+    room = max(0, MANY - reading.quarantine.size)
+    return room if parts > 1 else min(room, int(reading.quarantine.limit * rows))
 
 
 def _values(reading: Reading, rows: Rows, form: Form) -> dict[str, tuple[str, Value]]:
@@ -183,7 +193,7 @@ def _values(reading: Reading, rows: Rows, form: Form) -> dict[str, tuple[str, Va
             continue
         if ours in ID_COLUMNS:
             _refuse_floats(reading.database, rows, published, ours)
-            value = id_value(column, nothing)
+            value = id_value(column, nothing, nested=rows.types[rows.names.index(published)] != "VARCHAR")
         elif reading.role == "interactions" and ours == "rating":
             low, high = spec.rating_scale or (-np.inf, np.inf)
             value = number_value(column, low, high, spec.implicit_rating, optional)
@@ -217,7 +227,7 @@ def _refuse_floats(database: duckdb.DuckDBPyConnection, rows: Rows, published: s
         )
 
 
-def _convert(reading: Reading, rows: Rows, form: Form, number: int, table: str) -> str:
+def _convert(reading: Reading, rows: Rows, form: Form, number: int, table: str, parts: int) -> str:
     """Make the typed table of one file, and quarantine the rows where that fails.
 
     Returns what to do about its bad rows, if they are many and it is plain.
@@ -244,12 +254,9 @@ def _convert(reading: Reading, rows: Rows, form: Form, number: int, table: str) 
     )
     bad = database.sql(f"SELECT {N} AS n, {FAULT} AS fault FROM {table} WHERE {FAULT} >= 0 ORDER BY 1").fetchnumpy()
     numbers = np.asarray(bad["n"], dtype=np.int64)
-    for line, reason, text in rows.bad:
-        quarantine.add(rows.file, line, reason, text)
-    quarantine.add_unseen(rows.file, rows.unseen)
     places = np.asarray(bad["fault"], dtype=np.int64)
-    _set_aside(reading, rows, chosen, numbers, places)
-    many = quarantine.count(rows.file) > quarantine.limit * rows.total
+    _set_aside(reading, rows, chosen, numbers, places, parts)
+    many = quarantine.count(rows.file) > min(quarantine.limit * rows.total, rows.total - 1)
     hint = _hint(reading, rows, chosen, numbers, places) if many else ""
     database.execute(f"DELETE FROM {table} WHERE {FAULT} >= 0")
     database.execute(f"ALTER TABLE {table} DROP COLUMN {FAULT}")
@@ -269,10 +276,11 @@ def _set_aside(
     chosen: list[tuple[str, tuple[str, Value]]],
     numbers: IntArray,
     faults: IntArray,
+    parts: int,
 ) -> None:
     """Quarantine the rows `numbers`. If they are too many, only the first ones are looked at before the error."""
     quarantine, shown = reading.quarantine, len(numbers)
-    if quarantine.count(rows.file) + shown > _most(reading, rows.total):
+    if shown > _most(reading, rows.total, parts):
         shown = min(shown, SHOWN)
     lines = rows.lines(numbers[:shown])
     texts = rows.texts(lines) if shown else []
@@ -294,9 +302,9 @@ def _hint(
     faults: IntArray,
 ) -> str:
     """What to do if most of the bad rows are in another encoding, or have times in another unit."""
+    if advice := _encoding_hint(reading, rows):
+        return advice
     half = reading.quarantine.count(rows.file) / 2
-    if sum(reason == NOT_UTF8 for _, reason, _ in rows.bad) + rows.unseen > half and reading.source.format in OWN:
-        return 'If the file is in another encoding, name it in the source: `encoding = "cp1252"`.'
     place = next((p for p, (name, _) in enumerate(chosen) if name == "timestamp"), None)
     if place is None or (faults == place).sum() <= half:
         return ""
@@ -312,6 +320,14 @@ def _hint(
         'If they count something else than time since 1970, set `time = "order"` for the data set; other forms are '
         "read with `time_unit`."
     )
+
+
+def _encoding_hint(reading: Reading, rows: Rows) -> str:
+    """What to do if most of the bad rows that were seen are in another encoding."""
+    seen = reading.quarantine.count(rows.file) - rows.unseen
+    if sum(reason == NOT_UTF8 for _, reason, _ in rows.bad) <= seen / 2 or reading.source.format not in OWN:
+        return ""
+    return 'If the file is in another encoding, name it in the source: `encoding = "cp1252"`.'
 
 
 def usable_share(database: duckdb.DuckDBPyConnection, value: Value, column: str, texts: str) -> float:

@@ -18,6 +18,7 @@ BLANKS = (
 )
 # Words by which programs write that there is no value, in lower case.
 NOTHING = ("nan", "null", r"\n", "none", "na", "n/a", "#n/a", "<na>", "nil", "nat", "undefined", "(null)")
+NESTED = "CASE WHEN json_valid({v}) THEN json_type({v}) IN ('OBJECT', 'ARRAY') ELSE false END"
 EARLIEST = 631_152_000  # 1990-01-01, in seconds
 AHEAD_S = 86_400  # clocks and time zones differ, so an event may lie up to a day ahead of our clock
 DAY_US = 86_400_000_000
@@ -34,8 +35,8 @@ UNIT_WORDS = {
 # Usual ways to write days that are not ISO; each may be followed by a time of day.
 WRITTEN_DAYS = tuple(
     f"{day}{clock}"
-    for day in ("%m/%d/%Y", "%d/%m/%Y", "%m-%d-%Y", "%d-%m-%Y", "%d.%m.%Y", "%m %d, %Y", "%B %d, %Y", "%b %d, %Y",
-                "%d %B %Y", "%d %b %Y")
+    for day in ("%m/%d/%Y", "%d/%m/%Y", "%m-%d-%Y", "%d-%m-%Y", "%d.%m.%Y", "%m/%d/%y", "%d/%m/%y", "%d.%m.%y",
+                "%m %d, %Y", "%B %d, %Y", "%b %d, %Y", "%d %B %Y", "%d %b %Y")
     for clock in ("", " %H:%M", " %H:%M:%S", " %I:%M:%S %p", " %I:%M %p")
 )  # fmt: skip
 ISO = r"[0-9]{4}[-/][0-9]{1,2}[-/][0-9]{1,2}([ T].*)?"
@@ -51,6 +52,7 @@ class Value:
         kind: "id", "number", "time" or "text".
         low, high: Bounds, to be named in a reason.
         expected: What the text should be, for a reason.
+        nested: Whether a text may stand for a list or an object.
     """
 
     value: str
@@ -59,6 +61,7 @@ class Value:
     low: float = 0
     high: float = 0
     expected: str = ""
+    nested: bool = False
 
     def reason(self, name: str, published: str, text: str | None, value: float | None) -> str:
         """Why `text` of the column `name` is at fault; `value` is what it was read as, without bounds."""
@@ -68,6 +71,8 @@ class Value:
             if not text.strip(BLANKS):
                 return f"{name} is empty"
             word = text.strip(BLANKS)
+            if self.nested and word[0] in "[{":
+                return f"{name} {text[:80]!r} is a list or an object; write one value there"
             return f"{name} {text!r} " + ("holds a NUL character" if "\0" in word else "means nothing")
         if value is None or not math.isfinite(value):
             what = "a time" if self.kind == "time" else "a number"
@@ -95,11 +100,16 @@ def _plain_number(column: str, kind: str) -> str:
     return f"CASE WHEN NOT contains({column}, '_') THEN TRY_CAST({column} AS {kind}) END"
 
 
-def id_value(column: str, nothing: tuple[str, ...]) -> Value:
-    """An id: the text as written, without blanks around it. Words that stand for nothing are none."""
+def id_value(column: str, nothing: tuple[str, ...], nested: bool = False) -> Value:
+    """An id: the text as written, without blanks around it. Words that stand for nothing are none.
+
+    Where values may be `nested`, a list or an object is none either.
+    """
     words = ", ".join(literal(word.lower()).replace("{", "{{").replace("}", "}}") for word in nothing)
-    fault = "({v} IS NULL OR {v} = '' OR contains({v}, chr(0))"
-    return Value(_trimmed(column), fault + (f" OR lower({{v}}) IN ({words}))" if words else ")"), "id")
+    fault = "{v} IS NULL OR {v} = '' OR contains({v}, chr(0))"
+    fault += f" OR lower({{v}}) IN ({words})" if words else ""
+    fault += f" OR {NESTED}" if nested else ""
+    return Value(_trimmed(column), f"({fault})", "id", nested=nested)
 
 
 def number_value(

@@ -107,7 +107,8 @@ def _spell(database: duckdb.DuckDBPyConnection, key: str, kind: str) -> str:
     database.execute(
         f"CREATE OR REPLACE TABLE spelled AS SELECT written, coalesce(id, {new}) AS chosen FROM "
         f"(SELECT {key} AS written, {form.format(key)} AS form, min(place) AS place FROM new "
-        f"ANTI JOIN known ON {key} = known.id WHERE regexp_full_match({key}, '{pattern}') GROUP BY ALL) "
+        f"ANTI JOIN known ON {key} = known.id WHERE regexp_full_match({key}, '{pattern}') "
+        f"AND {form.format(key)} IS NOT NULL GROUP BY ALL) "
         f"LEFT JOIN (SELECT id, {form.format('id')} AS known_form FROM known "
         f"WHERE regexp_full_match(id, '{pattern}')) ON form = known_form"
     )

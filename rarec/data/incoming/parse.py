@@ -7,7 +7,6 @@ file of another shape, or with too many bad rows, is refused as a whole. Only te
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,7 +18,7 @@ from rarec.data.incoming.rows import COLUMNS, FILE_ROWS, NO_TIME, Parsed
 from rarec.data.quarantine import Quarantine
 from rarec.data.readers.connection import connection
 from rarec.data.readers.rows import N
-from rarec.data.source_spec import SourceSpec
+from rarec.data.source_spec import OWN, SourceSpec
 from rarec.data.spec import DatasetSpec
 from rarec.errors import InputError
 
@@ -66,7 +65,7 @@ def parse_incoming(path: Path, spec: DatasetSpec, now_s: float, bad_share: float
             keep=keep,
             incoming=True,
         )
-        read_role(reading, [path])
+        read_role(reading, [path], [path.name])
         for column in ("user_id", "item_id"):
             database.execute(f"CREATE OR REPLACE TABLE ids AS SELECT DISTINCT {column} AS id FROM interactions")
             refuse_destroyed(database, f"{path.name}: {column}")
@@ -84,9 +83,8 @@ def parse_incoming(path: Path, spec: DatasetSpec, now_s: float, bad_share: float
 
 def _source(spec: DatasetSpec) -> SourceSpec:
     """The form of incoming files: a table, with what the data set says of its own files."""
-    fields: dict[str, Any] = {}
-    for source in reversed(spec.sources):
-        fields |= source.model_dump(include=TAKEN_OVER, exclude_none=True)
-        if "interactions" in source.columns:
-            fields["columns"] = {"interactions": source.columns["interactions"]}
+    own = next((source for source in spec.sources if source.format in OWN), spec.sources[0])
+    fields = own.model_dump(include=TAKEN_OVER, exclude_none=True)
+    if "interactions" in own.columns:
+        fields["columns"] = {"interactions": own.columns["interactions"]}
     return SourceSpec(format="table", **fields)

@@ -22,16 +22,16 @@ def read_parquet(database: duckdb.DuckDBPyConnection, path: Path, name: str, tab
         InputError: The file is incomplete.
         OSError, MemoryError: This machine cannot read the file now.
     """
-    source = f"read_parquet({file_literal(path)}, file_row_number=true)"
+    source = f"read_parquet({file_literal(path)})"
     try:
-        described = database.sql(f"DESCRIBE SELECT * EXCLUDE file_row_number FROM {source}").fetchall()
+        described = database.sql(f"DESCRIBE SELECT * FROM {source}").fetchall()
         names, types = tuple(row[0] for row in described), tuple(row[1] for row in described)
         columns = "".join(
             f", coalesce({_as_text(quoted(column), kind)}, '') AS c{place}"
             for place, (column, kind) in enumerate(zip(names, types, strict=True))
         )
         database.execute(f"DROP TABLE IF EXISTS {table}")
-        database.execute(f"CREATE TABLE {table} AS SELECT file_row_number AS n{columns} FROM {source}")
+        database.execute(f"CREATE TABLE {table} AS SELECT row_number() OVER () - 1 AS n{columns} FROM {source}")
     except duckdb.OutOfMemoryException as error:
         raise MemoryError(one_line(error)) from error
     except duckdb.Error as error:

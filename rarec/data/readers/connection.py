@@ -7,6 +7,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import duckdb
+import numpy as np
 import psutil
 import pyarrow as pa
 
@@ -51,11 +52,11 @@ def value_of(database: duckdb.DuckDBPyConnection, query: str) -> Any:
 
 
 def numbered(database: duckdb.DuckDBPyConnection, table: str, columns: str, n: IntArray) -> str:
-    """SQL for these columns of the rows of a table with the numbers `n`, in order of `n`; valid until the next call."""
-    database.register("numbers", pa.table({"n": n}))
-    database.execute("CREATE OR REPLACE TEMP TABLE wanted AS SELECT n FROM numbers")
+    """SQL for these columns of the rows of a table with the numbers `n`, in their order; valid until the next call."""
+    database.register("numbers", pa.table({"n": n, "place": np.arange(len(n))}))
+    database.execute("CREATE OR REPLACE TEMP TABLE wanted AS SELECT n, place FROM numbers")
     database.unregister("numbers")
-    return f"SELECT {columns} FROM {table} SEMI JOIN wanted USING (n) ORDER BY n"
+    return f"SELECT {columns} FROM {table} JOIN wanted USING (n) ORDER BY wanted.place"
 
 
 def quoted(name: str) -> str:

@@ -16,7 +16,7 @@ import duckdb
 import numpy as np
 
 from rarec.data.quarantine import SHOWN
-from rarec.data.readers.connection import file_literal, literal, value_of
+from rarec.data.readers.connection import file_literal, literal, numbered, value_of
 from rarec.data.readers.rows import NOT_UTF8, Rows, line_texts, pieces
 from rarec.data.readers.text import TextFile, blank_out, plain
 from rarec.errors import InputError, one_line
@@ -60,7 +60,15 @@ class Dialect:
     def reader(self, lines: Iterator[str]) -> Iterator[list[str]]:
         """Values of rows that may span several lines."""
         escape = self.escape or None
-        return csv.reader(lines, delimiter=self.delimiter, quotechar=self.quote, escapechar=escape, strict=True)
+        # DuckDB, too, takes a quote behind a blank for the beginning of a quoted value.
+        return csv.reader(
+            lines,
+            delimiter=self.delimiter,
+            quotechar=self.quote,
+            escapechar=escape,
+            strict=True,
+            skipinitialspace=self.delimiter != " ",
+        )
 
 
 @dataclass(frozen=True)
@@ -108,13 +116,15 @@ def read_delimited(
         InputError: The file cannot be read with this dialect.
     """
     names = dialect.names if dialect.names is not None else header(file, dialect)
-    repeated = [name for name in names if names.count(name) > 1]
+    repeated = [name for name in names if names.count(name) > 1 and name.strip()]
     if repeated:
         raise InputError(
             f"{file.name}: two columns have the name {repeated[0]!r} in the first line; rename one of them."
         )
     if not any(name.strip() for name in names):
         raise InputError(f"{file.name}: the first line is blank; remove it, so that the file begins with its columns.")
+    # A column without a name is called by its place, which no other column is called, as a rule.
+    names = tuple(name if name.strip() else f"{place}" for place, name in enumerate(names, 1))
     quoting = bool(dialect.quote) and len(dialect.delimiter) == 1
     if quoting:
         file = plain(file, scratch)
@@ -142,7 +152,15 @@ def read_delimited(
         numbers = np.asarray(n, dtype=np.int64) + 1
         return spans.lines(numbers + np.searchsorted(before, numbers, side="right"))
 
-    bad, unseen = _reasons(database, dialect, len(names), spans, most)
+    def texts(wanted: IntArray) -> list[str]:
+        return line_texts(plain(file, scratch).path, wanted)
+
+    at = spans.lines(rejected)
+    at = rejected[~np.isin(at, _blank_lines(plain(file, scratch)))] if len(rejected) else rejected
+    unseen = max(0, len(at) - SHOWN) if len(at) > most else 0
+    reasons = _reasons(database, dialect, len(names), at[: len(at) - unseen])
+    numbers = spans.lines(at[: len(at) - unseen])
+    bad = [one for one in zip(numbers.tolist(), reasons, texts(numbers), strict=True) if one[2].strip(" \r\n")]
     bad += quotes.faults
     return Rows(
         file=file.name,
@@ -154,7 +172,7 @@ def read_delimited(
         unseen=unseen,
         lines=lines,
         split=f"split at {dialect.delimiter!r}, it has",
-        texts=lambda wanted: line_texts(plain(file, scratch).path, wanted),
+        texts=texts,
     )
 
 
@@ -186,25 +204,19 @@ def _load(
     return np.asarray(database.sql("SELECT DISTINCT line FROM rejects ORDER BY line").fetchnumpy()["line"], np.int64)
 
 
-def _reasons(
-    database: duckdb.DuckDBPyConnection, dialect: Dialect, width: int, spans: "_Spans", most: int
-) -> tuple[list[tuple[int, str, str]], int]:
-    """Line, reason and text of each rejected record that is not blank, and how many more there are."""
+def _reasons(database: duckdb.DuckDBPyConnection, dialect: Dialect, width: int, rejected: IntArray) -> list[str]:
+    """Why each of these records is rejected."""
     # A row with values too few is reported once for each that it lacks, with a growing number of those found.
-    rejected = (
-        "SELECT line, arg_max(error_type::VARCHAR, rank) AS kind, arg_max(error_message, rank) AS message, "
-        "any_value(csv_line) AS text FROM "
-        "(SELECT *, coalesce(try_cast(regexp_extract(error_message, 'Found: ([0-9]+)', 1) AS BIGINT) "
-        "* if(error_type::VARCHAR = 'MISSING COLUMNS', -1, 1), 1000000) AS rank FROM rejects) "
-        "GROUP BY line HAVING trim(coalesce(any_value(csv_line), ''), chr(10) || chr(13) || ' ') != '' ORDER BY line"
+    rank = (
+        "coalesce(try_cast(regexp_extract(error_message, 'Found: ([0-9]+)', 1) AS BIGINT) "
+        "* if(error_type::VARCHAR = 'MISSING COLUMNS', -1, 1), 1000000)"
     )
-    count = value_of(database, f"SELECT count(*) FROM ({rejected})")
-    shown = min(count, SHOWN) if count > most else count
-    found = database.sql(f"{rejected} LIMIT {shown}").fetchall()
-    lines = spans.lines(np.array([line for line, *_ in found], dtype=np.int64)).tolist()
-    reasons = [_reason(kind, message, width, dialect) for _, kind, message, _ in found]
-    texts = [str(text) for *_, text in found]
-    return list(zip(lines, reasons, texts, strict=True)), count - shown
+    one_each = (
+        f"SELECT line AS n, arg_max(error_type::VARCHAR, rank) AS kind, arg_max(error_message, rank) AS message "
+        f"FROM (SELECT *, {rank} AS rank FROM rejects) GROUP BY line"
+    )
+    found = database.sql(numbered(database, f"({one_each})", "kind, message", rejected)).fetchall()
+    return [_reason(kind, message, width, dialect) for kind, message in found]
 
 
 def _reason(kind: str, message: str, width: int, dialect: Dialect) -> str:

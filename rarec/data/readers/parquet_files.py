@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 from rarec.data.readers.connection import quoted, value_of
 from rarec.data.readers.rows import HIDDEN
 
+ROW_NUMBER = "file_row_number"  # a column that DuckDB adds on request, so no file of ours may have it
 GROUP_ROWS = 1 << 20  # of a row group, as pyarrow's default
 DTYPES = {"BIGINT": "int64", "INTEGER": "int32", "FLOAT": "float32", "DOUBLE": "float64", "VARCHAR": "str"}
 
@@ -49,7 +50,8 @@ def batches_of(
 
 def write_table(database: duckdb.DuckDBPyConnection, table: str, path: Path) -> int:
     """Write a raw table in the order of its rows; `timestamp` becomes seconds, whole ones if all are."""
-    described = {name: kind for name, kind, *_ in database.sql(f"DESCRIBE {table}").fetchall() if name not in HIDDEN}
+    described = {name: kind for name, kind, *_ in database.sql(f"DESCRIBE {table}").fetchall()}
+    described = {name: kind for name, kind in described.items() if name.lower() not in (*HIDDEN, ROW_NUMBER)}
     columns, dtypes = [], {}
     for name, kind in described.items():
         column = quoted(name)

@@ -92,6 +92,11 @@ def read_records(
         for line, kind, text in zip(numbers[shown].tolist(), kinds[shown].tolist(), texts(numbers[shown]), strict=True)
     ]
     names = _keys(database, "SELECT n, line FROM objects WHERE good")
+    if not names:
+        raise InputError(
+            f"{file.name}: no line holds an object, though the file begins like one; write one object per line. It "
+            f"begins with {first[:80]!r}."
+        )
     _refuse_one_object(database, file)
     _spread(database, table, names, "SELECT n, line FROM objects WHERE good")
     count = value_of(database, f"SELECT count(*) FROM {table}")
@@ -179,6 +184,8 @@ def _read_array(database: duckdb.DuckDBPyConnection, file: TextFile, table: str)
     good = "SELECT n, line FROM objects WHERE json_type(line) = 'OBJECT'"
     wrong = database.sql("SELECT n, line FROM objects WHERE json_type(line) != 'OBJECT' ORDER BY n").fetchall()
     names = _keys(database, good)
+    if not names:
+        raise InputError(f"{file.name}: the list holds no objects; write one object per row.")
     _spread(database, table, names, good)
     count = value_of(database, "SELECT count(*) FROM objects")
 

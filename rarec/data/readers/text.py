@@ -39,7 +39,12 @@ MARKS = {
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }
+LATIN = frozenset(map(chr, range(0xC0, 0x180)))  # letters whose bytes, one by one, make no word in any encoding
 DAMAGED = (EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError, pa.ArrowInvalid)
+
+
+class EmptyFile(InputError):
+    """The file holds nothing at all."""
 
 
 @dataclass
@@ -151,7 +156,7 @@ def _scan(path: Path) -> _Seen:
             if seen.is_utf8 and not (chunk.isascii() and not decoder.getstate()[0]):
                 try:
                     text = decoder.decode(chunk)
-                    seen.accents += 0 if text.isascii() else sum(not character.isascii() for character in text)
+                    seen.accents += 0 if text.isascii() else sum((not one.isascii()) + (one in LATIN) for one in text)
                 except UnicodeDecodeError:
                     seen.is_utf8 = False
             seen.last = chunk[-1:]
@@ -163,8 +168,8 @@ def _scan(path: Path) -> _Seen:
 def prepare(path: Path, scratch: Path, encoding: str = "utf-8") -> TextFile:
     """Make a text file readable for DuckDB.
 
-    A mark at the beginning of the file decides its encoding. Text that is announced as a single-byte encoding but is
-    valid UTF-8 throughout, with at least two characters beyond ASCII, is UTF-8: that is no coincidence.
+    A mark at the beginning of the file decides its encoding. Text that is announced in another encoding, but is valid
+    UTF-8 throughout with two characters beyond ASCII or a Latin letter, is UTF-8: that is no coincidence.
 
     Args:
         path: The file, compressed or not.
@@ -172,11 +177,12 @@ def prepare(path: Path, scratch: Path, encoding: str = "utf-8") -> TextFile:
         encoding: Any encoding that Python knows.
 
     Raises:
-        InputError: The file is empty, damaged, or no text.
+        EmptyFile: The file is empty.
+        InputError: It is damaged, or no text.
     """
     seen = _scan(path)
     if not seen.first:
-        raise InputError(f"{path.name}: the file is empty; get a complete copy of it.")
+        raise EmptyFile(f"{path.name}: the file is empty; get a complete copy of it.")
     encoding = _encoding(seen, encoding)
     lone = seen.returns != seen.pairs
     mixed = lone or (seen.pairs and seen.pairs != seen.newlines)
@@ -185,7 +191,10 @@ def prepare(path: Path, scratch: Path, encoding: str = "utf-8") -> TextFile:
     if encoding == "utf-8" and not mixed and kind in ("text", "gzip", "zstd"):
         return TextFile(path.name, path, "none" if kind == "text" else kind, lines)
     copy = new_copy(scratch)
-    return TextFile(path.name, copy, "none", _copy_plain(path, copy, encoding))
+    try:
+        return TextFile(path.name, copy, "none", _copy_plain(path, copy, encoding))
+    except UnicodeError as error:
+        raise InputError(f"{path.name}: the file is not written in {encoding}; correct `encoding`.") from error
 
 
 def new_copy(scratch: Path) -> Path:
@@ -206,7 +215,8 @@ def _encoding(seen: _Seen, declared: str) -> str:
     if len(even) > 8 and even.count(0) > len(even) // 2 and not odd.count(0):
         return "utf-16-be"
     name = codecs.lookup(declared).name
-    return "utf-8" if seen.is_utf8 and (seen.accents >= 2 or name == "ascii") else name
+    many_bytes = name.startswith(("utf-16", "utf-32"))
+    return "utf-8" if seen.is_utf8 and (seen.accents >= 2 or many_bytes or name == "ascii") else name
 
 
 def _copy_plain(source: Path, target: Path, encoding: str) -> int:

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from pathlib import Path
 
 from rarec.errors import InputError
 
+ABOUT = re.compile(r"(readme|licen[cs]e)\b.*|.*\.md$", re.IGNORECASE)  # files on the data, not of them
 COMPRESSED = (".gz", ".zst", ".bz2", ".xz")
 
 
@@ -25,14 +27,18 @@ def find_files(folder: Path, name: str) -> list[Path]:
     """The files in `folder` that `name` means, in order of their names.
 
     It is a file, compressed or not; a pattern with `*`, `?` or `[`; or a folder of parts, as Spark writes them. Hidden
-    files and those that begin with `_` are no parts.
+    files, those that begin with `_`, README and LICENSE files and Markdown are no parts.
     """
     plain = folder / name
     if plain.is_file():
         return [plain]
     if plain.is_dir():
         parts = (path for path in plain.rglob("*") if path.is_file())
-        return sorted(path for path in parts if not any(one[0] in "._" for one in path.relative_to(plain).parts))
+        return sorted(
+            path
+            for path in parts
+            if not (ABOUT.match(path.name) or any(one[0] in "._" for one in path.relative_to(plain).parts))
+        )
     packed = [folder / (name + suffix) for suffix in COMPRESSED if (folder / (name + suffix)).is_file()]
     if packed:
         return packed[:1]

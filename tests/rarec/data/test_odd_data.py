@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from rarec.data.checks import check_ties
+from rarec.data.formats.dialects import find_delimiter
 from rarec.data.raw import read_raw
 from rarec.data.spec import DatasetSpec
 from rarec.data.tables import build_tables
@@ -521,9 +522,7 @@ def test_the_share_of_bad_rows_is_that_of_all_parts(tmp_path):
     raw = read_raw(spec_of(source), tmp_path)
     assert raw.quarantine[["file", "line"]].to_numpy().tolist() == [["b.csv", 2]]
     (tmp_path / "parts" / "b.csv").write_text(header + f",i,5,{T}\n" * 4)
-    with pytest.raises(
-        InputError, match=r"^a\.csv and 1 more files: 4 of 304 rows cannot .*\. b\.csv, line 2: user_id"
-    ):
+    with pytest.raises(InputError, match=r"^a\.csv and 1 more: 4 of 304 rows cannot .*\. b\.csv, line 2: user_id"):
         read_raw(spec_of(source), tmp_path)
 
 
@@ -542,3 +541,167 @@ def test_what_to_do_about_bad_rows_follows_from_what_most_of_them_lack(tmp_path,
     with pytest.raises(InputError) as caught:
         read_raw(spec_of({"format": "table", "files": {"interactions": "shop.csv"}}), tmp_path)
     assert str(caught.value).endswith(advice)
+
+
+def table(file="shop.csv", **source):
+    """A source of the format `table`."""
+    return {"format": "table", "files": {"interactions": file}} | source
+
+
+def test_values_that_equal_a_place_make_no_header(tmp_path):
+    columns = {"interactions": {"1": "user_id", "2": "item_id", "3": "rating", "4": "timestamp"}}
+    (tmp_path / "shop.csv").write_text(f"1,10,5,{T}\n1,11,4,{T + 1}\n2,10,3,{T + 2}\n")
+    assert len(read_raw(spec_of(table(columns=columns)), tmp_path).interactions) == 3
+
+
+def test_many_bad_lines_are_refused_though_the_good_ones_hold_many_items(tmp_path):
+    columns = {"interactions": {"shown": "clicks"}}
+    lines = [f"u,{T},{' '.join(f'i{n}-1' for n in range(20))}\n"] * 89 + ["only,two\n"] * 11
+    (tmp_path / "shop.csv").write_text("user_id,timestamp,shown\n" + "".join(lines))
+    spec = spec_of(table(columns=columns), quarantine_limit=0.1, rating_scale=None)
+    with pytest.raises(InputError, match=r"cannot be read .* line 91: 2 values instead of 3"):
+        read_raw(spec, tmp_path)
+    raw = read_raw(spec.model_copy(update={"quarantine_limit": 0.2}), tmp_path)
+    assert (len(raw.quarantine), len(raw.interactions)) == (11, 89 * 20)
+
+
+@pytest.mark.parametrize("kind", ["parquet", "array"])
+def test_bad_entries_of_lists_are_shown_with_their_row(tmp_path, kind):
+    rows = [("z", "N1-1 N2-1 N3-1"), ("a", "x y"), ("b", "N3-1"), ("c", "N1-1,N2-0"), ("d", "N1-0|N2-1")]
+    frame = pd.DataFrame(rows, columns=["user_id", "shown"]).assign(timestamp=T)
+    if kind == "parquet":
+        frame.to_parquet(tmp_path / "shop.csv")
+    else:
+        frame.to_json(tmp_path / "shop.csv", orient="records")
+    spec = spec_of(table(columns={"interactions": {"shown": "clicks"}}), rating_scale=None, quarantine_limit=1.0)
+    raw = read_raw(spec, tmp_path)
+    assert raw.interactions.item_id.tolist() == ["N1", "N2", "N3", "N3"]
+    assert raw.quarantine.line.tolist() == [2, 2, 4, 5]
+    assert [next(one for one in "abcdz" if one in text) for text in raw.quarantine.text.str.slice(0, 14)] == list(
+        "aacd"
+    )
+
+
+def test_files_of_one_name_in_two_roles_are_judged_apart(tmp_path):
+    for role, text in (
+        ("ev", "user_id,item_id,rating,timestamp\n" + f"u,i,5,{T}\n" * 100 + f",i,5,{T}\n" * 3),
+        ("it", "item_id,title\n" + "".join(f"{name},{name}\n" for name in "ijklmnopqr")),
+    ):
+        (tmp_path / role).mkdir()
+        (tmp_path / role / "part-0.csv").write_text(text)
+    source = {"format": "table", "files": {"interactions": "ev", "items": "it"}}
+    raw = read_raw(spec_of(source, quarantine_limit=0.05), tmp_path)
+    assert raw.quarantine.file.tolist() == ["ev/part-0.csv"] * 3
+    counts = build_tables(spec_of(source), raw).counts
+    assert (counts["interactions_quarantined"], counts["items_quarantined"]) == (3, 0)
+
+
+def test_one_file_of_two_roles(tmp_path):
+    (tmp_path / "shop.csv").write_text(
+        f"user_id,item_id,rating,timestamp,title\nu,i,5,{T},A\nu,j,9,{T},B\nu,i,5,{T},A\n"
+    )
+    source = {"format": "table", "files": {"interactions": "shop.csv", "items": "shop.csv"}}
+    raw = read_raw(spec_of(source, quarantine_limit=0.4), tmp_path)
+    assert [one["file"] for one in raw.sources] == ["shop.csv", "shop.csv (items)"]
+    assert raw.items[["item_id", "title"]].to_numpy().tolist() == [["i", "A"], ["j", "B"]]
+
+
+def test_empty_parts_and_files_on_the_data_are_no_parts(tmp_path):
+    (tmp_path / "ev").mkdir()
+    (tmp_path / "ev" / "a.csv").write_text(f"user_id,item_id,rating,timestamp\nu,i,5,{T}\n")
+    (tmp_path / "ev" / "b.csv").touch()
+    (tmp_path / "ev" / "c.csv.gz").write_bytes(gzip.compress(b""))
+    (tmp_path / "ev" / "README.md").write_text("# Data\n")
+    raw = read_raw(spec_of(table("ev")), tmp_path)
+    assert len(raw.interactions) == 1
+    assert raw.warnings == ("b.csv: the file is empty.", "c.csv.gz: the file is empty.")
+    (tmp_path / "ev" / "a.csv").unlink()
+    with pytest.raises(InputError, match=r"b\.csv: the file holds no rows"):
+        read_raw(spec_of(table("ev")), tmp_path)
+
+
+def test_of_words_on_one_line_the_more_regular_delimiter_wins():
+    lines = ["m1,Lock, Stock,Crime|Comedy", "m2,Heat,Crime", "m3,Up,A|B", "m4,It,Drama", "m5,Her,Drama"]
+    assert find_delimiter(lines) == ","
+    assert find_delimiter(["Name;Id;Tags", *(f"x;{n};['a', 'b', 'c', 'd']" for n in range(9))]) == ";"
+
+
+def test_a_line_above_the_names_is_shown(tmp_path):
+    rows = "".join(f"u{n},i,5,{T}\n" for n in range(9))
+    (tmp_path / "shop.csv").write_text("# exported, 2024\nuser_id,item_id,rating,timestamp\n" + rows)
+    with pytest.raises(InputError, match=r"the first line has 2 values, the others have 4; it is '# exported, 2024'"):
+        read_raw(spec_of(table()), tmp_path)
+
+
+def test_one_accent_is_utf8_and_utf16_needs_no_mark(tmp_path):
+    text = f"user_id,item_id,rating,timestamp\nJosé,i,5,{T}\n"
+    (tmp_path / "shop.csv").write_text(text)
+    assert read_raw(spec_of(table(encoding="cp1252")), tmp_path).interactions.user_id.tolist() == ["José"]
+    (tmp_path / "shop.csv").write_text(text.replace("é", "e"))
+    assert read_raw(spec_of(table(encoding="utf-16")), tmp_path).interactions.user_id.tolist() == ["Jose"]
+    (tmp_path / "shop.csv").write_bytes(text.encode("cp1252"))
+    with pytest.raises(InputError, match=r"shop\.csv: the file is not written in utf-16; correct `encoding`"):
+        read_raw(spec_of(table(encoding="utf-16")), tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_a_column_with_the_name_that_duckdb_takes(tmp_path, kind):
+    frame = pd.DataFrame({"file_row_number": [7], "user_id": ["u"], "item_id": ["i"], "rating": [5], "timestamp": [T]})
+    frame.to_parquet(tmp_path / "shop.csv") if kind == "parquet" else frame.to_csv(tmp_path / "shop.csv", index=False)
+    raw = read_raw(spec_of(table()), tmp_path)
+    assert build_tables(spec_of(table()), raw).counts["interactions"] == 1
+
+
+def test_a_blank_before_an_open_quote_costs_one_line(tmp_path):
+    rows = "".join(f"u{n},i,5,{T}\n" for n in range(30))
+    (tmp_path / "shop.csv").write_text(f'user_id,item_id,rating,timestamp\n{rows}u9, "i9,4,{T}\n{rows}')
+    raw = read_raw(spec_of(table(), quarantine_limit=0.1), tmp_path)
+    assert (len(raw.interactions), raw.quarantine.line.tolist()) == (60, [32])
+
+
+def test_columns_without_names_may_be_several(tmp_path):
+    (tmp_path / "shop.csv").write_text(f",user_id,item_id,rating,timestamp,\n0,u,i,5,{T},\n")
+    assert read_raw(spec_of(table()), tmp_path).interactions.user_id.tolist() == ["u"]
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [("u,i,1.5x,{T}", "rating '1.5x' is not a number"), ("u,i,5,13/09/21", r"set `time_unit = \"%d/%m/%y\"`")],
+)
+def test_where_every_row_is_bad_the_reason_is_told(tmp_path, row, reason):
+    (tmp_path / "shop.csv").write_text("user_id,item_id,rating,timestamp\n" + row.replace("{T}", str(T)) + "\n")
+    with pytest.raises(InputError, match=f"shop.csv: 1 of 1 rows cannot be read. line 2: .*{reason}"):
+        read_raw(spec_of(table(), quarantine_limit=1.0), tmp_path)
+
+
+@pytest.mark.parametrize("text", ['{"a":1}{"a":2}', '{\n  "user_id": 1\n}', "{}", "[]", "[1, 2]"])
+def test_a_file_that_holds_no_objects_says_so(tmp_path, text):
+    (tmp_path / "shop.json").write_text(text)
+    with pytest.raises(InputError, match=r"shop\.json: .* holds? (an object|no objects)"):
+        read_raw(spec_of(table("shop.json")), tmp_path)
+
+
+def test_lists_and_objects_are_no_ids(tmp_path):
+    rows = [{"user_id": user, "item_id": "i", "rating": 5, "timestamp": T} for user in ({"$oid": "6f"}, ["x"], "[a")]
+    (tmp_path / "shop.json").write_text("\n".join(map(json.dumps, rows)))
+    raw = read_raw(spec_of(table("shop.json"), quarantine_limit=1.0), tmp_path)
+    assert raw.interactions.user_id.tolist() == ["[a"]
+    assert raw.quarantine.reason.str.endswith("is a list or an object; write one value there").all()
+
+
+def test_the_text_of_a_bad_row_is_that_of_its_line(tmp_path):
+    (tmp_path / "shop.csv").write_text('user_id,item_id\n1,2\n3,4\n""a ,""a\n\n5,6\n7\n')
+    spec = spec_of(table(), quarantine_limit=1.0, rating_scale=None, time="none")
+    raw = read_raw(spec, tmp_path)
+    assert raw.quarantine[["line", "text"]].to_numpy().tolist() == [[4, '""a ,""a'], [7, "7"]]
+
+
+def test_bad_rows_beyond_a_million_are_not_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr("rarec.data.formats.table.MANY", 20)
+    (tmp_path / "ev").mkdir()
+    for part in range(3):
+        (tmp_path / "ev" / f"{part}.csv").write_text("user_id,item_id,rating,timestamp\n" + f"u,i,9,{T}\n" * 15)
+    with (tmp_path / "ev" / "0.csv").open("a") as file:
+        file.write(f"u,i,5,{T}\n")
+    with pytest.raises(InputError, match=r"^0\.csv and 2 more: 45 of 46 rows cannot be read"):
+        read_raw(spec_of(table("ev"), quarantine_limit=1.0), tmp_path)

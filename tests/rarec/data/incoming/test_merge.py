@@ -134,3 +134,18 @@ def test_new_ids_that_are_written_in_two_ways_are_one(tmp_path):
         ("07", "155061224x", 3.0, 800),
         ("07", "155061224x", 3.0, 900),
     ]
+
+
+def test_new_ids_of_more_digits_than_numbers_have_stay_apart(tmp_path):
+    many = [one * 40 for one in "98765"]
+    published = pd.DataFrame({"user_id": many[:2], "item_id": ["a", "b"], "rating": 4.0, "timestamp": [500, 600]})
+    raw = RawTables.of(published.astype({"rating": "float32"}), None, None, tables([]).quarantine, tables([]).sources)
+    merged = merge_incoming(CLOCK, raw, arrived([(user, "a", 2, 700) for user in many[2:]]), tmp_path)
+    assert [row[0] for row in held(merged.raw)] == many
+
+
+def test_a_new_id_that_is_no_whole_number_is_set_aside_however_many_digits_it_has(tmp_path):
+    merged = merge_incoming(CLOCK, tables(PUBLISHED), arrived([("1" * 40, 10, 3, 800)]), tmp_path)
+    assert held(merged.raw) == PUBLISHED
+    assert merged.raw.quarantine.reason.str.contains("is not a whole number like the data set's other ids").all()
+    assert merged.counts["incoming_quarantined"] == 1

@@ -9,7 +9,7 @@ import tomllib
 import pytest
 from places import ROOT
 
-from rarec.data.formats.looking import slug, write
+from rarec.data.formats.declaring import slug, write
 from rarec.data.formats.table import find_unit
 from rarec.data.raw import read_raw
 from rarec.data.readers.connection import connection
@@ -94,7 +94,7 @@ def test_nothing_is_overwritten_and_nothing_made_up(tmp_path, shop):
         declared(tmp_path, "orders.csv")
     with pytest.raises(InputError, match="there is no such file"):
         write(shop / "other.csv", "", "", "other", tmp_path / "datasets")
-    command = [sys.executable, "-m", "rarec.data.formats.looking", "", "--datasets", str(tmp_path)]
+    command = [sys.executable, "-m", "rarec.data.formats.declaring", "", "--datasets", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
     assert (done.returncode, done.stderr) == (1, "error: name the file of interactions: make dataset FILE=<file>\n")
 
@@ -202,3 +202,55 @@ def test_what_stands_against_a_run_is_told(tmp_path, shop):
         write(shop / "orders.csv", "../y.csv", "", "c", tmp_path / "datasets")
     with pytest.raises(InputError, match=r"a pattern may stand for names only; name the folder"):
         write(tmp_path / "*" / "orders.csv", "", "", "d", tmp_path / "datasets")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("price_cents", "{n}"),
+        ("order_no", "{m}"),
+        ("birthday", "1991-05-{d:02}"),
+        ("update_date", "2020-01-01"),
+    ],
+)
+def test_numbers_and_other_dates_are_not_taken_for_the_time(tmp_path, shop, name, value):
+    rows = [(u, i, value.format(n=7999 + 500 * i, m=T + 6 * u + i, d=i + 1)) for u in range(3) for i in range(6)]
+    (shop / "orders.csv").write_text(f"user_id,item_id,{name}\n" + events(rows))
+    _, found, _ = declared(tmp_path, "orders.csv")
+    assert found["time"] == "none"
+    assert "columns" not in found["sources"][0]
+
+
+def test_the_times_that_were_read_are_told(tmp_path, shop):
+    (shop / "orders.csv").write_text("user_id,item_id,bought_at\n" + events((1, i, T + 86400 * i) for i in range(6)))
+    told, found, _ = declared(tmp_path, "orders.csv")
+    assert found["sources"][0]["columns"] == {"interactions": {"bought_at": "timestamp"}}
+    assert "Their times are from 2020-09-13 to 2020-09-18." in told
+
+
+def test_lists_of_one_row_per_user(tmp_path, shop):
+    rows = [f"{n}\tU{n}\t11/15/2019 {n}:22:32 AM\tN1 N2\tN{n}-1 N{n + 1}-0\n" for n in range(1, 9)]
+    (shop / "behaviors.tsv").write_text("".join(rows))
+    _, found, tables = declared(tmp_path, "behaviors.tsv")
+    assert found["sources"][0]["columns"]["interactions"]["2"] == "user_id"
+    assert tables.counts["users"] == 8
+
+
+def test_the_scale_is_that_of_all_parts(tmp_path, shop):
+    (shop / "r").mkdir()
+    for part, ratings in (("a", (4, 3)), ("b", (5, 1))):
+        rows = events((f"{part}{n}", n, rating, T) for n, rating in enumerate(ratings))
+        (shop / "r" / f"{part}.csv").write_text("user_id,item_id,rating,timestamp\n" + rows)
+    told, found, _ = declared(tmp_path, "r")
+    assert told.startswith("4 of 4 interactions can be read.")
+    assert found["rating_scale"] == [1, 5]
+
+
+def test_items_without_a_header_beside_interactions_with_one(tmp_path, shop):
+    (shop / "m.csv").write_text("1,M1,X\n2,M2,X\n3,M3,X\n4,M4,X\n")
+    (shop / "r.csv").write_text(
+        "user_id,item_id,rating,timestamp\n" + events((u, i, 3, T) for u in (7, 8) for i in (1, 2))
+    )
+    _, found, tables = declared(tmp_path, "r.csv", items="m.csv")
+    assert "header" not in found["sources"][0]
+    assert tables.items.title.tolist() == ["M1", "M2"]
