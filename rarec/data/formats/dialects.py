@@ -120,7 +120,7 @@ def find_delimiter(lines: list[str]) -> str | None:
     best, found = (False, 0.0, 1), None
     for delimiter in DELIMITERS:
         dialect = Dialect(delimiter, quote='"' if len(delimiter) == 1 else "")
-        widths = [len(_values(line, dialect)) for line in lines]
+        widths = _widths(lines, dialect)
         first = widths[0]
         like_first = first > 1 and widths.count(first) >= LIKE_FIRST * len(widths)
         usual = first if like_first else max(set(widths), key=widths.count)
@@ -128,6 +128,20 @@ def find_delimiter(lines: list[str]) -> str | None:
         if usual > 1 and (like_first, share, usual) > best:
             best, found = (like_first, share, usual), delimiter
     return found
+
+
+def _widths(lines: list[str], dialect: Dialect) -> list[int]:
+    """Number of values of each line, or of each row if rows that span lines make it more regular."""
+    by_line = [len(_values(line, dialect)) for line in lines]
+    if not dialect.quote:
+        return by_line
+    rows = csv.reader((line + "\n" for line in lines), delimiter=dialect.delimiter, quotechar=dialect.quote)
+    by_row = [len(row) for row in rows]
+
+    def regular(widths: list[int]) -> float:
+        return widths.count(widths[0]) / len(widths)
+
+    return max(by_line, by_row, key=regular)
 
 
 def with_escape(lines: list[str], dialect: Dialect) -> Dialect:

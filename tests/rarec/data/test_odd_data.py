@@ -623,6 +623,8 @@ def test_empty_parts_and_files_on_the_data_are_no_parts(tmp_path):
 def test_of_words_on_one_line_the_more_regular_delimiter_wins():
     lines = ["m1,Lock, Stock,Crime|Comedy", "m2,Heat,Crime", "m3,Up,A|B", "m4,It,Drama", "m5,Her,Drama"]
     assert find_delimiter(lines) == ","
+    spanning = [line for n in range(9) for line in (f'soup;{n};"one, two, three', "four, five", 'six, seven, eight"')]
+    assert find_delimiter(["Name;Id;Steps", *spanning]) == ";"
     assert find_delimiter(["Name;Id;Tags", *(f"x;{n};['a', 'b', 'c', 'd']" for n in range(9))]) == ";"
 
 
