@@ -20,7 +20,7 @@ from rarec.data.spec import DatasetSpec
 from rarec.data.tables import build_tables
 from rarec.training.engine import peak_memory_mib
 
-PARTS = (16, 4, 1)  # of the largest size
+SIZES = (0.25, 1, 4)  # of ml-25m
 USERS_PER_ITEM = 3
 PER_USER = 150
 ARRIVING = 10_000
@@ -34,8 +34,7 @@ def tables(setup: Setup) -> Figures:
     runs in a process of its own, whose peak includes the libraries. The columns grow 1x, 4x and 16x. Then 10,000 rows
     arrive: they are read, checked and appended as a part.
     """
-    whole = setup.effort.ctr_interactions
-    sizes = [whole // part for part in PARTS]
+    sizes = [round(setup.effort.ctr_interactions * size) for size in SIZES]
     figures: Figures = {}
     with tempfile.TemporaryDirectory() as folder:
         for size in sizes:
