@@ -161,7 +161,7 @@ def test_every_rella_benchmark_measures_something(name, tiny_films, monkeypatch)
     monkeypatch.setattr(prompts, "CHUNK", 64)  # so that there is more than one
     figures = BENCHMARKS[name](Setup({}, TINY, {"tiny": tiny_films} if name in ON_FILMS else {}))
     expected = {"subr": ["D = 512", "D = 128"], "ctr_scale": ["0.02 million"]}
-    expected["tables"] = ["0.00125 million", "0.005 million", "0.02 million"]
+    expected["tables"] = ["0.005 million", "0.02 million", "0.08 million"]
     assert list(figures) == expected.get(name, ["tiny"])
     for column in figures.values():
         for row, value in column.items():
