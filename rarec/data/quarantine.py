@@ -70,10 +70,11 @@ class Quarantine:
         shown = "; ".join(
             f"{f'{file}, ' if several else ''}line {line}: {reason} [{text[:80]}]" for file, line, reason, text in first
         )
-        shown += "; …" if bad > SHOWN else "."
+        shown += "; … " if bad > SHOWN else ". "
+        shown = shown if first else ""
         which = f"{files[0]} and {len(files) - 1} more" if several else files[0]
         allowed = f" (allowed: {self.limit:.2%})" if self.limit < 1 else ""
-        raise InputError(f"{which}: {bad} of {rows} rows cannot be read{allowed}. {shown} {hint or self.advice}")
+        raise InputError(f"{which}: {bad} of {rows} rows cannot be read{allowed}. {shown}{hint or self.advice}")
 
     def frame(self) -> pd.DataFrame:
         """The bad rows as a table [file, line, reason, text], sorted by file and line."""

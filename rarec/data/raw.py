@@ -22,7 +22,7 @@ from rarec.data.formats.table import Reading, read_role
 from rarec.data.formats.unify import unify_ids
 from rarec.data.formats.values import AHEAD_S
 from rarec.data.quarantine import Quarantine
-from rarec.data.readers.connection import connection, file_literal, quoted, value_of
+from rarec.data.readers.connection import connection, parquet_scan, quoted, value_of
 from rarec.data.readers.parquet_files import write_table
 from rarec.data.readers.records import coarse
 from rarec.data.readers.rows import FILE, HIDDEN, N
@@ -105,7 +105,7 @@ class RawTables:
     @property
     def published_query(self) -> str:
         """SQL for what is read of the published interactions, with the number `n` of each row."""
-        published = f"read_parquet({file_literal(self.folder / 'interactions.parquet')}, file_row_number=true)"
+        published = parquet_scan(self.folder / "interactions.parquet", numbered=True)
         there = pq.read_schema(self.folder / "interactions.parquet").names
         columns = ", ".join(name for name in READ if name.strip('"') in there)
         return f"SELECT {columns}, file_row_number AS n FROM {published}"
@@ -115,10 +115,10 @@ class RawTables:
         """SQL for what is read of all interactions, with `n` in order of appearance."""
         query = self.published_query
         if (self.folder / REPLACED).is_file():
-            gone = f"SELECT n FROM read_parquet({file_literal(self.folder / REPLACED)})"
+            gone = f"SELECT n FROM {parquet_scan(self.folder / REPLACED)}"
             query = f"SELECT * FROM ({query}) WHERE n NOT IN ({gone})"
         if (self.folder / INCOMING_ROWS).is_file():
-            arrived = f"read_parquet({file_literal(self.folder / INCOMING_ROWS)}, file_row_number=true)"
+            arrived = parquet_scan(self.folder / INCOMING_ROWS, numbered=True)
             behind = f"file_row_number + {BEHIND}"
             query += f" UNION ALL BY NAME SELECT * EXCLUDE file_row_number, {behind} AS n FROM {arrived}"
         return query

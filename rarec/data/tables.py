@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from rarec.data.catalogue import ITEM_TEXT, USER_TEXT, item_table, user_table
 from rarec.data.raw import RawTables
-from rarec.data.readers.connection import connection, file_literal, quoted, row_of, value_of
+from rarec.data.readers.connection import connection, parquet_scan, quoted, row_of, value_of
 from rarec.data.readers.parquet_files import batches_of, schema_of, write_batches
 from rarec.data.source_spec import Time
 from rarec.data.spec import DatasetSpec
@@ -188,7 +188,7 @@ def _read_counts(database: duckdb.DuckDBPyConnection, raw: RawTables) -> dict[st
         counts["incoming_rows"] = raw.incoming_rows
     for name in ("items", "users"):
         if (path := raw.file(name)) is not None:
-            counts[f"{name}_read"] = _count(database, f"read_parquet({file_literal(path)})")
+            counts[f"{name}_read"] = _count(database, parquet_scan(path))
     for source in raw.sources:
         counts[f"{source['role']}_quarantined"] = counts.get(f"{source['role']}_quarantined", 0) + int(
             (raw.quarantine["file"] == source["file"]).sum()
@@ -217,7 +217,7 @@ def _drop_unknown(
         return
     known = (
         f"SELECT code FROM items WHERE CAST(id AS VARCHAR) IN "
-        f"(SELECT CAST(item_id AS VARCHAR) FROM read_parquet({file_literal(path)}))"
+        f"(SELECT CAST(item_id AS VARCHAR) FROM {parquet_scan(path)})"
     )
     unknown, number = row_of(database, f"SELECT count(*), count(DISTINCT item) FROM events WHERE item NOT IN ({known})")
     counts["dropped_unknown_items"] = unknown
@@ -344,7 +344,7 @@ def _published(
     """Published rows in the order of the remaining ids, with missing values for ids that were not published."""
     if path is None:
         return None
-    source = f"read_parquet({file_literal(path)})"
+    source = parquet_scan(path)
     there = [name for name, *_ in database.sql(f"DESCRIBE SELECT * FROM {source}").fetchall()]
     wanted = [name for name in there if name in (*names, "year", "age")]
     columns = "".join(f", published.{quoted(name)}" for name in wanted)

@@ -8,7 +8,7 @@ from rarec.data.formats.forms import form_before
 from rarec.data.formats.published import Form, by_alias, same
 from rarec.data.formats.values import NOTHING
 from rarec.data.readers.delimited import Dialect
-from rarec.data.readers.text import TextFile
+from rarec.data.readers.text import EmptyFile, TextFile
 from rarec.data.source_spec import Role, SourceSpec
 from rarec.errors import InputError
 
@@ -77,7 +77,7 @@ def _told(file: TextFile, source: SourceSpec, role: Role) -> Dialect:
     """The dialect of a table, as far as the data set does not say it."""
     lines = list(head(file, LOOKED_AT))
     if not lines:
-        raise InputError(f"{file.name}: the file holds no rows; get a complete copy of it.")
+        raise EmptyFile(f"{file.name}: the file holds no rows; get a complete copy of it.")
     delimiter = source.delimiter or find_delimiter(lines)
     if delimiter is None:
         raise InputError(

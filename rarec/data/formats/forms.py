@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from rarec.data.formats.impressions import LISTS
 from rarec.data.formats.published import AMAZON_2023, FORMS, KEYS, Form, by_alias
-from rarec.data.readers.rows import Rows
+from rarec.data.readers.rows import UNNAMED, Rows
 from rarec.data.source_spec import Role, SourceSpec
 from rarec.data.spec import DatasetSpec
 from rarec.errors import InputError, closest
@@ -58,6 +58,8 @@ def _own_form(
     for name, ours in source.columns.get(role, {}).items():
         if ours in LISTS and "item_id" in names:  # already spread
             continue
+        if incoming and name not in names and ours in known.values():
+            continue  # a place, but the file names the column
         published = name if name in names else find_column(typed, name, incoming)
         if published is not None:
             own[typed.get(published, published)] = ours
@@ -110,7 +112,7 @@ def find_column(names: Iterable[str], wanted: str, incoming: bool = False) -> st
     if not wanted.isdecimal() or not 1 <= int(wanted) <= len(names):
         return None
     found = names[int(wanted) - 1]
-    return None if incoming and found.strip() else found
+    return None if incoming and not found.startswith(UNNAMED) else found
 
 
 def recbole_names(rows: Rows) -> dict[str, str]:

@@ -1,4 +1,8 @@
-"""Lists of what a user was shown, as in MIND's behaviours: `N12-1 N7-0`, where 1 means that the user clicked."""
+"""Lists of what a user was shown, as in MIND's behaviours: `N12-1 N7-0`, where 1 means that the user clicked.
+
+A list is text with blanks between the entries, or a list of texts in JSON or parquet. A row with an empty list says
+nothing, which is no fault.
+"""
 
 from dataclasses import replace
 
@@ -36,13 +40,17 @@ def spread(database: duckdb.DuckDBPyConnection, rows: Rows, lists: str, kind: st
         item, rating, chosen = f"CASE WHEN {label} != '' THEN {item} END", "", f"WHERE {label} != '0'"
     else:
         rating, chosen = f", {label} AS c{width + 1}", ""
+    text = f"regexp_replace(coalesce({listed}, ''), '^\\s+|\\s+$', '', 'g')"
+    entries = (
+        f"CASE WHEN {text} = '' THEN [] WHEN json_valid({text}) THEN from_json({text}, '[\"VARCHAR\"]') "
+        f"ELSE string_split_regex({text}, '\\s+') END"
+    )
     # `row_number` over all rows keeps their order, and so does unnesting.
     database.execute("DROP TABLE IF EXISTS spread")
     database.execute(
         f"CREATE TABLE spread AS SELECT row_number() OVER () - 1 AS n, * EXCLUDE (n, entry) FROM ("
         f"SELECT n AS m, {columns}, {item} AS c{width}{rating}, n, entry FROM ("
-        f"SELECT *, unnest(string_split_regex(trim(coalesce({listed}, '')), '\\s+')) AS entry FROM {rows.table}) "
-        f"{chosen})"
+        f"SELECT *, unnest({entries}) AS entry FROM {rows.table}) {chosen})"
     )
     of = np.asarray(database.sql("SELECT m FROM spread").fetchnumpy()["m"], dtype=np.int64)
     database.execute("ALTER TABLE spread DROP COLUMN m")

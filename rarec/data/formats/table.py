@@ -96,7 +96,7 @@ def read_role(reading: Reading, paths: list[Path], names: list[str]) -> None:
     """
     database, role, quarantine = reading.database, reading.role, reading.quarantine
     parts: list[str] = []
-    total, hint = 0, ""
+    total, most, hint = 0, 0, ""
     for number, (path, name) in enumerate(zip(paths, names, strict=True)):
         try:
             rows = replace(read_rows(reading, path, len(paths)), file=name)
@@ -120,8 +120,10 @@ def read_role(reading: Reading, paths: list[Path], names: list[str]) -> None:
         total += rows.total
         parts.append(f"{role}_{number}")
         advice = _convert(reading, rows, form, number, parts[-1], len(paths))
-        hint = hint or advice
+        if advice and quarantine.count(rows.file) > most:
+            most, hint = quarantine.count(rows.file), advice
         reading.counts.append(value_of(database, f"SELECT count(*) FROM {parts[-1]}"))
+    hint = hint if most > sum(map(quarantine.count, names)) / 2 else ""
     quarantine.check(names, total, hint)
     if not sum(reading.counts) and not reading.incoming:
         if total:

@@ -10,7 +10,7 @@ import pyarrow as pa
 from rarec.data.formats.unify import ISBN, NUMERIC, is_whole, number_of
 from rarec.data.incoming.rows import COLUMNS, NO_TIME, Incoming
 from rarec.data.raw import INCOMING_ROWS, REPLACED, ROLES, RawTables
-from rarec.data.readers.connection import connection, file_literal, row_of, value_of
+from rarec.data.readers.connection import connection, parquet_scan, row_of, value_of
 from rarec.data.readers.parquet_files import DTYPES, batches_of, schema_of, write_batches
 from rarec.data.sources.files import link_or_copy
 from rarec.data.spec import DatasetSpec
@@ -135,7 +135,7 @@ def _set_aside(
         reasons.append((f"timestamp = {NO_TIME}", "'timestamp is missing'"))
     items = raw.file("items")
     if items is not None and spec.unknown_items == "error":
-        known = f"SELECT CAST(item_id AS VARCHAR) FROM read_parquet({file_literal(items)})"
+        known = f"SELECT CAST(item_id AS VARCHAR) FROM {parquet_scan(items)}"
         reasons.append((f"item_id NOT IN ({known})", "'item_id ''' || item_id || ''' is not in the item file'"))
     reason = "CASE " + " ".join(f"WHEN {test} THEN {text}" for test, text in reasons) + " END" if reasons else "NULL"
     database.execute(f"CREATE TABLE judged AS SELECT *, {reason} AS reason FROM new")

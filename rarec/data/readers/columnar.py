@@ -5,7 +5,7 @@ from pathlib import Path
 import duckdb
 import numpy as np
 
-from rarec.data.readers.connection import file_literal, numbered, quoted, value_of
+from rarec.data.readers.connection import numbered, parquet_scan, quoted, value_of
 from rarec.data.readers.rows import Rows
 from rarec.errors import InputError, one_line
 from rarec.types import IntArray
@@ -22,7 +22,7 @@ def read_parquet(database: duckdb.DuckDBPyConnection, path: Path, name: str, tab
         InputError: The file is incomplete.
         OSError, MemoryError: This machine cannot read the file now.
     """
-    source = f"read_parquet({file_literal(path)})"
+    source = parquet_scan(path)
     try:
         described = database.sql(f"DESCRIBE SELECT * FROM {source}").fetchall()
         names, types = tuple(row[0] for row in described), tuple(row[1] for row in described)

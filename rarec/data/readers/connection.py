@@ -69,6 +69,14 @@ def file_literal(path: Path) -> str:
     return literal("".join(f"[{one}]" if one in "*?[" else one for one in str(path)))
 
 
+def parquet_scan(path: Path, numbered: bool = False) -> str:
+    """SQL for the rows of a parquet file, with their `file_row_number` if they are numbered.
+
+    Folders like `year=2024` are no columns: that would replace those of the file.
+    """
+    return f"read_parquet({file_literal(path)}, hive_partitioning=false, file_row_number={numbered})"
+
+
 def literal(text: str) -> str:
     """A text as an SQL string."""
     return "'" + text.replace("'", "''") + "'"

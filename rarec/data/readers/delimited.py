@@ -17,13 +17,15 @@ import numpy as np
 
 from rarec.data.quarantine import SHOWN
 from rarec.data.readers.connection import file_literal, literal, numbered, value_of
-from rarec.data.readers.rows import NOT_UTF8, Rows, line_texts, pieces
+from rarec.data.readers.rows import NOT_UTF8, UNNAMED, Rows, blank_lines, line_texts, pieces
 from rarec.data.readers.text import TextFile, blank_out, plain
 from rarec.errors import InputError, one_line
 from rarec.types import IntArray
 
 LONGEST_LINE = 32 << 20  # bytes
 ROWS_WITHIN = 3  # a value of this many complete rows and nothing else means that a quote was left open
+ATTEMPTS = 3  # at reading a file whose quotes do not match
+BEHIND_QUOTE = "quotes do not match (text behind a closing quote)"
 NOTHING = "\x02"  # no text stands for a missing value here; that is decided later
 
 csv.field_size_limit(LONGEST_LINE)
@@ -60,15 +62,10 @@ class Dialect:
     def reader(self, lines: Iterator[str]) -> Iterator[list[str]]:
         """Values of rows that may span several lines."""
         escape = self.escape or None
-        # DuckDB, too, takes a quote behind a blank for the beginning of a quoted value.
-        return csv.reader(
-            lines,
-            delimiter=self.delimiter,
-            quotechar=self.quote,
-            escapechar=escape,
-            strict=True,
-            skipinitialspace=self.delimiter != " ",
-        )
+        # DuckDB takes a quote behind one blank for the beginning of a quoted value.
+        near, away = f"{self.delimiter}{self.quote}", f"{self.delimiter} {self.quote}"
+        closer = (line.replace(away, near) for line in lines)
+        return csv.reader(closer, delimiter=self.delimiter, quotechar=self.quote, escapechar=escape, strict=True)
 
 
 @dataclass(frozen=True)
@@ -82,6 +79,12 @@ class _Quotes:
 
     faults: list[tuple[int, str, str]]
     spans: list[tuple[int, int]]
+
+    def without(self, lines: list[tuple[int, str, str]]) -> "_Quotes":
+        """The same, with these lines among the faults."""
+        own = {line for line, *_ in lines}
+        faults = [fault for fault in self.faults if fault[0] not in own]
+        return _Quotes(sorted([*faults, *lines]), [span for span in self.spans if span[0] not in own])
 
 
 def first_line(file: TextFile) -> str:
@@ -123,21 +126,25 @@ def read_delimited(
         )
     if not any(name.strip() for name in names):
         raise InputError(f"{file.name}: the first line is blank; remove it, so that the file begins with its columns.")
-    # A column without a name is called by its place, which no other column is called, as a rule.
-    names = tuple(name if name.strip() else f"{place}" for place, name in enumerate(names, 1))
+    names = tuple(name if name.strip() else f"{UNNAMED}{place}" for place, name in enumerate(names, 1))
     quoting = bool(dialect.quote) and len(dialect.delimiter) == 1
     if quoting:
         file = plain(file, scratch)
-    for every_line in (False, True):
-        quotes, source = _examine(file, dialect, len(names), every_line) if quoting else _Quotes([], []), file
+    misread: list[tuple[int, str, str]] = []  # lines whose quotes DuckDB reads in another way than `_examine`
+    for attempt in range(ATTEMPTS):
+        quotes, source = _examine(file, dialect, len(names), attempt > 0) if quoting else _Quotes([], []), file
+        quotes = quotes.without(misread)
         if quotes.faults:
             source = blank_out(file, {line for line, _, _ in quotes.faults}, scratch)
         rejected = _load(database, source, dialect, names, table)
+        if quoting and attempt < ATTEMPTS - 1 and (found := _misread(database, file, _Spans.of(quotes.spans), scratch)):
+            misread = found if attempt else []  # at first, not all rows that span lines are known
+            continue
         count = value_of(database, f"SELECT count(*) FROM {table}")
         spans = _Spans.of(quotes.spans)
         out = np.union1d(rejected, [1] if dialect.header else []).astype(np.int64)
         if file.lines - spans.further - len(out) != count:
-            out = np.union1d(out, spans.records(_blank_lines(plain(source, scratch))))
+            out = np.union1d(out, spans.records(blank_lines(plain(source, scratch).path)))
         if file.lines - spans.further - len(out) == count:
             break
     else:  # a line with an even number of quotes leaves one open, and even examining each line has not told which
@@ -156,7 +163,7 @@ def read_delimited(
         return line_texts(plain(file, scratch).path, wanted)
 
     at = spans.lines(rejected)
-    at = rejected[~np.isin(at, _blank_lines(plain(file, scratch)))] if len(rejected) else rejected
+    at = rejected[~np.isin(at, blank_lines(plain(file, scratch).path))] if len(rejected) else rejected
     unseen = max(0, len(at) - SHOWN) if len(at) > most else 0
     reasons = _reasons(database, dialect, len(names), at[: len(at) - unseen])
     numbers = spans.lines(at[: len(at) - unseen])
@@ -204,6 +211,20 @@ def _load(
     return np.asarray(database.sql("SELECT DISTINCT line FROM rejects ORDER BY line").fetchnumpy()["line"], np.int64)
 
 
+def _misread(
+    database: duckdb.DuckDBPyConnection, file: TextFile, spans: "_Spans", scratch: Path
+) -> list[tuple[int, str, str]]:
+    """Line, reason and text of the records in which DuckDB finds text behind a quote, and may swallow what follows."""
+    found = database.sql(
+        "SELECT DISTINCT line FROM rejects WHERE error_type::VARCHAR = 'UNQUOTED VALUE' ORDER BY line"
+    ).fetchnumpy()["line"]
+    if not len(found):
+        return []
+    lines = spans.lines(np.asarray(found, dtype=np.int64))
+    texts = line_texts(plain(file, scratch).path, lines)
+    return [(line, BEHIND_QUOTE, text) for line, text in zip(lines.tolist(), texts, strict=True)]
+
+
 def _reasons(database: duckdb.DuckDBPyConnection, dialect: Dialect, width: int, rejected: IntArray) -> list[str]:
     """Why each of these records is rejected."""
     # A row with values too few is reported once for each that it lacks, with a growing number of those found.
@@ -225,7 +246,7 @@ def _reason(kind: str, message: str, width: int, dialect: Dialect) -> str:
     if kind == "INVALID ENCODING":
         return NOT_UTF8
     if kind == "UNQUOTED VALUE":
-        return "quotes do not match (text behind a closing quote)"
+        return BEHIND_QUOTE
     return f"longer than {LONGEST_LINE:,} bytes" if kind == "LINE SIZE OVER MAXIMUM" else message.split("\n")[0]
 
 
@@ -264,16 +285,6 @@ class _Spans:
         place = np.searchsorted(self.first, lines, side="right")
         ends = np.concatenate([[0], self.first + np.diff(self.total)])
         return lines[lines > ends[place]] - self.total[place[lines > ends[place]]]
-
-
-def _blank_lines(file: TextFile) -> IntArray:
-    """Numbers from 1 of the lines without any text. The file has no compression."""
-    found = [np.empty(0, np.int64)]
-    for first, piece, ends in pieces(file.path):
-        lengths = ends[1:] - ends[:-1]
-        text = np.frombuffer(piece, dtype=np.uint8)
-        found.append(first + np.flatnonzero((lengths == 1) | ((lengths == 2) & (text[ends[1:] - 1] == ord("\r")))))
-    return np.concatenate(found)
 
 
 def _examine(file: TextFile, dialect: Dialect, width: int, every_line: bool) -> _Quotes:
@@ -335,7 +346,7 @@ def _row_from(content: mmap.mmap, start: int, dialect: Dialect, width: int) -> t
         dialect.split(_decode(content, start))
         return 1, ""  # its quotes stand inside a value
     except csv.Error as error:
-        reason = f"quotes do not match ({error})"
+        reason = BEHIND_QUOTE if "expected after" in str(error) else f"quotes do not match ({error})"
     read: list[str] = []
 
     def following() -> Iterator[str]:

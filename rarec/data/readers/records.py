@@ -12,8 +12,8 @@ import numpy as np
 from rarec.data.quarantine import SHOWN
 from rarec.data.readers.connection import file_literal, literal, numbered, value_of
 from rarec.data.readers.delimited import LONGEST_LINE, NOTHING
-from rarec.data.readers.rows import NOT_UTF8, Rows, line_texts
-from rarec.data.readers.text import TextFile, new_copy, plain
+from rarec.data.readers.rows import NOT_UTF8, Rows, blank_lines, line_texts
+from rarec.data.readers.text import EmptyFile, TextFile, new_copy, plain
 from rarec.errors import InputError, one_line
 from rarec.types import IntArray
 
@@ -79,6 +79,8 @@ def read_records(
     ).fetchnumpy()
     rejected = np.asarray(found["line"], dtype=np.int64)
     kept = np.delete(np.arange(1, file.lines + 1), rejected - 1)
+    if value_of(database, "SELECT count(*) FROM objects") != len(kept):  # DuckDB leaves empty lines out
+        kept = np.setdiff1d(kept, blank_lines(plain(source, scratch).path))
     wrong = database.sql("SELECT n FROM objects WHERE NOT good AND trim(line) != '' ORDER BY n").fetchnumpy()["n"]
     numbers = np.concatenate([rejected, kept[np.asarray(wrong, dtype=np.int64)]])
     kinds = np.concatenate([np.asarray(found["kind"], dtype=bool), np.ones(len(wrong), dtype=bool)])
@@ -185,7 +187,7 @@ def _read_array(database: duckdb.DuckDBPyConnection, file: TextFile, table: str)
     wrong = database.sql("SELECT n, line FROM objects WHERE json_type(line) != 'OBJECT' ORDER BY n").fetchall()
     names = _keys(database, good)
     if not names:
-        raise InputError(f"{file.name}: the list holds no objects; write one object per row.")
+        raise EmptyFile(f"{file.name}: the list holds no objects; write one object per row.")
     _spread(database, table, names, good)
     count = value_of(database, "SELECT count(*) FROM objects")
 

@@ -12,6 +12,7 @@ PIECE = 64 << 20  # bytes
 # Columns of a converted table that no file can have: the number of its file from 0, and of the row in it.
 FILE, N = '"#file"', '"#n"'
 HIDDEN = ("#file", "#n")
+UNNAMED = "unnamed "  # and its place from 1: what a column without a name is called
 NOT_UTF8 = "not valid utf-8"  # why a row is bad
 
 
@@ -67,6 +68,16 @@ def pieces(path: Path) -> Iterator[tuple[int, bytes, IntArray]]:
                 number += len(ends)
             if not piece:
                 return
+
+
+def blank_lines(path: Path) -> IntArray:
+    """Numbers from 1 of the lines without any text, of a file without compression."""
+    found = [np.empty(0, np.int64)]
+    for first, piece, ends in pieces(path):
+        lengths = ends[1:] - ends[:-1]
+        text = np.frombuffer(piece, dtype=np.uint8)
+        found.append(first + np.flatnonzero((lengths == 1) | ((lengths == 2) & (text[ends[1:] - 1] == ord("\r")))))
+    return np.concatenate(found)
 
 
 def line_texts(path: Path, wanted: IntArray) -> list[str]:

@@ -430,7 +430,6 @@ def test_lists_of_what_users_were_shown(tmp_path):
         found[kind] = list(raw.interactions[names].itertuples(index=False, name=None))
         assert list(raw.quarantine[["line", "text"]].itertuples(index=False, name=None)) == [
             (3, "3\tU1\t11/14/2019 8:36:57 AM\tN9\tN4 N2-0"),
-            (4, "4\tU3\t11/14/2019 8:36:57 AM\tN9\t"),
         ]
     morning, evening, next_day = 1573634217, 1573677477, 1573720617
     assert found["clicks"] == [("U1", "N2", morning), ("U1", "N3", morning), ("U2", "N1", evening)]
@@ -707,3 +706,75 @@ def test_bad_rows_beyond_a_million_are_not_kept(tmp_path, monkeypatch):
         file.write(f"u,i,5,{T}\n")
     with pytest.raises(InputError, match=r"^0\.csv and 2 more: 45 of 46 rows cannot be read"):
         read_raw(spec_of(table("ev"), quarantine_limit=1.0), tmp_path)
+
+
+def test_lists_may_be_lists(tmp_path):
+    frame = pd.DataFrame({"user_id": ["a", "b", "c"], "shown": [["N1-1", "N2-0"], [], ["N3-1"]], "timestamp": T})
+    spec = spec_of(table("shop", columns={"interactions": {"shown": "clicks"}}), rating_scale=None)
+    frame.to_parquet(tmp_path / "shop")
+    parquet = read_raw(spec, tmp_path)
+    frame.to_json(tmp_path / "shop", orient="records", lines=True)
+    for raw in (parquet, read_raw(spec, tmp_path)):
+        assert raw.interactions[["user_id", "item_id"]].to_numpy().tolist() == [["a", "N1"], ["c", "N3"]]
+        assert raw.quarantine.empty
+
+
+def test_blank_lines_between_objects_count_as_lines(tmp_path):
+    row = {"user_id": "u", "item_id": "i", "rating": 5, "timestamp": T}
+    lines = ["", json.dumps(row), "{bad", json.dumps(row | {"user_id": "b", "rating": 9}), "", "  ", json.dumps(row)]
+    (tmp_path / "shop.json").write_text("\n".join(["", *lines[1:]]))
+    raw = read_raw(spec_of(table("shop.json"), quarantine_limit=1.0), tmp_path)
+    assert raw.quarantine[["line", "reason"]].to_numpy().tolist() == [
+        [3, "not one object per line"],
+        [4, "rating '9' is outside 1 to 5"],
+    ]
+    assert raw.quarantine.text.tolist() == ["{bad", lines[3]]
+    assert len(raw.interactions) == 2
+
+
+@pytest.mark.parametrize("blank", ["", "\n"])
+def test_a_line_that_duckdb_reads_otherwise_makes_no_row_up(tmp_path, blank):
+    rows = f'u1,i1,5,{T}\n""a""x,1,",,"a,i,4,{T}\nu2,i2,4,{T}\n'
+    (tmp_path / "shop.csv").write_text(f"user_id,item_id,rating,timestamp\n{blank}{rows}")
+    raw = read_raw(spec_of(table(), quarantine_limit=1.0), tmp_path)
+    assert raw.interactions.user_id.tolist() == ["u1", "u2"]
+    assert raw.quarantine.line.tolist() == [3 + len(blank)]
+
+
+def test_blanks_before_a_quote_cost_one_line_at_most(tmp_path):
+    rows = "".join(f"u{n},i,5,{T},x\n" for n in range(30))
+    odd = f'a,i,5,{T},  "so, so,"\nb,i,5,{T}, "so, so"\nc,i,5,{T}, "Great" film\n'
+    (tmp_path / "shop.csv").write_text(f"user_id,item_id,rating,timestamp,text\n{rows}{odd}{rows}")
+    raw = read_raw(spec_of(table(), quarantine_limit=0.1), tmp_path)
+    assert len(raw.interactions) == 61
+    assert raw.quarantine.line.tolist() == [32, 34]
+
+
+@pytest.mark.parametrize("kind", ["parquet", "csv"])
+def test_names_of_folders_are_no_columns(tmp_path, kind):
+    folder = tmp_path / "user_id=zzz"
+    folder.mkdir()
+    frame = pd.DataFrame({"user_id": ["a"], "item_id": ["i"], "rating": [5], "timestamp": [T]})
+    frame.to_parquet(folder / "shop.csv") if kind == "parquet" else frame.to_csv(folder / "shop.csv", index=False)
+    (folder / "raw").mkdir()
+    raw = read_raw(spec_of(table()), folder, folder / "raw")
+    assert raw.interactions.user_id.tolist() == ["a"]
+    assert build_tables(spec_of(table()), raw).interactions.user_id.tolist() == ["a"]
+
+
+def test_advice_that_fits_one_part_only_is_not_given(tmp_path):
+    (tmp_path / "ev").mkdir()
+    header = "user_id,item_id,rating,timestamp\n"
+    (tmp_path / "ev" / "a.csv").write_text(header + f"u,i,9,{T}\n" * 50)
+    (tmp_path / "ev" / "b.csv").write_text(header + f"u,i,5,{T}000\n")
+    with pytest.raises(InputError, match=r"51 of 51 rows .* Correct the file, or raise"):
+        read_raw(spec_of(table("ev")), tmp_path)
+
+
+@pytest.mark.parametrize("blank", ["\n", "\ufeff", "[]"])
+def test_a_part_without_rows_is_no_fault(tmp_path, blank):
+    (tmp_path / "ev").mkdir()
+    (tmp_path / "ev" / "a.csv").write_text(f"user_id,item_id,rating,timestamp\nu,i,5,{T}\n")
+    (tmp_path / "ev" / "b.csv").write_text(blank)
+    raw = read_raw(spec_of(table("ev")), tmp_path)
+    assert raw.warnings == ("b.csv: the file is empty.",)

@@ -228,3 +228,12 @@ def test_places_of_a_published_file_without_a_header_do_not_hold_for_one_with_na
     expected = {"user_id": "u1", "item_id": "a", "rating": 5.0, "timestamp": 893000001.0}
     for name, line in (("new.csv", 2), ("like.csv", 1)):
         assert parse_incoming(tmp_path / name, spec, NOW).rows.to_pylist() == [{"line": line, **expected}]
+
+
+@pytest.mark.parametrize("header", [None, False])
+def test_the_index_that_pandas_writes_is_not_taken_for_the_first_column(tmp_path, header):
+    places = {"1": "user_id", "2": "item_id", "3": "rating", "4": "timestamp"}
+    spec = shop(header=header, columns={"interactions": places})
+    frame = pd.DataFrame([("alice", "i1", 5, 893000001), ("bob", "i2", 4, 893000002)], columns=COLUMNS)
+    frame.to_csv(tmp_path / "new.csv")
+    assert parse_incoming(tmp_path / "new.csv", spec, NOW).rows["user_id"].to_pylist() == ["alice", "bob"]
