@@ -1,11 +1,16 @@
-"""What is written by pandas, by DuckDB and by hand comes back as it was, or is refused with its line."""
+"""What is written by pandas, by DuckDB, as by Spark and by hand comes back as it was, or is refused with its line."""
 
 import csv
+import gzip
+import io
+import shutil
 import string
 
 import duckdb
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
@@ -83,6 +88,36 @@ def test_files_written_by_duckdb(tmp_path, rows, kind):
         database.executemany("INSERT INTO t VALUES (?, ?, ?, make_timestamp(?::BIGINT))", rows)
         database.execute(f"COPY t TO '{tmp_path}/events.csv' (FORMAT {kind})")
     assert as_read(tmp_path) == rows
+
+
+@PLAIN
+@given(rows=ROWS, kind=st.sampled_from(["csv", "csv.gz", "snappy.parquet"]), parts=st.integers(1, 3))
+def test_folders_written_as_spark_does(tmp_path, rows, kind, parts):
+    """Parts beside markers and checksums; CSV escapes quotes by a backslash; parquet has times of 96 bits."""
+    rows = [tuple(one.replace("\\", "/") if isinstance(one, str) else one for one in row) for row in rows]
+    folder = tmp_path / "events"
+    shutil.rmtree(folder, ignore_errors=True)
+    (folder / "year=2020").mkdir(parents=True)
+    for name in ("_SUCCESS", ".part-0.crc", "year=2020/.part-0.crc"):
+        (folder / name).write_bytes(b"crc\0")
+    for number in range(parts):
+        own = rows[number::parts]
+        path = folder / ("year=2020" if number else ".") / f"part-{number:05}-4f5c-c000.{kind}"
+        if kind == "snappy.parquet":
+            users, items, ratings, times = zip(*own, strict=True) if own else ((), (), (), ())
+            columns = [pa.array(users, pa.string()), pa.array(items, pa.string()), pa.array(ratings, pa.float64())]
+            columns.append(pa.array(times, pa.timestamp("us")))
+            table = pa.table(columns, names=["user_id", "item_id", "rating", "timestamp"])
+            pq.write_table(table, path, compression="snappy", use_deprecated_int96_timestamps=True)
+            continue
+        text = io.StringIO()
+        writer = csv.writer(text, doublequote=False, escapechar="\\", lineterminator="\n")
+        writer.writerow(["user_id", "item_id", "rating", "timestamp"])
+        writer.writerows((user, item, rating, seconds(micros)) for user, item, rating, micros in own)
+        content = text.getvalue().encode()
+        path.write_bytes(gzip.compress(content) if kind == "csv.gz" else content)
+    expected = [row for number in range(parts) for row in rows[number::parts]]
+    assert as_read(tmp_path, files={"interactions": "events"}, delimiter=None if "csv" not in kind else ",") == expected
 
 
 @PLAIN
