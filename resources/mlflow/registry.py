@@ -173,7 +173,7 @@ class ModelRegistry:
         known[number].open(store, self.dataset)
         if not _gave_way(known, number, before.number):
             self._tag(before, _ROLLED_BACK_TO, str(number))
-            self._tag(before, _ROLLED_BACK, datetime.now(UTC).isoformat(timespec="seconds"))
+            self._tag(before, _ROLLED_BACK, datetime.now(UTC).isoformat(timespec="milliseconds"))
         self._unmark(known[number])
         self._client.set_registered_model_alias(self.name, CHAMPION, str(number))
         return before, self._get(number)
