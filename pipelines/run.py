@@ -67,10 +67,10 @@ def main(
             raise SystemExit(f"error: CONFIG: {faults}") from error
         except (KeyboardInterrupt, dg.DagsterExecutionInterruptedError):
             raise SystemExit(INTERRUPTED) from None
-        for line in _warnings(result):
-            print(line)
+        for line in _check_lines(result, "WARN"):
+            print(f"warning: {line}")
         if not result.success:
-            _print_tables(result)
+            _print_tables(_pages(result))
             raise SystemExit(_failures(result, installation))
         _summarise(result, dataset, track, installation, time.perf_counter() - started)
 
@@ -214,10 +214,6 @@ def _check_lines(result: Any, severity: str) -> list[str]:
     ]
 
 
-def _warnings(result: Any) -> list[str]:
-    return [f"warning: {line}" for line in _check_lines(result, "WARN")]
-
-
 def _failures(result: Any, installation: Installation) -> str:
     """What failed and why. A stack trace is included only if the failure does not explain itself."""
     lines = _check_lines(result, "ERROR")
@@ -266,7 +262,7 @@ def _summarise(result: Any, dataset: str, track: str, installation: Installation
         words = [word for word in ("verdict", "decision") if word in metadata]
         judged += [f"{name}: {metadata[word].value}; {metadata['reason'].value}" for word in words]
     pages = _pages(result)
-    _print_tables(result)
+    _print_tables(pages)
     print()
     alone = track in OF_ONE_STEP
     for line in (*judged, *moved, *(_told_by_step(result) if alone else ())):
@@ -289,9 +285,8 @@ def _pages(result: Any) -> dict[str, Path]:
     }
 
 
-def _print_tables(result: Any) -> None:
+def _print_tables(pages: Mapping[str, Path]) -> None:
     """The figures of the tracks that are finished."""
-    pages = _pages(result)
     for name, tables in (("ranking_metrics", _ranking_tables), ("ctr_metrics", _ctr_tables)):
         if name in pages:
             print()

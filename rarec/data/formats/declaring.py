@@ -6,16 +6,17 @@ import os
 import re
 import tomllib
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 from pydantic import ValidationError
 
 from rarec.config import refusals
 from rarec.data.formats.looking import Found, look_into
+from rarec.data.quarantine import SHOWN
 from rarec.data.raw import RawTables, read_raw
-from rarec.data.readers.connection import connection, row_of
+from rarec.data.readers.connection import connection, parquet_scan, row_of
 from rarec.data.source_spec import Role
 from rarec.data.sources.files import find_files
 from rarec.data.spec import DatasetSpec
@@ -196,10 +197,10 @@ def _findings(spec: DatasetSpec, raw: RawTables) -> Iterator[str]:
     for role in dict.fromkeys(of_role.values()):
         rows = bad[bad["role"] == role]
         whole = read[role] + len(rows)
-        yield f"{read[role]:,} of {whole:,} {'interactions' if role == 'interactions' else role} can be read."
-        yield from (f"  {row.file}, line {row.line}: {row.reason}" for row in rows.head(3).itertuples(index=False))
-        if len(rows) > 3:
-            yield f"  … and {len(rows) - 3:,} more rows"
+        yield f"{read[role]:,} of {whole:,} {role} can be read."
+        yield from (f"  {row.file}, line {row.line}: {row.reason}" for row in rows.head(SHOWN).itertuples(index=False))
+        if len(rows) > SHOWN:
+            yield f"  … and {len(rows) - SHOWN:,} more rows"
         if len(rows) > spec.quarantine_limit * whole:
             yield (
                 f"  A run refuses this, as at most {spec.quarantine_limit:.0%} of the rows may be bad: correct the "
@@ -213,9 +214,11 @@ def _findings(spec: DatasetSpec, raw: RawTables) -> Iterator[str]:
         return
     yield f"Of these, {cleaned(tables.counts)}."
     if tables.time == "clock":
-        path = tables.folder / "interactions.parquet"
-        times = pd.to_datetime(pd.read_parquet(path, columns=["timestamp"])["timestamp"], unit="s")
-        yield f"Their times are from {times.min():%Y-%m-%d} to {times.max():%Y-%m-%d}."
+        with connection() as database:
+            events = parquet_scan(tables.folder / "interactions.parquet")
+            ends = row_of(database, f"SELECT min(timestamp), max(timestamp) FROM {events}")
+        first, last = (datetime.fromtimestamp(end, UTC).strftime("%Y-%m-%d") for end in ends)
+        yield f"Their times are from {first} to {last}."
 
 
 if __name__ == "__main__":

@@ -95,8 +95,12 @@ def _told(file: TextFile, source: SourceSpec, role: Role) -> Dialect:
     if header:
         return dialect
     widths = [len(_values(line, dialect)) for line in lines]
-    width = max(set(widths), key=widths.count)
-    return replace(dialect, names=tuple(str(place) for place in range(1, width + 1)), header=False)
+    return replace(dialect, names=tuple(str(place) for place in range(1, _usual(widths) + 1)), header=False)
+
+
+def _usual(widths: list[int]) -> int:
+    """The most frequent number of values."""
+    return max(set(widths), key=widths.count)
 
 
 def _refuse_foreign_line(file: TextFile, lines: list[str], dialect: Dialect, role: Role) -> None:
@@ -104,7 +108,7 @@ def _refuse_foreign_line(file: TextFile, lines: list[str], dialect: Dialect, rol
     first, *widths = (len(_values(line, dialect)) for line in lines)
     if by_alias(role, tuple(_values(lines[0], dialect))) or len(widths) < 2:
         return
-    usual = max(set(widths), key=widths.count)
+    usual = _usual(widths)
     if first < usual and widths.count(usual) > 0.9 * len(widths):
         raise InputError(
             f"{file.name}: the first line has {first} values, the others have {usual}; it is {lines[0][:80]!r}. If it "
@@ -123,7 +127,7 @@ def find_delimiter(lines: list[str]) -> str | None:
         widths = _widths(lines, dialect)
         first = widths[0]
         like_first = first > 1 and widths.count(first) >= LIKE_FIRST * len(widths)
-        usual = first if like_first else max(set(widths), key=widths.count)
+        usual = first if like_first else _usual(widths)
         share = round(widths.count(usual) / len(widths), 1)
         if usual > 1 and (like_first, share, usual) > best:
             best, found = (like_first, share, usual), delimiter

@@ -162,11 +162,13 @@ def read_delimited(
     def texts(wanted: IntArray) -> list[str]:
         return line_texts(plain(file, scratch).path, wanted)
 
-    at = spans.lines(rejected)
-    at = rejected[~np.isin(at, blank_lines(plain(file, scratch).path))] if len(rejected) else rejected
-    unseen = max(0, len(at) - SHOWN) if len(at) > most else 0
-    reasons = _reasons(database, dialect, len(names), at[: len(at) - unseen])
-    numbers = spans.lines(at[: len(at) - unseen])
+    if len(rejected):
+        file = plain(file, scratch)
+        rejected = rejected[~np.isin(spans.lines(rejected), blank_lines(file.path))]
+    unseen = max(0, len(rejected) - SHOWN) if len(rejected) > most else 0
+    rejected = rejected[: len(rejected) - unseen]
+    reasons = _reasons(database, dialect, len(names), rejected)
+    numbers = spans.lines(rejected)
     bad = [one for one in zip(numbers.tolist(), reasons, texts(numbers), strict=True) if one[2].strip(" \r\n")]
     bad += quotes.faults
     return Rows(

@@ -50,10 +50,10 @@ def batches_of(
 
 def write_table(database: duckdb.DuckDBPyConnection, table: str, path: Path) -> int:
     """Write a raw table in the order of its rows; `timestamp` becomes seconds, whole ones if all are."""
-    described = {name: kind for name, kind, *_ in database.sql(f"DESCRIBE {table}").fetchall()}
-    described = {name: kind for name, kind in described.items() if name.lower() not in (*HIDDEN, ROW_NUMBER)}
     columns, dtypes = [], {}
-    for name, kind in described.items():
+    for name, kind, *_ in database.sql(f"DESCRIBE {table}").fetchall():
+        if name.lower() in (*HIDDEN, ROW_NUMBER):
+            continue
         column = quoted(name)
         if name == "timestamp" and table == "interactions":
             fractions = value_of(database, f"SELECT coalesce(bool_or({column} % 1000000 != 0), false) FROM {table}")
