@@ -15,12 +15,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import fsspec
 import pandas as pd
 
 from rarec.data.incoming.ledger import Judged, Kind, Ledger, Seen
 from rarec.data.incoming.parse import parse_incoming
 from rarec.data.incoming.rows import FILE_ROWS, Parsed
+from rarec.data.readers.connection import in_memory
 from rarec.data.readers.text import kind_of
 from rarec.data.sources.files import COMPRESSED
 from rarec.data.spec import DatasetSpec
@@ -208,7 +210,7 @@ def ingest(
     store goes away, its error is raised; what was judged before is kept.
     """
     report = Ingestion()
-    with _alone(ledger.folder) as scratch:
+    with _alone(ledger.folder) as scratch, in_memory() as shared:
         files = [(seen, False) for seen in ledger.unjudged(settled)]
         if judge_again:
             files += [(seen, True) for seen in ledger.doubtful(source.listing())]
@@ -217,7 +219,7 @@ def ingest(
         try:
             for seen, again in files:
                 try:
-                    judged = _judge(source, spec, seen, earlier.get(seen.name, {}), scratch)
+                    judged = _judge(source, spec, seen, earlier.get(seen.name, {}), scratch, shared)
                 except Unreadable as error:  # the other files go on
                     report.unreadable[seen.name] = str(error)
                     continue
@@ -252,7 +254,12 @@ def wait_for_settled(source: IncomingFiles, ledger: Ledger, settle_s: float) -> 
 
 
 def _judge(
-    source: IncomingFiles, spec: DatasetSpec, seen: Seen, earlier: Mapping[int, str], scratch: Path
+    source: IncomingFiles,
+    spec: DatasetSpec,
+    seen: Seen,
+    earlier: Mapping[int, str],
+    scratch: Path,
+    shared: duckdb.DuckDBPyConnection,
 ) -> Judged | None:
     copy = scratch / "content"  # a name of our own: the name of an incoming file never becomes a path here
     copied = source.copy(seen, copy, earlier)
@@ -264,7 +271,10 @@ def _judge(
     kind: Kind = "csv"  # any text
     try:
         kind = "parquet" if copy.stat().st_size and kind_of(copy) == "parquet" else "csv"
-        parsed = parse_incoming(copy, spec, time.time())
+        try:
+            parsed = parse_incoming(copy, spec, time.time(), shared=shared)
+        except duckdb.Error:  # an earlier file may have broken the shared database
+            parsed = parse_incoming(copy, spec, time.time())
     except (OSError, MemoryError):  # this machine is at fault, not the file
         raise
     except InputError as error:

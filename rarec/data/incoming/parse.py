@@ -8,6 +8,7 @@ file of another shape, or with too many bad rows, is refused as a whole. Only te
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import duckdb
 import numpy as np
 import pyarrow as pa
 
@@ -16,19 +17,26 @@ from rarec.data.formats.unify import refuse_destroyed
 from rarec.data.formats.values import AHEAD_S
 from rarec.data.incoming.rows import COLUMNS, FILE_ROWS, NO_TIME, Parsed
 from rarec.data.quarantine import Quarantine
-from rarec.data.readers.connection import connection
+from rarec.data.readers.connection import connection, emptied
 from rarec.data.readers.rows import N
 from rarec.data.source_spec import OWN, SourceSpec
 from rarec.data.spec import DatasetSpec
 from rarec.errors import InputError
 
+SMALL = 1 << 20  # bytes of a file that is read in memory
 BAD_SHARE = 0.5  # a file with a larger share of bad rows is something else than it claims to be
 ADVICE = "Correct the file: it is read again as soon as its content changes."
 # What a data set says of its own files, and holds for incoming ones, too.
 TAKEN_OVER = {"encoding", "delimiter", "quote", "time_unit", "null_values"}
 
 
-def parse_incoming(path: Path, spec: DatasetSpec, now_s: float, bad_share: float = BAD_SHARE) -> Parsed:
+def parse_incoming(
+    path: Path,
+    spec: DatasetSpec,
+    now_s: float,
+    bad_share: float = BAD_SHARE,
+    shared: duckdb.DuckDBPyConnection | None = None,
+) -> Parsed:
     """Read one file. What kind of file it is, its content tells.
 
     Args:
@@ -36,12 +44,14 @@ def parse_incoming(path: Path, spec: DatasetSpec, now_s: float, bad_share: float
         spec: The data set it belongs to.
         now_s: Our clock. Events more than a day ahead of it are bad rows.
         bad_share: Share of bad rows above which the file is refused.
+        shared: An empty database in memory for small files, which saves opening one; it is left empty.
 
     Raises:
         InputError: The file is refused.
         OSError, MemoryError: This machine cannot read the file now; there may be nothing wrong with it.
     """
-    if not path.stat().st_size:
+    size = path.stat().st_size
+    if not size:
         raise InputError(f"{path.name}: the file is empty.")
     quarantine = Quarantine(bad_share, ADVICE)
     source = _source(spec)
@@ -50,7 +60,10 @@ def parse_incoming(path: Path, spec: DatasetSpec, now_s: float, bad_share: float
     if spec.rating_scale is None:
         optional = (*optional, "rating")
     keep = COLUMNS if spec.time != "none" else COLUMNS[:3]
-    with TemporaryDirectory(prefix="rarec-incoming-") as scratch, connection(Path(scratch)) as database:
+    with (
+        TemporaryDirectory(prefix="rarec-incoming-") as scratch,
+        emptied(shared) if shared is not None and size <= SMALL else connection(Path(scratch)) as database,
+    ):
         work = Path(scratch) / "files"
         work.mkdir()
         reading = Reading(

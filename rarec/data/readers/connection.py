@@ -17,6 +17,27 @@ LARGEST_MEMORY = 3 << 30  # bytes; sorts and joins of more spill to disk
 MEMORY_SHARE = 0.4  # of what the machine has
 
 
+_OFFLINE = {"autoinstall_known_extensions": "false", "autoload_known_extensions": "false"}
+
+
+@contextmanager
+def in_memory() -> Iterator[duckdb.DuckDBPyConnection]:
+    """A database in memory for many small files, one after the other: opening one for each takes longer than a file."""
+    with duckdb.connect(":memory:", config={"threads": 1, **_OFFLINE}) as database:
+        database.execute("SET TimeZone = 'UTC'")
+        yield database
+
+
+@contextmanager
+def emptied(database: duckdb.DuckDBPyConnection) -> Iterator[duckdb.DuckDBPyConnection]:
+    """The database, from which every table is gone afterwards."""
+    try:
+        yield database
+    finally:
+        for name, kind in database.sql("SELECT table_name, table_type FROM information_schema.tables").fetchall():
+            database.execute(f"DROP {'VIEW' if kind == 'VIEW' else 'TABLE'} {quoted(name)}")
+
+
 @contextmanager
 def connection(scratch: Path | None = None) -> Iterator[duckdb.DuckDBPyConnection]:
     """A database of its own, which is gone afterwards.
@@ -29,8 +50,7 @@ def connection(scratch: Path | None = None) -> Iterator[duckdb.DuckDBPyConnectio
         config: dict[str, str | bool | int | float | list[str]] = {
             "memory_limit": f"{memory // (1 << 20)}MiB",
             "temp_directory": f"{folder}/spill",
-            "autoinstall_known_extensions": "false",
-            "autoload_known_extensions": "false",
+            **_OFFLINE,
         }
         # A database in a file keeps large tables out of memory; one in memory would count them against the limit.
         database = duckdb.connect(f"{folder}/tables.duckdb", config=config)

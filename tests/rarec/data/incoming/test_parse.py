@@ -10,6 +10,7 @@ import pytest
 
 from rarec.data.incoming.parse import parse_incoming
 from rarec.data.readers import columnar
+from rarec.data.readers.connection import in_memory
 from rarec.data.source_spec import SourceSpec
 from rarec.data.spec import DatasetSpec, builtin_specs
 from rarec.errors import InputError
@@ -53,6 +54,23 @@ def test_three_bad_rows_of_ten_are_set_aside_with_line_and_reason(tmp_path, kind
     ]
     assert [row[:2] for row in parsed.bad] == list(zip((first, first + 4, first + 9), reasons, strict=True))
     assert parsed.bad[1][2].split(",") == ["5", "50", "17", "893000005"]
+
+
+def test_small_files_share_a_database_and_leave_nothing_in_it(tmp_path):
+    rows = [list(row) for row in ROWS]
+    rows[0][1], rows[4][2] = None, 17
+    files = [write(tmp_path, rows, kind, f"new-{kind}") for kind in ("csv", "parquet")]
+    files.append(write(tmp_path, [(user, 50, 99, time) for user, _, _, time in ROWS], "csv", "bad"))
+    with in_memory() as shared:
+        for path in [*files, *files]:
+            if path.stem == "bad":
+                with pytest.raises(InputError, match="10 of 10 rows cannot be read"):
+                    parse_incoming(path, SPEC, NOW, shared=shared)
+            else:
+                own, together = parse_incoming(path, SPEC, NOW), parse_incoming(path, SPEC, NOW, shared=shared)
+                assert together.rows.equals(own.rows)
+                assert together.bad == own.bad
+            assert shared.sql("SELECT count(*) FROM information_schema.tables").fetchall() == [(0,)]
 
 
 @pytest.mark.parametrize("kind", ["csv", "parquet"])
