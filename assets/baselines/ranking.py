@@ -1,59 +1,79 @@
 """Group `baselines`: the simple methods that both stages of RaSeRec have to beat."""
 
+import json
+
 import pandas as pd
 import torch
 
-from assets.framework.reuse import Outcome
+from assets.data.clean import load_table
+from assets.framework.reuse import Outcome, markdown_table
 from assets.framework.stage import Job, stage
-from rarec.baselines.ranking import ITEM_KNN, POPULARITY, ItemNeighbours, RankingBaselineSettings, rank_by_popularity
+from rarec.baselines.ranking import RankingBaselineSettings
+from rarec.baselines.ranking import ranking_baselines as ranking_baselines_of
+from rarec.data.catalogue import ITEM_TEXT
 from rarec.data.sequences import UserSequences
 from rarec.metrics.ranking import RankingResult, ranking_table
 from rarec.reports.records import SPLIT_NAMES
+from rarec.training.progress import progress_log
 from rarec.types import Split
 from resources.artifacts.store import Artifact
 
 RANKS = "ranks.parquet"
+CHOSEN = "chosen.json"  # model -> setting -> value, for those that were chosen on validation
 SPLITS: tuple[Split, ...] = ("valid", "test")
 
 
 @stage(
     group="baselines",
     track="raserec",
-    version="1",
+    version="2",
     settings=RankingBaselineSettings,
-    inputs=("user_sequences",),
-    kinds={"scipy"},
+    inputs=("user_sequences", "item_catalog"),
+    kinds={"scipy", "scikitlearn"},
 )
 def ranking_baselines(job: Job[RankingBaselineSettings]) -> Outcome:
-    """Ranks of the validation and test targets by popularity and by item-KNN: what both stages have to beat.
+    """Ranks of the validation and test targets by simple methods: what both stages have to beat.
 
-    Both use only the training parts, and are evaluated like the models.
+    Popularity, item-KNN, EASE if the catalogue is not too large, transitions, and transitions with similar texts. All
+    learn from the training parts alone, and are evaluated like the models. Their settings are chosen on validation.
     """
     sequences = UserSequences.load(job.path("user_sequences"))
-    neighbours = ItemNeighbours.of(sequences, job.settings.neighbours)
+    texts = item_words(load_table(job.inputs["item_catalog"], "items"))
     tables: list[pd.DataFrame] = []
     metrics: dict[str, float] = {}
-    for split in SPLITS:
-        prefixes = sequences.prefixes(split)
-        for model, result in (
-            (POPULARITY, rank_by_popularity(sequences, prefixes)),
-            (ITEM_KNN, neighbours.rank(sequences, prefixes)),
-        ):
+    values: dict[str, float] = {}
+    chosen: dict[str, dict[str, float]] = {}
+    for baseline in ranking_baselines_of(sequences, texts, job.settings):
+        progress_log.info("%s", f"  {baseline.name}" + (f": {baseline.chosen}" if baseline.chosen else ""))
+        chosen[baseline.name] = baseline.chosen
+        for split in SPLITS:
+            result = baseline.rank(sequences, sequences.prefixes(split))
             ranks = {"unmasked": result.rank.numpy(), "masked": result.rank_masked.numpy()}
-            tables.append(pd.DataFrame({"split": split, "model": model, **ranks}))
-            metrics |= {
-                f"{SPLIT_NAMES[split]}/{protocol}/{model}/{figure}": value
-                for protocol, rank in ranks.items()
-                for figure, value in ranking_table(rank).items()
-            }
+            tables.append(pd.DataFrame({"split": split, "model": baseline.name, **ranks}))
+            for protocol, rank in ranks.items():
+                figures = ranking_table(rank)
+                metrics |= {
+                    f"{SPLIT_NAMES[split]}/{protocol}/{baseline.name}/{name}": value for name, value in figures.items()
+                }
+                if split == "test":
+                    values |= {
+                        f"test {baseline.name} {protocol} {name}": figures[name] for name in ("HR@10", "NDCG@10")
+                    }
     pd.concat(tables).to_parquet(job.folder / RANKS, index=False)
-    values = {
-        f"test {model} {protocol} {figure}": metrics[f"test/{protocol}/{model}/{figure}"]
-        for model in (POPULARITY, ITEM_KNN)
-        for protocol in ("unmasked", "masked")
-        for figure in ("HR@10", "NDCG@10")
-    }
-    return Outcome({"pairs of neighbours": int(neighbours.similarity.nnz), **values}, metrics=metrics)
+    (job.folder / CHOSEN).write_text(json.dumps(chosen, indent=1))
+    settings = pd.DataFrame(
+        [(model, name, value) for model, own in chosen.items() for name, value in own.items()],
+        columns=["model", "setting", "chosen on validation"],
+    )
+    return Outcome(values, {"settings": markdown_table(settings)}, metrics=metrics)
+
+
+def item_words(items: pd.DataFrame) -> list[str] | None:
+    """All words that the catalogue has on each item; None if it has none on most of them."""
+    unnamed = "item " + items["item_id"].astype("str")  # what an item without a title is called
+    columns = [items[name].mask(items[name] == unnamed).fillna("").astype("str") for name in ITEM_TEXT]
+    words = [" ".join(row).strip() for row in zip(*columns, strict=True)]
+    return words if sum(map(bool, words)) > len(words) / 2 else None
 
 
 def baseline_rankings(artifact: Artifact, split: Split) -> dict[str, RankingResult]:

@@ -6,12 +6,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from assets.baselines.ctr import baseline_probabilities
 from assets.data.clean import load_counts, load_table
 from assets.framework.reuse import Outcome
 from assets.framework.stage import Job, stage
 from assets.reports.publish import course, image, links_to, log_report
-from rarec.baselines.ctr_logistic import features_of, fit_and_predict
 from rarec.data.ctr import CtrSamples
+from rarec.metrics.ctr import ctr_metrics as figures_of
 from rarec.rella.predict import SCORED, comparisons
 from rarec.rella.prompt_source import PromptSource
 from rarec.rella.training_samples import HISTORIES, load_variants
@@ -24,14 +25,13 @@ from rarec.training.fit import HISTORY
 from resources.artifacts.store import Artifact
 from resources.mlflow.tracked_run import TrackedRun
 
-YARDSTICK = "logistic regression on five numbers"
 PROMPT_SOURCE = ("interactions", "ctr_samples", "textual_samples", "retrieval_enhanced_samples")
 
 
 @stage(
     group="reports",
     track="rella",
-    version="2",
+    version="3",
     settings=CtrReportSettings,
     inputs=(
         "interactions",
@@ -42,6 +42,7 @@ PROMPT_SOURCE = ("interactions", "ctr_samples", "textual_samples", "retrieval_en
         "retrieval_enhanced_samples",
         "lora_checkpoint",
         "ctr_predictions",
+        "ctr_baselines",
     ),
     kinds={"json", "html"},
     extras=lambda request: {
@@ -52,7 +53,7 @@ PROMPT_SOURCE = ("interactions", "ctr_samples", "textual_samples", "retrieval_en
     read_weekly=True,
 )
 def ctr_metrics(job: Job[CtrReportSettings]) -> Outcome:
-    """AUC, LogLoss, ACC and calibration, zero-shot and tuned, recent and retrieved, against five plain numbers."""
+    """AUC, LogLoss, ACC and calibration, zero-shot and tuned, recent and retrieved, and of simple methods."""
     report = _report(job)
     paths = reports.write_ctr_report(report, job.folder)
     log_report(job.run, paths)
@@ -95,20 +96,26 @@ def _log_models(run: TrackedRun, report: reports.CtrReport, inputs: Mapping[str,
 
 def _report(job: Job[CtrReportSettings]) -> reports.CtrReport:
     spec, inputs = job.spec, job.inputs
-    table = load_table(inputs["interactions"], "interactions")
-    rating = table["rating"].to_numpy()
     source = PromptSource.load(**{name: job.path(name) for name in PROMPT_SOURCE})
     samples, items = source.samples, source.items
     vectors = np.load(inputs["semantic_item_vectors"].path / VECTORS)
     genres = load_table(inputs["item_catalog"], "items")["genres"]
     predicted = {split: pd.read_parquet(inputs["ctr_predictions"].file(f"{split}.parquet")) for split in SCORED}
     rows = {split: own["sample"].to_numpy() for split, own in predicted.items()}
-    yardstick = fit_and_predict(features_of(samples, items, rating, spec.is_positive(rating)), samples)
+    baselines = {split: baseline_probabilities(inputs["ctr_baselines"], split, own) for split, own in rows.items()}
+    # The best one on validation is what the model is compared with.
+    yardstick = max(
+        baselines["valid"], key=lambda name: figures_of(baselines["valid"][name], samples.label[rows["valid"]])[0]
+    )
     names = [name for name in predicted["test"].columns if name not in ("sample", "label")]
     outcomes = [
         reports.CtrOutcome(name, split, own[name].to_numpy()) for name in names for split, own in predicted.items()
     ]
-    outcomes += [reports.CtrOutcome(YARDSTICK, split, yardstick[own]) for split, own in rows.items()]
+    outcomes += [
+        reports.CtrOutcome(name, split, probability)
+        for split, own in baselines.items()
+        for name, probability in own.items()
+    ]
     lora = inputs["lora_checkpoint"]
     variants = load_variants(lora.path)
     train = samples.rows("train")
@@ -124,7 +131,7 @@ def _report(job: Job[CtrReportSettings]) -> reports.CtrReport:
         data_version=inputs["ctr_samples"].data_version,
         seeds={variant.label(history): variant.seed for variant in variants for history in variant.histories()},
         split_rule=_split_rule(inputs, samples, time),
-        yardstick=YARDSTICK,
+        yardstick=yardstick,
         chosen=variants[0].label("retrieved"),
         comparisons=comparisons(variants),
         heterogeneity=heterogeneity(source, vectors, genres, rows["test"]),
@@ -181,8 +188,10 @@ def _notes(inputs: Mapping[str, Artifact]) -> list[str]:
     return [
         f"Prompts hold at most {text['behaviours']} behaviours; {predictions['behaviours_dropped']:,} behaviours of "
         f"{predictions['prompts']:,} prompts were left out for the language model's token limit.",
-        "The yardstick is fitted on the whole training split: length, mean rating and share of likes of the user's "
-        "history, count and share of likes of the item.",
+        "Five numbers: length, mean rating and share of likes of the user's history, count and share of likes of the "
+        "item. Nine: also the mean rating, and the mean rating minus the items' means, of the latest 10 behaviours and "
+        "of the 10 whose items most users had together with the target. What each method was fitted on is in its name; "
+        "the model is compared with the one that is best on validation.",
         "Adapters are chosen on validation AUC. These figures of the test split are of `ctr_predictions` and choose "
         "nothing; `rella_candidate` scores test samples of its own draw to decide what becomes champion.",
     ]

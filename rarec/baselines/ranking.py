@@ -1,20 +1,26 @@
-"""Ranking baselines: the most popular items, and items that people had together with those of a history (item-KNN)."""
+"""Ranking baselines: popularity, item-KNN, EASE, transitions, and transitions with similar texts."""
 
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any, Self
 
 import numpy as np
 import torch
 from pydantic import Field
 from scipy import sparse
-from torch import Tensor
 
+from rarec.baselines.ease import choose_ease
+from rarec.baselines.histories import binary_histories, rank_by_histories, training_positions, weigh
+from rarec.baselines.item_texts import choose_texts
+from rarec.baselines.transitions import choose_transitions
 from rarec.config import Settings
-from rarec.data.sequences import UserSequences
-from rarec.metrics.ranking import RankingResult, full_ranking, ranking_by_scores
+from rarec.data.sequences import UserSequences, draw_rows
+from rarec.metrics.ranking import RankingResult, full_ranking
 from rarec.types import Float64Array, IntArray
 
-POPULARITY, ITEM_KNN = "popularity", "item-KNN"
+POPULARITY, ITEM_KNN, EASE = "popularity", "item-KNN", "EASE"
+TRANSITIONS, TRANSITIONS_TEXTS = "transitions", "transitions + text"
+CHOICE_SEED = 0
 _PAIRS = 4_000_000  # pairs of items held at once
 
 
@@ -23,6 +29,14 @@ class RankingBaselineSettings(Settings):
 
     neighbours: int = Field(
         default=100, ge=1, description="Number of most similar items that each item of a history votes for (item-KNN)."
+    )
+    ease_items: int = Field(
+        default=30_000,
+        ge=0,
+        description="Largest catalogue for which EASE is solved, which takes 8 bytes a pair of items; 0: never.",
+    )
+    choice_users: int = Field(
+        default=5000, ge=1, description="Most validation users by whom the methods' own settings are chosen."
     )
 
 
@@ -42,11 +56,12 @@ class ItemNeighbours:
     @classmethod
     def of(cls, sequences: UserSequences, neighbours: int) -> Self:
         """Compute neighbours from the training parts. Among equally similar items, the first are taken."""
-        position = np.arange(len(sequences.items))
-        train = position < np.repeat(sequences.train_ends, sequences.lengths)
-        users, items = sequences.user_of[train], sequences.items[train]
-        had = sparse.csr_matrix(
-            (np.ones(len(items), dtype=np.float32), (users, items)), shape=(sequences.n_users, sequences.n_items)
+        train = training_positions(sequences)
+        had = weigh(
+            sequences.user_of[train],
+            sequences.items[train],
+            np.ones(len(train)),
+            (sequences.n_users, sequences.n_items),
         )
         had.data[:] = 1  # repeats count once
         of_item = had.T.tocsr()
@@ -64,23 +79,8 @@ class ItemNeighbours:
 
         An item's score is the sum of its similarities to those items of the history that have it as a neighbour.
         """
-        offsets, seen = sequences.seen_before(prefixes)
-        history = sparse.csr_matrix(
-            (np.ones(len(seen), dtype=np.float32), seen, offsets), shape=(len(prefixes), sequences.n_items)
-        )
-        history.sum_duplicates()
-        history.data[:] = 1
-
-        def score(users: Tensor, scores: Tensor) -> None:
-            scores.copy_(torch.from_numpy((history[users.numpy()] @ self.similarity).toarray()))
-
-        return ranking_by_scores(
-            score,
-            (len(prefixes), sequences.n_items),
-            torch.from_numpy(sequences.next_items(prefixes)),
-            torch.from_numpy(offsets),
-            torch.from_numpy(seen),
-            block=block,
+        return rank_by_histories(
+            sequences, prefixes, (binary_histories(sequences, prefixes), self.similarity), block=block
         )
 
 
@@ -94,6 +94,46 @@ def rank_by_popularity(sequences: UserSequences, prefixes: IntArray) -> RankingR
         torch.from_numpy(offsets),
         torch.from_numpy(seen),
     )
+
+
+@dataclass(frozen=True)
+class RankingBaseline:
+    """A simple method that is ready to rank.
+
+    Attributes:
+        name: Its name in tables.
+        rank: Ranks the next items of prefixes.
+        chosen: Its settings that were chosen on validation.
+    """
+
+    name: str
+    rank: Callable[[UserSequences, IntArray], RankingResult]
+    chosen: dict[str, float]
+
+
+def ranking_baselines(
+    sequences: UserSequences, texts: Sequence[str] | None, settings: RankingBaselineSettings
+) -> Iterator[RankingBaseline]:
+    """All simple methods, one after the other, each learned from the training parts.
+
+    Args:
+        sequences: The sequences.
+        texts: (I,) text of each item; None if items have none.
+        settings: Their settings.
+    """
+    valid = draw_rows(sequences.prefixes("valid"), settings.choice_users, CHOICE_SEED)
+    neighbours = ItemNeighbours.of(sequences, settings.neighbours)
+    yield RankingBaseline(POPULARITY, rank_by_popularity, {})
+    yield RankingBaseline(ITEM_KNN, neighbours.rank, {})
+    if sequences.n_items <= settings.ease_items:
+        ease = choose_ease(sequences, valid)
+        yield RankingBaseline(EASE, ease.rank, {"l2": ease.l2})
+        del ease
+    transitions = choose_transitions(sequences, valid)
+    yield RankingBaseline(TRANSITIONS, transitions.rank, asdict(transitions.settings))
+    if texts is not None:
+        with_texts = choose_texts(transitions, texts, sequences, valid)
+        yield RankingBaseline(TRANSITIONS_TEXTS, with_texts.rank, asdict(with_texts.settings))
 
 
 def _most_similar(

@@ -48,9 +48,9 @@ def p_value(value: float) -> str:
     return "<0.0001" if value < 0.0001 else number(value)
 
 
-def as_markdown(tables: Iterable[Table]) -> str:
-    """The tables in Markdown, each under its caption. Text is escaped, so names cannot add markup."""
-    parts = []
+def as_markdown(tables: Iterable[Table], summary: str = "") -> str:
+    """A summary and the tables in Markdown, each under its caption. Text is escaped, so names cannot add markup."""
+    parts = [_markdown(summary)] if summary else []
     for table in tables:
         aligns = ["---" if column < table.n_text else "---:" for column in range(len(table.header))]
         lines = [

@@ -34,7 +34,7 @@ def make_report(outcomes=None, **changes):
         "split_rule": "leave one out",
         "training_counts": np.arange(N_ITEMS),
         "training_lengths": np.full(N_USERS, 3),  # one length only: the groups medium and high are empty
-        "comparison": ("pre-trained", "fine-tuned"),
+        "comparisons": [("pre-trained", "fine-tuned")],
         "curves": [
             RankingCurve(
                 model="pre-trained",

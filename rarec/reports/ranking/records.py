@@ -42,6 +42,9 @@ class Comparison(Record):
     t_test_p: Figure
     wilcoxon_p: Figure
     reason: Text
+    grouping: Text = ""
+    group: Text = ""
+    """Of the users compared; empty if they are all."""
 
 
 class Recommended(Record):
@@ -87,6 +90,8 @@ class RankingReport(Report):
     recommended: tuple[Recommended, ...]
     curves: tuple[RankingCurve, ...] = ()
     published: tuple[Published, ...] = ()
+    summary: Text = ""
+    """Who wins, by how much."""
 
     @property
     def splits(self) -> list[Split]:

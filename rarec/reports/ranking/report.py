@@ -1,6 +1,6 @@
 """The ranking report: built from ranks and lists, written as JSON, HTML page and plots."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from rarec.errors import InputError
 from rarec.metrics.coverage import recommendation_stats
-from rarec.metrics.groups import activity_groups, metrics_by_group, popularity_groups
+from rarec.metrics.groups import Groups, activity_groups, metrics_by_group, popularity_groups
 from rarec.metrics.ranking import RankingResult, as_float_ranks, per_user_metrics, ranking_table
 from rarec.metrics.significance import compare_paired
 from rarec.reports.page import ReportPaths, write_page
@@ -25,7 +25,7 @@ from rarec.reports.ranking.records import (
     Recommended,
     Scores,
 )
-from rarec.reports.ranking.tables import headline, markdown_tables, report_tables, text_tables
+from rarec.reports.ranking.tables import KEY_METRICS, headline, markdown_tables, report_tables, summary, text_tables
 from rarec.reports.records import Epoch, Link
 from rarec.types import Float64Array, IntArray, Protocol, Split
 
@@ -70,7 +70,7 @@ def build_report(
     split_rule: str,
     training_counts: npt.ArrayLike,
     training_lengths: npt.ArrayLike,
-    comparison: tuple[str, str] | None = None,
+    comparisons: Sequence[tuple[str, str]] = (),
     curves: Sequence[RankingCurve] = (),
     published: Sequence[Published] = (),
     links: Sequence[Link] = (),
@@ -86,7 +86,8 @@ def build_report(
         split_rule: How training, validation and test were split, in words.
         training_counts: (I,) training interactions of each item.
         training_lengths: (U,) training interactions of each user.
-        comparison: (baseline, candidate) models to compare, paired by user, on HR, NDCG and MRR at 10.
+        comparisons: Pairs of a baseline and a candidate to compare, paired by user, on HR, NDCG and MRR at 10, and in
+            each group on HR and NDCG. The first pair makes the summary.
         curves: Training curves.
         published: Metrics that others published for the same data set, split and protocol.
         links: Links to other web pages.
@@ -134,6 +135,9 @@ def build_report(
                     for n in LIST_LENGTHS
                     if n <= lists.shape[1]
                 ]
+    seed = sum(seeds.values())
+    of_users = {split: (popularity.of(targets), activity) for split, targets in targets_of.items()}
+    compared = [one for pair in comparisons for one in _compare(ranks, *pair, groups=of_users, seed=seed)]
     return RankingReport(
         dataset=dataset,
         data_version=data_version,
@@ -144,7 +148,8 @@ def build_report(
         models=tuple(dict.fromkeys(outcome.model for outcome in outcomes)),
         scores=tuple(scores),
         groups=tuple(groups),
-        comparisons=_compare(ranks, *comparison, seed=sum(seeds.values())) if comparison else (),
+        comparisons=tuple(compared),
+        summary=summary(compared),
         recommended=tuple(recommended),
         curves=tuple(curves),
         published=tuple(published),
@@ -154,29 +159,40 @@ def build_report(
 
 
 def _compare(
-    ranks: dict[tuple[str, Split, Protocol], Float64Array], baseline: str, candidate: str, *, seed: int
-) -> tuple[Comparison, ...]:
-    """Compare two models on each split and protocol for which both have ranks."""
-    comparisons = []
-    for (model, split, protocol), rank in ranks.items():
-        if model != baseline or (candidate, split, protocol) not in ranks:
-            continue
-        of_candidate = dict(per_user_metrics(ranks[candidate, split, protocol], (10,)))
-        for metric, values in per_user_metrics(rank, (10,)):
-            paired = compare_paired(values, of_candidate[metric], seed=seed)
-            comparisons.append(
-                Comparison(
+    ranks: dict[tuple[str, Split, Protocol], Float64Array],
+    baseline: str,
+    candidate: str,
+    *,
+    groups: Mapping[Split, Sequence[Groups]],
+    seed: int,
+) -> Iterator[Comparison]:
+    """Compare two models on each split and protocol for which both have ranks, and there in each group."""
+    places = [(s, p) for model, s, p in ranks if model == baseline and (candidate, s, p) in ranks]
+    if not places:
+        raise InputError(f"{baseline} and {candidate} cannot be compared, as they have no split in common.")
+    for split, protocol in places:
+        first, second = ranks[baseline, split, protocol], ranks[candidate, split, protocol]
+        every = np.ones(len(first), dtype=bool)
+        members = [("", "", every)] + [
+            (own.grouping, label, own.index == number)
+            for own in groups[split]
+            for number, label in enumerate(own.labels)
+        ]
+        for grouping, group, users in members:
+            of_candidate = dict(per_user_metrics(second[users], (10,)))
+            for metric, values in per_user_metrics(first[users], (10,)):
+                if group and metric not in KEY_METRICS:
+                    continue
+                yield Comparison(
                     baseline=baseline,
                     candidate=candidate,
                     split=split,
                     protocol=protocol,
                     metric=metric,
-                    **asdict(paired),
+                    **asdict(compare_paired(values, of_candidate[metric], seed=seed)),
+                    grouping=grouping,
+                    group=group,
                 )
-            )
-    if not comparisons:
-        raise InputError(f"{baseline} and {candidate} cannot be compared, as they have no split in common.")
-    return tuple(comparisons)
 
 
 def write_report(report: RankingReport, folder: Path) -> ReportPaths:

@@ -1,7 +1,7 @@
 """The tables and cards of the ranking report."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 
 from rarec.reports.ranking.records import Comparison, RankingReport
 from rarec.reports.records import SPLIT_NAMES
@@ -10,6 +10,7 @@ from rarec.types import Protocol, Split
 
 PROTOCOLS: tuple[Protocol, ...] = ("unmasked", "masked")
 KEY_METRICS = ("HR@10", "NDCG@10")
+SUMMARY_METRIC = "NDCG@10"
 
 
 def provenance(report: RankingReport, split: Split, protocol: Protocol) -> str:
@@ -24,7 +25,12 @@ def headline(report: RankingReport) -> list[Card]:
         return []
     split = report.splits[0]
     name = SPLIT_NAMES[split]
-    compared = [c for c in report.comparisons if c.split == split and c.metric in KEY_METRICS]
+    pairs = _pairs(report.comparisons)
+    compared = [
+        c
+        for c in report.comparisons
+        if (c.split, c.group) == (split, "") and c.metric in KEY_METRICS and (c.baseline, c.candidate) == pairs[0]
+    ]
     if compared:
         return [
             Card(
@@ -79,38 +85,71 @@ def _score_tables(report: RankingReport, split: Split, protocol: Protocol) -> li
     return [Table("scores", "Ranking metrics", where, ("Model", "Users", *names), tuple(rows))]
 
 
+def summary(comparisons: Sequence[Comparison]) -> str:
+    """Who wins the first comparison on the test split, and by how much, in one sentence for each protocol."""
+    pair = _pairs(comparisons)[:1]
+    told = []
+    for c in comparisons:
+        if (c.split, c.group, c.metric) != ("test", "", SUMMARY_METRIC) or (c.baseline, c.candidate) not in pair:
+            continue
+        by = f"by {number(abs(c.difference))} {c.metric} ({c.confidence:.0%} interval {_interval(c)})"
+        if c.ci_low > 0:
+            told.append(f"{c.protocol}, {c.candidate} beats {c.baseline} {by}")
+        elif c.ci_high < 0:
+            told.append(f"{c.protocol}, {c.baseline} beats {c.candidate} {by}")
+        else:
+            told.append(f"{c.protocol}, no difference between {c.candidate} and {c.baseline} is shown {by}")
+    if not told:
+        return ""
+    text = "; ".join(told)
+    return text[0].upper() + text[1:] + "."
+
+
+def _pairs(comparisons: Iterable[Comparison]) -> list[tuple[str, str]]:
+    """The compared models, in order."""
+    return list(dict.fromkeys((c.baseline, c.candidate) for c in comparisons))
+
+
 def _comparison_tables(report: RankingReport, split: Split, protocol: Protocol) -> list[Table]:
-    chosen = [c for c in report.comparisons if (c.split, c.protocol) == (split, protocol)]
-    if not chosen:
-        return []
-    rows = tuple(
-        (
-            c.metric,
-            f"{c.n_users:,}",
-            number(c.baseline_mean),
-            number(c.candidate_mean),
-            number(c.difference, "+.4f"),
-            number(c.difference / c.baseline_mean if c.baseline_mean else math.nan, "+.1%"),
-            _interval(c),
-            p_value(c.t_test_p),
-            p_value(c.wilcoxon_p),
-        )
-        for c in chosen
+    here = [c for c in report.comparisons if (c.split, c.protocol) == (split, protocol)]
+    tables = []
+    for baseline, candidate in _pairs(here):
+        own = [c for c in here if (c.baseline, c.candidate) == (baseline, candidate)]
+        for grouping in dict.fromkeys(c.grouping for c in own):
+            chosen = [c for c in own if c.grouping == grouping]
+            rows = tuple((*((c.group,) if grouping else ()), *_compared(c)) for c in chosen)
+            header = (
+                *(("Group",) if grouping else ()),
+                "Metric",
+                "Users",
+                baseline,
+                candidate,
+                "Difference",
+                "Relative",
+                f"{chosen[0].confidence:.0%} interval",
+                "p (t-test)",
+                "p (Wilcoxon)",
+            )
+            what = f"{candidate} minus {baseline}" + (f", by {grouping}" if grouping else "")
+            reasons = "" if grouping else "".join(f". {c.metric}: {c.reason}" for c in chosen if c.reason)
+            section = "group comparisons" if grouping else "comparisons"
+            where = provenance(report, split, protocol) + reasons
+            tables.append(Table(section, what, where, header, rows, n_text=2 if grouping else 1))
+    return tables
+
+
+def _compared(c: Comparison) -> tuple[str, ...]:
+    return (
+        c.metric,
+        f"{c.n_users:,}",
+        number(c.baseline_mean),
+        number(c.candidate_mean),
+        number(c.difference, "+.4f"),
+        number(c.difference / c.baseline_mean if c.baseline_mean else math.nan, "+.1%"),
+        _interval(c),
+        p_value(c.t_test_p),
+        p_value(c.wilcoxon_p),
     )
-    first = chosen[0]
-    header = (
-        "Metric",
-        "Users",
-        first.baseline,
-        first.candidate,
-        "Difference",
-        "Relative",
-        f"{first.confidence:.0%} interval",
-        "p (t-test)",
-        "p (Wilcoxon)",
-    )
-    where = provenance(report, split, protocol) + "".join(f". {c.metric}: {c.reason}" for c in chosen if c.reason)
-    return [Table("comparisons", f"{first.candidate} minus {first.baseline}", where, header, rows)]
 
 
 def _interval(comparison: Comparison) -> str:
@@ -153,10 +192,11 @@ def _recommended_tables(report: RankingReport, split: Split, protocol: Protocol)
 
 
 def markdown_tables(report: RankingReport) -> str:
-    """All tables in Markdown, each under its caption. Text is escaped, so names cannot add markup."""
-    return as_markdown(report_tables(report))
+    """Summary, and all tables in Markdown, each under its caption. Text is escaped, so names cannot add markup."""
+    return as_markdown(report_tables(report), report.summary)
 
 
 def text_tables(report: RankingReport) -> str:
-    """Tables of metrics and comparisons as aligned plain text, for a terminal."""
-    return as_text(table for table in report_tables(report) if table.section in ("scores", "comparisons"))
+    """Summary, and tables of metrics and comparisons as aligned plain text, for a terminal."""
+    tables = as_text(table for table in report_tables(report) if table.section in ("scores", "comparisons"))
+    return f"{report.summary}\n\n{tables}" if report.summary else tables

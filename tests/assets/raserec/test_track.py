@@ -60,7 +60,7 @@ def test_metadata_tells_identity_place_and_mlflow_run(seed):
         ("memory_bank", {"bank.json", "index.faiss", "representations.npy"}),
         ("raserec_finetuned", {"history.json"}),
         ("recommendations", {"recommendations.parquet"}),
-        ("ranking_baselines", {"ranks.parquet"}),
+        ("ranking_baselines", {"ranks.parquet", "chosen.json"}),
         ("ranking_metrics", {"report.html", "report.json"}),
     ],
 )

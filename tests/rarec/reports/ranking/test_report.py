@@ -55,8 +55,14 @@ def test_groups_and_comparisons_add_up_to_the_scores():
             total = sum(g.n_users * g.metrics["NDCG@10"] for g in groups if g.n_users)
             assert total / scores.n_users == pytest.approx(scores.metrics["NDCG@10"])
     by_key = {(s.model, s.split, s.protocol): s.metrics for s in report.scores}
-    assert len(report.comparisons) == 2 * 2 * 3
+    groups = {(g.model, g.split, g.protocol, g.grouping, g.group): g.metrics for g in report.groups}
+    assert len(report.comparisons) == 2 * 2 * (3 + 2 * 6)
     for c in report.comparisons:
+        if c.group:
+            place = (c.split, c.protocol, c.grouping, c.group)
+            means = (groups["pre-trained", *place][c.metric], groups["fine-tuned", *place][c.metric])
+            assert (c.baseline_mean, c.candidate_mean) == pytest.approx(means, nan_ok=True)
+            continue
         expected = (
             by_key["fine-tuned", c.split, c.protocol][c.metric] - by_key["pre-trained", c.split, c.protocol][c.metric]
         )
@@ -86,6 +92,8 @@ def test_page_shows_every_figure_to_four_decimals_and_its_provenance(tmp_path):
         for value in scores.metrics.values():
             assert f"<td>{value:.4f}</td>" in html
     for c in report.comparisons:
+        if c.n_users == 0:  # of a group that holds nobody
+            continue
         assert f"{c.difference:+.4f}" in html
         assert f"{c.ci_low:+.4f} to {c.ci_high:+.4f}" in html
     assert "0.1234" in html
@@ -93,7 +101,7 @@ def test_page_shows_every_figure_to_four_decimals_and_its_provenance(tmp_path):
     assert "<td>–</td>" in html
     assert "nan" not in re.sub(r"<svg.*?</svg>", "", html, flags=re.DOTALL).lower()
     captions = re.findall(r"<caption>(.*?)</caption>", html)
-    assert len(captions) == len(report_tables(report)) == 4 * (1 + 1 + 2 + 1)
+    assert len(captions) == len(report_tables(report)) == 4 * (1 + 1 + 2 + 2 + 1)
     for caption in captions:
         assert re.search(r": toy, (test|validation) split, (un)?masked, seed 42, data version v1", caption)
 
@@ -130,7 +138,7 @@ def test_hostile_names_are_escaped_everywhere(tmp_path):
         dataset=HOSTILE,
         data_version=HOSTILE,
         split_rule=HOSTILE,
-        comparison=(HOSTILE, "b"),
+        comparisons=[(HOSTILE, "b")],
         published=[Published(source=HOSTILE, split="test", protocol="masked", metrics={})],
         links=[Link(label=HOSTILE, url='https://x/"><script>')],
         notes=[HOSTILE],
@@ -173,7 +181,7 @@ def test_report_without_comparison_curves_or_lists(tmp_path):
         RankingOutcome(o.model, o.split, o.targets, type(o.ranking)(o.ranking.rank, o.ranking.rank_masked))
         for o in make_outcomes(models=("only",), splits=("valid",))
     ]
-    report = make_report(outcomes, comparison=None, curves=(), published=(), links=(), notes=())
+    report = make_report(outcomes, comparisons=(), curves=(), published=(), links=(), notes=())
     paths = write_report(report, tmp_path)
     html = paths.html.read_text()
     assert set(paths.plots) == {"metrics", "item_popularity", "user_activity"}
@@ -203,7 +211,7 @@ def test_bad_outcomes_are_clear_errors():
             [outcomes[2], RankingOutcome("fine-tuned", "test", outcomes[3].targets.flip(0), outcomes[3].ranking)]
         )
     with pytest.raises(InputError, match="pre-trained and missing cannot be compared"):
-        make_report(outcomes, comparison=("pre-trained", "missing"))
+        make_report(outcomes, comparisons=[("pre-trained", "missing")])
 
 
 def test_no_bar_is_cut_off_when_one_panel_is_higher_than_the_other():
