@@ -108,7 +108,8 @@ def cascade() -> dict[str, Job]:
         ),
         "tune": Job(
             "Tune an adapter on a new draw of samples, and promote it if it is not worse than ReLLa's champion. Hours.",
-            track_selection("rella") - dg.AssetSelection.assets("ctr_predictions", "ctr_metrics") | promotion("rella"),
+            track_selection("rella") - dg.AssetSelection.assets("ctr_predictions", "ctr_baselines", "ctr_metrics")
+            | promotion("rella"),
         ),
     }
 

@@ -31,7 +31,7 @@ def main() -> None:
         rows=tuple((run.run_id[:8], run.name, run.dataset, run.started, run.status, run.figure) for run in runs),
         n_text=6,
     )
-    print(as_text([table], NAME_WIDTH), end="")
+    print(as_text([table], longest=NAME_WIDTH), end="")
 
 
 if __name__ == "__main__":

@@ -42,6 +42,11 @@ def prompt_fields(request: Request[Any]) -> dict[str, Any]:
     }
 
 
+def _tuning(request: Request[TuningSettings]) -> TuningSettings:
+    """The settings, as they are for this language model."""
+    return request.settings.for_model(request.inputs["base_language_model"].manifest.config["source"])
+
+
 @stage(
     group="language",
     version="2",
@@ -51,7 +56,8 @@ def prompt_fields(request: Request[Any]) -> dict[str, Any]:
     fingerprints={"base": "base_language_model"},
     kinds={"pytorch", "huggingface", "deepspeed"},
     trains=True,
-    extras=answers,
+    prepare=_tuning,
+    config=lambda request: {**request.prepared.model_dump(mode="json"), **answers(request)},
 )
 def lora_checkpoint(job: Job[TuningSettings]) -> Outcome:
     """LoRA adapters tuned on the mixed samples; the first one goes to MLflow as a model that gives probabilities."""
@@ -71,18 +77,19 @@ def lora_checkpoint(job: Job[TuningSettings]) -> Outcome:
 def _tune(job: Job[TuningSettings], variant: Variant) -> Outcome:
     """One adapter, in a nested MLflow run."""
     work = TuningJob(
-        settings=job.settings,
+        settings=job.prepared,
         seed=variant.seed,
         training_samples=job.path("mixed_reit_samples") / variant.name,
+        random=variant.random,
         **prompt_fields(job),
     )
-    params = {"mode": variant.mode, "seed": variant.seed, **job.settings.model_dump()}
+    params = {"mode": variant.mode, "seed": variant.seed, **job.prepared.model_dump()}
     return job.train_one(variant.name, params, work, FIGURES)
 
 
 @stage(
     group="language",
-    version="2",
+    version="3",
     settings=PredictionSettings,
     inputs=(*PROMPTS, "lora_checkpoint"),
     fingerprints={"base": "base_language_model"},
@@ -92,7 +99,7 @@ def _tune(job: Job[TuningSettings], variant: Variant) -> Outcome:
     extras=answers,
 )
 def ctr_predictions(job: Job[PredictionSettings]) -> Outcome:
-    """P(yes) of validation and test samples: zero-shot and by every adapter, with recent and retrieved histories."""
+    """P(yes) of validation and test samples: untuned and by every adapter, with recent and retrieved histories."""
     lora = job.path("lora_checkpoint")
     adapters = tuple(Adapter(name=one.name, folder=lora / one.name) for one in load_variants(lora))
     job.train(PredictJob(settings=job.settings, adapters=adapters, **prompt_fields(job)))

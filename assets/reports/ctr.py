@@ -1,6 +1,6 @@
 """Group `reports`: figures of the ReLLa track."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,11 +11,13 @@ from assets.data.clean import load_counts, load_table
 from assets.framework.reuse import Outcome
 from assets.framework.stage import Job, stage
 from assets.reports.publish import course, image, links_to, log_report
+from rarec.baselines.ctr import ALL_SAMPLES
 from rarec.data.ctr import CtrSamples
 from rarec.metrics.ctr import ctr_metrics as figures_of
-from rarec.rella.predict import SCORED, comparisons
+from rarec.rella.language_model import read_untuned
+from rarec.rella.predict import SCORED, comparisons, controls, untuned
 from rarec.rella.prompt_source import PromptSource
-from rarec.rella.training_samples import HISTORIES, load_variants
+from rarec.rella.training_samples import HISTORIES, Variant, asked, load_variants
 from rarec.rella.vectors import VECTORS
 from rarec.reports.ctr import report as reports
 from rarec.reports.ctr.histories import heterogeneity, similarity
@@ -40,6 +42,8 @@ PROMPT_SOURCE = ("interactions", "ctr_samples", "textual_samples", "retrieval_en
         "textual_samples",
         "semantic_item_vectors",
         "retrieval_enhanced_samples",
+        "base_language_model",
+        "mixed_reit_samples",
         "lora_checkpoint",
         "ctr_predictions",
         "ctr_baselines",
@@ -53,7 +57,7 @@ PROMPT_SOURCE = ("interactions", "ctr_samples", "textual_samples", "retrieval_en
     read_weekly=True,
 )
 def ctr_metrics(job: Job[CtrReportSettings]) -> Outcome:
-    """AUC, LogLoss, ACC and calibration, zero-shot and tuned, recent and retrieved, and of simple methods."""
+    """AUC, LogLoss, ACC and calibration, untuned and tuned, recent and retrieved, and of simple methods."""
     report = _report(job)
     paths = reports.write_ctr_report(report, job.folder)
     log_report(job.run, paths)
@@ -77,7 +81,7 @@ def ctr_metrics(job: Job[CtrReportSettings]) -> Outcome:
 
 
 def _log_models(run: TrackedRun, report: reports.CtrReport, inputs: Mapping[str, Artifact]) -> None:
-    """One nested run per model, so that MLflow can compare zero-shot with tuned, with their settings."""
+    """One nested run per model, so that MLflow can compare untuned with tuned, with their settings."""
     stages = {name: inputs[name].manifest.config for name in ("textual_samples", "lora_checkpoint")}
     run.log_params(stages)
     for model in report.models:
@@ -129,17 +133,18 @@ def _report(job: Job[CtrReportSettings]) -> reports.CtrReport:
         target_count={split: counts[items[samples.position[own]]] for split, own in rows.items()},
         dataset=spec.title,
         data_version=inputs["ctr_samples"].data_version,
-        seeds={variant.label(history): variant.seed for variant in variants for history in variant.histories()},
+        seeds={variant.label(history): variant.seed for variant, history in asked(variants)},
         split_rule=_split_rule(inputs, samples, time),
         yardstick=yardstick,
         chosen=variants[0].label("retrieved"),
+        read=_read(inputs, variants, list(baselines["test"])),
         comparisons=comparisons(variants),
+        controls=controls(variants),
         heterogeneity=heterogeneity(source, vectors, genres, rows["test"]),
         similarity=similarity(source, vectors, rows["test"]),
         seed_runs=[
             reports.SeedRun(mode=v.mode, seed=v.seed, history=history, model=v.label(history))
-            for v in variants
-            for history in v.histories()
+            for v, history in asked(variants)
         ],
         curves=[
             reports.TrainingCurve(model=v.name, **course(lora.file(f"{v.name}/{HISTORY}"), ("AUC",))) for v in variants
@@ -149,6 +154,19 @@ def _report(job: Job[CtrReportSettings]) -> reports.CtrReport:
         notes=_notes(inputs),
         resamples=job.settings.resamples,
     )
+
+
+def _read(inputs: Mapping[str, Artifact], variants: Sequence[Variant], baselines: Sequence[str]) -> dict[str, str]:
+    """What of the training data each model was fitted on."""
+    base, drawn = inputs["base_language_model"].manifest.config, inputs["mixed_reit_samples"].metadata["values"]
+    before = read_untuned(base["source"], base.get("ratings", True))
+    then = f"{before}; {drawn['shots']:,} answers"
+    tuned = {variant.label(history): then for variant, history in asked(variants)}
+    few = f"{drawn['shots']:,} answers; counts of every training rating"
+    simple = {
+        name: f"{drawn['training_samples']:,} answers" if name.endswith(ALL_SAMPLES) else few for name in baselines
+    }
+    return {**{untuned(history): before for history in HISTORIES}, **tuned, **simple}
 
 
 def _split_rule(inputs: Mapping[str, Artifact], samples: CtrSamples, time: str) -> str:
@@ -190,8 +208,8 @@ def _notes(inputs: Mapping[str, Artifact]) -> list[str]:
         f"{predictions['prompts']:,} prompts were left out for the language model's token limit.",
         "Five numbers: length, mean rating and share of likes of the user's history, count and share of likes of the "
         "item. Nine: also the mean rating, and the mean rating minus the items' means, of the latest 10 behaviours and "
-        "of the 10 whose items most users had together with the target. What each method was fitted on is in its name; "
-        "the model is compared with the one that is best on validation.",
+        "of the 10 whose items most users had together with the target. The model is compared with the method that is "
+        "best on validation.",
         "Adapters are chosen on validation AUC. These figures of the test split are of `ctr_predictions` and choose "
         "nothing; `rella_candidate` scores test samples of its own draw to decide what becomes champion.",
     ]

@@ -1,6 +1,7 @@
 """Group `reports`: figures of the RaSeRec track, as JSON, as a page, in Dagster and in MLflow."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,14 @@ import torch
 from assets.baselines.ranking import SPLITS, baseline_rankings
 from assets.framework.reuse import Outcome
 from assets.framework.stage import Job, Request, stage
+from assets.raserec.controls import control_modules
 from assets.raserec.finetuned import MODEL, load_recommender
 from assets.reports.publish import course, image, links_to, log_report
 from rarec.baselines.transitions import CHOSEN_BY
 from rarec.config import Settings
 from rarec.metrics.ranking import ranking_table
+from rarec.raserec.retrieval_module import load_module
+from rarec.raserec.settings import Control
 from rarec.reports.ranking import report as reports
 from rarec.reports.records import SPLIT_NAMES
 from rarec.training.fit import HISTORY
@@ -21,6 +25,8 @@ from resources.artifacts.store import Artifact
 
 TOP_N = 50
 PRETRAINED, FINETUNED = "pre-trained", "fine-tuned"
+CONTROLS: dict[Control, str] = {"random": f"{FINETUNED}, random memories", "itself": f"{FINETUNED}, itself as memories"}
+FORGETFUL = f"{FINETUNED}, no validation pairs"
 
 
 def _config(request: Request[Settings]) -> dict[str, Any]:
@@ -35,8 +41,8 @@ def _config(request: Request[Settings]) -> dict[str, Any]:
 @stage(
     group="reports",
     track="raserec",
-    version="5",
-    inputs=(*MODEL, "ranking_baselines"),
+    version="6",
+    inputs=(*MODEL, "raserec_controls", "ranking_baselines"),
     fingerprints={"encoder": "raserec_pretrained"},
     kinds={"json", "html"},
     config=_config,
@@ -50,19 +56,26 @@ def ranking_metrics(job: Job[Settings]) -> Outcome:
     the same test targets to decide on promotion.
     """
     sequences, recommender = load_recommender(job.inputs)
-    for name in (*MODEL[1:], "ranking_baselines"):  # so that runs compare by them
+    for name in (*MODEL[1:], "raserec_controls", "ranking_baselines"):  # so that runs compare by them
         job.run.log_params({name: job.inputs[name].manifest.config})
+    encoder, folders = job.inputs["raserec_pretrained"], control_modules(job.inputs["raserec_controls"])
+    controls = {CONTROLS[control]: load_module(folder, encoder.fingerprint) for control, folder in folders.items()}
     outcomes = []
     for split in SPLITS:
         prefixes = sequences.prefixes(split)
         targets = torch.from_numpy(sequences.next_items(prefixes))
-        before, after = recommender.represent(sequences, prefixes)
         rankings = baseline_rankings(job.inputs["ranking_baselines"], split)
-        for model, vectors in ((PRETRAINED, before), (FINETUNED, after)):
-            rankings[model] = recommender.rank(vectors, sequences, prefixes, TOP_N)
+        vectors = {}
+        if split == "test":
+            vectors[FORGETFUL] = recommender.represent(sequences, prefixes)[1]
+            recommender.remember(sequences, sequences.prefixes("valid"))
+        vectors[PRETRAINED], vectors[FINETUNED] = recommender.represent(sequences, prefixes)
+        for control, module in controls.items():
+            vectors[control] = replace(recommender, module=module).represent(sequences, prefixes)[1]
+        for model in (PRETRAINED, FINETUNED, *controls, FORGETFUL):
+            if model in vectors:
+                rankings[model] = recommender.rank(vectors[model], sequences, prefixes, TOP_N)
         outcomes += [reports.RankingOutcome(model, split, targets, ranking) for model, ranking in rankings.items()]
-        if split == "valid":
-            recommender.remember(sequences, prefixes)
     users = sequences.evaluated_users()
     report = reports.build_report(
         outcomes,
@@ -73,6 +86,10 @@ def ranking_metrics(job: Job[Settings]) -> Outcome:
         training_counts=sequences.train_counts(),
         training_lengths=(sequences.train_ends - sequences.offsets[:-1])[users],
         comparisons=((_best(job.inputs["ranking_baselines"]), FINETUNED), (PRETRAINED, FINETUNED)),
+        controls=(
+            *((PRETRAINED, one) for one in (FINETUNED, *controls)),
+            *((one, FINETUNED) for one in (*controls, FORGETFUL)),
+        ),
         curves=[
             _curve(PRETRAINED, job.inputs["raserec_pretrained"].file(HISTORY)),
             _curve(FINETUNED, job.inputs["raserec_finetuned"].file(HISTORY)),
@@ -123,7 +140,9 @@ def _notes(inputs: Mapping[str, Artifact]) -> list[str]:
     return [
         f"Memory bank: {bank['index']} index, recall@20 {bank['recall_at_20']:.4f} against exact search; {cut}; of the "
         "query's own user only earlier ones.",
-        "Validation pairs join the memory bank before the test split is scored, as in the paper.",
+        "Validation pairs join the memory bank before the test split is scored, as in the paper; where it says no "
+        "validation pairs, they do not. Random memories and itself as memories: stage 2 trained again with memories "
+        "drawn at random, or with the query in the place of every memory.",
         "Baselines learn from the training parts alone, for the test split, too; their settings are chosen on "
         "validation. popularity: training interactions of an item. item-KNN: sum of an item's cosines with those of "
         f"the history that have it among their {near} most similar. "

@@ -1,7 +1,7 @@
 """Group `sweeps`: settings of both tracks compared on validation figures."""
 
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +66,8 @@ def _tunings(request: Request[RellaSweepSettings]) -> _Tunings:
     few = tuple(dict.fromkeys(min(shots, available) for shots in grid.shots))
     grid = grid.model_copy(update={"shots": few})
     cells = cells_of(TuningSettings, grid, request.spec, "lora_checkpoint", without=BOARD.stage_of)
-    return _Tunings(samples, cells)
+    source = request.inputs["base_language_model"].manifest.config["source"]
+    return _Tunings(samples, tuple(replace(cell, settings=cell.settings.for_model(source)) for cell in cells))
 
 
 def _tuning_config(request: Request[RellaSweepSettings]) -> dict[str, Any]:

@@ -33,6 +33,9 @@ NINE = (
 )
 _CHUNK = 1 << 20
 
+ALL_SAMPLES, SAME_SHOTS = "all samples", "same shots"
+"""Ends of the names, which say what a method was fitted on."""
+
 
 @dataclass(frozen=True)
 class CtrBaseline:
@@ -66,7 +69,7 @@ def ctr_baselines(
     numbers = nine_numbers(samples, items, rating, liked, seed)
     train, valid = samples.rows("train"), samples.rows("valid")
     every = np.arange(train.start, train.stop)
-    for rows, amount in ((every, "all samples"), (shots, "same shots")):
+    for rows, amount in ((every, ALL_SAMPLES), (shots, SAME_SHOTS)):
         if rows is shots and len(shots) == len(every):
             return
         for name, fit in (

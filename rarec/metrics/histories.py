@@ -45,13 +45,3 @@ def mean_similarity(vectors: Float32Array, items: IntArray, position: IntArray, 
         total += float(cosine[kept > 0].sum())
         count += float((kept > 0).sum())
     return total / count
-
-
-def random_behaviours(length: IntArray, k: int, seed: int) -> Distances:
-    """(B, k) distances of k behaviours drawn at random from histories of ``length`` (B,), in chronological order."""
-    generator = np.random.default_rng(seed)
-    drawn = np.zeros((len(length), k), dtype=np.int64)
-    for row, n in enumerate(length.tolist()):
-        some = np.sort(generator.choice(n, min(k, n), replace=False) + 1)[::-1]
-        drawn[row, k - len(some) :] = some
-    return drawn

@@ -58,13 +58,18 @@ def find_neighbours(
     report: ReportProgress = quiet,
     whose: str = "",
 ) -> Neighbours:
-    """Search the bank for the channels that ``settings`` use.
+    """Search the bank for the channels that ``settings`` use, or do what they say instead.
 
     Args:
         item_embeddings: (I, D).
         report: Is told of the search, as neighbour lists of ``whose`` queries.
     """
     users = items = None
+    if settings.attend_to != "similar":
+        shape = (len(queries), settings.memories)
+        drawn = bank.drawn(queries, settings.memories, settings.seed) if settings.attend_to == "random" else None
+        ids = torch.from_numpy(np.zeros(shape, dtype=np.int64) if drawn is None else drawn)
+        return Neighbours(ids if settings.beta > 0 else None, ids if settings.beta < 1 else None)
     if settings.beta > 0:
         told = partial(report, stage=f"{whose} neighbour lists: similar users")
         users = torch.from_numpy(bank.similar_users(queries, settings.memories, told))

@@ -81,7 +81,8 @@ class RetrievalAugmentedModule(nn.Module):
 
     Channel 1 attends to similar users: keys are their representations, values their next items. Channel 2 attends to
     memories with suitable next items: keys are the items, values the representations. A channel without weight
-    (beta = 1 or 0) is not built.
+    (beta = 1 or 0) is not built. As a control (``attend_to = "itself"``) the query stands in the place of every key and
+    value.
     """
 
     def __init__(self, dim: int, settings: FinetuneSettings, bits: DropoutBits):
@@ -123,7 +124,10 @@ class RetrievalAugmentedModule(nn.Module):
                 continue
             present = ids >= 0  # (B, K)
             ids = ids.clamp_min(0)
-            sides = (representations[ids], next_items[ids])  # (B, K, D) each
+            if self.settings.attend_to == "itself":
+                sides = (query[:, None].expand(-1, ids.shape[1], -1),) * 2
+            else:
+                sides = (representations[ids], next_items[ids])  # (B, K, D) each
             keys, values = sides if channel is self.channel1 else sides[::-1]
             retrieved = retrieved + share * channel(query, keys, values, present)
             any_memory = any_memory | present.any(1, keepdim=True)

@@ -4,8 +4,11 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from rarec.config import Settings
+from rarec.config import Settings, require_distinct
 from rarec.training.fit import FitSettings
+
+AttendTo = Literal["similar", "random", "itself"]
+Control = Literal["random", "itself"]
 
 
 class EncoderSettings(Settings):
@@ -54,6 +57,11 @@ class FinetuneSettings(FitSettings):
     """Stage 2: retrieval-augmented fine-tuning (RaSeRec, section 3.4)."""
 
     memories: int = Field(default=20, ge=1, description="K, memories retrieved per query and channel.")
+    attend_to: AttendTo = Field(
+        default="similar",
+        description="What the module attends to: the memories most `similar` to the query; or, as a control, memories "
+        "drawn at `random`, or the query `itself` in the place of every memory.",
+    )
     alpha: float = Field(
         default=0.5, ge=0, le=1, description="Weight of the encoder's own representation in the output."
     )
@@ -73,6 +81,21 @@ class FinetuneSettings(FitSettings):
     def _consistent(self) -> "FinetuneSettings":
         if self.alpha == 1:
             raise ValueError("alpha = 1 gives the retrieval-augmented module no weight; lower it, or use stage 1 alone")
+        return self
+
+
+class ControlSettings(Settings):
+    """Which controls of stage 2 to train."""
+
+    controls: tuple[Control, ...] = Field(
+        default=("random", "itself"),
+        description="What stands in the place of the retrieved memories: memories drawn at random, or the query "
+        "itself. Each is trained like stage 2, with the same settings; none with [].",
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "ControlSettings":
+        require_distinct("controls", self.controls)
         return self
 
 

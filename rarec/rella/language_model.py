@@ -43,8 +43,8 @@ class LanguageModelSettings(Settings):
         default="none", description="Quantisation of the weights; 8bit and nf4 need a GPU."
     )
     vocabulary: int = Field(default=4096, ge=300, description="scratch: size of the byte-level BPE vocabulary.")
-    dim: int = Field(default=128, ge=8, description="scratch: width.")
-    layers: int = Field(default=4, ge=1, description="scratch: layers.")
+    dim: int = Field(default=64, ge=8, description="scratch: width.")
+    layers: int = Field(default=2, ge=1, description="scratch: layers.")
     heads: int = Field(default=4, ge=1, description="scratch: attention heads; must divide dim.")
     behaviours: int = Field(default=30, ge=1, description="scratch: behaviours per piece of history.")
     epochs: int = Field(
@@ -58,7 +58,12 @@ class LanguageModelSettings(Settings):
         description="scratch: most tokens to read in total, at least epochs times max_tokens. If the data have more, "
         "each epoch reads the descriptions (at most half of its tokens) and a random part of the histories.",
     )
-    batch_tokens: int = Field(default=8192, ge=64, description="scratch: tokens per training step.")
+    ratings: bool = Field(
+        default=True,
+        description="scratch: read each behaviour with its rating. If false, it reads titles and their order, no "
+        "opinions, so ratings teach it nothing but as shots.",
+    )
+    batch_tokens: int = Field(default=3072, ge=64, description="scratch: tokens per training step.")
     learning_rate: float = Field(default=2e-3, gt=0, description="scratch: peak learning rate of AdamW.")
     dropout: float = Field(default=0.0, ge=0, lt=1, description="scratch: dropout on attention weights.")
     seed: int = Field(default=42, ge=0, description="scratch: seed of weights and data order.")
@@ -78,6 +83,13 @@ class LanguageModelSettings(Settings):
                 f"raise tokens to {self.epochs * self.max_tokens}, or lower the others"
             )
         return self
+
+
+def read_untuned(source: str, ratings: bool) -> str:
+    """What of the data set a language model with these settings has read before it is tuned, in words."""
+    if source != SCRATCH:
+        return "nothing of these data"
+    return "every training rating" if ratings else "titles in training histories, no rating"
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Predictions for validation and test samples: zero-shot and by each adapter, with recent and retrieved histories."""
+"""Predictions for validation and test samples: untuned and by each adapter, with recent and retrieved histories."""
 
 import json
 import os
@@ -21,7 +21,7 @@ from rarec.data.ctr import CtrSamples, draw
 from rarec.rella.language_model import Answers
 from rarec.rella.prompt_source import PromptJob, PromptSource, open_prompts
 from rarec.rella.scoring import score
-from rarec.rella.training_samples import HISTORIES, History, Variant
+from rarec.rella.training_samples import HISTORIES, History, Variant, asked
 from rarec.rella.tuning import load_adapter
 from rarec.text.tokens import PromptTokens
 from rarec.training.engine import keep_freed_memory, worker_device
@@ -29,7 +29,7 @@ from rarec.training.job import Place
 from rarec.training.progress import ProgressReporter, launched_rank, worker_main
 from rarec.types import Split
 
-ZERO_SHOT = "zero-shot"
+UNTUNED = "untuned"
 SCORED: tuple[Split, ...] = ("valid", "test")
 
 
@@ -53,20 +53,43 @@ class PredictionSettings(Settings):
 
 def untuned(history: History) -> str:
     """Name of predictions by the language model without adapter."""
-    return f"{ZERO_SHOT}, {history}"
+    return f"{UNTUNED}, {history}"
 
 
 def comparisons(variants: Sequence[Variant]) -> list[tuple[str, str]]:
-    """(baseline, candidate) for each question: does tuning, retrieval, or mixing both histories help?"""
-    pairs = [(untuned("recent"), untuned("retrieved")), (untuned("retrieved"), variants[0].label("retrieved"))]
-    for mixed in (variant for variant in variants if variant.mode == "mixed"):
-        pairs.append((mixed.label("recent"), mixed.label("retrieved")))
-        pairs += [
-            (other.label("retrieved"), mixed.label("retrieved"))
-            for other in variants
-            if other.seed == mixed.seed and other.mode != "mixed"
-        ]
+    """(baseline, candidate) for each question: does retrieval help before tuning, does tuning, does the mixture?"""
+    model = variants[0].label("retrieved")
+    pairs = [(untuned("recent"), untuned("retrieved")), (untuned("retrieved"), model)]
+    pairs += [
+        (other.label("retrieved"), mixed.label("retrieved"))
+        for mixed, other in _beside_mixed(variants)
+        if other.mode in ("recent", "retrieved")
+    ]
     return pairs
+
+
+def controls(variants: Sequence[Variant]) -> list[tuple[str, str]]:
+    """(without, with) what retrieval is said to do: recent and random histories in its place, and half of the shots."""
+    pairs = []
+    for one, history in asked(variants):
+        if one.mode == "mixed" and history != "retrieved":
+            pairs.append((one.label(history), one.label("retrieved")))
+    pairs += [
+        (other.label(other.other), mixed.label("retrieved"))
+        for mixed, other in _beside_mixed(variants)
+        if other.mode not in ("recent", "retrieved")
+    ]
+    return pairs
+
+
+def _beside_mixed(variants: Sequence[Variant]) -> list[tuple[Variant, Variant]]:
+    """Every mixed adapter, and each of the others with its seed."""
+    return [
+        (mixed, other)
+        for mixed in variants
+        for other in variants
+        if mixed.mode == "mixed" != other.mode and other.seed == mixed.seed
+    ]
 
 
 @dataclass(frozen=True)
@@ -80,10 +103,15 @@ class Predictor:
     batch_tokens: int
 
     def predict(
-        self, model: Any, samples: np.ndarray, history: History, report: Callable[..., None]
+        self, model: Any, samples: np.ndarray, history: History, report: Callable[..., None], seed: int = 0
     ) -> tuple[np.ndarray, int]:
-        """(n,) probabilities of yes, and how many behaviours were left out because of the token limit."""
-        rows = self.source.rows(samples, history == "retrieved")
+        """(n,) probabilities of yes, and how many behaviours were left out because of the token limit.
+
+        Args:
+            seed: Seed of random histories.
+        """
+        source = self.source.randomised(seed) if history == "random" else self.source
+        rows = source.rows(samples, history != "recent")
         probability, dropped = score(model, self.prompts, rows, self.answers, self.device, self.batch_tokens, report)
         return probability, int(dropped.sum())
 
@@ -112,13 +140,13 @@ def predict_all(
     kept.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()
 
-    def run(label: str, model: Any, history: History) -> None:
+    def run(label: str, model: Any, history: History, seed: int = 0) -> None:
         nonlocal dropped, prompts, scored
         for split, rows in samples.items():
             file = kept / f"{label}, {split}.npz"
             found = _read(file)
             if found is None:
-                found = predictor.predict(model, rows, history, partial(report, stage=f"{label}, {split}"))
+                found = predictor.predict(model, rows, history, partial(report, stage=f"{label}, {split}"), seed)
                 _write(file, *found)
                 scored += len(rows)
             predictions[split][label] = found[0]
@@ -127,10 +155,11 @@ def predict_all(
 
     for history in HISTORIES:
         run(untuned(history), model, history)
+    every = asked([variant for variant, _ in adapters])
     for variant, folder in adapters:
         adapted = load_adapter(model, folder, base)
-        for history in variant.histories():
-            run(variant.label(history), adapted, history)
+        for history in (history for one, history in every if one == variant):
+            run(variant.label(history), adapted, history, variant.seed)
         model = adapted.unload()
     seconds = time.perf_counter() - started
     return predictions, {"prompts": prompts, "scored": scored, "seconds": seconds, "behaviours_dropped": dropped}

@@ -1,7 +1,7 @@
 """The prompts of samples, with their recent or their retrieved histories, as part numbers."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -23,6 +23,25 @@ RECENT, RETRIEVED = "recent.npy", "retrieved.npy"
 
 
 @dataclass(frozen=True)
+class RandomHistories:
+    """K behaviours drawn at random from each sample's history, the same ones whenever the sample is asked for."""
+
+    samples: CtrSamples
+    k: int
+    seed: int
+
+    def __getitem__(self, rows: IntArray) -> Distances:
+        """(B, K) distances of the behaviours drawn for B samples, largest first, 0 for none."""
+        before = (self.samples.position - self.samples.history_start)[rows]
+        out = np.zeros((len(rows), self.k), dtype=distance_type(self.samples.offsets))
+        for number, (sample, length) in enumerate(zip(rows.tolist(), before.tolist(), strict=True)):
+            count = min(self.k, length)
+            drawn = np.random.default_rng([self.seed, sample]).choice(length, count, replace=False) + 1
+            out[number, self.k - count :] = np.sort(drawn)[::-1]
+        return out
+
+
+@dataclass(frozen=True)
 class PromptSource:
     """All samples of a data set, and the two histories of each.
 
@@ -37,7 +56,7 @@ class PromptSource:
     items: IntArray
     parts: PromptParts
     recent: Distances
-    retrieved: Distances
+    retrieved: Distances | "RandomHistories"
 
     @classmethod
     def load(
@@ -70,6 +89,10 @@ class PromptSource:
         distances[chosen] = self.retrieved[samples[chosen]]
         distances[~chosen] = self.recent[samples[~chosen]]
         return self.parts.of(self.user(samples), self.items[position], position, distances)
+
+    def randomised(self, seed: int) -> "PromptSource":
+        """The same, with K behaviours drawn at random in the place of the retrieved ones."""
+        return replace(self, retrieved=RandomHistories(self.samples, self.recent.shape[1], seed))
 
     def user(self, samples: IntArray) -> IntArray:
         """(B,) user of each sample."""

@@ -1,8 +1,9 @@
 """A small Llama trained on the data set itself, for use without pre-trained weights.
 
-It reads the catalogue and the training histories, so it knows titles and ratings. It is not a general language model,
-and its card says so. It reads nothing of validation or test: a behaviour is training text only if it happened before
-the first validation sample.
+It reads the catalogue and the training histories, so it knows titles and, unless ``ratings`` is false, every training
+rating: it is no few-shot learner, however few answers tune its adapter. It is not a general language model, and its
+card says so. It reads nothing of validation or test: a behaviour is training text only if it happened before the first
+validation sample.
 """
 
 import json
@@ -111,6 +112,13 @@ def training_positions(samples: CtrSamples, timestamp: IntArray, has_clock: bool
     return np.sort(ranges(samples.offsets[users], lengths))
 
 
+def without_ratings(parts: PromptParts, names: Sequence[str], items: IntArray) -> PromptParts:
+    """The same parts, but the line of each of the M interactions has only the name of its item (``items``, (M,))."""
+    lines = [f"{name}\n" for name in names]
+    texts = [*parts.texts[: parts.lines], *lines, *parts.texts[parts.questions :]]
+    return replace(parts, texts=texts, questions=parts.lines + len(lines), line_of=items)
+
+
 def train_small_llama(
     parts: PromptParts,
     catalogue: Catalogue,
@@ -138,6 +146,8 @@ def train_small_llama(
     """
     engine, device = engine or EngineSettings(), worker_device()
     join_group(device)
+    if not settings.ratings:
+        parts = without_ratings(parts, catalogue.names, items)
     readable = np.unique(parts.line_of[allowed]) + parts.lines
     # All prompts have the heading and the words of the question, so these should take few tokens.
     always = [parts.texts[parts.lines - 1]] * len(catalogue.names) + parts.texts[parts.questions :]
@@ -172,7 +182,8 @@ def train_small_llama(
     card = {
         "what": "a small Llama trained by RaRec on one data set; not a general language model",
         "read": f"in a mean epoch {shares[1]:.2%} of the tokens of {len(catalogue.descriptions)} item descriptions, "
-        f"and {shares[0]:.2%} of those of {len(allowed)} training behaviours with the profiles of their users",
+        f"and {shares[0]:.2%} of those of {len(allowed)} training behaviours with the profiles of their users, "
+        f"{'each with its rating' if settings.ratings else 'without ratings'}",
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "tokens_read": summary["tokens"],
         **dict(zip(SHARES, shares, strict=True)),

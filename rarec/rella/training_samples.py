@@ -13,8 +13,8 @@ from rarec.config import Settings, require_distinct
 from rarec.data.ctr import CtrSamples, draw
 from rarec.types import BoolArray, IntArray
 
-Mode = Literal["recent", "retrieved", "mixed"]
-History = Literal["recent", "retrieved"]
+Mode = Literal["recent", "retrieved", "mixed", "random", "mixed-random", "mixed-half"]
+History = Literal["recent", "retrieved", "random"]
 HISTORIES: tuple[History, ...] = ("recent", "retrieved")
 _VARIANTS = "variants.json"
 
@@ -34,16 +34,26 @@ class Variant:
     @classmethod
     def named(cls, name: str) -> "Variant":
         """The variant with this `name`."""
-        mode, _, seed = name.partition("-")
+        mode, _, seed = name.rpartition("-")
         return cls(cast(Mode, mode), int(seed))
 
     def label(self, history: History) -> str:
         """Name of its predictions."""
         return f"tuned on {self.mode}, {history} (seed {self.seed})"
 
+    @property
+    def random(self) -> bool:
+        """Whether random behaviours take the place of the retrieved ones: a control."""
+        return self.mode in ("random", "mixed-random")
+
+    @property
+    def other(self) -> History:
+        """The history that is not the recent one."""
+        return "random" if self.random else "retrieved"
+
     def histories(self) -> tuple[History, ...]:
         """Histories to evaluate it on: retrieved ones, as in the paper, and recent ones if it was tuned on these."""
-        return ("retrieved",) if self.mode == "retrieved" else HISTORIES
+        return (self.other,) if self.mode in ("retrieved", "random") else ("recent", self.other)
 
 
 class TrainingSampleSettings(Settings):
@@ -53,7 +63,9 @@ class TrainingSampleSettings(Settings):
     modes: tuple[Mode, ...] = Field(
         default=("mixed",),
         description="Histories of the training prompts: recent, retrieved, or mixed (each sample with both). One "
-        "adapter is tuned for each mode and seed. The first one is the model, the others are for comparison.",
+        "adapter is tuned for each mode and seed. The first one is the model, the others are for comparison; so are "
+        "the controls: mixed-half (half of the shots, so as many prompts as recent), and random and mixed-random (K "
+        "behaviours drawn at random in the place of the retrieved ones).",
     )
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(
         default=(42,), description="Seeds of the draw and of the tuning."
@@ -63,11 +75,26 @@ class TrainingSampleSettings(Settings):
     def _consistent(self) -> "TrainingSampleSettings":
         for name in ("modes", "seeds"):
             require_distinct(name, getattr(self, name))
+        if self.modes and self.modes[0] in ("random", "mixed-random"):
+            raise ValueError(f"modes begins with {self.modes[0]}, a control; put the mode of the model first")
         return self
 
     def variants(self) -> list[Variant]:
         """All pairs of mode and seed, those of the first seed first."""
         return [Variant(mode, seed) for seed in self.seeds for mode in self.modes]
+
+
+def asked(variants: Sequence[Variant]) -> list[tuple[Variant, History]]:
+    """What is evaluated: every adapter with its histories, and beside a random control the mixed ones with random too.
+
+    The latter shows what similarity is worth in prompts alone.
+    """
+    also = any(variant.random for variant in variants)
+    return [
+        (variant, history)
+        for variant in variants
+        for history in (*variant.histories(), *(("random",) if also and variant.mode == "mixed" else ()))
+    ]
 
 
 def save_variants(variants: Sequence[Variant], folder: Path) -> None:
@@ -111,9 +138,10 @@ def draw_training_samples(samples: CtrSamples, count: int, mode: Mode, seed: int
     """Draw ``count`` samples of the training split, or all if there are fewer.
 
     With the same seed, a smaller draw is part of a larger one. ``mixed`` gives each sample twice, once with each
-    history, so there are twice as many prompts.
+    history, so there are twice as many prompts; ``mixed-half`` draws half as many samples. In the random modes the
+    prompts marked as retrieved get random histories when they are made.
     """
-    chosen = draw(samples, "train", count, seed)
-    if mode == "mixed":
+    chosen = draw(samples, "train", max(1, count // 2) if mode == "mixed-half" else count, seed)
+    if mode.startswith("mixed"):
         return TrainingSamples(np.concatenate([chosen, chosen]), np.arange(2 * len(chosen)) >= len(chosen))
-    return TrainingSamples(chosen, np.full(len(chosen), mode == "retrieved"))
+    return TrainingSamples(chosen, np.full(len(chosen), mode != "recent"))

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from rarec.data.ctr import draw
 from rarec.errors import InputError
 from rarec.metrics.ctr import METRICS, ctr_metrics
-from rarec.rella.language_model import Answers, PaddedBatch, last_logits, pad
+from rarec.rella.language_model import SCRATCH, Answers, PaddedBatch, last_logits, pad
 from rarec.rella.prompt_source import PromptJob, PromptSource, open_prompts
 from rarec.rella.scoring import out_of_memory, score
 from rarec.rella.training_samples import TrainingSamples
@@ -60,14 +60,21 @@ class TuningSettings(FitSettings):
     validation_prompts: int = Field(
         default=2000, ge=2, description="Validation samples to score after each epoch, drawn with the seed."
     )
-    loss_over: Literal["vocabulary", "answers"] = Field(
-        default="vocabulary",
-        description="Tokens over which the loss is computed: the vocabulary, as in the paper; or only the two answers, "
-        "for a model that was never taught to answer questions.",
+    loss_over: Literal["auto", "vocabulary", "answers"] = Field(
+        default="auto",
+        description="Tokens over which the loss is computed: the vocabulary, as in the paper; only the two answers, "
+        "for a model that was never taught to answer questions; or auto: the answers for a model trained here "
+        "(`scratch`), the vocabulary for any other.",
     )
     gradient_checkpointing: bool = Field(
         default=False, description="Recompute activations instead of keeping them: less memory, more time."
     )
+
+    def for_model(self, source: str) -> "TuningSettings":
+        """These settings for a language model from ``source``, with ``loss_over`` decided."""
+        if self.loss_over != "auto":
+            return self
+        return self.model_copy(update={"loss_over": "answers" if source == SCRATCH else "vocabulary"})
 
 
 def untie(model: Any, targets: Collection[str]) -> None:
@@ -317,19 +324,23 @@ class TuningJob(PromptJob):
     histories: Path | None = Field(
         default=None, description="Folder of other histories than those of the artifacts, as `save_histories` writes."
     )
+    random: bool = Field(default=False, description="Draw behaviours at random instead of retrieving them; a control.")
 
 
 def work(job: TuningJob, place: Place, reporter: ProgressReporter) -> None:
     """Worker entry."""
     keep_freed_memory()
     source, reference, prompts, answers = open_prompts(job, job.histories)
+    if job.random:
+        source = source.randomised(job.seed)
+    settings = job.settings.for_model(reference.source)
     objective = TuningObjective(
-        add_adapter(reference.model(worker_device()), job.settings, job.seed),
+        add_adapter(reference.model(worker_device()), settings, job.seed),
         source,
         prompts,
         TrainingSamples.load(job.training_samples),
         answers,
-        job.settings,
+        settings,
         job.seed,
         worker_device(),
         place.engine.accumulation,

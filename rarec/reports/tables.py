@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 UNDEFINED = "–"
-TEXT_WIDTH = 36
+TEXT_WIDTH = 48
 """Most characters of a cell in a terminal."""
 
 
@@ -74,9 +74,9 @@ def _markdown(text: str) -> str:
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
-def as_text(tables: Iterable[Table], longest: int = TEXT_WIDTH) -> str:
-    """The tables as aligned plain text, for a terminal. Cells are truncated to ``longest`` characters."""
-    parts = []
+def as_text(tables: Iterable[Table], summary: str = "", longest: int = TEXT_WIDTH) -> str:
+    """A summary and the tables as aligned plain text, for a terminal; cells have at most ``longest`` characters."""
+    parts = [summary] if summary else []
     for table in tables:
         lines = [tuple(cell[:longest] for cell in row) for row in (table.header, *table.rows)]
         widths = [max(len(row[column]) for row in lines) for column in range(len(table.header))]

@@ -195,6 +195,20 @@ class MemoryBank:
         answered.end()
         return found
 
+    def drawn(self, queries: Queries, k: int, seed: int) -> IntArray:
+        """(Q, k) ids of allowed memories drawn at random with replacement; -1 where hardly any are allowed.
+
+        This is the control of retrieval: whatever a model gains with these memories, it owes to no similarity.
+        """
+        self._require(k)
+        generator = np.random.default_rng(seed)
+        found = np.full((len(queries), k), -1, dtype=np.int64)
+        for start in range(0, len(queries), _CHUNK):
+            part = queries[start : start + _CHUNK]
+            ids = generator.integers(0, len(self), (len(part), 2 * k + 16))
+            found[start : start + _CHUNK] = first_allowed(ids, self.allowed(part, ids), k)[0]
+        return found
+
     def suitable_items(
         self, queries: Queries, item_embeddings: Float32Array, k: int, report: ReportProgress = quiet
     ) -> IntArray:

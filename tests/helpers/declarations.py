@@ -32,6 +32,7 @@ RASEREC = {
         "dim": 8, "inner_dim": 8, "layers": 1, "heads": 1, "max_length": 8, "batch_size": 64, "epochs": 2,
     },
     "raserec_finetuned": {"memories": 5, "alpha": 0.6, "heads": 1, "inner_dim": 8, "epochs": 2},
+    "raserec_controls": {"controls": ["random"]},
 }  # fmt: skip
 RELLA = {
     "textual_samples": {"behaviours": 8},
@@ -44,7 +45,7 @@ RELLA = {
     "ctr_metrics": {"resamples": 100},
 }  # fmt: skip
 RELLA_MODELS = [
-    "zero-shot, recent", "zero-shot, retrieved",
+    "untuned, recent", "untuned, retrieved",
     "tuned on mixed, recent (seed 42)", "tuned on mixed, retrieved (seed 42)",
     "tuned on recent, recent (seed 42)", "tuned on recent, retrieved (seed 42)",
 ]  # fmt: skip

@@ -6,11 +6,15 @@ Everything is drawn from one seed:
   *followers*: its sequel, films of the same theme and a few others.
 - A viewer has a taste over genres, partly determined by sex, age group and occupation. It drifts from one point to
   another over the viewer's history. No viewer rates a film twice.
-- With probability `transition_probability` the next film is an unseen follower of one of the latest films, mostly of
-  the last one. Otherwise it is drawn by popularity times taste.
-- The rating is the taste for the film's genres plus the film's quality plus noise, rounded to 1 to 5.
+- A viewer now and then follows a *programme*: a festival's films in their order. There are many programmes and each has
+  few viewers, so what comes next in one is rare: hard to learn, but easy to recall by who remembers others there.
+- Otherwise, with probability `transition_probability`, the next film is an unseen follower of one of the latest films,
+  mostly of the last one. Else it is drawn by popularity times taste.
+- The rating is the taste for the film's genres, the viewer's liking of its theme, the film's quality and noise, rounded
+  to 1 to 5. Of a long history only the films of the same theme, a twentieth, tell the liking of a theme.
 
 So models can learn the next film from the latest ones, and the rating from profile, history and the film's text.
+Programmes are what a memory of similar users is for, and themes what retrieving similar behaviours is for.
 """
 
 from dataclasses import dataclass
@@ -22,7 +26,7 @@ from pydantic import Field
 
 from rarec.config import Settings
 
-GENERATOR_VERSION = 1  # increase it with every change that alters the files
+GENERATOR_VERSION = 2  # increase it with every change that alters the files
 
 # theme: (main genre, its words for titles)
 THEMES: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -65,6 +69,8 @@ FEMALE_SHARE = 0.28
 SECOND_GENRE_SHARE = 0.4
 SERIES_SHARE = 0.3  # share of films that begin a series of two to four
 FOLLOWERS = 6
+PROGRAMME = 8  # films of a programme
+THEME_SPREAD = 0.8  # standard deviation of a viewer's liking of themes
 LATEST_SHARES = (
     0.8,
     0.15,
@@ -88,6 +94,13 @@ class DemoSettings(Settings):
     transition_probability: float = Field(
         default=0.6, ge=0, le=1, description="Share of films that follow from the latest ones rather than from taste."
     )
+    programmes: int = Field(default=300, ge=0, description="Number of programmes: films in a fixed order.")
+    programme_probability: float = Field(
+        default=0.06,
+        ge=0,
+        le=1,
+        description="How often a viewer who follows no programme begins one with the next film.",
+    )
     seed: int = Field(default=7, ge=0, description="Seed of the generator.")
 
 
@@ -96,15 +109,17 @@ class _Films:
     titles: list[str]
     genre_names: list[str]
     genres: np.ndarray  # (I, G) float, rows sum to 1
+    theme: np.ndarray  # (I,) int
     quality: np.ndarray  # (I,)
     popularity: np.ndarray  # (I,) sums to 1
     followers: np.ndarray  # (I, FOLLOWERS) int
+    programmes: np.ndarray  # (P, PROGRAMME) int
 
 
 def generate_demo(settings: DemoSettings, folder: Path) -> None:
     """Write `users.dat`, `movies.dat` and `ratings.dat` in MovieLens-1M's format into the existing `folder`."""
     rng = np.random.default_rng(settings.seed)
-    films = _make_films(settings.items, rng)
+    films = _make_films(settings, rng)
     profiles, tastes = _make_users(settings.users, rng)
     ids = np.sort(rng.choice(np.arange(1, settings.items + settings.items // 10 + 1), settings.items, replace=False))
     ratings = []
@@ -119,7 +134,8 @@ def generate_demo(settings: DemoSettings, folder: Path) -> None:
         (folder / name).write_bytes("".join(line + "\n" for line in lines).encode("latin-1"))
 
 
-def _make_films(count: int, rng: np.random.Generator) -> _Films:
+def _make_films(settings: DemoSettings, rng: np.random.Generator) -> _Films:
+    count = settings.items
     themes = list(THEMES)
     titles: list[str] = []
     genre_names: list[str] = []
@@ -153,6 +169,8 @@ def _make_films(count: int, rng: np.random.Generator) -> _Films:
         quality=rng.normal(0, 0.5, count),
         popularity=popularity,
         followers=_followers(np.array(theme_of), np.array(sequel_of), rng),
+        theme=np.array(theme_of),
+        programmes=np.array([rng.permutation(count)[:PROGRAMME] for _ in range(settings.programmes)]),
     )
 
 
@@ -198,10 +216,20 @@ def _history(
     seen = np.zeros(settings.items, dtype=bool)
     watched: list[int] = []
     liking = np.empty(length)
+    of_theme = rng.normal(0, THEME_SPREAD, len(THEMES))
+    programme: list[int] = []  # what is left of it
     for step in range(length):
         drift = step / length
-        likes = films.genres @ ((1 - drift) * taste[0] + drift * taste[1])
-        film = _follower(films, watched, seen, rng) if rng.random() < settings.transition_probability else -1
+        likes = films.genres @ ((1 - drift) * taste[0] + drift * taste[1]) + of_theme[films.theme]
+        if not programme and settings.programmes and rng.random() < settings.programme_probability:
+            programme = films.programmes[rng.integers(settings.programmes)].tolist()
+        programme = [film for film in programme if not seen[film]]
+        if programme:
+            film = programme.pop(0)
+        elif rng.random() < settings.transition_probability:
+            film = _follower(films, watched, seen, rng)
+        else:
+            film = -1
         if film < 0:
             weights = films.popularity * np.exp(likes) * ~seen
             film = int(np.searchsorted(np.cumsum(weights), rng.random() * weights.sum(), side="right"))

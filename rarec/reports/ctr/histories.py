@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from rarec.metrics.histories import distinct_genres, genre_matrix, mean_similarity, random_behaviours
+from rarec.metrics.histories import distinct_genres, genre_matrix, mean_similarity
 from rarec.rella.prompt_source import PromptSource
 from rarec.reports.ctr.records import Heterogeneity, Similarity
 from rarec.retrieval.subr import recent_behaviours, retrieve_behaviours
@@ -49,11 +49,10 @@ def similarity(source: PromptSource, vectors: Float32Array, test: IntArray) -> l
     shown = _studied(test)
     samples = source.samples
     position = samples.position[shown]
-    lengths = position - samples.offsets[source.user(shown)]
     histories = {
         "retrieved": source.retrieved[shown],
         "recent": source.recent[shown],
-        "random": random_behaviours(lengths, source.recent.shape[1], seed=0),
+        "random": source.randomised(seed=0).retrieved[shown],
     }
     return [
         Similarity(history=name, cosine=mean_similarity(vectors, source.items, position, distances))  # type: ignore[arg-type]

@@ -138,8 +138,11 @@ class CtrReport(Report):
     sizes: tuple[SplitSize, ...]
     chosen: Text = Field(description="The model on the cards, which is compared with the yardstick.")
     yardstick: Text | None = Field(description="The baseline that every table shows.")
+    read: dict[str, Text] = Field(default={}, description="What of the training data each model was fitted on.")
     scores: tuple[CtrScores, ...]
     comparisons: tuple[CtrComparison, ...]
+    causes: tuple[CtrComparison, ...] = Field(default=(), description="Comparisons with controls.")
+    summary: Text = Field(default="", description="Who wins, the chosen model or the yardstick, and by how much.")
     groups: tuple[SampleGroup, ...]
     group_scores: tuple[CtrGroupScores, ...]
     calibrations: tuple[Calibration, ...]

@@ -28,7 +28,7 @@ from rarec.reports.ctr.records import (
     SeedSummary,
     Similarity,
 )
-from rarec.reports.ctr.tables import ctr_cards, ctr_markdown_tables, ctr_tables, ctr_text_tables
+from rarec.reports.ctr.tables import ctr_cards, ctr_markdown_tables, ctr_tables, ctr_text_tables, summary
 from rarec.reports.page import ReportPaths, write_page
 from rarec.reports.records import SHOWN_SPLITS, Epoch, Link, TrainingCurve
 from rarec.types import BoolArray, Float64Array, Split
@@ -67,7 +67,9 @@ def build_ctr_report(
     split_rule: str,
     yardstick: str | None = None,
     chosen: str | None = None,
+    read: Mapping[str, str] | None = None,
     comparisons: Sequence[tuple[str, str]] = (),
+    controls: Sequence[tuple[str, str]] = (),
     heterogeneity: Sequence[Heterogeneity] = (),
     similarity: Sequence[Similarity] = (),
     seed_runs: Sequence[SeedRun] = (),
@@ -92,8 +94,10 @@ def build_ctr_report(
         yardstick: Model that every table shows, and that `chosen` is compared with.
         chosen: Model of the cards and bins. By default the one with the highest AUC on the validation split, or the
             last one if there is no such split; never the yardstick, if there is another.
+        read: What of the training data each model was fitted on, in words.
         comparisons: (baseline, candidate) models to compare on every split that both have. (yardstick, chosen) is
             added.
+        controls: (without, with) pairs that show what a model owes to its claimed cause. They share one table.
         heterogeneity: Mean number of genres in the histories of prompts.
         similarity: Mean cosine similarity between histories and targets.
         seed_runs: Trainings that differ in their seed. They are summarised by mode and history, if any has two seeds.
@@ -122,6 +126,14 @@ def build_ctr_report(
         bootstrap = UserBootstrap(own.label, own.user, sum(seeds.values()), resamples)
         drawn |= {key: bootstrap.metrics(p) for key, p in probabilities.items() if key[1] == split}
 
+    def compared(pairs: Sequence[tuple[str, str]]) -> tuple[CtrComparison, ...]:
+        return tuple(
+            CtrComparison(baseline=baseline, candidate=candidate, split=split, differences=differences)
+            for baseline, candidate in pairs
+            for split, differences in _differences(baseline, candidate, values, drawn)
+        )
+
+    every = compared(pairs)
     groupings = [(split, groups) for split in samples for groups in (lengths[split], counts[split])]
     return CtrReport(
         dataset=dataset,
@@ -133,15 +145,14 @@ def build_ctr_report(
         sizes=tuple(own.size(split) for split, own in samples.items()),
         chosen=chosen,
         yardstick=yardstick,
+        read=dict(read or {}),
         scores=tuple(
             CtrScores(model=model, split=split, metrics=_estimates(values[model, split], drawn[model, split]))
             for model, split in probabilities
         ),
-        comparisons=tuple(
-            CtrComparison(baseline=baseline, candidate=candidate, split=split, differences=differences)
-            for baseline, candidate in pairs
-            for split, differences in _differences(baseline, candidate, values, drawn)
-        ),
+        comparisons=every,
+        causes=compared(controls),
+        summary=summary(every, yardstick, chosen),
         groups=tuple(group for split, groups in groupings for group in _groups(split, groups, samples[split])),
         group_scores=tuple(
             scores

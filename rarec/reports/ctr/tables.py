@@ -1,10 +1,10 @@
 """The tables and cards of the CTR report."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from rarec.metrics.ctr import METRICS
-from rarec.reports.ctr.records import Calibration, CtrReport, Estimate
+from rarec.reports.ctr.records import Calibration, CtrComparison, CtrReport, Estimate
 from rarec.reports.records import SPLIT_NAMES
 from rarec.reports.tables import UNDEFINED, Card, Table, as_markdown, as_text, number
 from rarec.types import Split
@@ -61,17 +61,35 @@ def ctr_tables(report: CtrReport) -> list[Table]:
     by_split = (_score_table, _comparison_tables, _group_tables)
     tables = [table for maker in by_split for split in report.splits for table in maker(report, split)]
     once = (_calibration_table, _heterogeneity_tables, _similarity_tables, _seed_table)
-    return [*tables, *(table for maker in once for table in maker(report))]
+    causes = [table for split in report.splits for table in _cause_tables(report, split)]
+    return [*tables, *(table for maker in once for table in maker(report)), *causes]
+
+
+def summary(comparisons: Sequence[CtrComparison], yardstick: str | None, chosen: str) -> str:
+    """Who wins on the test split, the chosen model or the yardstick, and by how much AUC, in one sentence."""
+    for compared in comparisons:
+        if (compared.split, compared.baseline, compared.candidate) != ("test", yardstick, chosen):
+            continue
+        auc = compared.differences["AUC"]
+        by = f"by {number(abs(auc.value))} AUC (95% interval {_range(auc, '+.4f')})"
+        if not auc.excludes_zero:
+            return f"No difference between {chosen} and {yardstick} is shown {by}."
+        better, worse = (chosen, yardstick) if auc.value > 0 else (yardstick, chosen)
+        return f"{better} beats {worse} {by}."
+    return ""
 
 
 def ctr_markdown_tables(report: CtrReport) -> str:
-    """All tables in Markdown, each under its caption. Text is escaped, so names cannot add markup."""
-    return as_markdown(ctr_tables(report))
+    """Summary, and all tables in Markdown, each under its caption. Text is escaped, so names cannot add markup."""
+    return as_markdown(ctr_tables(report), report.summary)
 
 
 def ctr_text_tables(report: CtrReport) -> str:
-    """Tables of metrics and comparisons as aligned plain text, for a terminal."""
-    return as_text(table for table in ctr_tables(report) if table.section in ("scores", "comparisons"))
+    """Summary, and tables of metrics and comparisons as aligned plain text, for a terminal."""
+    return as_text(
+        (table for table in ctr_tables(report) if table.section in ("scores", "comparisons", "controls")),
+        report.summary,
+    )
 
 
 def ordered_models(report: CtrReport, split: Split) -> list[str]:
@@ -86,12 +104,14 @@ def _score_table(report: CtrReport, split: Split) -> Iterator[Table]:
     rows = []
     for model in ordered_models(report, split):
         seed = (str(report.seeds.get(model, UNDEFINED)),) if several else ()
-        rows.append((model, *seed, *(with_interval(report.of(model, split)[name]) for name in METRICS)))
+        read = (report.read.get(model, UNDEFINED),) if report.read else ()
+        rows.append((model, *read, *seed, *(with_interval(report.of(model, split)[name]) for name in METRICS)))
     where = (
         f"{provenance(report, split)}; {size.n_samples:,} samples of {size.n_users:,} users, "
         f"{number(size.likes, '.1%')} likes"
     )
-    yield Table("scores", "Metrics", where, ("Model", *(("Seed",) if several else ()), *METRICS), tuple(rows))
+    columns = ("Model", *(("Fitted on",) if report.read else ()), *(("Seed",) if several else ()))
+    yield Table("scores", "Metrics", where, (*columns, *METRICS), tuple(rows), n_text=1 + bool(report.read))
 
 
 def _comparison_tables(report: CtrReport, split: Split) -> Iterator[Table]:
@@ -114,6 +134,27 @@ def _comparison_tables(report: CtrReport, split: Split) -> Iterator[Table]:
         header = ("Metric", "The interval", compared.candidate, compared.baseline, "Difference", "95% interval")
         title = f"{compared.candidate} minus {compared.baseline}"
         yield Table("comparisons", title, provenance(report, split), header, rows, n_text=2)
+
+
+def _cause_tables(report: CtrReport, split: Split) -> Iterator[Table]:
+    """One row a pair: what the model gains over itself without what is said to help."""
+    rows = tuple(
+        (
+            one.candidate,
+            one.baseline,
+            reading("AUC", one.differences["AUC"]),
+            *(f"{number(own.value, '+.4f')} ({_range(own, '+.4f')})" for own in _shown(one)),
+        )
+        for one in report.causes
+        if one.split == split
+    )
+    if rows:
+        header = ("Model", "minus", "The interval of AUC", *GROUP_METRICS)
+        yield Table("controls", "What retrieval is worth", provenance(report, split), header, rows, n_text=3)
+
+
+def _shown(compared: CtrComparison) -> list[Estimate]:
+    return [compared.differences[name] for name in GROUP_METRICS]
 
 
 def _range(estimate: Estimate, spec: str = ".4f") -> str:

@@ -87,6 +87,7 @@ class RankingReport(Report):
     scores: tuple[Scores, ...]
     groups: tuple[GroupScores, ...]
     comparisons: tuple[Comparison, ...]
+    causes: tuple[Comparison, ...] = Field(default=(), description="Comparisons with controls, over all users.")
     recommended: tuple[Recommended, ...]
     curves: tuple[RankingCurve, ...] = ()
     published: tuple[Published, ...] = ()

@@ -71,6 +71,7 @@ def build_report(
     training_counts: npt.ArrayLike,
     training_lengths: npt.ArrayLike,
     comparisons: Sequence[tuple[str, str]] = (),
+    controls: Sequence[tuple[str, str]] = (),
     curves: Sequence[RankingCurve] = (),
     published: Sequence[Published] = (),
     links: Sequence[Link] = (),
@@ -88,6 +89,8 @@ def build_report(
         training_lengths: (U,) training interactions of each user.
         comparisons: Pairs of a baseline and a candidate to compare, paired by user, on HR, NDCG and MRR at 10, and in
             each group on HR and NDCG. The first pair makes the summary.
+        controls: Pairs that show what a model owes to its claimed cause: itself or the model without the cause, before
+            and after. They share one table.
         curves: Training curves.
         published: Metrics that others published for the same data set, split and protocol.
         links: Links to other web pages.
@@ -138,6 +141,12 @@ def build_report(
     seed = sum(seeds.values())
     of_users = {split: (popularity.of(targets), activity) for split, targets in targets_of.items()}
     compared = [one for pair in comparisons for one in _compare(ranks, *pair, groups=of_users, seed=seed)]
+    causes = [
+        one
+        for pair in controls
+        for one in _compare(ranks, *pair, groups=dict.fromkeys(of_users, ()), seed=seed)
+        if one.metric in KEY_METRICS
+    ]
     return RankingReport(
         dataset=dataset,
         data_version=data_version,
@@ -150,6 +159,7 @@ def build_report(
         groups=tuple(groups),
         comparisons=tuple(compared),
         summary=summary(compared),
+        causes=tuple(causes),
         recommended=tuple(recommended),
         curves=tuple(curves),
         published=tuple(published),

@@ -60,6 +60,7 @@ def report_tables(report: RankingReport) -> list[Table]:
         _comparison_tables,
         _group_tables,
         _recommended_tables,
+        _cause_tables,
     )
     return [
         table
@@ -138,6 +139,28 @@ def _comparison_tables(report: RankingReport, split: Split, protocol: Protocol) 
     return tables
 
 
+def _cause_tables(report: RankingReport, split: Split, protocol: Protocol) -> list[Table]:
+    """One row a pair: what the model, or a control, gains."""
+    here = [c for c in report.causes if (c.split, c.protocol) == (split, protocol)]
+    if not here:
+        return []
+    rows = []
+    for baseline, candidate in _pairs(here):
+        own = [c for c in here if (c.baseline, c.candidate) == (baseline, candidate)]
+        shown = {c.metric: f"{number(c.difference, '+.4f')} ({_interval(c)})" for c in own}
+        rows.append((candidate, baseline, _verdict(own), *(shown[name] for name in KEY_METRICS)))
+    header = ("Model", "minus", f"The {here[0].confidence:.0%} intervals", *KEY_METRICS)
+    return [Table("controls", "What retrieval is worth", provenance(report, split, protocol), header, tuple(rows), 3)]
+
+
+def _verdict(compared: Sequence[Comparison]) -> str:
+    if all(c.ci_low > 0 for c in compared):
+        return "exclude 0: better"
+    if all(c.ci_high < 0 for c in compared):
+        return "exclude 0: worse"
+    return "include 0" if all(c.ci_low <= 0 <= c.ci_high for c in compared) else "one includes 0"
+
+
 def _compared(c: Comparison) -> tuple[str, ...]:
     return (
         c.metric,
@@ -198,5 +221,7 @@ def markdown_tables(report: RankingReport) -> str:
 
 def text_tables(report: RankingReport) -> str:
     """Summary, and tables of metrics and comparisons as aligned plain text, for a terminal."""
-    tables = as_text(table for table in report_tables(report) if table.section in ("scores", "comparisons"))
-    return f"{report.summary}\n\n{tables}" if report.summary else tables
+    return as_text(
+        (table for table in report_tables(report) if table.section in ("scores", "comparisons", "controls")),
+        report.summary,
+    )

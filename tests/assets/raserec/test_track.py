@@ -17,14 +17,14 @@ from resources.workers import launcher
 ALL = {
     "raw_interactions", "interactions", "item_catalog", "user_profiles", "user_sequences",
     "raserec_pretrained", "memory_bank", "raserec_finetuned", "recommendations", "ranking_baselines",
-    "ranking_metrics",
+    "ranking_metrics", "raserec_controls",
 }  # fmt: skip
 PRETRAIN, FINETUNE = "rarec.raserec.pretrain", "rarec.raserec.finetune"
 
 
 def test_first_run_builds_everything_with_one_worker_a_stage(seed):
     assert built(seed.first) == ALL
-    assert seed.launched == (PRETRAIN, FINETUNE)
+    assert seed.launched == (PRETRAIN, FINETUNE, FINETUNE)  # stage 2, and its control
 
 
 def test_every_check_ran_and_passed(first):
@@ -59,6 +59,7 @@ def test_metadata_tells_identity_place_and_mlflow_run(seed):
         ("raserec_pretrained", {"history.json"}),
         ("memory_bank", {"bank.json", "index.faiss", "representations.npy"}),
         ("raserec_finetuned", {"history.json"}),
+        ("raserec_controls", {"random/history.json", "random/module.safetensors"}),
         ("recommendations", {"recommendations.parquet"}),
         ("ranking_baselines", {"ranks.parquet", "chosen.json"}),
         ("ranking_metrics", {"report.html", "report.json"}),

@@ -24,7 +24,7 @@ def test_report_shows_all_models_and_is_measured_by_the_best_simple_method(plant
     assert set(report.models) == {*RELLA_MODELS, *simple}
     assert report.chosen == CHOSEN_MODEL
     assert report.yardstick == max(simple, key=lambda name: report.of(name, "valid")["AUC"].value)
-    assert report.compared("zero-shot, retrieved", CHOSEN_MODEL, "test") is not None
+    assert report.compared("untuned, retrieved", CHOSEN_MODEL, "test") is not None
     assert report.compared("tuned on mixed, recent (seed 42)", CHOSEN_MODEL, "test") is not None
     assert report.compared("tuned on recent, retrieved (seed 42)", CHOSEN_MODEL, "test") is not None
     assert {(own.history, own.k) for own in report.heterogeneity} >= {("recent", 5), ("retrieved", 30)}
@@ -40,7 +40,7 @@ def test_similar_behaviours_are_more_similar(plant, first):
     assert cosine["retrieved"] > max(cosine["recent"], cosine["random"])
 
 
-def test_mlflow_sets_zero_shot_beside_tuned(plant, first):
+def test_mlflow_sets_untuned_beside_tuned(plant, first):
     client = mlflow.MlflowClient(plant.home.tracking_uri)
     parent = Path(metadata(first)["ctr_metrics"]["mlflow_run"]).name
     experiment = client.get_run(parent).info.experiment_id

@@ -46,6 +46,25 @@ def test_builtin_labels_follow_the_papers():
         assert specs[name].is_positive(ratings).tolist() == [False, False, False, False, True]
 
 
+def test_sister_data_sets_agree_on_the_language_track():
+    """Of one domain and one template, all have the same defaults, but for what a comment in the file explains."""
+    stages = ("textual_samples", "base_language_model", "lora_checkpoint", "ctr_predictions", "mixed_reit_samples")
+    explained = {("ml-100k", "base_language_model"): "vocabulary"}  # 80,000 ratings teach fewer tokens
+    families: dict[str, list[DatasetSpec]] = {}
+    for spec in builtin_specs().values():
+        if spec.name != "demo":
+            families.setdefault(spec.domain, []).append(spec)
+    assert {len(family) > 1 for family in families.values()} == {True}
+    for family in families.values():
+        for stage in stages:
+            defaults = [
+                {name: value for name, value in spec.overrides.get(stage, {}).items()
+                 if name != explained.get((spec.name, stage))}
+                for spec in family
+            ]  # fmt: skip
+            assert all(own == defaults[0] for own in defaults), (stage, [spec.name for spec in family])
+
+
 def test_label_needs_a_threshold_and_ratings():
     with pytest.raises(InputError, match="x: set `label_threshold`"):
         make_spec().is_positive(np.array([1.0]))

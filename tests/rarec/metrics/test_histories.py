@@ -5,7 +5,7 @@ from callers_data import unchanged
 from raserec_toys import random_sequences, unit
 
 from rarec.metrics import histories
-from rarec.metrics.histories import distinct_genres, genre_matrix, mean_similarity, random_behaviours
+from rarec.metrics.histories import distinct_genres, genre_matrix, mean_similarity
 from rarec.retrieval.subr import recent_behaviours
 
 ITEMS = 12
@@ -55,22 +55,3 @@ def test_mean_similarity_against_a_plain_loop(monkeypatch, chunk):
     assert got == pytest.approx(np.mean(cosines), rel=1e-5)
     by_history = np.mean([np.mean(VECTORS[items] @ VECTORS[target]) for items, target in kept()])
     assert got != pytest.approx(by_history, abs=1e-4)
-
-
-def test_random_behaviours_are_drawn_once_and_told_in_order():
-    lengths = np.array([2, 6, 0, 50, 7] * 40)
-    got = random_behaviours(lengths, 6, seed=1)
-    assert got.shape == (200, 6)
-    for row, length in zip(got.tolist(), lengths.tolist(), strict=True):
-        drawn = [d for d in row if d]
-        assert row == [0] * (6 - len(drawn)) + sorted(drawn, reverse=True)
-        assert len(set(drawn)) == len(drawn) == min(6, length)
-        assert all(1 <= d <= length for d in drawn)
-    assert got[1].tolist() == [6, 5, 4, 3, 2, 1]
-    assert np.array_equal(got, random_behaviours(lengths, 6, seed=1))
-    assert not np.array_equal(got, random_behaviours(lengths, 6, seed=2))
-    # Each of 50 behaviours is drawn about 40 * 6 / 50 times: the whole history, ends included.
-    drawn = got[lengths == 50]
-    assert drawn.min() <= 3
-    assert drawn.max() >= 48
-    assert drawn.mean() == pytest.approx(25.5, abs=3)

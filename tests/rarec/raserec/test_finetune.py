@@ -75,6 +75,23 @@ def test_only_weighed_channels_are_searched(untrained, beta, channels):
         assert not torch.equal(found.users, found.items)
 
 
+@pytest.mark.parametrize("beta", [1.0, 0.0, 0.5])
+def test_controls_search_nothing(untrained, beta, monkeypatch):
+    sequences, encoder, bank = untrained
+    queries = Queries.of(sequences, bank.prefixes, bank.representations)
+    for name in ("similar_users", "suitable_items"):
+        monkeypatch.setattr(MemoryBank, name, None)
+    for control in ("random", "itself"):
+        settings = QUICK_FINETUNE.model_copy(update={"beta": beta, "attend_to": control})
+        found = find_neighbours(bank, queries, encoder.item_embedding.detach().numpy(), settings)
+        assert (found.users is not None, found.items is not None) == (beta > 0, beta < 1)
+        for ids in (found.users, found.items):
+            if ids is not None and control == "random":
+                assert np.array_equal(ids.numpy(), bank.drawn(queries, settings.memories, settings.seed))
+            elif ids is not None:
+                assert ids.shape == (len(queries), settings.memories)
+
+
 def test_every_long_part_before_and_between_the_epochs_reports(untrained):
     told = []
     settings = QUICK_FINETUNE.model_copy(update={"beta": 0.5})

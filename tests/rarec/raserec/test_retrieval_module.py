@@ -230,3 +230,15 @@ def test_saved_module_comes_back_for_its_own_encoder_only(tmp_path, beta):
     assert torch.equal(back(query, *memories, users, items), module(query, *memories, users, items))
     with pytest.raises(InputError, match="tuned on encoder abc123 and cannot serve encoder other; materialise"):
         load_module(tmp_path, "other")
+
+
+def test_attending_to_itself_reads_no_memory():
+    """As if every memory were the query: the control of retrieval, with the same parameters."""
+    for beta in (1.0, 0.4):
+        control, module = (new_module(beta=beta, attend_to=what) for what in ("itself", "similar"))
+        query, ids = normal(B, DIM), torch.zeros(B, K, dtype=torch.int64)
+        got = control(query, normal(N, DIM, seed=1), normal(N, DIM, seed=2), ids, ids)
+        copies = torch.arange(B)[:, None].expand(B, K)
+        assert torch.allclose(got, module(query, query, query, copies, copies))
+        assert torch.equal(got, control(query, normal(N, DIM, seed=3), normal(N, DIM, seed=4), ids, ids))
+        assert sum(p.numel() for p in control.parameters()) == sum(p.numel() for p in module.parameters())

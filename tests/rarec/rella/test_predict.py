@@ -8,7 +8,9 @@ from pydantic import ValidationError
 from rella_toys import BASE, CPU, save_random_adapter, slow_probability, toy_data
 
 from rarec.data.ctr import draw
-from rarec.rella.predict import SCORED, PredictionSettings, Predictor, Variant, predict_all, untuned
+from rarec.rella.predict import SCORED, PredictionSettings, Predictor, Variant, controls, predict_all, untuned
+from rarec.rella.scoring import score
+from rarec.rella.tuning import load_adapter
 
 DATA = toy_data()
 SAMPLES = {split: draw(DATA.source.samples, split, 7, seed=1) for split in SCORED}
@@ -33,8 +35,8 @@ def test_every_model_has_a_column_in_every_split(adapters):
     reports = []
     predictions, facts = predict(adapters, report=lambda **values: reports.append(values))
     names = [
-        "zero-shot, recent",
-        "zero-shot, retrieved",
+        "untuned, recent",
+        "untuned, retrieved",
         "tuned on mixed, recent (seed 3)",
         "tuned on mixed, retrieved (seed 3)",
         "tuned on retrieved, retrieved (seed 3)",
@@ -154,3 +156,22 @@ def test_settings_bound_each_split():
     for wrong in ({"valid_samples": 1}, {"test_samples": 1}, {"batch_tokens": 10}, {"seed": -1}):
         with pytest.raises(ValidationError):
             PredictionSettings(**wrong)
+
+
+def test_a_random_control_is_asked_with_random_histories_and_compared(adapters):
+    """The mixed adapter with random histories, too: what similarity is worth in prompts alone."""
+    control = Variant("mixed-random", 3)
+    folders = [(adapters[0][0], adapters[0][1]), (control, adapters[1][1])]
+    predictions, _ = predict(folders)
+    drawn = PREDICTOR.source.randomised(3).rows(SAMPLES["test"], True)
+    model = load_adapter(DATA.model(), adapters[0][1], BASE)
+    expected, _ = score(model, DATA.prompts, drawn, DATA.answers, CPU, PREDICTOR.batch_tokens)
+    label = "tuned on mixed, random (seed 3)"
+    assert np.allclose(predictions["test"][label], expected, atol=1e-6)
+    assert "tuned on mixed-random, random (seed 3)" in predictions["test"]
+    candidate = "tuned on mixed, retrieved (seed 3)"
+    assert controls([adapters[0][0], control]) == [
+        ("tuned on mixed, recent (seed 3)", candidate),
+        (label, candidate),
+        ("tuned on mixed-random, random (seed 3)", candidate),
+    ]

@@ -3,8 +3,9 @@ import pytest
 from callers_data import unchanged
 from rella_toys import BEHAVIOURS, TEMPLATE, toy_data
 
+from rarec.data.ctr import CtrSamples
 from rarec.data.templates import item_texts, profile_texts
-from rarec.rella.prompt_source import PromptSource
+from rarec.rella.prompt_source import PromptSource, RandomHistories
 
 DATA = toy_data()
 SOURCE = DATA.source
@@ -68,3 +69,38 @@ def test_it_comes_back_from_the_artifacts(tmp_path):
         assert np.array_equal(back.rows(SAMPLES, which), SOURCE.rows(SAMPLES, which))
     assert np.array_equal(back.user(SAMPLES), SOURCE.samples.user)
     assert back.parts.texts == SOURCE.parts.texts
+
+
+def test_random_histories_are_drawn_once_and_told_in_order():
+    before = np.array([2, 6, 0, 50, 7] * 40)
+    samples = CtrSamples(
+        np.concatenate([[0], (before + 1).cumsum()]), (before + 1).cumsum() - 1, np.ones(200, bool),
+        np.array([0, 100, 150, 200]),
+    )  # fmt: skip
+    histories = RandomHistories(samples, 6, seed=1)
+    every = np.arange(200)
+    got = histories[every]
+    for row, length in zip(got.tolist(), before.tolist(), strict=True):
+        drawn = [d for d in row if d]
+        assert row == [0] * (6 - len(drawn)) + sorted(drawn, reverse=True)
+        assert len(set(drawn)) == len(drawn) == min(6, length)
+        assert all(1 <= d <= length for d in drawn)
+    assert got[1].tolist() == [6, 5, 4, 3, 2, 1]
+    order = np.random.default_rng(0).permutation(every)  # a sample's do not depend on who else is asked for
+    assert np.array_equal(histories[order], got[order])
+    assert not np.array_equal(got, RandomHistories(samples, 6, seed=2)[every])
+    # Each of 50 behaviours is drawn about 40 * 6 / 50 times: the whole history, ends included.
+    drawn = got[before == 50]
+    assert drawn.min() <= 3
+    assert drawn.max() >= 48
+    assert drawn.mean() == pytest.approx(25.5, abs=3)
+
+
+def test_a_randomised_source_changes_the_retrieved_histories_only():
+    other = SOURCE.randomised(3)
+    assert np.array_equal(other.rows(SAMPLES, False), SOURCE.rows(SAMPLES, False))
+    drawn, retrieved = (one.rows(SAMPLES, True) for one in (other, SOURCE))
+    differing = (drawn != retrieved).any(1)
+    assert differing.sum() > len(SAMPLES) / 2
+    kept = drawn[:, [0, 1, -1]] == retrieved[:, [0, 1, -1]]
+    assert kept.all()  # profile, heading and question

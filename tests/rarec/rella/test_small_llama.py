@@ -1,9 +1,11 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from rella_toys import CPU
+from safetensors.torch import load_file
 from small_llama_toys import CATALOGUE, LENGTHS, OFFSETS, USERS, small_llama_data
 
 from rarec.data.ctr import CtrSamples
@@ -112,6 +114,25 @@ def test_the_seed_decides(data, tmp_path):
         )  # fmt: skip
         losses.append(card["loss_by_epoch"])
     assert losses[0] == losses[1] != losses[2]
+
+
+@pytest.mark.parametrize("ratings", [True, False])
+def test_without_ratings_no_opinion_is_read(data, tmp_path, ratings):
+    parts, item, _, times, _ = data
+    other = replace(parts, texts=[text.replace(": 1\n", ": 2\n") for text in parts.texts])
+    assert other.texts != parts.texts
+    settings = LanguageModelSettings(
+        vocabulary=300, dim=16, layers=1, heads=2, epochs=1, batch_tokens=1024, ratings=ratings
+    )
+    weights = []
+    for name, own in (("given", parts), ("other", other)):
+        card = train_small_llama(
+            own, CATALOGUE, item, OFFSETS, np.arange(len(times)), ("Yes", "No"), settings, tmp_path / name,
+            tmp_path / f"{name} checkpoint", lambda **_: None,
+        )  # fmt: skip
+        weights.append(load_file(tmp_path / name / "model.safetensors"))
+        assert card["read"].endswith("each with its rating" if ratings else "without ratings")
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0]) is not ratings
 
 
 def test_of_much_text_each_epoch_reads_another_part(data, tmp_path):

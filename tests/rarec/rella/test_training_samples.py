@@ -3,7 +3,13 @@ import pytest
 from pydantic import ValidationError
 
 from rarec.data.ctr import CtrSamples
-from rarec.rella.training_samples import TrainingSamples, TrainingSampleSettings, draw_training_samples
+from rarec.rella.training_samples import (
+    TrainingSamples,
+    TrainingSampleSettings,
+    Variant,
+    asked,
+    draw_training_samples,
+)
 
 TRAIN = 3000
 SAMPLES = CtrSamples(
@@ -37,6 +43,34 @@ def test_mixed_holds_each_sample_with_either_history():
     recent, retrieved = shots.sample[~shots.retrieved], shots.sample[shots.retrieved]
     alone = draw_training_samples(SAMPLES, 256, "recent", seed=7).sample
     assert sorted(recent.tolist()) == sorted(retrieved.tolist()) == sorted(alone.tolist())
+
+
+def test_controls_of_the_mixture():
+    mixed, drawn, half = (
+        draw_training_samples(SAMPLES, 256, mode, 7) for mode in ("mixed", "mixed-random", "mixed-half")
+    )
+    assert np.array_equal(drawn.sample, mixed.sample)
+    assert np.array_equal(drawn.retrieved, mixed.retrieved)
+    assert len(half) == 256  # as many prompts as 256 shots with one history
+    assert set(half.sample.tolist()) < set(mixed.sample.tolist())
+    assert half.retrieved.sum() == 128
+    assert draw_training_samples(SAMPLES, 256, "random", 7).retrieved.all()
+
+
+def test_what_is_asked_of_each_adapter():
+    variants = TrainingSampleSettings(modes=("mixed", "recent", "retrieved", "mixed-half")).variants()
+    assert [(one.mode, history) for one, history in asked(variants)] == [
+        ("mixed", "recent"), ("mixed", "retrieved"), ("recent", "recent"), ("recent", "retrieved"),
+        ("retrieved", "retrieved"), ("mixed-half", "recent"), ("mixed-half", "retrieved"),
+    ]  # fmt: skip
+    variants = TrainingSampleSettings(modes=("mixed", "mixed-random", "random")).variants()
+    assert [(one.mode, history) for one, history in asked(variants)] == [
+        ("mixed", "recent"), ("mixed", "retrieved"), ("mixed", "random"), ("mixed-random", "recent"),
+        ("mixed-random", "random"), ("random", "random"),
+    ]  # fmt: skip
+    assert Variant.named("mixed-random-7") == Variant("mixed-random", 7)
+    with pytest.raises(ValidationError, match="modes begins with random, a control; put the mode of the model first"):
+        TrainingSampleSettings(modes=("random", "mixed"))
 
 
 def test_more_shots_than_samples_are_all_of_them():

@@ -37,6 +37,14 @@ def run(objective, folder, report=lambda **_: None):
     return tune(objective, BASE, output, folder / "checkpoint", report)
 
 
+@pytest.mark.parametrize(
+    ("asked", "source", "expected"),
+    [("auto", "scratch", "answers"), ("auto", "path:/model", "vocabulary"), ("vocabulary", "scratch", "vocabulary")],
+)
+def test_a_model_trained_here_is_tuned_over_the_answers(asked, source, expected):
+    assert TuningSettings(loss_over=asked).for_model(source).loss_over == expected
+
+
 def adapter(objective):
     return {name: p.detach().clone() for name, p in objective.model.named_parameters() if p.requires_grad}
 

@@ -48,7 +48,7 @@ def test_tuned_by_one_worker_and_asked_by_two(tmp_path, monkeypatch):
         assert whole["sample"].tolist() == samples.tolist()
         expected, _ = score(model, DATA.prompts, DATA.source.rows(samples, True), DATA.answers, CPU)
         np.testing.assert_allclose(whole[LABEL], expected, atol=2e-6)
-        assert np.abs(whole[LABEL] - whole["zero-shot, retrieved"]).max() > 1e-3
+        assert np.abs(whole[LABEL] - whole["untuned, retrieved"]).max() > 1e-3
         shares = [pd.read_parquet(two / f"{split}-{rank}.parquet") for rank in (0, 1)]
         assert abs(len(shares[0]) - len(shares[1])) <= 1
         joined = pd.concat(shares).sort_values("sample", ignore_index=True)

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -182,6 +184,22 @@ def test_no_query_sees_itself_or_what_comes_later(sequences, time_cut):
         assert np.all(bank.prefixes[ids[own]] + 1 <= queries.prefixes[row[own]])
         late = bank.known_at[ids] > queries.times[row]
         assert not late.any() if time_cut else late.any()
+
+
+@pytest.mark.parametrize("time_cut", [False, True])
+def test_drawn_memories_are_allowed_and_owe_nothing_to_similarity(sequences, monkeypatch, time_cut):
+    monkeypatch.setattr(memory_module, "_CHUNK", 7)
+    bank = new_bank(sequences, MemorySettings(time_cut=time_cut))
+    queries = all_queries(sequences)
+    drawn = bank.drawn(queries, 5, seed=1)
+    prefixes = sequences.prefixes("train")
+    for q in range(len(queries)):
+        allowed = brute_allowed(sequences, prefixes, queries, q, time_cut)
+        assert set(drawn[q][drawn[q] >= 0].tolist()) <= set(allowed)
+        assert (drawn[q] >= 0).all() or len(allowed) < len(bank) / 2
+    other = replace(queries, vectors=queries.vectors[::-1].copy())
+    assert np.array_equal(bank.drawn(other, 5, seed=1), drawn)
+    assert not np.array_equal(bank.drawn(queries, 5, seed=2), drawn)
 
 
 def test_memories_by_hand():

@@ -225,3 +225,30 @@ def test_no_bar_is_cut_off_when_one_panel_is_higher_than_the_other():
             low, high = axes.get_ylim()
             assert low == 0
             assert max(bar.get_height() for bar in axes.patches) < high
+
+
+def test_controls_share_one_table_that_says_what_retrieval_is_worth():
+    models = ("pre-trained", "fine-tuned", "a control")
+    pairs = (("pre-trained", "fine-tuned"), ("pre-trained", "a control"), ("a control", "fine-tuned"))
+    report = make_report(make_outcomes(models), controls=pairs)
+    assert len(report.causes) == 3 * 2 * 2 * 2  # pairs, splits, protocols, metrics
+    means = {(s.model, s.split, s.protocol): s.metrics for s in report.scores}
+    for one in report.causes:
+        place = (one.split, one.protocol)
+        assert not one.group
+        expected = means[one.candidate, *place][one.metric] - means[one.baseline, *place][one.metric]
+        assert one.difference == pytest.approx(expected)
+    tables = [table for table in report_tables(report) if table.section == "controls"]
+    assert len(tables) == 4
+    assert [row[:2] for row in tables[0].rows] == [pair[::-1] for pair in pairs]
+    excluded = {}
+    for row in tables[0].rows:
+        own = [
+            one for one in report.causes
+            if (one.candidate, one.baseline, one.split, one.protocol) == (*row[:2], "test", "unmasked")
+        ]  # fmt: skip
+        excluded[row[:2]] = all(one.ci_low > 0 for one in own)
+        assert (row[2] == "exclude 0: better") == excluded[row[:2]]
+    assert set(excluded.values()) == {True, False}
+    assert "What retrieval is worth" in text_tables(report)
+    assert not make_report().causes
