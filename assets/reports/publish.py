@@ -3,14 +3,14 @@
 import base64
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from rarec.reports.page import ReportPaths
-from rarec.reports.records import Epoch, Link
+from rarec.reports.records import Effort, Epoch, Link
 from resources.mlflow.tracked_run import TrackedRun
 
 
@@ -34,6 +34,11 @@ def image(png: Path, what: str) -> str:
         picture.thumbnail((900, 900))
         picture.save(small, "PNG")
     return f"![{what}](data:image/png;base64,{base64.b64encode(small.getvalue()).decode()})"
+
+
+def effort(model: str, values: Mapping[str, Any]) -> Effort:
+    """What a training took, from the metadata of its artifact."""
+    return Effort(model=model, **{name: values[name] for name in Effort.model_fields if name != "model"})
 
 
 def course(history: Path, figures: Sequence[str]) -> dict[str, Any]:

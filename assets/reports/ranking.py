@@ -12,7 +12,7 @@ from assets.framework.reuse import Outcome
 from assets.framework.stage import Job, Request, stage
 from assets.raserec.controls import control_modules
 from assets.raserec.finetuned import MODEL, load_recommender
-from assets.reports.publish import course, image, links_to, log_report
+from assets.reports.publish import course, effort, image, links_to, log_report
 from rarec.baselines.transitions import CHOSEN_BY
 from rarec.config import Settings
 from rarec.metrics.ranking import ranking_table
@@ -97,6 +97,10 @@ def ranking_metrics(job: Job[Settings]) -> Outcome:
         published=[
             reports.Published(source=p.source, split="test", protocol=p.protocol, metrics=p.metrics)
             for p in job.spec.published
+        ],
+        efforts=[
+            effort(PRETRAINED, job.inputs["raserec_pretrained"].metadata["values"]),
+            effort(FINETUNED, job.inputs["raserec_finetuned"].metadata["values"]),
         ],
         links=links_to(job.run),
         notes=_notes(job.inputs),

@@ -44,6 +44,16 @@ class Epoch(Record):
     validation: dict[str, Figure] = Field(default={}, description="Metrics on the validation split after this epoch.")
 
 
+class Effort(Record):
+    """What a training took, as its worker recorded it."""
+
+    model: Text
+    epochs: int
+    best_epoch: int = Field(description="The epoch whose weights were kept.")
+    seconds: Figure = Field(description="Wall-clock seconds of the whole training, validation included.")
+    peak_memory_mib: Figure = Field(description="Highest memory of any of its processes.")
+
+
 class TrainingCurve(Record):
     """The course of one model's training."""
 

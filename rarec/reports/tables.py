@@ -5,6 +5,8 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from rarec.reports.records import Effort
+
 UNDEFINED = "–"
 TEXT_WIDTH = 48
 """Most characters of a cell in a terminal."""
@@ -46,6 +48,22 @@ def number(value: float, spec: str = ".4f") -> str:
 def p_value(value: float) -> str:
     """A p-value with 4 decimals; "<0.0001" below that."""
     return "<0.0001" if value < 0.0001 else number(value)
+
+
+def effort_tables(efforts: Iterable[Effort]) -> list[Table]:
+    """What the trainings took, in one table; none if there are none."""
+    rows = tuple(
+        (
+            one.model,
+            str(one.epochs),
+            str(one.best_epoch),
+            number(one.seconds, ",.0f"),
+            number(one.peak_memory_mib, ",.0f"),
+        )
+        for one in efforts
+    )
+    header = ("Model", "Epochs", "Best epoch", "Seconds", "Peak memory, MiB")
+    return [Table("training", "Cost of training", "as each worker measured it", header, rows)] if rows else []
 
 
 def as_markdown(tables: Iterable[Table], summary: str = "") -> str:

@@ -99,7 +99,7 @@ class DemoSettings(Settings):
         default=0.06,
         ge=0,
         le=1,
-        description="How often a viewer who follows no programme begins one with the next film.",
+        description="How often a viewer between programmes begins one with the next film.",
     )
     seed: int = Field(default=7, ge=0, description="Seed of the generator.")
 

@@ -2,7 +2,7 @@
 
 from pydantic import Field
 
-from rarec.reports.records import SHOWN_SPLITS, Figure, Record, Report, ReportedSplit, Text, TrainingCurve
+from rarec.reports.records import SHOWN_SPLITS, Effort, Figure, Record, Report, ReportedSplit, Text, TrainingCurve
 from rarec.types import Protocol, Split
 
 
@@ -91,6 +91,7 @@ class RankingReport(Report):
     recommended: tuple[Recommended, ...]
     curves: tuple[RankingCurve, ...] = ()
     published: tuple[Published, ...] = ()
+    efforts: tuple[Effort, ...] = ()
     summary: Text = ""
     """Who wins, by how much."""
 

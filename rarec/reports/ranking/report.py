@@ -26,11 +26,12 @@ from rarec.reports.ranking.records import (
     Scores,
 )
 from rarec.reports.ranking.tables import KEY_METRICS, headline, markdown_tables, report_tables, summary, text_tables
-from rarec.reports.records import Epoch, Link
+from rarec.reports.records import Effort, Epoch, Link
 from rarec.types import Float64Array, IntArray, Protocol, Split
 
 __all__ = [
     "Comparison",
+    "Effort",
     "Epoch",
     "GroupScores",
     "Link",
@@ -74,6 +75,7 @@ def build_report(
     controls: Sequence[tuple[str, str]] = (),
     curves: Sequence[RankingCurve] = (),
     published: Sequence[Published] = (),
+    efforts: Sequence[Effort] = (),
     links: Sequence[Link] = (),
     notes: Sequence[str] = (),
 ) -> RankingReport:
@@ -93,6 +95,7 @@ def build_report(
             and after. They share one table.
         curves: Training curves.
         published: Metrics that others published for the same data set, split and protocol.
+        efforts: What the trainings took.
         links: Links to other web pages.
         notes: Remarks to show on the page.
 
@@ -163,6 +166,7 @@ def build_report(
         recommended=tuple(recommended),
         curves=tuple(curves),
         published=tuple(published),
+        efforts=tuple(efforts),
         links=tuple(links),
         notes=tuple(notes),
     )

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from rarec.reports.ranking.records import Comparison, RankingReport
 from rarec.reports.records import SPLIT_NAMES
-from rarec.reports.tables import UNDEFINED, Card, Table, as_markdown, as_text, number, p_value
+from rarec.reports.tables import UNDEFINED, Card, Table, as_markdown, as_text, effort_tables, number, p_value
 from rarec.types import Protocol, Split
 
 PROTOCOLS: tuple[Protocol, ...] = ("unmasked", "masked")
@@ -62,13 +62,14 @@ def report_tables(report: RankingReport) -> list[Table]:
         _recommended_tables,
         _cause_tables,
     )
-    return [
+    tables = [
         table
         for maker in makers
         for split in report.splits
         for protocol in PROTOCOLS
         for table in maker(report, split, protocol)
     ]
+    return [*tables, *effort_tables(report.efforts)]
 
 
 def _score_tables(report: RankingReport, split: Split, protocol: Protocol) -> list[Table]:
