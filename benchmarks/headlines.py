@@ -1,37 +1,25 @@
-"""`python -m benchmarks.headlines`: write the tables of results in README.md and docs/ from the recorded figures.
+"""`python -m benchmarks.headlines`: write the tables in README.md, docs/ and the pages of results from the records.
 
-A table stands between `<!-- results NAME -->` and `<!-- end of results -->`. Its figures are copied from
-`benchmarks/results`, never typed. With `--check` nothing is written, and the exit code is 1 if a table is out of date.
+A table stands between `<!-- results NAME -->`, where NAME may be followed by a data set, and `<!-- end of results -->`.
+Its figures are copied from `benchmarks/results`, never typed. With `--check` nothing is written, and the exit code is 1 if a table is out of date.
 """
 
 import json
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from statistics import mean, stdev
 from typing import Annotated, Any
 
 import typer
 
+from benchmarks.quality import RECORDS
+
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
-MARKED = re.compile(r"(<!-- results (\w+) -->\n).*?(<!-- end of results -->)", re.DOTALL)
+MARKED = re.compile(r"(<!-- results ([\w -]+?) -->\n).*?(<!-- end of results -->)", re.DOTALL)
+_ESTIMATE = ("value", "low", "high")
 
-# A table's name of a row -> the page's.
-RASEREC = {
-    "Popularity": "popularity",
-    "Item-KNN": "item-KNN",
-    "Stage 1, seed 42": "pre-trained (stage 1), seed 42",
-    "Stage 1, seed 43": "pre-trained (stage 1), seed 43",
-    "Stage 2, seed 42": "fine-tuned (stage 2), seed 42",
-    "Stage 2, seed 43": "fine-tuned (stage 2), seed 43",
-    "RaSeRec as published": "RaSeRec, paper",
-}
-RELLA = {
-    "Logistic regression on five numbers": ("logistic regression on five numbers", ""),
-    "Zero-shot, retrieved behaviours": ("none (zero-shot)", "retrieved"),
-    "Tuned on the mixture, retrieved behaviours": ("mixed", "retrieved"),
-    "Tuned on the mixture, recent behaviours": ("mixed", "recent"),
-}
 UPDATES = {
     "no update": "no update",
     "refresh every week": "refresh",
@@ -49,27 +37,101 @@ SPEED = {  # row -> record, figure
 }
 
 
-def raserec() -> str:
-    """RaSeRec on Amazon Beauty."""
-    header = ["Amazon Beauty, test", "HR@10", "NDCG@10", "HR@10 masked", "NDCG@10 masked"]
-    rows = {(row["model"], row["protocol"]): row for row in _rows("amazon-beauty.md", "model", "protocol")}
-    wanted = [(protocol, figure) for protocol in ("unmasked", "masked") for figure in ("HR@10", "NDCG@10")]
+def ranking(dataset: str) -> str:
+    """Test figures of every model, of several runs the mean and the standard deviation."""
+    reports = _reports(dataset, "raserec")
+    asked = [(protocol, metric) for protocol in ("unmasked", "masked") for metric in ("HR@10", "NDCG@10")]
+    found: dict[str, dict[tuple[str, str], list[float]]] = {}
+    for report in reports:
+        for one in report["scores"]:
+            if one["split"] == "test":
+                for protocol, metric in asked:
+                    if protocol == one["protocol"]:
+                        found.setdefault(one["model"], {}).setdefault((protocol, metric), []).append(
+                            one["metrics"][metric]
+                        )
+    for one in reports[0]["published"]:
+        own = found.setdefault(f"*{one['source']}*", {})
+        own |= {(one["protocol"], name): [value] for name, value in one["metrics"].items()}
+    header = [f"{reports[0]['dataset']}, test", "HR@10", "NDCG@10", "HR@10 masked", "NDCG@10 masked"]
+    return _table(header, ([model, *(_mean(own.get(key, [])) for key in asked)] for model, own in found.items()))
+
+
+def controls(dataset: str) -> str:
+    """What each model gains over another in NDCG@10 on the test split, by run, with intervals."""
+    runs = _runs(dataset, "raserec")
+    rows: dict[tuple[str, str, str], list[str]] = {}
+    for run in runs.values():
+        for one in run["report"]["causes"]:
+            if (one["split"], one["metric"]) == ("test", "NDCG@10"):
+                shown = _interval(one["difference"], one["ci_low"], one["ci_high"])
+                rows.setdefault((one["candidate"], one["baseline"], one["protocol"]), []).append(shown)
+    return _table(["NDCG@10 of", "minus", "", *runs], ([*pair, *cells] for pair, cells in rows.items()))
+
+
+def cost(dataset: str) -> str:
+    """What the trainings took."""
     return _table(
-        header,
+        ["", "run", "epochs (best)", "seconds", "peak memory, MiB"],
         (
-            [shown, *(rows.get((name, of), {}).get(figure, "–") for of, figure in wanted)]
-            for shown, name in RASEREC.items()
+            [
+                one["model"],
+                name,
+                f"{one['epochs']} ({one['best_epoch']})",
+                f"{one['seconds']:,.0f}",
+                f"{one['peak_memory_mib']:,.0f}",
+            ]
+            for name, run in _runs(dataset, "raserec").items()
+            for one in run["report"]["efforts"]
         ),
     )
 
 
-def rella() -> str:
-    """ReLLa on MovieLens-100K."""
-    asked, figures = ("prompts tuned on", "prompts asked"), ("AUC", "LogLoss", "ACC")
-    rows = {(row[asked[0]], row[asked[1]]): row for row in _rows("ml-100k-rella.md", *asked)}
+def ctr(dataset: str) -> str:
+    """Test figures of every model, and what it was fitted on; tuned with several seeds, the mean and the deviation."""
+    (report,) = _reports(dataset, "rella")
+    figures = ("AUC", "LogLoss", "ACC")
+    several = {f"tuned on {one['mode']}, {one['history']}": one for one in report["seed_summaries"]}
+    rows: dict[str, list[str]] = {}
+    for one in report["scores"]:
+        name = one["model"].split(" (seed")[0]
+        if one["split"] != "test" or name in rows:
+            continue
+        if name in several:
+            own = several[name]
+            cells = [f"{_plain(own['mean'][f])} ({_plain(own['deviation'][f])})" for f in figures]
+        else:
+            auc = one["metrics"]["AUC"]
+            interval = f"{_plain(auc['value'])} ({_plain(auc['low'], 3)} to {_plain(auc['high'], 3)})"
+            cells = [interval, *(_plain(one["metrics"][f]["value"]) for f in figures[1:])]
+        rows[name] = [report["read"].get(one["model"], ""), *cells]
     return _table(
-        ["MovieLens-100K, test", *figures],
-        ([shown, *(rows[key][figure] for figure in figures)] for shown, key in RELLA.items()),
+        [f"{report['dataset']}, test", "fitted on", *figures], ([name, *cells] for name, cells in rows.items())
+    )
+
+
+def ctr_controls(dataset: str) -> str:
+    """What retrieval is worth in AUC on the test split, with intervals."""
+    (report,) = _reports(dataset, "rella")
+    return _table(
+        ["AUC of", "minus", "difference"],
+        (
+            [one["candidate"], one["baseline"], _interval(*(one["differences"]["AUC"][f] for f in _ESTIMATE))]
+            for one in report["causes"]
+            if one["split"] == "test"
+        ),
+    )
+
+
+def command(dataset: str, track: str) -> str:
+    """The commands that give the figures, when they were given and on what."""
+    runs = _runs(dataset, track)
+    first = next(iter(runs.values()))
+    facts = ", ".join(f"{name} {value}" for name, value in first["machine"].items() if name != "code")
+    lines = [f"    {run['command']}" for run in runs.values()]
+    last = max(run["measured"] for run in runs.values())
+    return "\n".join(
+        [*lines, "", f"Measured until {last} on: {facts}. Data version {first['report']['data_version']}."]
     )
 
 
@@ -102,34 +164,57 @@ def speed() -> str:
     return _table(["", "times as fast"], ([shown, ratios(*place)] for shown, place in SPEED.items()))
 
 
-TABLES: dict[str, Callable[[], str]] = {"raserec": raserec, "rella": rella, "replay": replay, "speed": speed}
+TABLES: dict[str, Callable[..., str]] = {
+    "ranking": ranking,
+    "controls": controls,
+    "cost": cost,
+    "ctr": ctr,
+    "ctr-controls": ctr_controls,
+    "command": command,
+    "replay": replay,
+    "speed": speed,
+}
 
 
 def filled(text: str) -> str:
     """The text with its marked tables as they are recorded now."""
-    return MARKED.sub(lambda found: f"{found[1]}{TABLES[found[2]]()}\n{found[3]}", text)
+
+    def table(found: re.Match[str]) -> str:
+        name, *arguments = found[2].split()
+        return f"{found[1]}{TABLES[name](*arguments)}\n{found[3]}"
+
+    return MARKED.sub(table, text)
+
+
+def _runs(dataset: str, track: str) -> dict[str, dict[str, Any]]:
+    """The recorded runs of a track of a data set, by name."""
+    runs: dict[str, dict[str, Any]] = json.loads((RECORDS / f"{dataset}-{track}.json").read_text())["runs"]
+    return runs
+
+
+def _reports(dataset: str, track: str) -> list[dict[str, Any]]:
+    return [run["report"] for run in _runs(dataset, track).values()]
+
+
+def _mean(values: list[float]) -> str:
+    """One value, or the mean and the standard deviation (n - 1) of several that differ; a dash for none."""
+    if not values:
+        return "–"
+    return _plain(values[0]) if len(set(values)) == 1 else f"{_plain(mean(values))} ({_plain(stdev(values))})"
+
+
+def _plain(value: float | None, digits: int = 4) -> str:
+    """A share without its leading zero."""
+    return "–" if value is None else f"{value:.{digits}f}".replace("0.", ".", 1)
+
+
+def _interval(value: float, low: float, high: float) -> str:
+    return f"{value:+.4f} ({low:+.4f} to {high:+.4f})".replace("0.", ".")
 
 
 def _record(name: str) -> dict[str, Any]:
     results: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text())["results"]
     return results
-
-
-def _rows(page: str, *header: str) -> list[dict[str, str]]:
-    """Rows of the first table on a page of results whose header has these columns, without emphasis."""
-    columns: list[str] = []
-    found = []
-    for line in (RESULTS / page).read_text().splitlines():
-        cells = [part.replace("*", "").strip() for part in line.strip("|").split("|")] if line.startswith("|") else []
-        if columns and not cells:
-            break
-        if columns and not line.startswith("|---"):
-            found.append(dict(zip(columns, cells, strict=True)))
-        elif set(header) <= set(cells):
-            columns = cells
-    if not found:
-        raise SystemExit(f"error: {page} has no table with the columns {', '.join(header)}")
-    return found
 
 
 def _table(header: list[str], rows: Iterable[list[str]]) -> str:
@@ -139,7 +224,10 @@ def _table(header: list[str], rows: Iterable[list[str]]) -> str:
 
 def main(check: Annotated[bool, typer.Option("--check", help="Write nothing; exit 1 if out of date.")] = False) -> None:
     """Bring the tables of README.md and docs/ up to date."""
-    texts = {file: file.read_text() for file in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))}
+    texts = {
+        file: file.read_text()
+        for file in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), *sorted(RESULTS.glob("*.md")))
+    }
     stale = {file: new for file, text in texts.items() if (new := filled(text)) != text}
     if check and stale:
         names = ", ".join(str(file.relative_to(ROOT)) for file in stale)
