@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install run dataset runs ui test test-all test-deploy lint audit bench bench-gpu docs constraints clean-venv
+.PHONY: help install run peers dataset runs ui test test-all test-deploy lint audit bench bench-gpu docs constraints clean-venv
 
 PYTHON ?= python3.11
 VENV := .venv
@@ -35,6 +35,16 @@ help:  ## this list
 
 run: $(STAMP)  ## run a job of a data set, ending with its figures (DATASET, TRACK, CONFIG, NPROC, RAREC_DATA)
 	@$(BIN)/python -m pipelines.run --dataset '$(DATASET)' --track '$(TRACK)' --config "$$CONFIG"
+
+# RecTools needs an older pandas, so it and its like have an environment of their own.
+PEERS := benchmarks/peers/.venv
+$(PEERS)/.installed: benchmarks/peers/requirements.txt
+	@$(PYTHON) -m venv $(PEERS)
+	@$(PEERS)/bin/pip install --quiet -r benchmarks/peers/requirements.txt
+	@touch $@
+
+peers: $(STAMP) $(PEERS)/.installed  ## train models of other libraries on the split of DATASET, and set them beside ours
+	@$(BIN)/python -m pipelines.run --dataset '$(DATASET)' --track peers --config "$$CONFIG"
 
 dataset: $(STAMP)  ## look into FILE (a file, a pattern or a folder of parts) and write its data set's declaration (ITEMS, USERS, NAME)
 	@$(BIN)/python -m rarec.data.formats.declaring "$(FILE)" --items "$(ITEMS)" --users "$(USERS)" --name "$(NAME)"
@@ -77,7 +87,7 @@ bench-gpu: $(STAMP)  ## measure a part on this machine's GPU (PART, ARGS; docs/g
 	@$(BIN)/python -m benchmarks.gpu $(PART) $(ARGS)
 
 docs: $(DOCS)  ## build the documentation into build/docs; fails on a dead link, or if a generated table is out of date
-	@$(BIN)/python -m benchmarks.headlines --check
+	@$(BIN)/python -m benchmarks.quality.headlines --check
 	@$(BIN)/python -W ignore docs/reference.py --check
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 	@echo "open build/docs/index.html"

@@ -17,7 +17,7 @@ from rarec.data.spec import DatasetSpec, builtin_specs
 from rarec.data.tables import Tables, build_tables
 from rarec.data.templates import TEMPLATES, Template, item_texts, profile_texts, rating_text
 from rarec.rella.language_model import LanguageModelSettings
-from rarec.rella.prompt_source import PromptSource
+from rarec.rella.prompt_source import PromptSource, RandomHistories
 from rarec.rella.small_llama import train_tokenizer
 from rarec.retrieval.index import normalised
 from rarec.retrieval.subr import recent_behaviours, retrieve_behaviours
@@ -153,7 +153,8 @@ class Films:
         keep = np.random.default_rng(0).integers(SHORTEST, BEHAVIOURS + 1, len(self.source.samples))
         dropped = np.arange(BEHAVIOURS) < BEHAVIOURS - keep[:, None]
 
-        def cut(distances: Distances) -> Distances:
+        def cut(distances: Distances | RandomHistories) -> Distances:
+            assert isinstance(distances, np.ndarray)
             return np.where(dropped, 0, distances).astype(distances.dtype)
 
         return replace(self.source, recent=cut(self.source.recent), retrieved=cut(self.source.retrieved))

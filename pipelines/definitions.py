@@ -38,6 +38,7 @@ def default_resources(home: Installation) -> dict[str, Any]:
             incoming=home.incoming,
             ledgers=str(home.ledgers),
             settle_s=home.settle_s,
+            peers=home.peers,
         ),
         "launcher": TrainingLauncher(
             nproc=home.nproc,

@@ -31,7 +31,7 @@ def dataset_partitions(names: Iterable[str]) -> dg.StaticPartitionsDefinition:
     return dg.StaticPartitionsDefinition(sorted(names))
 
 
-NOT_IN_TRACKS = ("operations", "sweeps")  # groups that no job of a whole track builds
+NOT_IN_TRACKS = ("operations", "sweeps", "peers")  # groups that no job of a whole track builds
 
 
 def track_selection(track: str) -> dg.AssetSelection:
@@ -115,6 +115,10 @@ def cascade() -> dict[str, Job]:
 
 
 TRIALS: dict[str, Job] = {
+    "peers": Job(
+        "Train models of other libraries on the same split, and set them beside ours. Needs `make peers`. Hours.",
+        track_selection("raserec") | dg.AssetSelection.groups("peers"),
+    ),
     "sweep": Job(
         "Compare settings on validation figures: stage 2 with several values of K, alpha and beta.",
         dg.AssetSelection.assets("raserec_sweep"),
@@ -133,7 +137,7 @@ def asset_jobs(partitions: dg.StaticPartitionsDefinition) -> list[Any]:
         track: Job(f"The whole {track} track of one data set.", track_selection(track)) for track in TRACK_JOBS
     }
     jobs["everything"] = Job(
-        "Every asset of one data set except operations on the model in use, and sweeps.",
+        "Every asset of one data set except operations on the model in use, sweeps and other libraries.",
         dg.AssetSelection.all() - dg.AssetSelection.groups(*NOT_IN_TRACKS),
     )
     return [

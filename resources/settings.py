@@ -28,6 +28,7 @@ SCHEDULE = "0 3 * * 1"
 REMOTE_SHELL = "ssh -o BatchMode=yes -o ServerAliveInterval=15"  # fails instead of asking; notices a cut network
 SETTLE_S = 60
 HEARTBEAT_S = 1800  # validation by rank 0 alone, or loading a language model, may take long
+PEERS_PYTHON = "benchmarks/peers/.venv/bin/python"
 ENGINE_VARIABLES = {name: f"RAREC_{name.upper()}" for name in EngineSettings.model_fields}
 
 
@@ -145,6 +146,11 @@ class Installation(BaseSettings):
         description="Minimum seconds between two ticks of `incoming_sensor`.",
     )
 
+    peers: Annotated[str, "file"] = Field(
+        default=PEERS_PYTHON,
+        validation_alias="RAREC_PEERS",
+        description="Python of the environment of other libraries, which `make peers` builds.",
+    )
     nproc: int = Field(
         default=0,
         ge=0,

@@ -10,7 +10,7 @@ from rarec.data.incoming.ledger import Ledger
 from rarec.data.sources.download import INCOMING
 from rarec.data.spec import DatasetSpec, Declared, load_specs
 from resources.incoming import IncomingFiles
-from resources.settings import SETTLE_S
+from resources.settings import PEERS_PYTHON, SETTLE_S
 
 
 class Workspace(dg.ConfigurableResource):
@@ -24,11 +24,17 @@ class Workspace(dg.ConfigurableResource):
         default="", description="Folder or fsspec URL where new files arrive (RAREC_INCOMING). Empty means `data`."
     )
     ledgers: str = Field(description="Ledgers of incoming files, one folder a data set.")
+    peers: str = Field(default=PEERS_PYTHON, description="Python of the environment of other libraries (RAREC_PEERS).")
     settle_s: float = Field(
         default=SETTLE_S,
         ge=0,
         description="Seconds that a new file must stay unchanged before it is read (RAREC_SETTLE).",
     )
+
+    @property
+    def peers_python(self) -> Path:
+        """Python of the environment that `make peers` builds."""
+        return Path(__file__).parents[1] / self.peers  # an absolute path stands for itself
 
     @property
     def hub_cache(self) -> Path:

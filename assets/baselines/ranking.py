@@ -76,7 +76,7 @@ def item_words(items: pd.DataFrame) -> list[str] | None:
     return words if sum(map(bool, words)) > len(words) / 2 else None
 
 
-def baseline_rankings(artifact: Artifact, split: Split) -> dict[str, RankingResult]:
+def rankings_in(artifact: Artifact, split: Split) -> dict[str, RankingResult]:
     """Model to ranks of the split's targets, in the order of the users; without lists."""
     ranks = pd.read_parquet(artifact.file(RANKS))
     return {

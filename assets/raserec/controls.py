@@ -6,7 +6,7 @@ from assets.framework.reuse import Outcome
 from assets.framework.stage import Job, stage
 from assets.raserec.encoder import FIGURES
 from assets.raserec.finetuned import finetune_job
-from rarec.raserec.settings import ControlSettings, FinetuneSettings
+from rarec.raserec.settings import Control, ControlSettings, FinetuneSettings
 from resources.artifacts.store import Artifact
 
 CONTROLLED = ("user_sequences", "raserec_pretrained", "memory_bank", "raserec_finetuned")
@@ -38,6 +38,6 @@ def raserec_controls(job: Job[ControlSettings]) -> Outcome:
     return outcome
 
 
-def control_modules(artifact: Artifact) -> dict[str, Path]:
+def control_modules(artifact: Artifact) -> dict[Control, Path]:
     """Control to the folder of its module."""
     return {control: artifact.path / control for control in artifact.manifest.config["controls"]}

@@ -5,9 +5,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 
-from assets.baselines.ranking import SPLITS, baseline_rankings
+from assets.baselines.ranking import RANKS, SPLITS, rankings_in
 from assets.framework.reuse import Outcome
 from assets.framework.stage import Job, Request, stage
 from assets.raserec.controls import control_modules
@@ -64,7 +65,7 @@ def ranking_metrics(job: Job[Settings]) -> Outcome:
     for split in SPLITS:
         prefixes = sequences.prefixes(split)
         targets = torch.from_numpy(sequences.next_items(prefixes))
-        rankings = baseline_rankings(job.inputs["ranking_baselines"], split)
+        rankings = rankings_in(job.inputs["ranking_baselines"], split)
         vectors = {}
         if split == "test":
             vectors[FORGETFUL] = recommender.represent(sequences, prefixes)[1]
@@ -105,6 +106,11 @@ def ranking_metrics(job: Job[Settings]) -> Outcome:
         links=links_to(job.run),
         notes=_notes(job.inputs),
     )
+    ranks = [
+        pd.DataFrame({"split": o.split, "model": o.model, "unmasked": o.ranking.rank, "masked": o.ranking.rank_masked})
+        for o in outcomes
+    ]
+    pd.concat(ranks).to_parquet(job.folder / RANKS, index=False)
     paths = reports.write_report(report, job.folder)
     log_report(job.run, paths)
     metrics = {
@@ -128,7 +134,7 @@ def ranking_metrics(job: Job[Settings]) -> Outcome:
 
 def _best(baselines: Artifact) -> str:
     """The simple method that is best on validation."""
-    rankings = baseline_rankings(baselines, "valid")
+    rankings = rankings_in(baselines, "valid")
     return max(rankings, key=lambda model: ranking_table(rankings[model].rank)[CHOSEN_BY])
 
 

@@ -2,8 +2,8 @@
 
 JOB is a JSON file: ``exchange`` (what `peer_rankings` wrote: sequences.npz), ``output``, ``model`` (sasrec, esasrec or
 bert4rec), ``settings`` of RecTools' model, ``epochs``, ``patience`` (epochs without a better validation NDCG@10),
-``top_n`` and ``seed``. It imports nothing of RaRec. It writes ``lists.npz`` (best items of the validation and the test
-queries, with and without items seen before) and ``training.json`` (validation figures and seconds by epoch, peak memory).
+``top_n`` and ``seed``. It imports nothing of RaRec. It writes ``lists.npz`` (best items of the validation and test
+queries, with and without items seen before) and ``training.json`` (validation figures and seconds by epoch, memory).
 
 A user's last training item is the last input, the validation target only chooses the epoch, and the validation item is
 part of the history when the test list is made, as for our models.
@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from dagster_pipes import PipesContext, open_dagster_pipes
 from pytorch_lightning import Callback, Trainer, seed_everything
 from rectools import Columns
 from rectools.dataset import Dataset
@@ -53,8 +54,8 @@ def last_is_validation(table: pd.DataFrame) -> np.ndarray:
 class BestEpoch(Callback):
     """Measures NDCG@10 of the validation targets after each epoch, keeps the best weights, stops without progress."""
 
-    def __init__(self, patience: int):
-        self.patience = patience
+    def __init__(self, name: str, patience: int):
+        self.name, self.patience = name, patience
         self.history: list[dict[str, float]] = []
         self.best: dict[str, torch.Tensor] = {}
         self.started = time.perf_counter()
@@ -81,7 +82,9 @@ class BestEpoch(Callback):
         best = int(np.argmax(figures))
         if best == len(figures) - 1:
             self.best = {name: value.clone() for name, value in module.torch_model.state_dict().items()}
-        print(f"epoch {len(figures)}: validation NDCG@10 {figure:.4f}, {trained:.0f} s", flush=True)
+        told = f"{self.name}, epoch {len(figures)}: validation NDCG@10 {figure:.4f}, {trained:.0f} s"
+        PipesContext.get().log.info(told)
+        print(told, flush=True)
         if len(figures) - 1 - best >= self.patience:
             trainer.should_stop = True
 
@@ -129,16 +132,16 @@ def main(file: Path) -> None:
     behind[evaluated] += 1
     known = Dataset.construct(interactions(sequences, behind))
     started = time.perf_counter()
-    model = build(job, BestEpoch(job["patience"]))
+    model = build(job, BestEpoch(job["model"], job["patience"]))
     model.fit(known)
     callback = next(one for one in model.fit_trainer.callbacks if isinstance(one, BestEpoch))  # RecTools copies it
     model.lightning_model.torch_model.load_state_dict(callback.best)
     seconds = time.perf_counter() - started
     before = Dataset.construct(interactions(sequences, ends))
-    made = {}
+    made: dict[str, np.ndarray] = {}
     for split, dataset in (("valid", before), ("test", known)):
         made |= {f"{split}_{name}": best for name, best in lists(model, dataset, evaluated, job["top_n"]).items()}
-    np.savez(output / "lists.npz", **made)
+    np.savez(output / "lists.npz", **made)  # type: ignore[arg-type]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     figures = [one["NDCG@10"] for one in callback.history]
     record = {"history": callback.history, "best_epoch": int(np.argmax(figures)), "seconds": seconds}
@@ -146,4 +149,5 @@ def main(file: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    with open_dagster_pipes():
+        main(Path(sys.argv[1]))

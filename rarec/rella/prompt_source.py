@@ -56,7 +56,7 @@ class PromptSource:
     items: IntArray
     parts: PromptParts
     recent: Distances
-    retrieved: Distances | "RandomHistories"
+    retrieved: Distances | RandomHistories
 
     @classmethod
     def load(

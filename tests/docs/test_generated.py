@@ -10,7 +10,9 @@ from assets.framework.stage import STAGES
 from pipelines.definitions import defs
 
 
-@pytest.mark.parametrize("command", [["docs/reference.py"], ["-m", "benchmarks.headlines"]], ids=lambda one: one[-1])
+@pytest.mark.parametrize(
+    "command", [["docs/reference.py"], ["-m", "benchmarks.quality.headlines"]], ids=lambda one: one[-1]
+)
 def test_generated_parts_are_up_to_date(command):
     done = subprocess.run(
         [sys.executable, *command, "--check"], cwd=ROOT, capture_output=True, text=True, check=False

@@ -39,7 +39,7 @@ GROUPS = {
         "rella_drift_report",
     },
     "sweeps": {"raserec_sweep", "rella_sweep"},
-    "baselines": {"ctr_baselines", "ranking_baselines"},
+    "baselines": {"ctr_baselines", "ranking_baselines", "raserec_controls"},
     "reports": {"ctr_metrics", "ranking_metrics", "comparison_report"},
 }
 RASEREC = GROUPS["raw"] | GROUPS["sequences"] | GROUPS["recommender"] | {"ranking_baselines", "ranking_metrics"}

@@ -86,17 +86,17 @@ MEAN_GAP = 2 * 86_400  # mean seconds between two ratings of a viewer
 class DemoSettings(Settings):
     """Size and seed of the demo data set."""
 
-    users: int = Field(default=800, ge=10, description="Number of viewers.")
+    users: int = Field(default=1200, ge=10, description="Number of viewers.")
     items: int = Field(default=500, ge=100, description="Number of films.")
     interactions_per_user: float = Field(
-        default=65, gt=MIN_INTERACTIONS, description="Approximate mean number of ratings per viewer."
+        default=45, gt=MIN_INTERACTIONS, description="Approximate mean number of ratings per viewer."
     )
     transition_probability: float = Field(
         default=0.6, ge=0, le=1, description="Share of films that follow from the latest ones rather than from taste."
     )
-    programmes: int = Field(default=300, ge=0, description="Number of programmes: films in a fixed order.")
+    programmes: int = Field(default=600, ge=0, description="Number of programmes: films in a fixed order.")
     programme_probability: float = Field(
-        default=0.06,
+        default=0.1,
         ge=0,
         le=1,
         description="How often a viewer between programmes begins one with the next film.",

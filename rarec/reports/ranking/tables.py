@@ -223,6 +223,10 @@ def markdown_tables(report: RankingReport) -> str:
 def text_tables(report: RankingReport) -> str:
     """Summary, and tables of metrics and comparisons as aligned plain text, for a terminal."""
     return as_text(
-        (table for table in report_tables(report) if table.section in ("scores", "comparisons", "controls")),
+        (
+            table
+            for table in report_tables(report)
+            if table.section in ("scores", "comparisons", "controls", "training")
+        ),
         report.summary,
     )

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from plant import metadata
 
-from assets.baselines.ranking import baseline_rankings
+from assets.baselines.ranking import rankings_in
 from rarec.baselines.ranking import rank_by_popularity
 from rarec.data.sequences import UserSequences
 
@@ -12,7 +12,7 @@ from rarec.data.sequences import UserSequences
 @pytest.mark.parametrize("split", ["valid", "test"])
 def test_ranks_are_kept_by_split_and_model(plant, first, split):
     sequences = UserSequences.load(plant.artifact(first, "user_sequences").path)
-    kept = baseline_rankings(plant.artifact(first, "ranking_baselines"), split)
+    kept = rankings_in(plant.artifact(first, "ranking_baselines"), split)
     assert list(kept) == ["popularity", "item-KNN", "EASE", "transitions", "transitions + text"]
     expected = rank_by_popularity(sequences, sequences.prefixes(split))
     assert kept["popularity"].rank.tolist() == expected.rank.tolist()
@@ -26,7 +26,7 @@ def test_popularity_ranks_by_interactions_of_the_training_parts(plant, first):
     counts = np.zeros(sequences.n_items)
     for start, end in zip(sequences.offsets[:-1], sequences.train_ends, strict=True):
         np.add.at(counts, sequences.items[start:end], 1)
-    ranks = baseline_rankings(plant.artifact(first, "ranking_baselines"), "test")["popularity"].rank.numpy()
+    ranks = rankings_in(plant.artifact(first, "ranking_baselines"), "test")["popularity"].rank.numpy()
     for rank, prefix in zip(ranks, sequences.prefixes("test"), strict=True):
         count = counts[sequences.items[prefix + 1]]
         assert (counts > count).sum() < rank <= (counts >= count).sum()
@@ -34,7 +34,7 @@ def test_popularity_ranks_by_interactions_of_the_training_parts(plant, first):
 
 def test_figures_are_those_of_the_kept_ranks(plant, first):
     told = metadata(first)["ranking_baselines"]
-    for model, ranking in baseline_rankings(plant.artifact(first, "ranking_baselines"), "test").items():
+    for model, ranking in rankings_in(plant.artifact(first, "ranking_baselines"), "test").items():
         for protocol, ranks in (("unmasked", ranking.rank), ("masked", ranking.rank_masked)):
             assert told[f"test {model} {protocol} HR@10"] == pytest.approx((ranks <= 10).float().mean())
     assert "| transitions | decay |" in told["settings"]

@@ -8,6 +8,7 @@ from sklearn.metrics import roc_auc_score
 from rarec.data import schemas
 from rarec.data.checks import check_schema, check_time_order, check_unique_interactions
 from rarec.data.raw import read_raw
+from rarec.data.sources import demo
 from rarec.data.sources.demo import DemoSettings, generate_demo, shuffle_control
 from rarec.data.tables import build_tables
 
@@ -47,7 +48,7 @@ def hit_rates(data: pd.DataFrame) -> dict[str, float]:
 
 def test_size_and_shape(raw, tables):
     assert raw.quarantine.empty
-    assert (tables.counts["users"], tables.counts["items"]) == (800, 500)
+    assert (tables.counts["users"], tables.counts["items"]) == (1200, 500)
     assert 40_000 <= tables.counts["interactions"] <= 60_000
     assert tables.interactions.groupby("user_id").size().min() >= 20
     assert set(tables.interactions.rating.unique()) == {1, 2, 3, 4, 5}
@@ -71,7 +72,7 @@ def test_text_and_profiles_are_complete(tables):
 def test_long_tail(tables):
     counts = np.sort(np.bincount(tables.interactions.item_index))[::-1]
     assert 0.15 < counts[:50].sum() / counts.sum() < 0.4
-    assert counts[0] > 5 * np.median(counts)
+    assert counts[0] > 3 * np.median(counts)
 
 
 def test_labels_are_balanced(specs, tables):
@@ -81,10 +82,56 @@ def test_labels_are_balanced(specs, tables):
 def test_next_item_can_be_learned_and_the_control_cannot(tables):
     rates = hit_rates(tables.interactions)
     assert 0.05 < rates["popularity"] < 0.2
-    assert 0.4 < rates["bigram"] < 0.7
+    assert 0.3 < rates["bigram"] < 0.7
     control = hit_rates(shuffle_control(tables.interactions, seed=1))
     assert 0.02 < control["popularity"] < 0.2
     assert control["bigram"] < 0.1
+
+
+def recalled(data: pd.DataFrame) -> tuple[float, float, float]:
+    """Of films with the same two films before them elsewhere: their share, how often most others saw the same next,
+    and how many others there are (median)."""
+    users, items = data["user_index"].to_numpy(), data["item_index"].to_numpy()
+    inside = (users[2:] == users[1:-1]) & (users[1:-1] == users[:-2])
+    triples = np.column_stack([items[:-2], items[1:-1], items[2:]])[inside]
+    states, state = np.unique(triples[:, :2], axis=0, return_inverse=True)
+    size = np.bincount(state.ravel(), minlength=len(states))
+    _, triple, count = np.unique(triples, axis=0, return_inverse=True, return_counts=True)
+    others, same = size[state.ravel()] - 1, count[triple.ravel()] - 1
+    asked = others >= 1
+    return float(asked.mean()), float((same[asked] > others[asked] / 2).mean()), float(np.median(others[asked]))
+
+
+def test_programmes_are_rare_and_can_be_recalled(tables):
+    """What a memory of similar users is for: few others were in the same place, and they know what comes next."""
+    share, known, others = recalled(tables.interactions)
+    assert share > 0.5
+    assert known > 0.35  # without programmes it is 0.01
+    assert others <= 8
+    _, known, _ = recalled(shuffle_control(tables.interactions, seed=1))
+    assert known < 0.1
+
+
+def test_few_behaviours_tell_the_liking_of_a_theme(specs, tmp_path):
+    """The same films rated by the same people: earlier ratings of the theme say more where likings are of themes."""
+
+    def rating_of_theme(spread):
+        folder = tmp_path / str(spread)
+        folder.mkdir()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(demo, "THEME_SPREAD", spread)
+            generate_demo(DemoSettings(users=300), folder)
+        made = build_tables(specs["demo"], read_raw(specs["demo"], folder))
+        words = {word: theme for theme, (_, own) in enumerate(demo.THEMES.values()) for word in own}
+        theme = np.array([next(words[w] for w in title.split() if w in words) for title in made.items.title])
+        data = made.interactions.assign(theme=theme[made.interactions.item_index])
+        data["rest"] = data.rating - data.groupby("item_index").rating.transform("mean")
+        groups = data.groupby(["user_index", "theme"]).rest
+        before = (groups.cumsum() - data.rest) / groups.cumcount()
+        known = groups.cumcount() > 0
+        return float(np.corrcoef(before[known], data.rest[known])[0, 1])
+
+    assert rating_of_theme(0.8) > rating_of_theme(0.0) + 0.1
 
 
 def rating_auc(tables, data: pd.DataFrame) -> float:
@@ -148,6 +195,6 @@ def test_same_seed_same_files(tmp_path):
 
 
 def test_transition_probability_makes_the_structure(specs, tmp_path):
-    generate_demo(DemoSettings(transition_probability=0.0), tmp_path)
+    generate_demo(DemoSettings(transition_probability=0.0, programmes=0), tmp_path)
     rates = hit_rates(build_tables(specs["demo"], read_raw(specs["demo"], tmp_path)).interactions)
     assert rates["bigram"] < 0.15

@@ -1,7 +1,8 @@
-"""`python -m benchmarks.headlines`: write the tables in README.md, docs/ and the pages of results from the records.
+"""`python -m benchmarks.quality.headlines`: write the tables of README.md, docs/ and the pages of results.
 
 A table stands between `<!-- results NAME -->`, where NAME may be followed by a data set, and `<!-- end of results -->`.
-Its figures are copied from `benchmarks/results`, never typed. With `--check` nothing is written, and the exit code is 1 if a table is out of date.
+Its figures are copied from the records in `benchmarks/results`, never typed. With `--check` nothing is written, and the
+exit code is 1 if a table is out of date.
 """
 
 import json
@@ -13,10 +14,10 @@ from typing import Annotated, Any
 
 import typer
 
-from benchmarks.quality import RECORDS
+from benchmarks.quality.__main__ import RECORDS
 
-ROOT = Path(__file__).parents[1]
-RESULTS = Path(__file__).parent / "results"
+ROOT = Path(__file__).parents[2]
+RESULTS = Path(__file__).parents[1] / "results"
 MARKED = re.compile(r"(<!-- results ([\w -]+?) -->\n).*?(<!-- end of results -->)", re.DOTALL)
 _ESTIMATE = ("value", "low", "high")
 
@@ -231,7 +232,7 @@ def main(check: Annotated[bool, typer.Option("--check", help="Write nothing; exi
     stale = {file: new for file, text in texts.items() if (new := filled(text)) != text}
     if check and stale:
         names = ", ".join(str(file.relative_to(ROOT)) for file in stale)
-        raise SystemExit(f"error: results are out of date in {names}; run python -m benchmarks.headlines")
+        raise SystemExit(f"error: results are out of date in {names}; run python -m benchmarks.quality.headlines")
     for file, new in stale.items():
         file.write_text(new)
 

@@ -1,7 +1,7 @@
 """`python -m benchmarks.quality DATASET TRACK`: run a track of a data set and keep the figures of its report.
 
 A record, `benchmarks/results/quality/<data set>-<track>.json`, holds one or several runs by name (such as the seed).
-`python -m benchmarks.headlines` writes the tables of the pages of results from these records.
+`python -m benchmarks.quality.headlines` writes the tables of the pages of results from these records.
 """
 
 import json
@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
-RECORDS = Path(__file__).parent / "results" / "quality"
+RECORDS = Path(__file__).parents[1] / "results" / "quality"
 REPORTS = {"raserec": "ranking_metrics", "rella": "ctr_metrics"}
 KEPT = {
     "raserec": ("dataset", "data_version", "n_users", "n_items", "summary", "scores", "comparisons", "causes",
@@ -83,7 +83,7 @@ def main(
     }
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps({"runs": dict(sorted(runs.items()))}, indent=1, ensure_ascii=False) + "\n")
-    print(f"recorded: {file.name}, {name}; now run python -m benchmarks.headlines")
+    print(f"recorded: {file.name}, {name}; now run python -m benchmarks.quality.headlines")
 
 
 if __name__ == "__main__":
