@@ -11,6 +11,7 @@ from rarec.types import Protocol, Split
 PROTOCOLS: tuple[Protocol, ...] = ("unmasked", "masked")
 KEY_METRICS = ("HR@10", "NDCG@10")
 SUMMARY_METRIC = "NDCG@10"
+TEXT_SECTIONS = ("scores", "comparisons", "training", "controls")
 
 
 def provenance(report: RankingReport, split: Split, protocol: Protocol) -> str:
@@ -60,16 +61,13 @@ def report_tables(report: RankingReport) -> list[Table]:
         _comparison_tables,
         _group_tables,
         _recommended_tables,
-        _cause_tables,
     )
-    tables = [
-        table
-        for maker in makers
-        for split in report.splits
-        for protocol in PROTOCOLS
-        for table in maker(report, split, protocol)
-    ]
-    return [*tables, *effort_tables(report.efforts)]
+
+    def made(maker: Callable[[RankingReport, Split, Protocol], list[Table]]) -> list[Table]:
+        return [table for split in report.splits for protocol in PROTOCOLS for table in maker(report, split, protocol)]
+
+    tables = [table for maker in makers for table in made(maker)]
+    return [*tables, *effort_tables(report.efforts), *made(_cause_tables)]
 
 
 def _score_tables(report: RankingReport, split: Split, protocol: Protocol) -> list[Table]:
@@ -222,11 +220,4 @@ def markdown_tables(report: RankingReport) -> str:
 
 def text_tables(report: RankingReport) -> str:
     """Summary, and tables of metrics and comparisons as aligned plain text, for a terminal."""
-    return as_text(
-        (
-            table
-            for table in report_tables(report)
-            if table.section in ("scores", "comparisons", "controls", "training")
-        ),
-        report.summary,
-    )
+    return as_text((table for table in report_tables(report) if table.section in TEXT_SECTIONS), report.summary)
