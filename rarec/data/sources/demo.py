@@ -10,11 +10,11 @@ Everything is drawn from one seed:
   few viewers, so what comes next in one is rare: hard to learn, but easy to recall by who remembers others there.
 - Otherwise, with probability `transition_probability`, the next film is an unseen follower of one of the latest films,
   mostly of the last one. Else it is drawn by popularity times taste.
-- The rating is the taste for the film's genres, the viewer's liking of its theme, the film's quality and noise, rounded
-  to 1 to 5. Of a long history only the films of the same theme, a twentieth, tell the liking of a theme.
+- The rating is the taste for the film's genres plus the film's quality plus noise, rounded to 1 to 5. Of a long history
+  only the few films of the target's genres tell the taste for these.
 
 So models can learn the next film from the latest ones, and the rating from profile, history and the film's text.
-Programmes are what a memory of similar users is for, and themes what retrieving similar behaviours is for.
+Programmes are what a memory of similar users is for, and genres what retrieving similar behaviours is for.
 """
 
 from dataclasses import dataclass
@@ -70,7 +70,6 @@ SECOND_GENRE_SHARE = 0.4
 SERIES_SHARE = 0.3  # share of films that begin a series of two to four
 FOLLOWERS = 6
 PROGRAMME = 8  # films of a programme
-THEME_SPREAD = 0.8  # standard deviation of a viewer's liking of themes
 LATEST_SHARES = (
     0.8,
     0.15,
@@ -109,7 +108,6 @@ class _Films:
     titles: list[str]
     genre_names: list[str]
     genres: np.ndarray  # (I, G) float, rows sum to 1
-    theme: np.ndarray  # (I,) int
     quality: np.ndarray  # (I,)
     popularity: np.ndarray  # (I,) sums to 1
     followers: np.ndarray  # (I, FOLLOWERS) int
@@ -169,7 +167,6 @@ def _make_films(settings: DemoSettings, rng: np.random.Generator) -> _Films:
         quality=rng.normal(0, 0.5, count),
         popularity=popularity,
         followers=_followers(np.array(theme_of), np.array(sequel_of), rng),
-        theme=np.array(theme_of),
         programmes=np.array([rng.permutation(count)[:PROGRAMME] for _ in range(settings.programmes)]),
     )
 
@@ -216,11 +213,10 @@ def _history(
     seen = np.zeros(settings.items, dtype=bool)
     watched: list[int] = []
     liking = np.empty(length)
-    of_theme = rng.normal(0, THEME_SPREAD, len(THEMES))
     programme: list[int] = []  # what is left of it
     for step in range(length):
         drift = step / length
-        likes = films.genres @ ((1 - drift) * taste[0] + drift * taste[1]) + of_theme[films.theme]
+        likes = films.genres @ ((1 - drift) * taste[0] + drift * taste[1])
         if not programme and settings.programmes and rng.random() < settings.programme_probability:
             programme = films.programmes[rng.integers(settings.programmes)].tolist()
         programme = [film for film in programme if not seen[film]]

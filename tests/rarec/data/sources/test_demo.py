@@ -8,7 +8,6 @@ from sklearn.metrics import roc_auc_score
 from rarec.data import schemas
 from rarec.data.checks import check_schema, check_time_order, check_unique_interactions
 from rarec.data.raw import read_raw
-from rarec.data.sources import demo
 from rarec.data.sources.demo import DemoSettings, generate_demo, shuffle_control
 from rarec.data.tables import build_tables
 
@@ -110,28 +109,6 @@ def test_programmes_are_rare_and_can_be_recalled(tables):
     assert others <= 8
     _, known, _ = recalled(shuffle_control(tables.interactions, seed=1))
     assert known < 0.1
-
-
-def test_few_behaviours_tell_the_liking_of_a_theme(specs, tmp_path):
-    """The same films rated by the same people: earlier ratings of the theme say more where likings are of themes."""
-
-    def rating_of_theme(spread):
-        folder = tmp_path / str(spread)
-        folder.mkdir()
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(demo, "THEME_SPREAD", spread)
-            generate_demo(DemoSettings(users=300), folder)
-        made = build_tables(specs["demo"], read_raw(specs["demo"], folder))
-        words = {word: theme for theme, (_, own) in enumerate(demo.THEMES.values()) for word in own}
-        theme = np.array([next(words[w] for w in title.split() if w in words) for title in made.items.title])
-        data = made.interactions.assign(theme=theme[made.interactions.item_index])
-        data["rest"] = data.rating - data.groupby("item_index").rating.transform("mean")
-        groups = data.groupby(["user_index", "theme"]).rest
-        before = (groups.cumsum() - data.rest) / groups.cumcount()
-        known = groups.cumcount() > 0
-        return float(np.corrcoef(before[known], data.rest[known])[0, 1])
-
-    assert rating_of_theme(0.8) > rating_of_theme(0.0) + 0.1
 
 
 def rating_auc(tables, data: pd.DataFrame) -> float:
