@@ -169,4 +169,4 @@ def test_identities_of_the_demo_are_as_recorded(plant, store):
             assert found.data_version == one["data_version"], f"{asset} has the same identity, but other content"
         else:
             assert told["reused"].value, asset
-    assert len(seen) == 31
+    assert len(seen) == 32
