@@ -29,7 +29,7 @@ export RAREC_NPROC
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
-	@echo "TRACK:    everything, raserec, rella; ingest, recommend, drift, refresh, finetune, pretrain, promote, rollback; drift_rella, tune, promote_rella; sweep, sweep_rella; clean"
+	@echo "TRACK:    everything, raserec, rella; ingest, recommend, drift, refresh, finetune, pretrain, promote, rollback; drift_rella, tune, promote_rella; sweep, sweep_rella; peers; clean"
 	@echo "Settings: make run DATASET=ml-100k TRACK=raserec RAREC_DATA=folder NPROC=2 CONFIG='{\"raserec_finetuned\": {\"memories\": 50}}'"
 	@echo "          EXTRA=gpu with any target installs the GPU build of Faiss instead of the CPU one."
 

@@ -13,20 +13,21 @@ def test_jobs_cover_their_groups(tmp_path):
     graph = defs.resolve_asset_graph()
     everything = defs.resolve_job_def("everything").asset_layer.executable_asset_keys
     operations = {key for key in graph.materializable_asset_keys if graph.get(key).group_name == "operations"}
-    sweeps = {key for key in graph.materializable_asset_keys if graph.get(key).group_name == "sweeps"}
-    assert set(everything) == set(graph.materializable_asset_keys) - operations - sweeps
+    apart = {key for key in graph.materializable_asset_keys if graph.get(key).group_name in ("sweeps", "peers")}
+    assert set(everything) == set(graph.materializable_asset_keys) - operations - apart
     assert operations <= {
         key for job in cascade() for key in defs.resolve_job_def(job).asset_layer.executable_asset_keys
     }
     reports = {"raserec": "ranking_metrics", "rella": "ctr_metrics"}
     groups = {
         "raserec": {"raw", "sequences", "recommender", "baselines"},
-        "rella": {"raw", "text", "semantic", "index", "instruction", "language"},
+        "rella": {"raw", "text", "semantic", "index", "instruction", "language", "baselines"},
     }
     assert set(TRACK_JOBS) == set(reports)
     for track in TRACK_JOBS:
         keys = set(defs.resolve_job_def(track).asset_layer.executable_asset_keys)
         expected = {key for key in everything if graph.get(key).group_name in groups[track]}
+        expected = {key for key in expected if graph.get(key).tags["track"] in (track, "both")}
         assert keys == expected | {dg.AssetKey(reports[track])}
 
 
@@ -46,7 +47,7 @@ def test_the_jobs_that_an_engineer_expects(tmp_path):
         "finetune",
         "pretrain",
     }
-    expected |= {"tune", "promote", "promote_rella", "rollback", "clean", "sweep", "sweep_rella"}
+    expected |= {"tune", "promote", "promote_rella", "rollback", "clean", "sweep", "sweep_rella", "peers"}
     assert {name for name in jobs if not name.startswith("__")} == expected
     assert all(jobs[name].description for name in expected)
 

@@ -14,7 +14,7 @@ TRACK = "rella"
 RELLA = {
     "raw_interactions", "interactions", "item_catalog", "user_profiles", "ctr_samples", "textual_samples",
     "base_language_model", "semantic_item_vectors", "item_index", "retrieval_enhanced_samples", "mixed_reit_samples",
-    "lora_checkpoint", "ctr_predictions", "ctr_metrics",
+    "lora_checkpoint", "ctr_predictions", "ctr_baselines", "ctr_metrics",
 }  # fmt: skip
 
 

@@ -126,6 +126,7 @@ def test_without_ratings_no_opinion_is_read(data, tmp_path, ratings):
     )
     weights = []
     for name, own in (("given", parts), ("other", other)):
+        (tmp_path / name).mkdir()
         card = train_small_llama(
             own, CATALOGUE, item, OFFSETS, np.arange(len(times)), ("Yes", "No"), settings, tmp_path / name,
             tmp_path / f"{name} checkpoint", lambda **_: None,
