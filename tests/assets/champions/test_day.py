@@ -194,6 +194,7 @@ def first_champion(day):
         "raserec_pretrained",
         "memory_bank",
         "raserec_finetuned",
+        "raserec_controls",
         "ranking_baselines",
         "ranking_metrics",
     } < trained.assets.keys()

@@ -27,7 +27,7 @@ from rarec.training.dropout import DropoutBits
 from resources.mlflow.tracked_run import TrackedRun
 
 FINETUNE = "rarec.raserec.finetune"
-STAGE_2 = {"raserec_finetuned", "recommendations", "ranking_metrics"}
+STAGE_2 = {"raserec_finetuned", "raserec_controls", "recommendations", "ranking_metrics"}
 IDENTITY = "e" * 32
 ITEMS = [f"film-{number}" for number in range(30)]
 USERS = [f"somebody-{number}" for number in range(12)]
@@ -37,7 +37,7 @@ def test_changing_stage_2_rebuilds_stage_2_and_what_follows(plant, first, launch
     result = plant.run(raserec_finetuned={"alpha": 0.9})
     assert result.success, failures(result)
     assert built(result) == STAGE_2
-    assert launches == [FINETUNE]
+    assert launches == [FINETUNE, FINETUNE]  # stage 2, and its control
     assert plant.artifact(result, "raserec_finetuned").manifest.config["alpha"] == 0.9
     assert plant.artifact(first, "raserec_finetuned").manifest.config["alpha"] == 0.6  # the other is still there
 

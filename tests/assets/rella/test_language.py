@@ -85,7 +85,9 @@ def test_the_merged_model_gives_the_adapters_probabilities(plant, first, tmp_pat
 def test_the_order_of_modes_decides_which_adapter_is_the_model(plant, first):
     result = plant.run(track="rella", mixed_reit_samples={"modes": ["recent", "mixed"]})
     assert result.success, failures(result)
-    assert built(result) == {"mixed_reit_samples", "lora_checkpoint", "ctr_predictions", "ctr_metrics"}
+    assert built(result) == {
+        "mixed_reit_samples", "lora_checkpoint", "ctr_predictions", "ctr_baselines", "ctr_metrics",
+    }  # fmt: skip
     report = CtrReport.model_validate_json(plant.artifact(result, "ctr_metrics").file("report.json").read_text())
     assert report.chosen == "tuned on recent, retrieved (seed 42)"
 

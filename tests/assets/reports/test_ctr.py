@@ -25,7 +25,11 @@ def test_report_shows_all_models_and_is_measured_by_the_best_simple_method(plant
     assert report.chosen == CHOSEN_MODEL
     assert report.yardstick == max(simple, key=lambda name: report.of(name, "valid")["AUC"].value)
     assert report.compared("untuned, retrieved", CHOSEN_MODEL, "test") is not None
-    assert report.compared("tuned on mixed, recent (seed 42)", CHOSEN_MODEL, "test") is not None
+    assert ("tuned on mixed, recent (seed 42)", CHOSEN_MODEL) in {
+        (one.baseline, one.candidate) for one in report.causes
+    }
+    assert report.read[CHOSEN_MODEL] == "every training rating; 64 answers"
+    assert report.read["untuned, recent"] == "every training rating"
     assert report.compared("tuned on recent, retrieved (seed 42)", CHOSEN_MODEL, "test") is not None
     assert {(own.history, own.k) for own in report.heterogeneity} >= {("recent", 5), ("retrieved", 30)}
     values = metadata(first)["ctr_metrics"]
