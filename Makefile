@@ -29,7 +29,7 @@ export RAREC_NPROC
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
-	@echo "TRACK:    everything, raserec, rella; ingest, recommend, drift, refresh, finetune, pretrain, promote, rollback; drift_rella, tune, promote_rella; sweep, sweep_rella; peers; clean"
+	@echo "TRACK:    everything, raserec, rella; ingest, recommend, drift, refresh, finetune, pretrain, promote, rollback; drift_rella, tune, promote_rella; sweep, sweep_rella; peers, peers_rella; clean"
 	@echo "Settings: make run DATASET=ml-100k TRACK=raserec RAREC_DATA=folder NPROC=2 CONFIG='{\"raserec_finetuned\": {\"memories\": 50}}'"
 	@echo "          EXTRA=gpu with any target installs the GPU build of Faiss instead of the CPU one."
 
@@ -43,8 +43,8 @@ $(PEERS)/.installed: benchmarks/peers/requirements.txt
 	@$(PEERS)/bin/pip install --quiet -r benchmarks/peers/requirements.txt
 	@touch $@
 
-peers: $(STAMP) $(PEERS)/.installed  ## train models of other libraries on the split of DATASET, and set them beside ours
-	@$(BIN)/python -m pipelines.run --dataset '$(DATASET)' --track peers --config "$$CONFIG"
+peers: $(STAMP) $(PEERS)/.installed  ## train models of other libraries on the split of DATASET, and set them beside ours (TRACK=rella: click models)
+	@$(BIN)/python -m pipelines.run --dataset '$(DATASET)' --track $(if $(filter rella,$(TRACK)),peers_rella,peers) --config "$$CONFIG"
 
 dataset: $(STAMP)  ## look into FILE (a file, a pattern or a folder of parts) and write its data set's declaration (ITEMS, USERS, NAME)
 	@$(BIN)/python -m rarec.data.formats.declaring "$(FILE)" --items "$(ITEMS)" --users "$(USERS)" --name "$(NAME)"

@@ -116,8 +116,12 @@ def cascade() -> dict[str, Job]:
 
 TRIALS: dict[str, Job] = {
     "peers": Job(
-        "Train models of other libraries on the same split, and set them beside ours. Needs `make peers`. Hours.",
-        track_selection("raserec") | dg.AssetSelection.groups("peers"),
+        "Train other libraries' rankers on the same split, and set them beside ours. Needs `make peers`. Hours.",
+        track_selection("raserec") | dg.AssetSelection.assets("peer_rankings", "peer_metrics"),
+    ),
+    "peers_rella": Job(
+        "Train other libraries' click models on the same samples, and set them beside ours. Needs `make peers`. Hours.",
+        track_selection("rella") | dg.AssetSelection.assets("peer_predictions", "peer_ctr_metrics"),
     ),
     "sweep": Job(
         "Compare settings on validation figures: stage 2 with several values of K, alpha and beta.",

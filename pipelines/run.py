@@ -287,7 +287,12 @@ def _pages(result: Any) -> dict[str, Path]:
 
 def _print_tables(pages: Mapping[str, Path]) -> None:
     """The figures of the tracks that are finished."""
-    shown = (("ranking_metrics", _ranking_tables), ("peer_metrics", _ranking_tables), ("ctr_metrics", _ctr_tables))
+    shown = (
+        ("ranking_metrics", _ranking_tables),
+        ("peer_metrics", _ranking_tables),
+        ("ctr_metrics", _ctr_tables),
+        ("peer_ctr_metrics", _ctr_tables),
+    )
     for name, tables in shown:
         if name in pages:
             print()

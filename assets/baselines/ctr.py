@@ -1,6 +1,7 @@
 """Group `baselines`: the simple methods that ReLLa has to beat."""
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -13,7 +14,7 @@ from rarec.config import Settings
 from rarec.data.ctr import CtrSamples
 from rarec.metrics.ctr import METRICS
 from rarec.metrics.ctr import ctr_metrics as figures_of
-from rarec.rella.training_samples import TrainingSamples, load_variants
+from rarec.rella.training_samples import TrainingSamples, Variant, load_variants
 from rarec.reports.records import SPLIT_NAMES
 from rarec.types import Float64Array, IntArray, Split
 from resources.artifacts.store import Artifact
@@ -42,9 +43,7 @@ def ctr_baselines(job: Job[Settings]) -> Outcome:
     table = load_table(job.inputs["interactions"], "interactions", ("item_index", "rating"))
     rating = table["rating"].to_numpy()
     items = table["item_index"].to_numpy().astype(np.int64)
-    tuned = job.path("mixed_reit_samples")
-    first = load_variants(tuned)[0]
-    shots = np.unique(TrainingSamples.load(tuned / first.name).sample)
+    first, shots = first_shots(job.path("mixed_reit_samples"))
     rows = {split: samples.rows(split) for split in SPLITS}
     found = {split: {"sample": np.arange(own.start, own.stop)} for split, own in rows.items()}
     metrics: dict[str, float] = {}
@@ -58,6 +57,12 @@ def ctr_baselines(job: Job[Settings]) -> Outcome:
         pd.DataFrame(columns).to_parquet(job.folder / f"{split}.parquet", index=False)
     values = {f"test {name} AUC": round(metrics[f"test/{name}/AUC"], 4) for name in found["test"] if name != "sample"}
     return Outcome(values, metrics=metrics)
+
+
+def first_shots(folder: Path) -> tuple[Variant, IntArray]:
+    """The first adapter, and the training samples that tune it, ascending."""
+    first = load_variants(folder)[0]
+    return first, np.unique(TrainingSamples.load(folder / first.name).sample)
 
 
 def baseline_probabilities(artifact: Artifact, split: Split, sample: IntArray) -> Mapping[str, Float64Array]:

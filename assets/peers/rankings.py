@@ -1,26 +1,24 @@
 """Group `peers`: models of other libraries on our splits, and the report that sets them beside ours."""
 
 import json
-from pathlib import Path
+import shutil
 
-import dagster as dg
 import pandas as pd
 import torch
 
 from assets.baselines.ranking import RANKS, SPLITS, rankings_in
 from assets.framework.reuse import Outcome
 from assets.framework.stage import Job, stage
+from assets.peers.process import require_peers, run_peer
 from assets.reports.publish import image, log_report
 from assets.reports.ranking import FINETUNED
 from rarec.baselines.peers import PEERS, PeerLists, PeerRankingSettings, save_sequences
 from rarec.config import Settings
 from rarec.data.sequences import UserSequences
-from rarec.errors import InputError
 from rarec.metrics.ranking import ranking_table
 from rarec.reports.ranking import report as reports
 from rarec.reports.records import SPLIT_NAMES, Effort
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "peers" / "rankings.py"
 COSTS = "costs.json"
 TOP_N = 50
 
@@ -33,15 +31,13 @@ TOP_N = 50
     inputs=("user_sequences",),
     kinds={"pytorch", "pytorchlightning"},
     computes=True,
+    prepare=require_peers,
 )
 def peer_rankings(job: Job[PeerRankingSettings]) -> Outcome:
     """RecTools' SASRec, eSASRec and BERT4Rec, trained on our training parts in their own environment (`make peers`).
 
     They give lists of the best items, and our metrics judge them. Validation chooses the epoch, as for our models.
     """
-    python = job.workspace.peers_python
-    if not python.is_file():
-        raise InputError(f"there is no environment of the peers ({python}); build it with `make peers`")
     sequences = UserSequences.load(job.path("user_sequences"))
     exchange = job.folder / "exchange"
     exchange.mkdir()
@@ -51,10 +47,7 @@ def peer_rankings(job: Job[PeerRankingSettings]) -> Outcome:
     values: dict[str, float] = {}
     for model in job.settings.models:
         output = job.folder / model
-        output.mkdir()
-        file = output / "job.json"
-        file.write_text(json.dumps(job.settings.job(model, exchange, output, TOP_N)))
-        dg.PipesSubprocessClient().run(command=[str(python), str(SCRIPT), str(file)], context=job.context)
+        run_peer(job, "rankings.py", job.settings.job(model, exchange, output, TOP_N), output)
         found, name = PeerLists.load(output), PEERS[model]
         costs.append({"model": name, **found.training})
         for split in SPLITS:
@@ -67,12 +60,9 @@ def peer_rankings(job: Job[PeerRankingSettings]) -> Outcome:
                 metrics |= {f"{SPLIT_NAMES[split]}/{protocol}/{name}/{key}": value for key, value in figures.items()}
                 if split == "test":
                     values |= {f"test {name} {protocol} {key}": figures[key] for key in ("HR@10", "NDCG@10")}
-        file.unlink()
     pd.concat(tables).to_parquet(job.folder / RANKS, index=False)
     (job.folder / COSTS).write_text(json.dumps(costs))
-    for path in exchange.iterdir():
-        path.unlink()
-    exchange.rmdir()
+    shutil.rmtree(exchange)
     return Outcome(values, metrics=metrics)
 
 

@@ -27,6 +27,19 @@ from rarec.training.fit import HISTORY
 from resources.artifacts.store import Artifact
 from resources.mlflow.tracked_run import TrackedRun
 
+REPORTED = (
+    "interactions",
+    "item_catalog",
+    "ctr_samples",
+    "textual_samples",
+    "semantic_item_vectors",
+    "retrieval_enhanced_samples",
+    "base_language_model",
+    "mixed_reit_samples",
+    "lora_checkpoint",
+    "ctr_predictions",
+    "ctr_baselines",
+)
 PROMPT_SOURCE = ("interactions", "ctr_samples", "textual_samples", "retrieval_enhanced_samples")
 
 
@@ -35,19 +48,7 @@ PROMPT_SOURCE = ("interactions", "ctr_samples", "textual_samples", "retrieval_en
     track="rella",
     version="3",
     settings=CtrReportSettings,
-    inputs=(
-        "interactions",
-        "item_catalog",
-        "ctr_samples",
-        "textual_samples",
-        "semantic_item_vectors",
-        "retrieval_enhanced_samples",
-        "base_language_model",
-        "mixed_reit_samples",
-        "lora_checkpoint",
-        "ctr_predictions",
-        "ctr_baselines",
-    ),
+    inputs=REPORTED,
     kinds={"json", "html"},
     extras=lambda request: {
         "title": request.spec.title,
@@ -58,6 +59,11 @@ PROMPT_SOURCE = ("interactions", "ctr_samples", "textual_samples", "retrieval_en
 )
 def ctr_metrics(job: Job[CtrReportSettings]) -> Outcome:
     """AUC, LogLoss, ACC and calibration, untuned and tuned, recent and retrieved, and of simple methods."""
+    return write_report(job)
+
+
+def write_report(job: Job[CtrReportSettings]) -> Outcome:
+    """The report of what is among the inputs: ReLLa, simple methods and, if they are there, other libraries' models."""
     report = _report(job)
     paths = reports.write_ctr_report(report, job.folder)
     log_report(job.run, paths)
@@ -115,13 +121,18 @@ def _report(job: Job[CtrReportSettings]) -> reports.CtrReport:
     outcomes = [
         reports.CtrOutcome(name, split, own[name].to_numpy()) for name in names for split, own in predicted.items()
     ]
+    peers = {}
+    if "peer_predictions" in inputs:
+        peers = {split: baseline_probabilities(inputs["peer_predictions"], split, own) for split, own in rows.items()}
     outcomes += [
         reports.CtrOutcome(name, split, probability)
-        for split, own in baselines.items()
+        for others in (baselines, peers)
+        for split, own in others.items()
         for name, probability in own.items()
     ]
     lora = inputs["lora_checkpoint"]
     variants = load_variants(lora.path)
+    chosen = variants[0].label("retrieved")
     train = samples.rows("train")
     counts = np.bincount(items[samples.position[train]], minlength=int(items.max()) + 1)
     time = load_counts(inputs["interactions"])["time"]
@@ -136,9 +147,9 @@ def _report(job: Job[CtrReportSettings]) -> reports.CtrReport:
         seeds={variant.label(history): variant.seed for variant, history in asked(variants)},
         split_rule=_split_rule(inputs, samples, time),
         yardstick=yardstick,
-        chosen=variants[0].label("retrieved"),
-        read=_read(inputs, variants, list(baselines["test"])),
-        comparisons=comparisons(variants),
+        chosen=chosen,
+        read=_read(inputs, variants, list(baselines["test"]), list(peers.get("test", {}))),
+        comparisons=[*((name, chosen) for name in peers.get("test", {})), *comparisons(variants)],
         controls=controls(variants),
         heterogeneity=heterogeneity(source, vectors, genres, rows["test"]),
         similarity=similarity(source, vectors, rows["test"]),
@@ -156,17 +167,20 @@ def _report(job: Job[CtrReportSettings]) -> reports.CtrReport:
     )
 
 
-def _read(inputs: Mapping[str, Artifact], variants: Sequence[Variant], baselines: Sequence[str]) -> dict[str, str]:
+def _read(
+    inputs: Mapping[str, Artifact], variants: Sequence[Variant], baselines: Sequence[str], peers: Sequence[str]
+) -> dict[str, str]:
     """What of the training data each model was fitted on."""
     base, drawn = inputs["base_language_model"].manifest.config, inputs["mixed_reit_samples"].metadata["values"]
     before = read_untuned(base["source"], base.get("ratings", True))
-    then = f"{before}; {drawn['shots']:,} answers"
-    tuned = {variant.label(history): then for variant, history in asked(variants)}
-    few = f"{drawn['shots']:,} answers; counts of every training rating"
+    full, few = f"{drawn['training_samples']:,} answers", f"{drawn['shots']:,} answers"
+    tuned = {variant.label(history): f"{before}; {few}" for variant, history in asked(variants)}
+    # A simple method's numbers count likes in all of the training split, whatever they are fitted on.
     simple = {
-        name: f"{drawn['training_samples']:,} answers" if name.endswith(ALL_SAMPLES) else few for name in baselines
+        name: full if name.endswith(ALL_SAMPLES) else f"{few}; counts of every training rating" for name in baselines
     }
-    return {**{untuned(history): before for history in HISTORIES}, **tuned, **simple}
+    others = {name: full if name.endswith(ALL_SAMPLES) else few for name in peers}
+    return {**{untuned(history): before for history in HISTORIES}, **tuned, **simple, **others}
 
 
 def _split_rule(inputs: Mapping[str, Artifact], samples: CtrSamples, time: str) -> str:

@@ -47,7 +47,17 @@ def test_the_jobs_that_an_engineer_expects(tmp_path):
         "finetune",
         "pretrain",
     }
-    expected |= {"tune", "promote", "promote_rella", "rollback", "clean", "sweep", "sweep_rella", "peers"}
+    expected |= {
+        "tune",
+        "promote",
+        "promote_rella",
+        "rollback",
+        "clean",
+        "sweep",
+        "sweep_rella",
+        "peers",
+        "peers_rella",
+    }
     assert {name for name in jobs if not name.startswith("__")} == expected
     assert all(jobs[name].description for name in expected)
 
