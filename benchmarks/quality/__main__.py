@@ -16,7 +16,12 @@ from typing import Annotated, Any
 import typer
 
 RECORDS = Path(__file__).parents[1] / "results" / "quality"
-REPORTS = {"raserec": "ranking_metrics", "rella": "ctr_metrics"}
+REPORTS = {
+    "raserec": "ranking_metrics",
+    "rella": "ctr_metrics",
+    "peers": "peer_metrics",
+    "peers_rella": "peer_ctr_metrics",
+}
 KEPT = {
     "raserec": ("dataset", "data_version", "n_users", "n_items", "summary", "scores", "comparisons", "causes",
                 "published", "efforts"),
@@ -29,12 +34,13 @@ KEPT = {
 def command_of(dataset: str, track: str, config: str, data: str) -> str:
     """What a reader types to get the same figures."""
     given = f" CONFIG='{config}'" if config != "{}" else ""
-    return f"make run DATASET={dataset} TRACK={track} RAREC_DATA={data}{given}"
+    what = {"peers": "make peers", "peers_rella": "make peers TRACK=rella"}.get(track, f"make run TRACK={track}")
+    return f"{what} DATASET={dataset} RAREC_DATA={data}{given}"
 
 
 def kept(track: str, report: dict[str, Any]) -> dict[str, Any]:
     """The part of a report that is kept."""
-    own = {name: report[name] for name in KEPT[track]}
+    own = {name: report[name] for name in KEPT["rella" if "ctr" in REPORTS[track] else "raserec"]}
     own["comparisons"] = [one for one in own["comparisons"] if not one.get("group")]
     return _rounded(own)
 
@@ -50,7 +56,7 @@ def _rounded(value: Any) -> Any:
 
 def main(
     dataset: Annotated[str, typer.Argument(help="Data set, such as amazon-beauty.")],
-    track: Annotated[str, typer.Argument(help="raserec or rella.")],
+    track: Annotated[str, typer.Argument(help="raserec, rella, peers or peers_rella.")],
     name: Annotated[str, typer.Option(help="Name of the run in the record.")] = "seed 42",
     config: Annotated[str, typer.Option(help="Run configuration, as for `make run`.")] = "{}",
     data: Annotated[str, typer.Option(envvar="RAREC_DATA", help="Folder of data sets.")] = "../shared/datasets",

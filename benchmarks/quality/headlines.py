@@ -38,9 +38,9 @@ SPEED = {  # row -> record, figure
 }
 
 
-def ranking(dataset: str) -> str:
+def ranking(dataset: str, track: str = "raserec") -> str:
     """Test figures of every model, of several runs the mean and the standard deviation."""
-    reports = _reports(dataset, "raserec")
+    reports = _reports(dataset, track)
     asked = [(protocol, metric) for protocol in ("unmasked", "masked") for metric in ("HR@10", "NDCG@10")]
     found: dict[str, dict[tuple[str, str], list[float]]] = {}
     for report in reports:
@@ -70,7 +70,7 @@ def controls(dataset: str) -> str:
     return _table(["NDCG@10 of", "minus", "", *runs], ([*pair, *cells] for pair, cells in rows.items()))
 
 
-def cost(dataset: str) -> str:
+def cost(dataset: str, track: str = "raserec") -> str:
     """What the trainings took."""
     return _table(
         ["", "run", "epochs (best)", "seconds", "peak memory, MiB"],
@@ -82,15 +82,15 @@ def cost(dataset: str) -> str:
                 f"{one['seconds']:,.0f}",
                 f"{one['peak_memory_mib']:,.0f}",
             ]
-            for name, run in _runs(dataset, "raserec").items()
+            for name, run in _runs(dataset, track).items()
             for one in run["report"]["efforts"]
         ),
     )
 
 
-def ctr(dataset: str) -> str:
+def ctr(dataset: str, track: str = "rella") -> str:
     """Test figures of every model, and what it was fitted on; tuned with several seeds, the mean and the deviation."""
-    (report,) = _reports(dataset, "rella")
+    (report,) = _reports(dataset, track)
     figures = ("AUC", "LogLoss", "ACC")
     several = {f"tuned on {one['mode']}, {one['history']}": one for one in report["seed_summaries"]}
     rows: dict[str, list[str]] = {}
