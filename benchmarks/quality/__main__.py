@@ -54,6 +54,19 @@ def _rounded(value: Any) -> Any:
     return [_rounded(one) for one in value] if isinstance(value, list) else value
 
 
+def run(dataset: str, track: str, config: str, data: str) -> tuple[int, list[str]]:
+    """Exit code and output of `make run`, which is shown as it comes."""
+    arguments = ["--dataset", dataset, "--track", track, "--config", config]
+    environment = {**os.environ, "RAREC_DATA": data}
+    printed = []
+    command = [sys.executable, "-u", "-m", "pipelines.run", *arguments]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+        for line in process.stdout or ():
+            print(line, end="", flush=True)
+            printed.append(line)
+    return process.returncode, printed
+
+
 def main(
     dataset: Annotated[str, typer.Argument(help="Data set, such as amazon-beauty.")],
     track: Annotated[str, typer.Argument(help="raserec, rella, peers or peers_rella.")],
@@ -67,17 +80,11 @@ def main(
     if track not in REPORTS:
         raise SystemExit(f"error: TRACK must be one of {', '.join(REPORTS)}, not {track!r}")
     started = time.perf_counter()
-    arguments = ["--dataset", dataset, "--track", track, "--config", config]
-    environment = {**os.environ, "RAREC_DATA": data}
-    report: Path | None = None
-    process = [sys.executable, "-u", "-m", "pipelines.run", *arguments]
-    with subprocess.Popen(process, stdout=subprocess.PIPE, text=True, env=environment) as run:
-        for line in run.stdout or ():
-            print(line, end="", flush=True)
-            if line.startswith("report: ") and f"/{REPORTS[track]}/" in line:
-                report = Path(line.removeprefix("report: ").strip())
-    if run.returncode or report is None:
-        raise SystemExit(run.returncode or f"error: {track} has printed no report of {REPORTS[track]}")
+    code, printed = run(dataset, track, config, data)
+    reports = [line for line in printed if line.startswith("report: ") and f"/{REPORTS[track]}/" in line]
+    if code or not reports:
+        raise SystemExit(code or f"error: {track} has printed no report of {REPORTS[track]}")
+    report = Path(reports[0].removeprefix("report: ").strip())
     file = RECORDS / f"{dataset}-{track}.json"
     runs = json.loads(file.read_text())["runs"] if file.is_file() else {}
     runs[name] = {
