@@ -121,7 +121,8 @@ TRIALS: dict[str, Job] = {
     ),
     "peers_rella": Job(
         "Train other libraries' click models on the same samples, and set them beside ours. Needs `make peers`. Hours.",
-        track_selection("rella") | dg.AssetSelection.assets("peer_predictions", "peer_ctr_metrics"),
+        track_selection("rella")
+        | dg.AssetSelection.assets("peer_predictions", "click_predictions", "peer_ctr_metrics"),
     ),
     "sweep": Job(
         "Compare settings on validation figures: stage 2 with several values of K, alpha and beta.",

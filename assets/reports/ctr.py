@@ -24,6 +24,7 @@ from rarec.reports.ctr.histories import heterogeneity, similarity
 from rarec.reports.ctr.inputs import CtrReportSettings
 from rarec.reports.records import SPLIT_NAMES
 from rarec.training.fit import HISTORY
+from rarec.types import Float64Array, Split
 from resources.artifacts.store import Artifact
 from resources.mlflow.tracked_run import TrackedRun
 
@@ -40,6 +41,7 @@ REPORTED = (
     "ctr_predictions",
     "ctr_baselines",
 )
+PEERS = ("peer_predictions", "click_predictions")
 PROMPT_SOURCE = ("interactions", "ctr_samples", "textual_samples", "retrieval_enhanced_samples")
 
 
@@ -121,9 +123,15 @@ def _report(job: Job[CtrReportSettings]) -> reports.CtrReport:
     outcomes = [
         reports.CtrOutcome(name, split, own[name].to_numpy()) for name in names for split, own in predicted.items()
     ]
-    peers = {}
-    if "peer_predictions" in inputs:
-        peers = {split: baseline_probabilities(inputs["peer_predictions"], split, own) for split, own in rows.items()}
+    peers: dict[Split, dict[str, Float64Array]] = {
+        split: {
+            model: probability
+            for name in PEERS
+            if name in inputs
+            for model, probability in baseline_probabilities(inputs[name], split, own).items()
+        }
+        for split, own in rows.items()
+    }
     outcomes += [
         reports.CtrOutcome(name, split, probability)
         for others in (baselines, peers)
@@ -148,8 +156,8 @@ def _report(job: Job[CtrReportSettings]) -> reports.CtrReport:
         split_rule=_split_rule(inputs, samples, time),
         yardstick=yardstick,
         chosen=chosen,
-        read=_read(inputs, variants, list(baselines["test"]), list(peers.get("test", {}))),
-        comparisons=[*((name, chosen) for name in peers.get("test", {})), *comparisons(variants)],
+        read=_read(inputs, variants, list(baselines["test"]), list(peers["test"])),
+        comparisons=[*((name, chosen) for name in peers["test"]), *comparisons(variants)],
         controls=controls(variants),
         heterogeneity=heterogeneity(source, vectors, genres, rows["test"]),
         similarity=similarity(source, vectors, rows["test"]),

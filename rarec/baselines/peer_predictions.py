@@ -64,12 +64,7 @@ def save_samples(
         catalogue, users: The clean tables.
         shots: Training samples that the adapters are tuned on.
     """
-    target = items[samples.position]
-    user = np.asarray(samples.user)
-    fields = {"user": user, "item": target + 1}
-    fields |= {f"user {name}": _codes(users[name])[user] for name in USER_FIELDS if users[name].notna().any()}
-    fields |= {f"item {name}": _codes(catalogue[name])[target] for name in ITEM_FIELDS if catalogue[name].notna().any()}
-    sizes = [len(users), len(catalogue) + 1, *(int(codes.max()) + 1 for codes in list(fields.values())[2:])]
+    fields, sizes = sample_fields(samples, items, catalogue, users)
     distances = recent_behaviours(samples.offsets, samples.position, behaviours).astype(np.int64)
     place = samples.position[:, None] - distances
     history = np.where(distances > 0, items[place] + 1, 0)
@@ -84,6 +79,19 @@ def save_samples(
         splits=samples.bounds,
         shots=shots,
     )
+
+
+def sample_fields(
+    samples: CtrSamples, items: IntArray, catalogue: pd.DataFrame, users: pd.DataFrame
+) -> tuple[dict[str, IntArray], list[int]]:
+    """Code of each field of the samples, the target item second; and how many codes there are."""
+    target = items[samples.position]
+    user = np.asarray(samples.user)
+    fields = {"user": user, "item": target + 1}
+    fields |= {f"user {name}": _codes(users[name])[user] for name in USER_FIELDS if users[name].notna().any()}
+    fields |= {f"item {name}": _codes(catalogue[name])[target] for name in ITEM_FIELDS if catalogue[name].notna().any()}
+    sizes = [len(users), len(catalogue) + 1, *(int(codes.max()) + 1 for codes in list(fields.values())[2:])]
+    return fields, sizes
 
 
 def _codes(values: pd.Series) -> IntArray:

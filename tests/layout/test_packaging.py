@@ -39,7 +39,7 @@ GROUPS = {
         "rella_drift_report",
     },
     "sweeps": {"raserec_sweep", "rella_sweep"},
-    "peers": {"peer_rankings", "peer_metrics", "peer_predictions", "peer_ctr_metrics"},
+    "peers": {"peer_rankings", "peer_metrics", "peer_predictions", "click_predictions", "peer_ctr_metrics"},
     "baselines": {"ctr_baselines", "ranking_baselines", "raserec_controls"},
     "reports": {"ctr_metrics", "ranking_metrics", "comparison_report"},
 }

@@ -40,7 +40,8 @@ def stand_in(tmp_path, monkeypatch):
 
 
 def test_peers_are_fitted_on_all_and_on_the_same_shots(plant, first, stand_in):
-    result = plant.run(track="peers_rella", peer_predictions={"models": ["din"]})
+    small = {"dim": 4, "behaviours": 5, "epochs": 1}
+    result = plant.run(track="peers_rella", peer_predictions={"models": ["din"]}, click_predictions=small)
     assert result.success, failures(result)
     artifact = plant.artifact(result, "peer_predictions")
     samples = CtrSamples.load(plant.artifact(first, "ctr_samples").path)
@@ -54,7 +55,14 @@ def test_peers_are_fitted_on_all_and_on_the_same_shots(plant, first, stand_in):
     assert [one["shots"] for one in costs] == [64, 64]
     assert metadata(result)["peer_predictions"][f"test {full} AUC"] == 1
     report = CtrReport.model_validate_json(plant.artifact(result, "peer_ctr_metrics").file("report.json").read_text())
-    assert {*RELLA_MODELS, full, few} < set(report.models)
+    own = [f"{name}, {rows}" for name in ("SIM", "SASRec for clicks") for rows in ("all samples", "same shots")]
+    assert {*RELLA_MODELS, full, few, *own} < set(report.models)
+    table = pd.read_parquet(plant.artifact(result, "click_predictions").file("test.parquet"))
+    assert list(table.columns) == ["sample", *own]
+    assert table[own].nunique().min() > len(table) / 2
+    told = metadata(result)["click_predictions"]
+    for name in own:
+        assert told[f"test {name} AUC"] == pytest.approx(report.of(name, "test")["AUC"].value, abs=1e-4)
     assert report.of(full, "test")["AUC"].value == 1
     assert report.compared(full, CHOSEN_MODEL, "test") is not None
     assert report.read[few] == "64 answers"
