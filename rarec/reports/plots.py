@@ -19,7 +19,10 @@ from rarec.reports.tables import number
 # In the SVG, the page's own colours replace ink and rule. The others work on light and dark backgrounds.
 INK, RULE = "#1f2429", "#d9dde2"
 MOST_LEVEL_LABELS = 8  # most bars of half a page with horizontal labels; with more, labels are vertical
-COLOURS = ("#4c8bd6", "#e2853b", "#4fa66a", "#b465c0", "#c9a227", "#5aa9b5")
+COLOURS = (
+    "#4c8bd6", "#e2853b", "#4fa66a", "#b465c0", "#c9a227", "#5aa9b5",
+    "#8c6d5a", "#d66b8f", "#7a8b99", "#3d5a9e", "#8fb339", "#a33b3b",
+)  # fmt: skip
 AnyReport = TypeVar("AnyReport", bound=Report)
 
 

@@ -71,11 +71,14 @@ def summary(comparisons: Sequence[CtrComparison], yardstick: str | None, chosen:
         if (compared.split, compared.baseline, compared.candidate) != ("test", yardstick, chosen):
             continue
         auc = compared.differences["AUC"]
-        by = f"by {number(abs(auc.value))} AUC (95% interval {_range(auc, '+.4f')})"
         if not auc.excludes_zero:
-            return f"No difference between {chosen} and {yardstick} is shown {by}."
-        better, worse = (chosen, yardstick) if auc.value > 0 else (yardstick, chosen)
-        return f"{better} beats {worse} {by}."
+            return (
+                f"No difference in AUC between {chosen} and {yardstick} is shown (95% interval {_range(auc, '+.4f')})."
+            )
+        if auc.value > 0:
+            return f"{chosen} beats {yardstick} by {number(auc.value)} AUC (95% interval {_range(auc)})."
+        interval = f"{number(-auc.high)} to {number(-auc.low)}"  # told from the winner's side
+        return f"{yardstick} beats {chosen} by {number(-auc.value)} AUC (95% interval {interval})."
     return ""
 
 

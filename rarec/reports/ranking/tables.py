@@ -92,13 +92,15 @@ def summary(comparisons: Sequence[Comparison]) -> str:
     for c in comparisons:
         if (c.split, c.group, c.metric) != ("test", "", SUMMARY_METRIC) or (c.baseline, c.candidate) not in pair:
             continue
-        by = f"by {number(abs(c.difference))} {c.metric} ({c.confidence:.0%} interval {_interval(c)})"
-        if c.ci_low > 0:
-            told.append(f"{c.protocol}, {c.candidate} beats {c.baseline} {by}")
-        elif c.ci_high < 0:
-            told.append(f"{c.protocol}, {c.baseline} beats {c.candidate} {by}")
+        if c.ci_high < 0:  # told from the winner's side
+            by = f"{number(-c.ci_high, '.4f')} to {number(-c.ci_low, '.4f')}"
+            told.append(f"{c.protocol}, {c.baseline} beats {c.candidate} by {number(-c.difference)} {c.metric}")
         else:
-            told.append(f"{c.protocol}, no difference between {c.candidate} and {c.baseline} is shown {by}")
+            by = _interval(c)
+            won = f"{c.protocol}, {c.candidate} beats {c.baseline} by {number(c.difference)} {c.metric}"
+            none = f"{c.protocol}, no difference between {c.candidate} and {c.baseline} is shown in {c.metric}"
+            told.append(won if c.ci_low > 0 else none)
+        told[-1] += f" ({c.confidence:.0%} interval {by})"
     if not told:
         return ""
     text = "; ".join(told)

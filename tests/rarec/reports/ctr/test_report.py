@@ -11,7 +11,7 @@ from ctr_report_toys import MIXED, RECENT, SIZES, YARDSTICK, make_data, make_out
 from rarec.errors import InputError
 from rarec.metrics.ctr import METRICS, calibration, ctr_metrics, difference, intervals
 from rarec.reports.ctr.groups import history_groups, target_groups
-from rarec.reports.ctr.records import Estimate
+from rarec.reports.ctr.records import CtrComparison, Estimate
 from rarec.reports.ctr.report import (
     CtrOutcome,
     CtrReport,
@@ -24,7 +24,7 @@ from rarec.reports.ctr.report import (
     ctr_text_tables,
     write_ctr_report,
 )
-from rarec.reports.ctr.tables import ctr_cards, ctr_tables, reading, with_interval
+from rarec.reports.ctr.tables import ctr_cards, ctr_tables, reading, summary, with_interval
 from rarec.reports.records import SPLIT_NAMES
 from rarec.reports.tables import number
 
@@ -329,3 +329,15 @@ def test_bad_input_is_named():
         make_report(seed_runs=[run, run])
     with pytest.raises(InputError, match="seed 42 names missing, which has no outcome on test"):
         make_report(seed_runs=[run.model_copy(update={"model": "missing"})])
+
+
+@pytest.mark.parametrize(("low", "high", "expected"), [
+    (0.01, 0.03, "b beats a by 0.0200 AUC (95% interval 0.0100 to 0.0300)."),
+    (-0.03, -0.01, "a beats b by 0.0200 AUC (95% interval 0.0100 to 0.0300)."),
+    (-0.03, 0.07, "No difference in AUC between b and a is shown (95% interval -0.0300 to +0.0700)."),
+])  # fmt: skip
+def test_the_first_sentence_says_who_wins_from_the_winners_side(low, high, expected):
+    auc = Estimate(value=(low + high) / 2, low=low, high=high)
+    compared = CtrComparison(baseline="a", candidate="b", split="test", differences={"AUC": auc})
+    assert summary([compared], "a", "b") == expected
+    assert summary([compared], "a", "another") == ""

@@ -24,7 +24,7 @@ from rarec.reports.ranking.report import (
     text_tables,
     write_report,
 )
-from rarec.reports.ranking.tables import report_tables
+from rarec.reports.ranking.tables import report_tables, summary
 from rarec.reports.tables import number, p_value
 
 HOSTILE = '<script>alert("x")</script> | `a` ]]> -- $x$ \x1b[31m'
@@ -252,3 +252,20 @@ def test_controls_share_one_table_that_says_what_retrieval_is_worth():
     assert set(excluded.values()) == {True, False}
     assert "What retrieval is worth" in text_tables(report)
     assert not make_report().causes
+
+
+@pytest.mark.parametrize(("low", "high", "expected"), [
+    (0.01, 0.03, "Unmasked, b beats a by 0.0200 NDCG@10 (95% interval +0.0100 to +0.0300)."),
+    (-0.03, -0.01, "Unmasked, a beats b by 0.0200 NDCG@10 (95% interval 0.0100 to 0.0300)."),
+    (-0.03, 0.07, "Unmasked, no difference between b and a is shown in NDCG@10 (95% interval -0.0300 to +0.0700)."),
+])  # fmt: skip
+def test_the_first_sentence_says_who_wins_from_the_winners_side(low, high, expected):
+    report = make_report()
+    (one,) = (
+        c for c in report.comparisons
+        if (c.split, c.protocol, c.metric, c.group) == ("test", "unmasked", "NDCG@10", "")
+    )  # fmt: skip
+    changed = one.model_copy(
+        update={"baseline": "a", "candidate": "b", "difference": (low + high) / 2, "ci_low": low, "ci_high": high}
+    )
+    assert summary([changed]) == expected
