@@ -9,6 +9,7 @@ import pandas as pd
 from assets.data.clean import load_table
 from assets.framework.reuse import Outcome
 from assets.framework.stage import Job, stage
+from assets.rella.text import labels
 from rarec.baselines.ctr import ctr_baselines as fitted
 from rarec.config import Settings
 from rarec.data.ctr import CtrSamples
@@ -28,10 +29,7 @@ SPLITS: tuple[Split, ...] = ("valid", "test")
     version="1",
     inputs=("interactions", "ctr_samples", "mixed_reit_samples"),
     kinds={"scikitlearn"},
-    config=lambda request: {
-        "label_threshold": request.spec.label_threshold,
-        "label_comparison": request.spec.label_comparison,
-    },
+    config=labels,
 )
 def ctr_baselines(job: Job[Settings]) -> Outcome:
     """Probabilities of the validation and test samples by simple methods: what ReLLa has to beat.
@@ -44,19 +42,36 @@ def ctr_baselines(job: Job[Settings]) -> Outcome:
     rating = table["rating"].to_numpy()
     items = table["item_index"].to_numpy().astype(np.int64)
     first, shots = first_shots(job.path("mixed_reit_samples"))
-    rows = {split: samples.rows(split) for split in SPLITS}
-    found = {split: {"sample": np.arange(own.start, own.stop)} for split, own in rows.items()}
-    metrics: dict[str, float] = {}
+    found = Probabilities(samples)
     for baseline in fitted(samples, items, rating, job.spec.is_positive(rating), shots, first.seed):
-        for split, own in rows.items():
-            found[split][baseline.name] = baseline.probability[own]
-            figures = figures_of(baseline.probability[own], samples.label[own])
-            where = f"{SPLIT_NAMES[split]}/{baseline.name}"
-            metrics |= {f"{where}/{name}": float(value) for name, value in zip(METRICS, figures, strict=True)}
-    for split, columns in found.items():
-        pd.DataFrame(columns).to_parquet(job.folder / f"{split}.parquet", index=False)
-    values = {f"test {name} AUC": round(metrics[f"test/{name}/AUC"], 4) for name in found["test"] if name != "sample"}
-    return Outcome(values, metrics=metrics)
+        found.add(baseline.name, baseline.probability[samples.rows("valid").start :])
+    return found.outcome(job.folder)
+
+
+class Probabilities:
+    """Probabilities of the validation and test samples by model, as they come in."""
+
+    def __init__(self, samples: CtrSamples) -> None:
+        self.samples = samples
+        self.rows = {split: samples.rows(split) for split in SPLITS}
+        self.columns = {split: {"sample": np.arange(own.start, own.stop)} for split, own in self.rows.items()}
+        self.metrics: dict[str, float] = {}
+
+    def add(self, name: str, probability: Float64Array) -> None:
+        """Take in the probabilities of the validation samples and of the test samples behind them."""
+        for split, part in zip(SPLITS, np.split(probability, [len(self.columns["valid"]["sample"])]), strict=True):
+            self.columns[split][name] = part
+            figures = figures_of(part, self.samples.label[self.rows[split]])
+            where = f"{SPLIT_NAMES[split]}/{name}"
+            self.metrics |= {f"{where}/{key}": float(value) for key, value in zip(METRICS, figures, strict=True)}
+
+    def outcome(self, folder: Path) -> Outcome:
+        """Write a table a split, for `baseline_probabilities`, and tell the figures."""
+        for split, columns in self.columns.items():
+            pd.DataFrame(columns).to_parquet(folder / f"{split}.parquet", index=False)
+        names = [name for name in self.columns["test"] if name != "sample"]
+        values = {f"test {name} AUC": round(self.metrics[f"test/{name}/AUC"], 4) for name in names}
+        return Outcome(dict(values), metrics=self.metrics)
 
 
 def first_shots(folder: Path) -> tuple[Variant, IntArray]:

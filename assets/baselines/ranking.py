@@ -1,6 +1,8 @@
 """Group `baselines`: the simple methods that both stages of RaSeRec have to beat."""
 
 import json
+from collections.abc import Iterable
+from pathlib import Path
 
 import pandas as pd
 import torch
@@ -39,33 +41,50 @@ def ranking_baselines(job: Job[RankingBaselineSettings]) -> Outcome:
     """
     sequences = UserSequences.load(job.path("user_sequences"))
     texts = item_words(load_table(job.inputs["item_catalog"], "items"))
-    tables: list[pd.DataFrame] = []
-    metrics: dict[str, float] = {}
-    values: dict[str, float] = {}
+    ranks = Ranks()
     chosen: dict[str, dict[str, float]] = {}
     for baseline in ranking_baselines_of(sequences, texts, job.settings):
         progress_log.info("%s", f"  {baseline.name}" + (f": {baseline.chosen}" if baseline.chosen else ""))
         chosen[baseline.name] = baseline.chosen
         for split in SPLITS:
-            result = baseline.rank(sequences, sequences.prefixes(split))
-            ranks = {"unmasked": result.rank.numpy(), "masked": result.rank_masked.numpy()}
-            tables.append(pd.DataFrame({"split": split, "model": baseline.name, **ranks}))
-            for protocol, rank in ranks.items():
-                figures = ranking_table(rank)
-                metrics |= {
-                    f"{SPLIT_NAMES[split]}/{protocol}/{baseline.name}/{name}": value for name, value in figures.items()
-                }
-                if split == "test":
-                    values |= {
-                        f"test {baseline.name} {protocol} {name}": figures[name] for name in ("HR@10", "NDCG@10")
-                    }
-    pd.concat(tables).to_parquet(job.folder / RANKS, index=False)
+            ranks.add(split, baseline.name, baseline.rank(sequences, sequences.prefixes(split)))
+    save_ranks(ranks.tables, job.folder)
     (job.folder / CHOSEN).write_text(json.dumps(chosen, indent=1))
     settings = pd.DataFrame(
         [(model, name, value) for model, own in chosen.items() for name, value in own.items()],
         columns=["model", "setting", "chosen on validation"],
     )
-    return Outcome(values, {"settings": markdown_table(settings)}, metrics=metrics)
+    return Outcome(dict(ranks.values), {"settings": markdown_table(settings)}, metrics=ranks.metrics)
+
+
+class Ranks:
+    """Ranks of the targets by split and model as they come in, and their figures."""
+
+    def __init__(self) -> None:
+        self.tables: list[pd.DataFrame] = []
+        self.metrics: dict[str, float] = {}
+        self.values: dict[str, float] = {}
+
+    def add(self, split: Split, model: str, ranking: RankingResult) -> None:
+        """Take in the ranks of one model on one split."""
+        self.tables.append(rank_table(split, model, ranking))
+        for protocol, rank in (("unmasked", ranking.rank), ("masked", ranking.rank_masked)):
+            figures = ranking_table(rank)
+            where = f"{SPLIT_NAMES[split]}/{protocol}/{model}"
+            self.metrics |= {f"{where}/{name}": value for name, value in figures.items()}
+            if split == "test":
+                self.values |= {f"test {model} {protocol} {name}": figures[name] for name in ("HR@10", "NDCG@10")}
+
+
+def rank_table(split: Split, model: str, ranking: RankingResult) -> pd.DataFrame:
+    """The ranks of one model on one split, as they are kept."""
+    ranks = {"unmasked": ranking.rank.numpy(), "masked": ranking.rank_masked.numpy()}
+    return pd.DataFrame({"split": split, "model": model, **ranks})
+
+
+def save_ranks(tables: Iterable[pd.DataFrame], folder: Path) -> None:
+    """Write tables of ranks, for `rankings_in`."""
+    pd.concat(tables).to_parquet(folder / RANKS, index=False)
 
 
 def item_words(items: pd.DataFrame) -> list[str] | None:

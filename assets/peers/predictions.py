@@ -2,18 +2,18 @@
 
 import json
 import shutil
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from assets.baselines.ctr import SPLITS, first_shots
+from assets.baselines.ctr import Probabilities, first_shots
 from assets.data.clean import load_table
 from assets.framework.reuse import Outcome
-from assets.framework.stage import Job, Request, stage
-from assets.peers.process import require_peers, run_peer
+from assets.framework.stage import Job, stage
+from assets.peers.process import COSTS, require_peers, run_peer
+from assets.rella.text import labels
 from assets.reports.ctr import PEERS, REPORTED, write_report
 from rarec.baselines.click_models import CLICK_MODELS
 from rarec.baselines.click_training import CLICKS, ClickJob, ClickSettings, save_clicks
@@ -21,21 +21,11 @@ from rarec.baselines.ctr import ALL_SAMPLES, SAME_SHOTS
 from rarec.baselines.peer_predictions import CTR_PEERS, PROBABILITY, PeerPredictionSettings, save_samples
 from rarec.baselines.peers import TRAINING
 from rarec.data.ctr import CtrSamples
-from rarec.metrics.ctr import METRICS, ctr_metrics
 from rarec.reports.ctr.inputs import CtrReportSettings
-from rarec.reports.records import SPLIT_NAMES
-from rarec.types import Float64Array, IntArray
-
-COSTS = "costs.json"
-
+from rarec.types import IntArray
 
 SAMPLES = ("interactions", "item_catalog", "user_profiles", "ctr_samples", "mixed_reit_samples")
 _Given = tuple[CtrSamples, IntArray, npt.NDArray[np.bool_], pd.DataFrame, pd.DataFrame, IntArray]
-
-
-def _labels(request: Request[Any]) -> dict[str, Any]:
-    """What makes a like, as part of an identity."""
-    return {"label_threshold": request.spec.label_threshold, "label_comparison": request.spec.label_comparison}
 
 
 def _given(job: Job[Any]) -> _Given:
@@ -51,35 +41,11 @@ def _given(job: Job[Any]) -> _Given:
     )
 
 
-class _Found:
-    """Probabilities of the validation and test samples by model, as they come in."""
-
-    def __init__(self, samples: CtrSamples) -> None:
-        self.samples = samples
-        self.rows = {split: samples.rows(split) for split in SPLITS}
-        self.columns = {split: {"sample": np.arange(own.start, own.stop)} for split, own in self.rows.items()}
-        self.metrics: dict[str, float] = {}
-
-    def amounts(self, shots: IntArray) -> list[tuple[str, str]]:
-        """What models are fitted on, and how their names say it: all samples, and the shots if these are fewer."""
-        both = [("all", ALL_SAMPLES), ("shots", SAME_SHOTS)]
-        return both[:1] if len(shots) == self.samples.rows("train").stop else both
-
-    def add(self, name: str, probability: Float64Array) -> None:
-        """Take in the probabilities of the validation samples and the test samples behind them."""
-        for split, part in zip(SPLITS, np.split(probability, [len(self.columns["valid"]["sample"])]), strict=True):
-            self.columns[split][name] = part
-            figures = ctr_metrics(part, self.samples.label[self.rows[split]])
-            where = f"{SPLIT_NAMES[split]}/{name}"
-            self.metrics |= {f"{where}/{key}": float(value) for key, value in zip(METRICS, figures, strict=True)}
-
-    def outcome(self, folder: Path) -> Outcome:
-        """Write the tables, and tell the figures."""
-        for split, columns in self.columns.items():
-            pd.DataFrame(columns).to_parquet(folder / f"{split}.parquet", index=False)
-        names = [name for name in self.columns["test"] if name != "sample"]
-        values = {f"test {name} AUC": round(self.metrics[f"test/{name}/AUC"], 4) for name in names}
-        return Outcome(dict(values), metrics=self.metrics)
+def _amounts(given: _Given) -> list[tuple[str, str]]:
+    """What models are fitted on, and how their names say it: all samples, and the shots if these are fewer."""
+    samples, *_, shots = given
+    both = [("all", ALL_SAMPLES), ("shots", SAME_SHOTS)]
+    return both[:1] if len(shots) == samples.rows("train").stop else both
 
 
 @stage(
@@ -91,7 +57,7 @@ class _Found:
     kinds={"pytorch"},
     computes=True,
     prepare=require_peers,
-    extras=_labels,
+    extras=labels,
 )
 def peer_predictions(job: Job[PeerPredictionSettings]) -> Outcome:
     """torch-rechub's DCNv2 and DIN on all training samples and on the adapters' shots, in their own environment.
@@ -102,10 +68,10 @@ def peer_predictions(job: Job[PeerPredictionSettings]) -> Outcome:
     exchange.mkdir()
     given = _given(job)
     save_samples(*given, job.settings.behaviours, exchange)
-    found = _Found(given[0])
+    found = Probabilities(given[0])
     costs = []
     for model in job.settings.models:
-        for which, amount in found.amounts(given[-1]):
+        for which, amount in _amounts(given):
             name, output = f"{CTR_PEERS[model]}, {amount}", job.folder / f"{model}-{which}"
             run_peer(job, "predictions.py", job.settings.job(model, which, exchange, output), output)
             found.add(name, np.load(output / PROBABILITY))
@@ -123,17 +89,17 @@ def peer_predictions(job: Job[PeerPredictionSettings]) -> Outcome:
     inputs=SAMPLES,
     kinds={"pytorch", "deepspeed"},
     trains=True,
-    extras=_labels,
+    extras=labels,
 )
 def click_predictions(job: Job[ClickSettings]) -> Outcome:
     """SIM and SASRec for clicks, which no maintained library has, on all training samples and on the shots."""
     given = _given(job)
     file = job.folder / CLICKS
     save_clicks(*given, job.settings.behaviours, file)
-    found = _Found(given[0])
+    found = Probabilities(given[0])
     efforts: dict[str, float] = {}
     for model in job.settings.models:
-        for which, amount in found.amounts(given[-1]):
+        for which, amount in _amounts(given):
             name, folder = f"{CLICK_MODELS[model]}, {amount}", f"{model}-{which}"
             work = ClickJob(settings=job.settings, model=model, rows=which, clicks=file)
             told = job.train_one(folder, {"model": model, "rows": which, **job.settings.model_dump()}, work, ("AUC",))

@@ -10,6 +10,7 @@ import dagster as dg
 from assets.framework.stage import Request
 from rarec.errors import InputError
 
+COSTS = "costs.json"  # what the trainings of an artifact took
 SCRIPTS = Path(__file__).parents[2] / "benchmarks" / "peers"
 
 

@@ -3,23 +3,19 @@
 import json
 import shutil
 
-import pandas as pd
 import torch
 
-from assets.baselines.ranking import RANKS, SPLITS, rankings_in
+from assets.baselines.ranking import SPLITS, Ranks, rankings_in, save_ranks
 from assets.framework.reuse import Outcome
 from assets.framework.stage import Job, stage
-from assets.peers.process import require_peers, run_peer
-from assets.reports.publish import image, log_report
-from assets.reports.ranking import FINETUNED
+from assets.peers.process import COSTS, require_peers, run_peer
+from assets.reports.publish import effort
+from assets.reports.ranking import FINETUNED, publish
 from rarec.baselines.peers import PEERS, PeerLists, PeerRankingSettings, save_sequences
 from rarec.config import Settings
 from rarec.data.sequences import UserSequences
-from rarec.metrics.ranking import ranking_table
 from rarec.reports.ranking import report as reports
-from rarec.reports.records import SPLIT_NAMES, Effort
 
-COSTS = "costs.json"
 TOP_N = 50
 
 
@@ -42,9 +38,7 @@ def peer_rankings(job: Job[PeerRankingSettings]) -> Outcome:
     exchange = job.folder / "exchange"
     exchange.mkdir()
     save_sequences(sequences, exchange)
-    tables, costs = [], []
-    metrics: dict[str, float] = {}
-    values: dict[str, float] = {}
+    ranks, costs = Ranks(), []
     for model in job.settings.models:
         output = job.folder / model
         run_peer(job, "rankings.py", job.settings.job(model, exchange, output, TOP_N), output)
@@ -52,18 +46,11 @@ def peer_rankings(job: Job[PeerRankingSettings]) -> Outcome:
         costs.append({"model": name, **found.training})
         for split in SPLITS:
             targets = sequences.next_items(sequences.prefixes(split))
-            ranking = found.ranking(split, targets, sequences.n_items)
-            ranks = {"unmasked": ranking.rank.numpy(), "masked": ranking.rank_masked.numpy()}
-            tables.append(pd.DataFrame({"split": split, "model": name, **ranks}))
-            for protocol, rank in ranks.items():
-                figures = ranking_table(rank)
-                metrics |= {f"{SPLIT_NAMES[split]}/{protocol}/{name}/{key}": value for key, value in figures.items()}
-                if split == "test":
-                    values |= {f"test {name} {protocol} {key}": figures[key] for key in ("HR@10", "NDCG@10")}
-    pd.concat(tables).to_parquet(job.folder / RANKS, index=False)
+            ranks.add(split, name, found.ranking(split, targets, sequences.n_items))
+    save_ranks(ranks.tables, job.folder)
     (job.folder / COSTS).write_text(json.dumps(costs))
     shutil.rmtree(exchange)
-    return Outcome(values, metrics=metrics)
+    return Outcome(dict(ranks.values), metrics=ranks.metrics)
 
 
 @stage(
@@ -97,16 +84,7 @@ def peer_metrics(job: Job[Settings]) -> Outcome:
         published=ours.published,
         efforts=[
             *ours.efforts,
-            *(
-                Effort(
-                    model=cost["model"],
-                    epochs=len(cost["history"]),
-                    best_epoch=cost["best_epoch"],
-                    seconds=cost["seconds"],
-                    peak_memory_mib=cost["peak_memory_mib"],
-                )
-                for cost in costs
-            ),
+            *(effort(cost["model"], {**cost, "epochs": len(cost["history"])}) for cost in costs),
         ],
         notes=[
             *ours.notes,
@@ -114,10 +92,4 @@ def peer_metrics(job: Job[Settings]) -> Outcome:
             f"{TOP_N}, or last.",
         ],
     )
-    paths = reports.write_report(report, job.folder)
-    log_report(job.run, paths)
-    return Outcome(
-        {},
-        {"plot": image(paths.plots["metrics"], "HR@10 and NDCG@10"), "tables": reports.markdown_tables(report)},
-        files={"report": paths.html.name},
-    )
+    return publish(job, report)

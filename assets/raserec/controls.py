@@ -5,11 +5,9 @@ from pathlib import Path
 from assets.framework.reuse import Outcome
 from assets.framework.stage import Job, stage
 from assets.raserec.encoder import FIGURES
-from assets.raserec.finetuned import finetune_job
+from assets.raserec.finetuned import MODEL, finetune_job
 from rarec.raserec.settings import Control, ControlSettings, FinetuneSettings
 from resources.artifacts.store import Artifact
-
-CONTROLLED = ("user_sequences", "raserec_pretrained", "memory_bank", "raserec_finetuned")
 
 
 @stage(
@@ -17,7 +15,7 @@ CONTROLLED = ("user_sequences", "raserec_pretrained", "memory_bank", "raserec_fi
     track="raserec",
     version="1",
     settings=ControlSettings,
-    inputs=CONTROLLED,
+    inputs=MODEL,
     fingerprints={"encoder": "raserec_pretrained"},
     kinds={"pytorch", "deepspeed"},
     trains=True,

@@ -1,12 +1,14 @@
 """Group `text`: samples of the click-through task, and the parts that their prompts are made of."""
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 
 from assets.data.clean import load_counts, load_table
 from assets.framework.checks import artifact_check
 from assets.framework.reuse import Outcome, markdown_table
-from assets.framework.stage import Job, stage
+from assets.framework.stage import Job, Request, stage
 from rarec.data.ctr import CtrSamples, CtrSettings, build_ctr_samples, ctr_leaks
 from rarec.data.spec import DatasetSpec
 from rarec.data.templates import item_texts, wording
@@ -18,16 +20,18 @@ from resources.artifacts.store import Artifact
 PREVIEW = 3
 
 
+def labels(request: Request[Any]) -> dict[str, Any]:
+    """What makes a like, as part of an identity."""
+    return {"label_threshold": request.spec.label_threshold, "label_comparison": request.spec.label_comparison}
+
+
 @stage(
     group="text",
     version="1",
     settings=CtrSettings,
     inputs=("interactions", "user_profiles"),
     kinds={"numpy"},
-    extras=lambda request: {
-        "label_threshold": request.spec.label_threshold,
-        "label_comparison": request.spec.label_comparison,
-    },
+    extras=labels,
 )
 def ctr_samples(job: Job[CtrSettings]) -> Outcome:
     """Will this user like this item? One sample an interaction with enough history, split by global time 8:1:1."""

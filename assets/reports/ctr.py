@@ -10,6 +10,7 @@ from assets.baselines.ctr import baseline_probabilities
 from assets.data.clean import load_counts, load_table
 from assets.framework.reuse import Outcome
 from assets.framework.stage import Job, stage
+from assets.rella.text import labels
 from assets.reports.publish import course, image, links_to, log_report
 from rarec.baselines.ctr import ALL_SAMPLES
 from rarec.data.ctr import CtrSamples
@@ -54,8 +55,7 @@ PROMPT_SOURCE = ("interactions", "ctr_samples", "textual_samples", "retrieval_en
     kinds={"json", "html"},
     extras=lambda request: {
         "title": request.spec.title,
-        "label_threshold": request.spec.label_threshold,
-        "label_comparison": request.spec.label_comparison,
+        **labels(request),
     },
     read_weekly=True,
 )

@@ -5,10 +5,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
 
-from assets.baselines.ranking import RANKS, SPLITS, rankings_in
+from assets.baselines.ranking import SPLITS, rank_table, rankings_in, save_ranks
 from assets.framework.reuse import Outcome
 from assets.framework.stage import Job, Request, stage
 from assets.raserec.controls import control_modules
@@ -66,13 +65,14 @@ def ranking_metrics(job: Job[Settings]) -> Outcome:
         prefixes = sequences.prefixes(split)
         targets = torch.from_numpy(sequences.next_items(prefixes))
         rankings = rankings_in(job.inputs["ranking_baselines"], split)
-        vectors = {}
+        encoded, queries = recommender.encoded(sequences, prefixes)
+        vectors = {PRETRAINED: encoded}
         if split == "test":
-            vectors[FORGETFUL] = recommender.represent(sequences, prefixes)[1]
+            vectors[FORGETFUL] = recommender.augmented(encoded, queries)
             recommender.remember(sequences, sequences.prefixes("valid"))
-        vectors[PRETRAINED], vectors[FINETUNED] = recommender.represent(sequences, prefixes)
+        vectors[FINETUNED] = recommender.augmented(encoded, queries)
         for control, module in controls.items():
-            vectors[control] = replace(recommender, module=module).represent(sequences, prefixes)[1]
+            vectors[control] = replace(recommender, module=module).augmented(encoded, queries)
         for model in (PRETRAINED, FINETUNED, *controls, FORGETFUL):
             if model in vectors:
                 rankings[model] = recommender.rank(vectors[model], sequences, prefixes, TOP_N)
@@ -106,13 +106,7 @@ def ranking_metrics(job: Job[Settings]) -> Outcome:
         links=links_to(job.run),
         notes=_notes(job.inputs),
     )
-    ranks = [
-        pd.DataFrame({"split": o.split, "model": o.model, "unmasked": o.ranking.rank, "masked": o.ranking.rank_masked})
-        for o in outcomes
-    ]
-    pd.concat(ranks).to_parquet(job.folder / RANKS, index=False)
-    paths = reports.write_report(report, job.folder)
-    log_report(job.run, paths)
+    save_ranks((rank_table(one.split, one.model, one.ranking) for one in outcomes), job.folder)
     metrics = {
         f"{SPLIT_NAMES[s.split]}/{s.protocol}/{s.model}/{name}": value
         for s in report.scores
@@ -124,10 +118,22 @@ def ranking_metrics(job: Job[Settings]) -> Outcome:
         if s.split == "test"
         for name in ("HR@10", "NDCG@10")
     }
+    return publish(job, report, values, metrics)
+
+
+def publish(
+    job: Job[Settings],
+    report: reports.RankingReport,
+    values: Mapping[str, Any] | None = None,
+    metrics: Mapping[str, float] | None = None,
+) -> Outcome:
+    """Write the report, log it, and show its plot and its tables."""
+    paths = reports.write_report(report, job.folder)
+    log_report(job.run, paths)
     return Outcome(
-        values,
+        dict(values or {}),
         {"plot": image(paths.plots["metrics"], "HR@10 and NDCG@10"), "tables": reports.markdown_tables(report)},
-        metrics,
+        dict(metrics or {}),
         files={"report": paths.html.name},
     )
 

@@ -43,14 +43,10 @@ def ranking(dataset: str, track: str = "raserec") -> str:
     reports = _reports(dataset, track)
     asked = [(protocol, metric) for protocol in ("unmasked", "masked") for metric in ("HR@10", "NDCG@10")]
     found: dict[str, dict[tuple[str, str], list[float]]] = {}
-    for report in reports:
-        for one in report["scores"]:
-            if one["split"] == "test":
-                for protocol, metric in asked:
-                    if protocol == one["protocol"]:
-                        found.setdefault(one["model"], {}).setdefault((protocol, metric), []).append(
-                            one["metrics"][metric]
-                        )
+    for one in (scores for report in reports for scores in report["scores"] if scores["split"] == "test"):
+        own = found.setdefault(one["model"], {})
+        for metric, value in one["metrics"].items():
+            own.setdefault((one["protocol"], metric), []).append(value)
     for one in reports[0]["published"]:
         own = found.setdefault(f"*{one['source']}*", {})
         own |= {(one["protocol"], name): [value] for name, value in one["metrics"].items()}

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rarec.baselines.click_models import CLICK_MODELS, ClickModel, Clicks, SasrecForClicks, Sim
-from rarec.baselines.peer_predictions import PROBABILITY, sample_fields
+from rarec.baselines.peer_predictions import PROBABILITY, behaviours_at, sample_fields
 from rarec.config import require_distinct
 from rarec.data.ctr import CtrSamples
 from rarec.metrics.ctr import METRICS, ctr_metrics
@@ -29,7 +29,6 @@ from rarec.training.progress import ProgressReporter, worker_main
 from rarec.types import Float32Array, Float64Array, IntArray
 
 CLICKS = "clicks.npz"
-ROWS = ("all", "shots")
 _CHUNK = 8192
 
 
@@ -87,17 +86,14 @@ def save_clicks(
     """
     fields, sizes = sample_fields(samples, items, catalogue, users)
     arrays: dict[str, Any] = {"fields": np.column_stack(list(fields.values())).astype(np.int32)}
-    known = np.asarray(liked, dtype=bool)
     of = (samples.offsets, samples.position, behaviours)
     for name, ages in (
         ("history", recent_behaviours(*of)),
         ("searched", retrieve_behaviours(category_vectors(catalogue), items, *of)),
     ):
         prefix = "" if name == "history" else "searched_"
-        place = samples.position[:, None] - ages.astype(np.int64)
-        there = ages > 0
-        arrays[name] = np.where(there, items[place] + 1, 0).astype(np.int32)
-        arrays[f"{prefix}liked"] = (known[place] & there).astype(np.int32)
+        arrays[name], likes = behaviours_at(samples, items, liked, ages)
+        arrays[f"{prefix}liked"] = likes.astype(np.int32)
         arrays[f"{prefix}age"] = ages.astype(np.int32)
     np.savez(file, sizes=np.array(sizes), label=samples.label, bounds=samples.bounds, shots=shots, **arrays)
 

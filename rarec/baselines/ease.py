@@ -6,7 +6,7 @@ from typing import Self
 import numpy as np
 import torch
 
-from rarec.baselines.histories import binary_histories, rank_by_histories, training_positions, weigh
+from rarec.baselines.histories import binary_histories, rank_by_histories, training_matrix
 from rarec.baselines.transitions import CHOSEN_BY
 from rarec.data.sequences import UserSequences
 from rarec.metrics.ranking import RankingResult, ranking_table
@@ -33,10 +33,7 @@ class Ease:
     @classmethod
     def of(cls, sequences: UserSequences, l2: float) -> Self:
         """Solve for the training parts. Takes I^3 operations and 8 I^2 bytes."""
-        train = training_positions(sequences)
-        shape = (sequences.n_users, sequences.n_items)
-        had = weigh(sequences.user_of[train], sequences.items[train], np.ones(len(train)), shape)
-        had.data[:] = 1
+        had = training_matrix(sequences)
         gram = torch.from_numpy((had.T @ had).toarray())
         gram.diagonal().add_(l2)
         inverse = torch.cholesky_inverse(torch.linalg.cholesky(gram))

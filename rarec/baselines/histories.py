@@ -35,13 +35,24 @@ def weigh(rows: IntArray, items: IntArray, weights: Float64Array, shape: tuple[i
     return history
 
 
+def binary(rows: IntArray, items: IntArray, shape: tuple[int, int]) -> Any:
+    """(P, I) sparse float32: 1 for every item of each row, repeats counted once."""
+    had = weigh(rows, items, np.ones(len(rows)), shape)
+    had.data[:] = 1
+    return had
+
+
+def training_matrix(sequences: UserSequences) -> Any:
+    """(U, I) sparse float32: 1 for every training item of each user."""
+    train = training_positions(sequences)
+    return binary(sequences.user_of[train], sequences.items[train], (sequences.n_users, sequences.n_items))
+
+
 def binary_histories(sequences: UserSequences, prefixes: IntArray) -> Any:
     """(P, I) sparse float32: 1 for every item of each prefix, repeats counted once."""
     offsets, seen = sequences.seen_before(prefixes)
     rows = np.repeat(np.arange(len(prefixes)), np.diff(offsets))
-    history = weigh(rows, seen, np.ones(len(seen)), (len(prefixes), sequences.n_items))
-    history.data[:] = 1
-    return history
+    return binary(rows, seen, (len(prefixes), sequences.n_items))
 
 
 def rank_by_histories(

@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from rarec.config import Settings, require_distinct
 from rarec.data.ctr import CtrSamples
 from rarec.retrieval.subr import recent_behaviours
-from rarec.types import IntArray
+from rarec.types import BoolArray, Distances, Int32Array, IntArray
 
 SAMPLES, PROBABILITY = "samples.npz", "probability.npy"
 CtrPeer = Literal["dcnv2", "din"]
@@ -65,20 +65,28 @@ def save_samples(
         shots: Training samples that the adapters are tuned on.
     """
     fields, sizes = sample_fields(samples, items, catalogue, users)
-    distances = recent_behaviours(samples.offsets, samples.position, behaviours).astype(np.int64)
-    place = samples.position[:, None] - distances
-    history = np.where(distances > 0, items[place] + 1, 0)
+    ages = recent_behaviours(samples.offsets, samples.position, behaviours)
+    history, likes = behaviours_at(samples, items, liked, ages)
     np.savez(
         folder / SAMPLES,
         names=np.array(list(fields)),
         sizes=np.array(sizes),
         fields=np.column_stack(list(fields.values())).astype(np.int32),
-        history=history.astype(np.int32),
-        liked=np.where(np.asarray(liked)[place], history, 0).astype(np.int32),
+        history=history,
+        liked=np.where(likes, history, 0).astype(np.int32),
         label=samples.label,
         splits=samples.bounds,
         shots=shots,
     )
+
+
+def behaviours_at(
+    samples: CtrSamples, items: IntArray, liked: npt.ArrayLike, ages: Distances
+) -> tuple[Int32Array, BoolArray]:
+    """(N, K) codes of the behaviours that lie ``ages`` (N, K) before each target, 0 for none, and which were liked."""
+    place = samples.position[:, None] - ages.astype(np.int64)
+    there = ages > 0
+    return np.where(there, items[place] + 1, 0).astype(np.int32), np.asarray(liked, dtype=bool)[place] & there
 
 
 def sample_fields(

@@ -17,9 +17,12 @@ from rarec.config import Settings, require_distinct
 from rarec.data.sequences import UserSequences
 from rarec.errors import InputError
 from rarec.metrics.ranking import RankingResult
-from rarec.types import IntArray, Split
+from rarec.types import IntArray, Protocol, Split
 
 SEQUENCES, LISTS, TRAINING = "sequences.npz", "lists.npz", "training.json"
+PLACES: tuple[tuple[Split, Protocol], ...] = (
+    ("valid", "unmasked"), ("valid", "masked"), ("test", "unmasked"), ("test", "masked"),
+)  # fmt: skip
 PeerModel = Literal["sasrec", "esasrec", "bert4rec"]
 PEERS: dict[PeerModel, str] = {
     "sasrec": "RecTools SASRec",
@@ -98,7 +101,7 @@ class PeerLists:
         training: Validation figures and seconds by epoch, the epoch kept, seconds in all, peak memory in MiB.
     """
 
-    lists: dict[tuple[Split, str], IntArray]
+    lists: dict[tuple[Split, Protocol], IntArray]
     training: dict[str, Any]
 
     @classmethod
@@ -110,20 +113,15 @@ class PeerLists:
         """
         with np.load(folder / LISTS) as arrays:
             names = set(arrays.files)
-            if names != {f"{split}_{protocol}" for split in ("valid", "test") for protocol in ("unmasked", "masked")}:
+            if names != {f"{split}_{protocol}" for split, protocol in PLACES}:
                 raise InputError(f"{folder / LISTS} holds {', '.join(sorted(names))}, not the lists of both splits")
-            lists = {(split, protocol): arrays[f"{split}_{protocol}"] for split, protocol in _places()}
+            lists = {(split, protocol): arrays[f"{split}_{protocol}"] for split, protocol in PLACES}
         return cls(lists, json.loads((folder / TRAINING).read_text()))
 
     def ranking(self, split: Split, targets: IntArray, n_items: int) -> RankingResult:
         """Ranks of the targets (Q,) in the lists. A target that is in no list is last."""
-        ranks = {protocol: _ranks(self.lists[split, protocol], targets, n_items) for protocol in ("unmasked", "masked")}
-        return RankingResult(ranks["unmasked"], ranks["masked"])
-
-
-def _places() -> list[tuple[Split, str]]:
-    splits: tuple[Split, ...] = ("valid", "test")
-    return [(split, protocol) for split in splits for protocol in ("unmasked", "masked")]
+        unmasked, masked = self.lists[split, "unmasked"], self.lists[split, "masked"]
+        return RankingResult(_ranks(unmasked, targets, n_items), _ranks(masked, targets, n_items))
 
 
 def _ranks(best: IntArray, targets: IntArray, n_items: int) -> torch.Tensor:

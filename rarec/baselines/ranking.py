@@ -10,7 +10,7 @@ from pydantic import Field
 from scipy import sparse
 
 from rarec.baselines.ease import choose_ease
-from rarec.baselines.histories import binary_histories, rank_by_histories, training_positions, weigh
+from rarec.baselines.histories import binary_histories, rank_by_histories, training_matrix
 from rarec.baselines.item_texts import choose_texts
 from rarec.baselines.transitions import choose_transitions
 from rarec.config import Settings
@@ -56,14 +56,7 @@ class ItemNeighbours:
     @classmethod
     def of(cls, sequences: UserSequences, neighbours: int) -> Self:
         """Compute neighbours from the training parts. Among equally similar items, the first are taken."""
-        train = training_positions(sequences)
-        had = weigh(
-            sequences.user_of[train],
-            sequences.items[train],
-            np.ones(len(train)),
-            (sequences.n_users, sequences.n_items),
-        )
-        had.data[:] = 1  # repeats count once
+        had = training_matrix(sequences)
         of_item = had.T.tocsr()
         count = np.diff(of_item.indptr).astype(np.float64)
         # Bound on the size of a block's product: the items of each item's users, or all items.

@@ -64,11 +64,12 @@ def find_neighbours(
         item_embeddings: (I, D).
         report: Is told of the search, as neighbour lists of ``whose`` queries.
     """
-    users = items = None
-    if settings.attend_to != "similar":
-        shape = (len(queries), settings.memories)
-        drawn = bank.drawn(queries, settings.memories, settings.seed) if settings.attend_to == "random" else None
-        ids = torch.from_numpy(np.zeros(shape, dtype=np.int64) if drawn is None else drawn)
+    users = items = ids = None
+    if settings.attend_to == "random":
+        ids = torch.from_numpy(bank.drawn(queries, settings.memories, settings.seed))
+    elif settings.attend_to == "itself":  # which memory is meant does not matter
+        ids = torch.zeros(len(queries), settings.memories, dtype=torch.int64)
+    if ids is not None:
         return Neighbours(ids if settings.beta > 0 else None, ids if settings.beta < 1 else None)
     if settings.beta > 0:
         told = partial(report, stage=f"{whose} neighbour lists: similar users")

@@ -65,17 +65,25 @@ class Recommender:
             asked_at: Time of the query in seconds, one or (Q,); by default the time of the prefix's last item. What
                 became known in between is then no longer the query's future.
         """
-        vectors = self.encoder.encode(sequences, prefixes)
-        queries = Queries.of(sequences, prefixes, vectors.cpu().numpy())
+        vectors, queries = self.encoded(sequences, prefixes)
         if not known_users:
             queries = replace(queries, users=np.full_like(queries.users, NO_USER))
         if asked_at is not None:
             queries = replace(queries, times=np.broadcast_to(asked_at, queries.times.shape))
+        return vectors, self.augmented(vectors, queries)
+
+    def encoded(self, sequences: UserSequences, prefixes: IntArray) -> tuple[Tensor, Queries]:
+        """Representations (Q, D) of prefixes of known users before augmentation, and their queries to the memory."""
+        vectors = self.encoder.encode(sequences, prefixes)
+        return vectors, Queries.of(sequences, prefixes, vectors.cpu().numpy())
+
+    def augmented(self, vectors: Tensor, queries: Queries) -> Tensor:
+        """(Q, D) representations after augmentation with what is remembered now."""
         embeddings = self.item_embeddings
         found = find_neighbours(self.bank, queries, embeddings.cpu().numpy(), self.module.settings).to(vectors.device)
         if self._memories is None:
             self._memories = Memories(self.bank, embeddings)
-        return vectors, augment(self.module, vectors, found, self._memories)
+        return augment(self.module, vectors, found, self._memories)
 
     def remember(self, sequences: UserSequences, prefixes: IntArray) -> None:
         """Append prefixes and their next items to the memory of this object."""

@@ -7,8 +7,8 @@ from pydantic import Field, model_validator
 from rarec.config import Settings, require_distinct
 from rarec.training.fit import FitSettings
 
-AttendTo = Literal["similar", "random", "itself"]
 Control = Literal["random", "itself"]
+AttendTo = Literal["similar", Control]
 
 
 class EncoderSettings(Settings):

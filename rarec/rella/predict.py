@@ -70,10 +70,11 @@ def comparisons(variants: Sequence[Variant]) -> list[tuple[str, str]]:
 
 def controls(variants: Sequence[Variant]) -> list[tuple[str, str]]:
     """(without, with) what retrieval is said to do: recent and random histories in its place, and half of the shots."""
-    pairs = []
-    for one, history in asked(variants):
-        if one.mode == "mixed" and history != "retrieved":
-            pairs.append((one.label(history), one.label("retrieved")))
+    pairs = [
+        (one.label(history), one.label("retrieved"))
+        for one, history in asked(variants)
+        if one.mode == "mixed" and history != "retrieved"
+    ]
     pairs += [
         (other.label(other.other), mixed.label("retrieved"))
         for mixed, other in _beside_mixed(variants)
@@ -158,8 +159,9 @@ def predict_all(
     every = asked([variant for variant, _ in adapters])
     for variant, folder in adapters:
         adapted = load_adapter(model, folder, base)
-        for history in (history for one, history in every if one == variant):
-            run(variant.label(history), adapted, history, variant.seed)
+        for one, history in every:
+            if one == variant:
+                run(variant.label(history), adapted, history, variant.seed)
         model = adapted.unload()
     seconds = time.perf_counter() - started
     return predictions, {"prompts": prompts, "scored": scored, "seconds": seconds, "behaviours_dropped": dropped}

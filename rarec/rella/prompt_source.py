@@ -32,8 +32,9 @@ class RandomHistories:
 
     def __getitem__(self, rows: IntArray) -> Distances:
         """(B, K) distances of the behaviours drawn for B samples, largest first, 0 for none."""
-        before = (self.samples.position - self.samples.history_start)[rows]
-        out = np.zeros((len(rows), self.k), dtype=distance_type(self.samples.offsets))
+        position, offsets = self.samples.position[rows], self.samples.offsets
+        before = position - offsets[user_at(offsets, position)]
+        out = np.zeros((len(rows), self.k), dtype=distance_type(offsets))
         for number, (sample, length) in enumerate(zip(rows.tolist(), before.tolist(), strict=True)):
             count = min(self.k, length)
             drawn = np.random.default_rng([self.seed, sample]).choice(length, count, replace=False) + 1
