@@ -26,7 +26,7 @@ SPLITS: tuple[Split, ...] = ("valid", "test")
 @stage(
     group="baselines",
     track="rella",
-    version="1",
+    version="2",
     inputs=("interactions", "ctr_samples", "mixed_reit_samples"),
     kinds={"scikitlearn"},
     config=labels,

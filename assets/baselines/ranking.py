@@ -28,7 +28,7 @@ SPLITS: tuple[Split, ...] = ("valid", "test")
 @stage(
     group="baselines",
     track="raserec",
-    version="2",
+    version="3",
     settings=RankingBaselineSettings,
     inputs=("user_sequences", "item_catalog"),
     kinds={"scipy", "scikitlearn"},
@@ -36,8 +36,8 @@ SPLITS: tuple[Split, ...] = ("valid", "test")
 def ranking_baselines(job: Job[RankingBaselineSettings]) -> Outcome:
     """Ranks of the validation and test targets by simple methods: what both stages have to beat.
 
-    Popularity, item-KNN, EASE if the catalogue is not too large, transitions, and transitions with similar texts. All
-    learn from the training parts alone, and are evaluated like the models. Their settings are chosen on validation.
+    Popularity, item-KNN, EASE if the catalogue is not too large, transitions, and transitions with similar texts. Their
+    settings are chosen on validation. For the test split they also know the validation items, as the memory does.
     """
     sequences = UserSequences.load(job.path("user_sequences"))
     texts = item_words(load_table(job.inputs["item_catalog"], "items"))
@@ -46,8 +46,8 @@ def ranking_baselines(job: Job[RankingBaselineSettings]) -> Outcome:
     for baseline in ranking_baselines_of(sequences, texts, job.settings):
         progress_log.info("%s", f"  {baseline.name}" + (f": {baseline.chosen}" if baseline.chosen else ""))
         chosen[baseline.name] = baseline.chosen
-        for split in SPLITS:
-            ranks.add(split, baseline.name, baseline.rank(sequences, sequences.prefixes(split)))
+        for split, ranking in baseline.rankings.items():
+            ranks.add(split, baseline.name, ranking)
     save_ranks(ranks.tables, job.folder)
     (job.folder / CHOSEN).write_text(json.dumps(chosen, indent=1))
     settings = pd.DataFrame(

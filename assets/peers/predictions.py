@@ -5,47 +5,53 @@ import shutil
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-import pandas as pd
 
 from assets.baselines.ctr import Probabilities, first_shots
 from assets.data.clean import load_table
 from assets.framework.reuse import Outcome
 from assets.framework.stage import Job, stage
-from assets.peers.process import COSTS, require_peers, run_peer
+from assets.peers.process import require_peers, run_peer, versions_of
 from assets.rella.text import labels
 from assets.reports.ctr import PEERS, REPORTED, write_report
+from assets.reports.publish import effort, save_efforts
 from rarec.baselines.click_models import CLICK_MODELS
-from rarec.baselines.click_training import CLICKS, ClickJob, ClickSettings, save_clicks
+from rarec.baselines.click_training import CLICKS, ClickJob, ClickSearchSettings, save_clicks
 from rarec.baselines.ctr import ALL_SAMPLES, SAME_SHOTS
-from rarec.baselines.peer_predictions import CTR_PEERS, PROBABILITY, PeerPredictionSettings, save_samples
+from rarec.baselines.peer_predictions import (
+    CTR_PEERS,
+    PROBABILITY,
+    ClickData,
+    PeerPredictionSettings,
+    save_samples,
+)
 from rarec.baselines.peers import TRAINING
 from rarec.data.ctr import CtrSamples
 from rarec.reports.ctr.inputs import CtrReportSettings
-from rarec.types import IntArray
+from rarec.reports.records import Effort
+from rarec.training.fit import HISTORY
 
 SAMPLES = ("interactions", "item_catalog", "user_profiles", "ctr_samples", "mixed_reit_samples")
-_Given = tuple[CtrSamples, IntArray, npt.NDArray[np.bool_], pd.DataFrame, pd.DataFrame, IntArray]
+SCRIPT = "predictions.py"
 
 
-def _given(job: Job[Any]) -> _Given:
-    """Samples, items and likes of all interactions, catalogue, users, and the adapters' shots."""
+def _given(job: Job[Any]) -> ClickData:
     table = load_table(job.inputs["interactions"], "interactions", ("item_index", "rating"))
-    return (
-        CtrSamples.load(job.path("ctr_samples")),
-        table["item_index"].to_numpy().astype(np.int64),
-        np.asarray(job.spec.is_positive(table["rating"].to_numpy())),
-        load_table(job.inputs["item_catalog"], "items"),
-        load_table(job.inputs["user_profiles"], "users"),
-        first_shots(job.path("mixed_reit_samples"))[1],
+    rating = table["rating"].to_numpy()
+    return ClickData(
+        samples=CtrSamples.load(job.path("ctr_samples")),
+        items=table["item_index"].to_numpy().astype(np.int64),
+        rating=rating,
+        liked=np.asarray(job.spec.is_positive(rating)),
+        catalogue=load_table(job.inputs["item_catalog"], "items"),
+        users=load_table(job.inputs["user_profiles"], "users"),
+        shots=first_shots(job.path("mixed_reit_samples"))[1],
     )
 
 
-def _amounts(given: _Given) -> list[tuple[str, str]]:
+def _amounts(data: ClickData) -> list[tuple[str, str]]:
     """What models are fitted on, and how their names say it: all samples, and the shots if these are fewer."""
-    samples, *_, shots = given
     both = [("all", ALL_SAMPLES), ("shots", SAME_SHOTS)]
-    return both[:1] if len(shots) == samples.rows("train").stop else both
+    return both[:1] if len(data.shots) == data.samples.rows("train").stop else both
 
 
 @stage(
@@ -55,9 +61,10 @@ def _amounts(given: _Given) -> list[tuple[str, str]]:
     settings=PeerPredictionSettings,
     inputs=SAMPLES,
     kinds={"pytorch"},
-    computes=True,
+    trains=True,
+    precision=False,
     prepare=require_peers,
-    extras=labels,
+    extras=lambda request: {**labels(request), **versions_of(SCRIPT)},
 )
 def peer_predictions(job: Job[PeerPredictionSettings]) -> Outcome:
     """torch-rechub's DCNv2 and DIN on all training samples and on the adapters' shots, in their own environment.
@@ -66,48 +73,63 @@ def peer_predictions(job: Job[PeerPredictionSettings]) -> Outcome:
     """
     exchange = job.folder / "exchange"
     exchange.mkdir()
-    given = _given(job)
-    save_samples(*given, job.settings.behaviours, exchange)
-    found = Probabilities(given[0])
-    costs = []
+    data = _given(job)
+    save_samples(data, job.settings.behaviours, exchange)
+    found = Probabilities(data.samples)
+    efforts, chosen = [], {}
     for model in job.settings.models:
-        for which, amount in _amounts(given):
-            name, output = f"{CTR_PEERS[model]}, {amount}", job.folder / f"{model}-{which}"
-            run_peer(job, "predictions.py", job.settings.job(model, which, exchange, output), output)
+        for which, amount in _amounts(data):
+            name = f"{CTR_PEERS[model]}, {amount}"
+            given = {**job.settings.job(model, which), "exchange": str(exchange)}
+            output = run_peer(job, SCRIPT, given, f"{model}-{which}")
             found.add(name, np.load(output / PROBABILITY))
-            costs.append({"model": name, **json.loads((output / TRAINING).read_text())})
-    (job.folder / COSTS).write_text(json.dumps(costs))
+            told = json.loads((output / TRAINING).read_text())
+            chosen[f"{name}: chosen"] = json.dumps(told.pop("chosen"))
+            efforts.append(Effort(model=name, **told))
+    save_efforts(efforts, job.folder)
     shutil.rmtree(exchange)
-    return found.outcome(job.folder)
+    outcome = found.outcome(job.folder)
+    outcome.values |= chosen
+    return outcome
 
 
 @stage(
     group="peers",
     track="rella",
     version="1",
-    settings=ClickSettings,
+    settings=ClickSearchSettings,
     inputs=SAMPLES,
     kinds={"pytorch", "deepspeed"},
     trains=True,
     extras=labels,
 )
-def click_predictions(job: Job[ClickSettings]) -> Outcome:
-    """SIM and SASRec for clicks, which no maintained library has, on all training samples and on the shots."""
-    given = _given(job)
+def click_predictions(job: Job[ClickSearchSettings]) -> Outcome:
+    """SIM and SASRec for clicks, which no maintained library has, on all training samples and on the shots.
+
+    Validation chooses learning rate, dropout and epoch.
+    """
+    data = _given(job)
     file = job.folder / CLICKS
-    save_clicks(*given, job.settings.behaviours, file)
-    found = Probabilities(given[0])
-    efforts: dict[str, float] = {}
+    save_clicks(data, job.settings.behaviours, file)
+    found = Probabilities(data.samples)
+    efforts, chosen = [], {}
     for model in job.settings.models:
-        for which, amount in _amounts(given):
-            name, folder = f"{CLICK_MODELS[model]}, {amount}", f"{model}-{which}"
-            work = ClickJob(settings=job.settings, model=model, rows=which, clicks=file)
-            told = job.train_one(folder, {"model": model, "rows": which, **job.settings.model_dump()}, work, ("AUC",))
-            found.add(name, np.load(job.folder / folder / PROBABILITY))
-            efforts |= {f"{name}: seconds": told.values["seconds"]}
+        for which, amount in _amounts(data):
+            name = f"{CLICK_MODELS[model]}, {amount}"
+            tried = {}
+            for settings in job.settings.trials():
+                folder = f"{model}-{which}-{settings.learning_rate:g}-{settings.dropout:g}"
+                work = ClickJob(settings=settings, model=model, rows=which, clicks=file)
+                told = job.train_one(folder, {"model": model, "rows": which, **settings.model_dump()}, work, ("AUC",))
+                tried[folder] = told.values
+            best = max(tried, key=lambda folder: tried[folder]["validation AUC"])
+            found.add(name, np.load(job.folder / best / PROBABILITY))
+            efforts.append(effort(name, tried[best], job.folder / best / HISTORY, "AUC"))
+            chosen[f"{name}: chosen"] = best
     file.unlink()
+    save_efforts(efforts, job.folder)
     outcome = found.outcome(job.folder)
-    outcome.values |= efforts
+    outcome.values |= chosen
     return outcome
 
 

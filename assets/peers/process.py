@@ -1,5 +1,6 @@
 """Running a script of `benchmarks/peers` in its own environment, through Dagster Pipes."""
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,10 +8,9 @@ from typing import Any
 
 import dagster as dg
 
-from assets.framework.stage import Request
+from assets.framework.stage import Job, Request
 from rarec.errors import InputError
 
-COSTS = "costs.json"  # what the trainings of an artifact took
 SCRIPTS = Path(__file__).parents[2] / "benchmarks" / "peers"
 
 
@@ -25,11 +25,23 @@ def require_peers(request: Request[Any]) -> None:
         raise InputError(f"there is no environment of the peers ({python}); build it with `make peers`")
 
 
-def run_peer(request: Request[Any], script: str, given: Mapping[str, Any], output: Path) -> None:
-    """Run a script with what is ``given``; its log goes to Dagster, its files to ``output``, which is made."""
+def versions_of(script: str) -> dict[str, str]:
+    """What a peer's figures depend on besides data and settings: the libraries and the script."""
+    texts = {name: (SCRIPTS / name).read_bytes() for name in ("requirements.txt", script)}
+    return {name: hashlib.sha256(text).hexdigest()[:32] for name, text in texts.items()}
+
+
+def run_peer(job: Job[Any], script: str, given: Mapping[str, Any], name: str) -> Path:
+    """Run a script with what is ``given``, and return the folder ``name`` of its files. Its log goes to Dagster.
+
+    Its ``checkpoint`` is a folder that the next attempt finds again.
+    """
+    output, checkpoint = job.folder / name, job.workdir / name / "checkpoint"
     output.mkdir()
-    job = output / "job.json"
-    job.write_text(json.dumps(given))
-    command = [str(request.workspace.peers_python), str(SCRIPTS / script), str(job)]
-    dg.PipesSubprocessClient().run(command=command, context=request.context)
-    job.unlink()
+    checkpoint.mkdir(parents=True, exist_ok=True)
+    file = output / "job.json"
+    file.write_text(json.dumps({**given, "output": str(output), "checkpoint": str(checkpoint)}))
+    command = [str(job.workspace.peers_python), str(SCRIPTS / script), str(file)]
+    dg.PipesSubprocessClient().run(command=command, context=job.context)
+    file.unlink()
+    return output

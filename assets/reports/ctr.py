@@ -11,19 +11,19 @@ from assets.data.clean import load_counts, load_table
 from assets.framework.reuse import Outcome
 from assets.framework.stage import Job, stage
 from assets.rella.text import labels
-from assets.reports.publish import course, image, links_to, log_report
+from assets.reports.publish import course, effort, image, links_to, load_efforts, log_report
 from rarec.baselines.ctr import ALL_SAMPLES
 from rarec.data.ctr import CtrSamples
 from rarec.metrics.ctr import ctr_metrics as figures_of
-from rarec.rella.language_model import read_untuned
+from rarec.rella.language_model import SCRATCH, read_untuned
 from rarec.rella.predict import SCORED, comparisons, controls, untuned
 from rarec.rella.prompt_source import PromptSource
-from rarec.rella.training_samples import HISTORIES, Variant, asked, load_variants
+from rarec.rella.training_samples import HISTORIES, Variant, asked, load_variants, shots
 from rarec.rella.vectors import VECTORS
 from rarec.reports.ctr import report as reports
 from rarec.reports.ctr.histories import heterogeneity, similarity
 from rarec.reports.ctr.inputs import CtrReportSettings
-from rarec.reports.records import SPLIT_NAMES
+from rarec.reports.records import SPLIT_NAMES, Effort
 from rarec.training.fit import HISTORY
 from rarec.types import Float64Array, Split
 from resources.artifacts.store import Artifact
@@ -49,7 +49,7 @@ PROMPT_SOURCE = ("interactions", "ctr_samples", "textual_samples", "retrieval_en
 @stage(
     group="reports",
     track="rella",
-    version="3",
+    version="4",
     settings=CtrReportSettings,
     inputs=REPORTED,
     kinds={"json", "html"},
@@ -168,11 +168,24 @@ def _report(job: Job[CtrReportSettings]) -> reports.CtrReport:
         curves=[
             reports.TrainingCurve(model=v.name, **course(lora.file(f"{v.name}/{HISTORY}"), ("AUC",))) for v in variants
         ],
+        efforts=[
+            *_efforts(inputs, variants[0]),
+            *(one for name in PEERS if name in inputs for one in load_efforts(inputs[name])),
+        ],
         prompts=_prompts(source, rows["test"][:1]),
         links=links_to(job.run),
         notes=_notes(inputs),
         resamples=job.settings.resamples,
     )
+
+
+def _efforts(inputs: Mapping[str, Artifact], first: Variant) -> list[Effort]:
+    """What the model's trainings took: of the language model, if it was trained here, and of its adapter."""
+    base, lora = inputs["base_language_model"], inputs["lora_checkpoint"]
+    places = {f"adapter {first.name}": (lora.metadata["values"], lora.file(f"{first.name}/{HISTORY}"))}
+    if base.manifest.config["source"] == SCRATCH:
+        places = {"scratch language model": (base.metadata["values"], base.file(HISTORY)), **places}
+    return [effort(name, *place, "AUC") for name, place in places.items()]
 
 
 def _read(
@@ -182,7 +195,10 @@ def _read(
     base, drawn = inputs["base_language_model"].manifest.config, inputs["mixed_reit_samples"].metadata["values"]
     before = read_untuned(base["source"], base.get("ratings", True))
     full, few = f"{drawn['training_samples']:,} answers", f"{drawn['shots']:,} answers"
-    tuned = {variant.label(history): f"{before}; {few}" for variant, history in asked(variants)}
+    tuned = {
+        variant.label(history): f"{before}; {shots(drawn['shots'], variant.mode):,} answers"
+        for variant, history in asked(variants)
+    }
     # A simple method's numbers count likes in all of the training split, whatever they are fitted on.
     simple = {
         name: full if name.endswith(ALL_SAMPLES) else f"{few}; counts of every training rating" for name in baselines

@@ -11,7 +11,10 @@ from PIL import Image
 
 from rarec.reports.page import ReportPaths
 from rarec.reports.records import Effort, Epoch, Link
+from resources.artifacts.store import Artifact
 from resources.mlflow.tracked_run import TrackedRun
+
+EFFORTS = "efforts.json"  # what the trainings of an artifact took
 
 
 def log_report(run: TrackedRun, paths: ReportPaths) -> None:
@@ -36,9 +39,25 @@ def image(png: Path, what: str) -> str:
     return f"![{what}](data:image/png;base64,{base64.b64encode(small.getvalue()).decode()})"
 
 
-def effort(model: str, values: Mapping[str, Any]) -> Effort:
-    """What a training took, from the metadata of its artifact."""
-    return Effort(model=model, **{name: values[name] for name in Effort.model_fields if name != "model"})
+def effort(model: str, values: Mapping[str, Any], history: Path, figure: str) -> Effort:
+    """What a training took, from the metadata of its artifact and from what `rarec.training.fit` wrote.
+
+    ``figure`` is the validation figure that chose the epoch, if there is one.
+    """
+    records = json.loads(history.read_text())["history"]
+    validation = tuple(record[figure] for record in records if figure in record)
+    taken = {name: values[name] for name in ("epochs", "best_epoch", "seconds", "peak_memory_mib")}
+    return Effort(model=model, **taken, validation=validation)
+
+
+def save_efforts(efforts: Sequence[Effort], folder: Path) -> None:
+    """Write what several trainings took, for `load_efforts`."""
+    (folder / EFFORTS).write_text(json.dumps([one.model_dump() for one in efforts]))
+
+
+def load_efforts(artifact: Artifact) -> list[Effort]:
+    """What the trainings of an artifact took."""
+    return [Effort.model_validate(one) for one in json.loads(artifact.file(EFFORTS).read_text())]
 
 
 def course(history: Path, figures: Sequence[str]) -> dict[str, Any]:

@@ -15,16 +15,18 @@ from assets.raserec.finetuned import MODEL, load_recommender
 from assets.reports.publish import course, effort, image, links_to, log_report
 from rarec.baselines.transitions import CHOSEN_BY
 from rarec.config import Settings
-from rarec.metrics.ranking import ranking_table
+from rarec.metrics.ranking import RankingResult, ranking_table
 from rarec.raserec.retrieval_module import load_module
 from rarec.raserec.settings import Control
 from rarec.reports.ranking import report as reports
 from rarec.reports.records import SPLIT_NAMES
+from rarec.training.engine import worker_device
 from rarec.training.fit import HISTORY
 from resources.artifacts.store import Artifact
 
 TOP_N = 50
 PRETRAINED, FINETUNED = "pre-trained", "fine-tuned"
+STAGES = {PRETRAINED: "raserec_pretrained", FINETUNED: "raserec_finetuned"}
 CONTROLS: dict[Control, str] = {"random": f"{FINETUNED}, random memories", "itself": f"{FINETUNED}, itself as memories"}
 FORGETFUL = f"{FINETUNED}, no validation pairs"
 
@@ -41,7 +43,7 @@ def _config(request: Request[Settings]) -> dict[str, Any]:
 @stage(
     group="reports",
     track="raserec",
-    version="6",
+    version="7",
     inputs=(*MODEL, "raserec_controls", "ranking_baselines"),
     fingerprints={"encoder": "raserec_pretrained"},
     kinds={"json", "html"},
@@ -59,7 +61,10 @@ def ranking_metrics(job: Job[Settings]) -> Outcome:
     for name in (*MODEL[1:], "raserec_controls", "ranking_baselines"):  # so that runs compare by them
         job.run.log_params({name: job.inputs[name].manifest.config})
     encoder, folders = job.inputs["raserec_pretrained"], control_modules(job.inputs["raserec_controls"])
-    controls = {CONTROLS[control]: load_module(folder, encoder.fingerprint) for control, folder in folders.items()}
+    controls = {
+        CONTROLS[control]: load_module(folder, encoder.fingerprint).to(worker_device())
+        for control, folder in folders.items()
+    }
     outcomes = []
     for split in SPLITS:
         prefixes = sequences.prefixes(split)
@@ -86,22 +91,22 @@ def ranking_metrics(job: Job[Settings]) -> Outcome:
         split_rule="Leave one out: a user's last item is the test target, the one before it the validation target.",
         training_counts=sequences.train_counts(),
         training_lengths=(sequences.train_ends - sequences.offsets[:-1])[users],
-        comparisons=((_best(job.inputs["ranking_baselines"]), FINETUNED), (PRETRAINED, FINETUNED)),
+        comparisons=(
+            (best_of(rankings_in(job.inputs["ranking_baselines"], "valid")), FINETUNED),
+            (PRETRAINED, FINETUNED),
+        ),
         controls=(
             *((PRETRAINED, one) for one in (FINETUNED, *controls)),
             *((one, FINETUNED) for one in (*controls, FORGETFUL)),
         ),
-        curves=[
-            _curve(PRETRAINED, job.inputs["raserec_pretrained"].file(HISTORY)),
-            _curve(FINETUNED, job.inputs["raserec_finetuned"].file(HISTORY)),
-        ],
+        curves=[_curve(model, job.inputs[trained].file(HISTORY)) for model, trained in STAGES.items()],
         published=[
             reports.Published(source=p.source, split="test", protocol=p.protocol, metrics=p.metrics)
             for p in job.spec.published
         ],
         efforts=[
-            effort(PRETRAINED, job.inputs["raserec_pretrained"].metadata["values"]),
-            effort(FINETUNED, job.inputs["raserec_finetuned"].metadata["values"]),
+            effort(model, job.inputs[trained].metadata["values"], job.inputs[trained].file(HISTORY), CHOSEN_BY)
+            for model, trained in STAGES.items()
         ],
         links=links_to(job.run),
         notes=_notes(job.inputs),
@@ -138,15 +143,13 @@ def publish(
     )
 
 
-def _best(baselines: Artifact) -> str:
-    """The simple method that is best on validation."""
-    rankings = rankings_in(baselines, "valid")
+def best_of(rankings: Mapping[str, RankingResult]) -> str:
+    """The model that ranks the validation targets best."""
     return max(rankings, key=lambda model: ranking_table(rankings[model].rank)[CHOSEN_BY])
 
 
 def _seeds(inputs: Mapping[str, Artifact]) -> dict[str, int]:
-    stages = {PRETRAINED: "raserec_pretrained", FINETUNED: "raserec_finetuned"}
-    return {model: int(inputs[stage].manifest.config["seed"]) for model, stage in stages.items()}
+    return {model: int(inputs[trained].manifest.config["seed"]) for model, trained in STAGES.items()}
 
 
 def _notes(inputs: Mapping[str, Artifact]) -> list[str]:
@@ -159,8 +162,8 @@ def _notes(inputs: Mapping[str, Artifact]) -> list[str]:
         "Validation pairs join the memory bank before the test split is scored, as in the paper; where it says no "
         "validation pairs, they do not. Random memories and itself as memories: stage 2 trained again with memories "
         "drawn at random, or with the query in the place of every memory.",
-        "Baselines learn from the training parts alone, for the test split, too; their settings are chosen on "
-        "validation. popularity: training interactions of an item. item-KNN: sum of an item's cosines with those of "
+        "For the test split, the simple methods know the validation items, too; their settings are chosen on "
+        "validation. popularity: interactions of an item. item-KNN: sum of an item's cosines with those of "
         f"the history that have it among their {near} most similar. "
         "EASE: a linear model in closed form. transitions: what came after the latest items of the history, near "
         "ones counting more; with text, also items whose titles and attributes are similar.",

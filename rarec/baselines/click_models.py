@@ -22,16 +22,16 @@ class Clicks:
     Attributes:
         fields: (B, F) code of each field; the second is the target item.
         history, searched: (B, K) item codes of the latest behaviours and of those found, oldest first.
-        liked, searched_liked: (B, K) whether each was liked.
+        rating, searched_rating: (B, K) code of each one's rating.
         age, searched_age: (B, K) how many behaviours ago each was.
     """
 
     fields: Tensor
     history: Tensor
-    liked: Tensor
+    rating: Tensor
     age: Tensor
     searched: Tensor
-    searched_liked: Tensor
+    searched_rating: Tensor
     searched_age: Tensor
 
     def __getitem__(self, rows: Tensor) -> "Clicks":
@@ -39,12 +39,12 @@ class Clicks:
 
 
 class Embeddings(nn.Module):
-    """One table a field, and what is added to an item's embedding to make a behaviour of it."""
+    """One table a field, and one of ratings, which make a behaviour of an item."""
 
-    def __init__(self, sizes: list[int], dim: int):
+    def __init__(self, sizes: list[int], ratings: int, dim: int):
         super().__init__()
         self.fields = nn.ModuleList(nn.Embedding(size, dim) for size in sizes)
-        self.opinion = nn.Embedding(2, dim)
+        self.ratings = nn.Embedding(ratings, dim)
         for table in self.modules():
             if isinstance(table, nn.Embedding):
                 nn.init.normal_(table.weight, std=0.02)
@@ -53,10 +53,10 @@ class Embeddings(nn.Module):
         """(B, F, D) embeddings of the fields."""
         return torch.stack([table(fields[:, place]) for place, table in enumerate(self.fields)], 1)
 
-    def behaviours(self, items: Tensor, liked: Tensor) -> Tensor:
-        """(B, K, D) item and opinion."""
+    def behaviours(self, items: Tensor, rating: Tensor) -> Tensor:
+        """(B, K, D) item and rating."""
         table: nn.Module = self.fields[1]
-        out: Tensor = table(items) + self.opinion(liked)
+        out: Tensor = table(items) + self.ratings(rating)
         return out
 
 
@@ -93,9 +93,9 @@ def bucket(age: Tensor) -> Tensor:
 class Sim(nn.Module):
     """SIM with hard search: the long-term interest of searched behaviours beside the short-term one of the latest."""
 
-    def __init__(self, sizes: list[int], dim: int, heads: int, dropout: float):
+    def __init__(self, sizes: list[int], ratings: int, dim: int, heads: int, dropout: float):
         super().__init__()
-        self.embed = Embeddings(sizes, dim)
+        self.embed = Embeddings(sizes, ratings, dim)
         self.long, self.short = SearchedInterest(dim, heads), SearchedInterest(dim, heads)
         self.head = tower(len(sizes) * dim + 4 * heads * dim, dropout)
 
@@ -103,8 +103,8 @@ class Sim(nn.Module):
         """(B,) logits."""
         fields = self.embed.sample(clicks.fields)
         target = fields[:, 1]
-        found = self.embed.behaviours(clicks.searched, clicks.searched_liked)
-        latest = self.embed.behaviours(clicks.history, clicks.liked)
+        found = self.embed.behaviours(clicks.searched, clicks.searched_rating)
+        latest = self.embed.behaviours(clicks.history, clicks.rating)
         long = self.long(target, found, clicks.searched_age, clicks.searched > 0)
         short = self.short(target, latest, clicks.age, clicks.history > 0)
         out: Tensor = self.head(torch.cat([fields.flatten(1), long, short], 1))[:, 0]
@@ -116,9 +116,11 @@ class SasrecForClicks(nn.Module):
 
     causal: Tensor
 
-    def __init__(self, sizes: list[int], dim: int, heads: int, dropout: float, length: int, layers: int = 2):
+    def __init__(
+        self, sizes: list[int], ratings: int, dim: int, heads: int, dropout: float, length: int, layers: int = 2
+    ):
         super().__init__()
-        self.embed = Embeddings(sizes, dim)
+        self.embed = Embeddings(sizes, ratings, dim)
         self.place = nn.Parameter(torch.randn(length, dim) * 0.02)
         layer = nn.TransformerEncoderLayer(
             dim, heads, 4 * dim, dropout, activation="gelu", batch_first=True, norm_first=True
@@ -131,7 +133,7 @@ class SasrecForClicks(nn.Module):
         """(B,) logits."""
         fields = self.embed.sample(clicks.fields)
         target = fields[:, 1]
-        x = self.embed.behaviours(clicks.history, clicks.liked) + self.place
+        x = self.embed.behaviours(clicks.history, clicks.rating) + self.place
         absent = clicks.history == 0
         blocked = self.causal | absent[:, None]  # (B, K, K)
         blocked = blocked & ~torch.eye(x.shape[1], dtype=torch.bool, device=x.device)  # a row must see something

@@ -1,8 +1,9 @@
 """Training of SIM and of SASRec for clicks on the click samples, by the loop of every other stage."""
 
 from collections.abc import Iterator, Sequence
+from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -13,32 +14,27 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rarec.baselines.click_models import CLICK_MODELS, ClickModel, Clicks, SasrecForClicks, Sim
-from rarec.baselines.peer_predictions import PROBABILITY, behaviours_at, sample_fields
-from rarec.config import require_distinct
+from rarec.baselines.peer_predictions import PROBABILITY, ClickData, behaviours_at, rating_codes, sample_fields
+from rarec.config import Settings, require_distinct
 from rarec.data.ctr import CtrSamples
+from rarec.data.sequences import user_at
 from rarec.metrics.ctr import METRICS, ctr_metrics
-from rarec.metrics.histories import genre_matrix
-from rarec.retrieval.index import normalised
-from rarec.retrieval.subr import recent_behaviours, retrieve_behaviours
+from rarec.retrieval.subr import recent_behaviours
 from rarec.training.device import on_device
 from rarec.training.dropout import random_state, restore_random_state
 from rarec.training.engine import keep_freed_memory, rank, shard, worker_device
 from rarec.training.fit import FitSettings, fit
 from rarec.training.job import Place, WorkerJob
 from rarec.training.progress import ProgressReporter, worker_main
-from rarec.types import Float32Array, Float64Array, IntArray
+from rarec.types import Float64Array, Int32Array, IntArray
 
 CLICKS = "clicks.npz"
 _CHUNK = 8192
 
 
-class ClickSettings(FitSettings):
-    """SIM and SASRec for clicks."""
-
-    models: tuple[ClickModel, ...] = Field(default=tuple(CLICK_MODELS), description="Models to train.")
+class _ClickSettings(Settings):
     dim: int = Field(default=16, ge=2, description="Width of the embeddings.")
     heads: int = Field(default=2, ge=1, description="Attention heads; must divide dim.")
-    dropout: float = Field(default=0.2, ge=0, lt=1, description="Dropout.")
     behaviours: int = Field(default=30, ge=1, description="Latest behaviours, and as many searched ones.")
     batch_size: int = Field(default=512, ge=1, description="Samples per step, over all processes.")
     epochs: int = Field(default=20, ge=1, description="Most epochs to train.")
@@ -46,56 +42,89 @@ class ClickSettings(FitSettings):
     seed: int = Field(default=42, ge=0, description="Seed of weights, data order and dropout.")
 
     @model_validator(mode="after")
-    def _consistent(self) -> "ClickSettings":
-        require_distinct("models", self.models)
+    def _consistent(self) -> Self:
         if self.dim % self.heads:
             raise ValueError(f"dim = {self.dim} is not a multiple of heads = {self.heads}")
         return self
 
-    def build(self, model: ClickModel, sizes: list[int]) -> nn.Module:
+
+class ClickSettings(_ClickSettings, FitSettings):
+    """A training of SIM or of SASRec for clicks."""
+
+    dropout: float = Field(default=0.2, ge=0, lt=1, description="Dropout.")
+
+    def build(self, model: ClickModel, sizes: list[int], ratings: int) -> nn.Module:
         """A model with random weights from the seed."""
         torch.manual_seed(self.seed)
         if model == "sim":
-            return Sim(sizes, self.dim, self.heads, self.dropout)
-        return SasrecForClicks(sizes, self.dim, self.heads, self.dropout, self.behaviours)
+            return Sim(sizes, ratings, self.dim, self.heads, self.dropout)
+        return SasrecForClicks(sizes, ratings, self.dim, self.heads, self.dropout, self.behaviours)
 
 
-def category_vectors(catalogue: pd.DataFrame) -> Float32Array:
-    """(I, G) L2-normalised categories of each item: its genres, or else its category or author."""
-    named = next((name for name in ("genres", "category", "author") if catalogue[name].notna().any()), "genres")
-    matrix = genre_matrix(catalogue[named])
-    return normalised(matrix.astype(np.float32) if matrix.shape[1] else np.ones((len(catalogue), 1), np.float32))
+class ClickSearchSettings(_ClickSettings):
+    """SIM and SASRec for clicks, and the values between which validation AUC chooses."""
+
+    models: tuple[ClickModel, ...] = Field(default=tuple(CLICK_MODELS), description="Models to train.")
+    learning_rates: tuple[float, ...] = Field(default=(1e-3, 3e-3), description="Adam's learning rates to try.")
+    dropouts: tuple[float, ...] = Field(default=(0.2, 0.5), description="Dropouts to try.")
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Self:
+        for name in ("models", "learning_rates", "dropouts"):
+            require_distinct(name, getattr(self, name))
+        return self
+
+    def trials(self) -> list[ClickSettings]:
+        """The trainings of a model."""
+        shared = self.model_dump(exclude={"models", "learning_rates", "dropouts"})
+        pairs = product(self.learning_rates, self.dropouts)
+        return [ClickSettings(**shared, learning_rate=rate, dropout=dropout) for rate, dropout in pairs]
 
 
-def save_clicks(
-    samples: CtrSamples,
-    items: IntArray,
-    liked: npt.ArrayLike,
-    catalogue: pd.DataFrame,
-    users: pd.DataFrame,
-    shots: IntArray,
-    behaviours: int,
-    file: Path,
-) -> None:
-    """Write the samples as `Clicks`, with labels, bounds of the splits and the adapters' shots.
+def same_category(samples: CtrSamples, category: IntArray, most: int) -> Int32Array:
+    """(N, K) ages of the latest behaviours whose item has the target's category, oldest first; 0 for none.
+
+    SIM's hard search (section 3.2.1).
 
     Args:
-        items, liked: (M,) of each interaction, sorted by (user, time).
-        catalogue, users: The clean tables.
-        shots: Training samples that the adapters are tuned on.
+        category: (M,) of each interaction's item, -1 for none.
+        most: K.
     """
-    fields, sizes = sample_fields(samples, items, catalogue, users)
+    users = user_at(samples.offsets, np.arange(len(category)))
+    order = np.lexsort((category, users))  # stable, so within a user and a category in order of time
+    first = np.r_[True, (np.diff(users[order]) != 0) | (np.diff(category[order]) != 0)]
+    start = np.maximum.accumulate(np.where(first, np.arange(len(order)), 0))
+    place = np.empty(len(order), dtype=np.int64)
+    place[order] = np.arange(len(order))
+    target = place[samples.position]
+    back = target[:, None] - np.arange(most, 0, -1)
+    there = (back >= start[target][:, None]) & (category[samples.position] >= 0)[:, None]
+    return np.where(there, samples.position[:, None] - order[np.maximum(back, 0)], 0).astype(np.int32)
+
+
+def categories(catalogue: pd.DataFrame) -> IntArray:
+    """(I,) category of each item: its first genre, or else its category or author; -1 for none."""
+    named = next((name for name in ("genres", "category", "author") if catalogue[name].notna().any()), None)
+    if named is None:
+        return np.full(len(catalogue), -1)
+    return pd.factorize(catalogue[named].str.split("|").str[0])[0]
+
+
+def save_clicks(data: ClickData, behaviours: int, file: Path) -> None:
+    """Write the samples as `Clicks`, with labels, bounds of the splits and the adapters' shots."""
+    samples = data.samples
+    fields, sizes = sample_fields(data)
     arrays: dict[str, Any] = {"fields": np.column_stack(list(fields.values())).astype(np.int32)}
-    of = (samples.offsets, samples.position, behaviours)
-    for name, ages in (
-        ("history", recent_behaviours(*of)),
-        ("searched", retrieve_behaviours(category_vectors(catalogue), items, *of)),
+    for name, prefix, ages in (
+        ("history", "", recent_behaviours(samples.offsets, samples.position, behaviours)),
+        ("searched", "searched_", same_category(samples, categories(data.catalogue)[data.items], behaviours)),
     ):
-        prefix = "" if name == "history" else "searched_"
-        arrays[name], likes = behaviours_at(samples, items, liked, ages)
-        arrays[f"{prefix}liked"] = likes.astype(np.int32)
+        arrays[name], arrays[f"{prefix}rating"] = behaviours_at(data, ages)
         arrays[f"{prefix}age"] = ages.astype(np.int32)
-    np.savez(file, sizes=np.array(sizes), label=samples.label, bounds=samples.bounds, shots=shots, **arrays)
+    np.savez(
+        file, sizes=np.array(sizes), ratings=rating_codes(data.rating).max() + 1, label=samples.label,
+        bounds=samples.bounds, shots=data.shots, **arrays,
+    )  # fmt: skip
 
 
 class ClickLoss(nn.Module):
@@ -191,9 +220,10 @@ def work(job: ClickJob, place: Place, reporter: ProgressReporter) -> None:
     with np.load(job.clicks) as given:
         clicks = Clicks(*(torch.from_numpy(given[name]) for name in Clicks.__dataclass_fields__))
         sizes, label, bounds, shots = (given[name] for name in ("sizes", "label", "bounds", "shots"))
+        ratings = int(given["ratings"])
     train, valid, _ = (np.arange(bounds[split], bounds[split + 1]) for split in range(3))
     objective = ClickObjective(
-        job.settings.build(job.model, sizes.tolist()),
+        job.settings.build(job.model, sizes.tolist(), ratings),
         clicks,
         label,
         train if job.rows == "all" else shots,

@@ -23,6 +23,7 @@ SMOOTHING = 10.0  # pseudo-counts at the overall share of likes or mean rating, 
 BEHAVIOURS = 10  # latest, and most similar, behaviours that two pairs of numbers look at
 DIM = 64  # of the collaborative vectors
 ROUNDS = (25, 50, 100, 200, 400)  # of boosting, chosen on validation
+FOLDS = 5  # parts of the training split; an item's two numbers leave the sample's own part out
 FIVE = ("history length", "history mean rating", "history share of likes", "item count", "item share of likes")
 NINE = (
     *FIVE,
@@ -72,18 +73,25 @@ def ctr_baselines(
     for rows, amount in ((every, ALL_SAMPLES), (shots, SAME_SHOTS)):
         if rows is shots and len(shots) == len(every):
             return
+        share = float(samples.label[rows].mean())
         for name, fit in (
             ("logistic regression on five numbers", lambda r: fit_logistic(numbers[:, : len(FIVE)], samples.label, r)),
             ("logistic regression on nine numbers", lambda r: fit_logistic(numbers, samples.label, r)),
             ("boosted trees on nine numbers", lambda r: fit_trees(numbers, samples.label, r, valid, seed)),
         ):
-            yield CtrBaseline(f"{name}, {amount}", fit(rows))
+            # Nothing can be fitted to likes alone, or to dislikes alone.
+            probability = fit(rows) if 0 < share < 1 else np.full(len(samples), share)
+            yield CtrBaseline(f"{name}, {amount}", probability)
 
 
-def five_numbers(samples: CtrSamples, items: IntArray, rating: npt.ArrayLike, liked: npt.ArrayLike) -> Float64Array:
+def five_numbers(
+    samples: CtrSamples, items: IntArray, rating: npt.ArrayLike, liked: npt.ArrayLike, seed: int
+) -> Float64Array:
     """(N, 5) `FIVE` of every sample; counts are logarithms.
 
-    The item's two numbers are computed on the training split, without the sample itself.
+    The item's two numbers are counted in the training split. For a training sample, they leave out a fifth of it, drawn
+    with the seed, to which the sample belongs: without the sample alone they would tell its label, since they are lower
+    for a like than for a dislike of the same item.
     """
     likes, ratings = np.asarray(liked, dtype=np.float64), np.asarray(rating, dtype=np.float64)
     train = samples.rows("train")
@@ -94,11 +102,16 @@ def five_numbers(samples: CtrSamples, items: IntArray, rating: npt.ArrayLike, li
 
     target = items[samples.position]
     n_items = int(items.max()) + 1
-    own = np.zeros(len(samples))
-    own[train] = 1
-    count = np.bincount(target[train], minlength=n_items)[target] - own
-    liked_count = np.bincount(target[train], samples.label[train], minlength=n_items)[target] - own * samples.label
-    item_share = (liked_count + SMOOTHING * overall) / (count + SMOOTHING)
+    fold = np.full(len(samples), FOLDS)  # validation and test samples leave nothing out
+    fold[train] = np.random.default_rng(seed).integers(FOLDS, size=train.stop)
+    own = fold * n_items + target
+
+    def in_other_folds(values: Float64Array) -> Float64Array:
+        found = np.bincount(own[train], values[train], minlength=(FOLDS + 1) * n_items)
+        return found.reshape(FOLDS + 1, n_items).sum(0)[target] - found[own]
+
+    count = in_other_folds(np.ones(len(samples)))
+    item_share = (in_other_folds(samples.label.astype(np.float64)) + SMOOTHING * overall) / (count + SMOOTHING)
     return np.column_stack([np.log1p(before), mean_rating, share, np.log1p(count), item_share])
 
 
@@ -114,7 +127,7 @@ def nine_numbers(
     mean = (np.bincount(items[known], ratings[known], minlength=n_items) + SMOOTHING * overall) / (count + SMOOTHING)
     above = ratings - mean[items]
     vectors = collaborative_vectors(samples, items, known, n_items, seed)
-    numbers = [five_numbers(samples, items, rating, liked)]
+    numbers = [five_numbers(samples, items, rating, liked, seed)]
     for distances in (
         recent_behaviours(samples.offsets, samples.position, BEHAVIOURS),
         retrieve_behaviours(vectors, items, samples.offsets, samples.position, BEHAVIOURS),
@@ -137,7 +150,8 @@ def collaborative_vectors(
 ) -> Float32Array:
     """(I, D) L2-normalised vectors of items: a truncated SVD of who had what, each item weighted by 1 / sqrt(count).
 
-    The inner products approximate the cosines of item-KNN. Items that nobody had have a vector of zeros.
+    The inner products approximate the cosines of item-KNN. Items that nobody had have a vector of zeros, as have all if
+    there is one user or one item.
     """
     users = np.repeat(np.arange(len(samples.offsets) - 1), np.diff(samples.offsets))
     had: Any = sparse.csr_matrix(
@@ -146,6 +160,8 @@ def collaborative_vectors(
     had.data[:] = 1
     weight = 1 / np.sqrt(np.maximum(had.getnnz(axis=1), 1))
     dim = min(DIM, min(had.shape) - 1)
+    if not dim:
+        return np.zeros((n_items, 1), dtype=np.float32)
     vectors = TruncatedSVD(dim, random_state=seed).fit_transform(sparse.diags(weight) @ had)
     return normalised(vectors.astype(np.float32))
 

@@ -32,8 +32,8 @@ def text_similarity(texts: Sequence[str]) -> Any:
         own = np.arange(len(cosines))
         cosines[own, start + own] = 0
         if cosines.shape[1] > NEIGHBOURS:
-            least = np.partition(cosines, -NEIGHBOURS, axis=1)[:, -NEIGHBOURS, None]
-            cosines[cosines < least] = 0
+            others = np.argpartition(cosines, -NEIGHBOURS, axis=1)[:, :-NEIGHBOURS]
+            np.put_along_axis(cosines, others, 0, axis=1)
         blocks.append(sparse.csr_matrix(cosines))
     return sparse.vstack(blocks, format="csr")
 
@@ -70,13 +70,12 @@ class TransitionsAndTexts:
 
 
 def choose_texts(
-    transitions: Transitions, texts: Sequence[str], sequences: UserSequences, prefixes: IntArray
-) -> TransitionsAndTexts:
-    """The sum whose settings rank the next items of these validation prefixes best."""
-    similarity = text_similarity(texts)
+    transitions: Transitions, similarity: Any, sequences: UserSequences, prefixes: IntArray
+) -> TextSettings:
+    """The settings of the sum that rank the next items of these validation prefixes best."""
 
     def figure(settings: TextSettings) -> float:
         ranking = TransitionsAndTexts(transitions, similarity, settings).rank(sequences, prefixes)
         return ranking_table(ranking.rank)[CHOSEN_BY]
 
-    return TransitionsAndTexts(transitions, similarity, choose(TextSettings(), GRID, figure))
+    return choose(TextSettings(), GRID, figure)

@@ -1,5 +1,6 @@
 """Click models of other libraries on our samples: what they are given. See `rarec.baselines.peers`."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -39,34 +40,41 @@ class PeerPredictionSettings(Settings):
             require_distinct(name, getattr(self, name))
         return self
 
-    def job(self, model: CtrPeer, rows: str, exchange: Path, output: Path) -> dict[str, Any]:
-        """What `benchmarks/peers/predictions.py` reads. ``rows`` are all training samples, or the shots."""
-        own = self.model_dump(exclude={"models", "behaviours"})
-        return {"model": model, "rows": rows, "exchange": str(exchange), "output": str(output), **own}
+    def job(self, model: CtrPeer, rows: str) -> dict[str, Any]:
+        """What `benchmarks/peers/predictions.py` reads, but for its places; ``rows``: all samples, or the shots."""
+        return {"model": model, "rows": rows, **self.model_dump(exclude={"models", "behaviours"})}
 
 
-def save_samples(
-    samples: CtrSamples,
-    items: IntArray,
-    liked: npt.ArrayLike,
-    catalogue: pd.DataFrame,
-    users: pd.DataFrame,
-    shots: IntArray,
-    behaviours: int,
-    folder: Path,
-) -> None:
-    """Write what peers read: codes of every field of a sample, its latest behaviours, and those that were liked.
+@dataclass(frozen=True)
+class ClickData:
+    """What click models read.
 
-    Code 0 is a missing value, and no behaviour.
-
-    Args:
-        items, liked: (M,) of each interaction, sorted by (user, time).
+    Attributes:
+        samples: The samples.
+        items, rating, liked: (M,) of each interaction, sorted by (user, time).
         catalogue, users: The clean tables.
         shots: Training samples that the adapters are tuned on.
     """
-    fields, sizes = sample_fields(samples, items, catalogue, users)
+
+    samples: CtrSamples
+    items: IntArray
+    rating: npt.NDArray[Any]
+    liked: BoolArray
+    catalogue: pd.DataFrame
+    users: pd.DataFrame
+    shots: IntArray
+
+
+def save_samples(data: ClickData, behaviours: int, folder: Path) -> None:
+    """Write what peers read: codes of every field of a sample, of its latest behaviours and of their ratings.
+
+    Code 0 is a missing value, and no behaviour. ``liked`` holds the items that were liked.
+    """
+    samples = data.samples
+    fields, sizes = sample_fields(data)
     ages = recent_behaviours(samples.offsets, samples.position, behaviours)
-    history, likes = behaviours_at(samples, items, liked, ages)
+    history, rating = behaviours_at(data, ages)
+    likes = data.liked[samples.position[:, None] - ages.astype(np.int64)]
     np.savez(
         folder / SAMPLES,
         names=np.array(list(fields)),
@@ -74,26 +82,32 @@ def save_samples(
         fields=np.column_stack(list(fields.values())).astype(np.int32),
         history=history,
         liked=np.where(likes, history, 0).astype(np.int32),
+        rating=rating,
+        ratings=rating_codes(data.rating).max() + 1,
         label=samples.label,
         splits=samples.bounds,
-        shots=shots,
+        shots=data.shots,
     )
 
 
-def behaviours_at(
-    samples: CtrSamples, items: IntArray, liked: npt.ArrayLike, ages: Distances
-) -> tuple[Int32Array, BoolArray]:
-    """(N, K) codes of the behaviours that lie ``ages`` (N, K) before each target, 0 for none, and which were liked."""
-    place = samples.position[:, None] - ages.astype(np.int64)
+def rating_codes(rating: npt.NDArray[Any]) -> IntArray:
+    """(M,) number of each rating among the different ones, from 1."""
+    return np.unique(rating, return_inverse=True)[1].astype(np.int64) + 1
+
+
+def behaviours_at(data: ClickData, ages: Distances) -> tuple[Int32Array, Int32Array]:
+    """(N, K) codes of the behaviours that lie ``ages`` (N, K) before each target, and of their ratings; 0 for none."""
+    place = data.samples.position[:, None] - ages.astype(np.int64)
     there = ages > 0
-    return np.where(there, items[place] + 1, 0).astype(np.int32), np.asarray(liked, dtype=bool)[place] & there
+    codes = (np.where(there, own[place], 0).astype(np.int32) for own in (data.items + 1, rating_codes(data.rating)))
+    item, rating = codes
+    return item, rating
 
 
-def sample_fields(
-    samples: CtrSamples, items: IntArray, catalogue: pd.DataFrame, users: pd.DataFrame
-) -> tuple[dict[str, IntArray], list[int]]:
+def sample_fields(data: ClickData) -> tuple[dict[str, IntArray], list[int]]:
     """Code of each field of the samples, the target item second; and how many codes there are."""
-    target = items[samples.position]
+    samples, catalogue, users = data.samples, data.catalogue, data.users
+    target = data.items[samples.position]
     user = np.asarray(samples.user)
     fields = {"user": user, "item": target + 1}
     fields |= {f"user {name}": _codes(users[name])[user] for name in USER_FIELDS if users[name].notna().any()}

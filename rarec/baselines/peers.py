@@ -7,7 +7,7 @@ arrays: sequences one way, lists of best items the other.
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -35,10 +35,14 @@ class PeerRankingSettings(Settings):
     """RecTools' models. Defaults are those of the eSASRec authors for Amazon Beauty, with sampled softmax."""
 
     models: tuple[PeerModel, ...] = Field(default=("sasrec", "esasrec", "bert4rec"), description="Models to train.")
-    factors: int = Field(default=64, ge=4, description="Width of item embeddings.")
-    blocks: int = Field(default=1, ge=1, description="Transformer blocks.")
-    heads: int = Field(default=1, ge=1, description="Attention heads; must divide factors.")
-    dropout: float = Field(default=0.2, ge=0, lt=1, description="Dropout.")
+    factors: int = Field(default=256, ge=4, multiple_of=4, description="Width of item embeddings.")
+    blocks: int = Field(default=1, ge=1, description="Transformer blocks of SASRec and eSASRec; BERT4Rec has two.")
+    heads: int = Field(
+        default=1, ge=1, description="Attention heads of SASRec and eSASRec, a divisor of factors; BERT4Rec has four."
+    )
+    dropouts: tuple[Annotated[float, Field(ge=0, lt=1)], ...] = Field(
+        default=(0.2,), description="Dropouts to try; validation NDCG@10 chooses."
+    )
     max_length: int = Field(default=50, ge=2, description="Latest items of a history that a model reads.")
     negatives: int = Field(default=256, ge=1, description="Items drawn for each sampled softmax.")
     batch_size: int = Field(default=128, ge=1, description="Users per step.")
@@ -51,32 +55,29 @@ class PeerRankingSettings(Settings):
 
     @model_validator(mode="after")
     def _consistent(self) -> "PeerRankingSettings":
-        require_distinct("models", self.models)
+        for name in ("models", "dropouts"):
+            require_distinct(name, getattr(self, name))
         if self.factors % self.heads:
             raise ValueError(f"factors = {self.factors} is not a multiple of heads = {self.heads}")
         return self
 
-    def job(self, model: PeerModel, exchange: Path, output: Path, top_n: int) -> dict[str, Any]:
-        """What `benchmarks/peers/rankings.py` reads."""
+    def job(self, model: PeerModel, dropout: float) -> dict[str, Any]:
+        """What `benchmarks/peers/rankings.py` reads, but for its places."""
+        shape = {"n_blocks": self.blocks, "n_heads": self.heads} if model != "bert4rec" else {}  # RecTools' own
         return {
             "model": model,
-            "exchange": str(exchange),
-            "output": str(output),
-            "top_n": top_n,
             "seed": self.seed,
             "epochs": self.epochs,
             "patience": self.patience,
             "settings": {
+                **shape,
                 "n_factors": self.factors,
-                "n_blocks": self.blocks,
-                "n_heads": self.heads,
-                "dropout_rate": self.dropout,
+                "dropout_rate": dropout,
                 "session_max_len": self.max_length,
                 "n_negatives": self.negatives,
                 "batch_size": self.batch_size,
                 "lr": self.learning_rate,
                 "loss": "sampled_softmax",
-                "use_key_padding_mask": True,
             },
         }
 
@@ -118,14 +119,25 @@ class PeerLists:
             lists = {(split, protocol): arrays[f"{split}_{protocol}"] for split, protocol in PLACES}
         return cls(lists, json.loads((folder / TRAINING).read_text()))
 
-    def ranking(self, split: Split, targets: IntArray, n_items: int) -> RankingResult:
-        """Ranks of the targets (Q,) in the lists. A target that is in no list is last."""
+    def ranking(self, split: Split, sequences: UserSequences) -> RankingResult:
+        """Ranks of the split's targets in the lists. A target that is in no list is last.
+
+        A target that the user has seen before stays a candidate, as for our models: without the items seen before it,
+        its place in the masked list is the one that it has among the others of the list of all items.
+        """
+        prefixes = sequences.prefixes(split)
+        targets = sequences.next_items(prefixes)
         unmasked, masked = self.lists[split, "unmasked"], self.lists[split, "masked"]
-        return RankingResult(_ranks(unmasked, targets, n_items), _ranks(masked, targets, n_items))
+        rank, rank_masked = (_ranks(best, targets, sequences.n_items) for best in (unmasked, masked))
+        offsets, seen = sequences.seen_before(prefixes)
+        for row, target in enumerate(targets):
+            own = seen[offsets[row] : offsets[row + 1]]
+            if target in own and rank[row] < sequences.n_items:
+                rank_masked[row] = rank[row] - np.isin(unmasked[row, : rank[row] - 1], own).sum()
+        return RankingResult(torch.from_numpy(rank), torch.from_numpy(rank_masked))
 
 
-def _ranks(best: IntArray, targets: IntArray, n_items: int) -> torch.Tensor:
-    """(Q,) place of each target in its list, from 1; ``n_items`` if it is not there, -1 without a target."""
+def _ranks(best: IntArray, targets: IntArray, n_items: int) -> IntArray:
+    """(Q,) place of each target in its list, from 1; ``n_items`` if it is not there."""
     found = best == targets[:, None]
-    rank = np.where(found.any(1), found.argmax(1) + 1, n_items)
-    return torch.from_numpy(np.where(targets >= 0, rank, -1))
+    return np.where(found.any(1), found.argmax(1) + 1, n_items)

@@ -1,6 +1,6 @@
 """Ranking baselines: popularity, item-KNN, EASE, transitions, and transitions with similar texts."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
@@ -9,18 +9,19 @@ import torch
 from pydantic import Field
 from scipy import sparse
 
-from rarec.baselines.ease import choose_ease
+from rarec.baselines.ease import Ease, choose_ease
 from rarec.baselines.histories import binary_histories, rank_by_histories, training_matrix
-from rarec.baselines.item_texts import choose_texts
-from rarec.baselines.transitions import choose_transitions
+from rarec.baselines.item_texts import TransitionsAndTexts, choose_texts, text_similarity
+from rarec.baselines.transitions import Transitions, choose_transitions
 from rarec.config import Settings
 from rarec.data.sequences import UserSequences, draw_rows
 from rarec.metrics.ranking import RankingResult, full_ranking
-from rarec.types import Float64Array, IntArray
+from rarec.types import Float64Array, IntArray, Split
 
 POPULARITY, ITEM_KNN, EASE = "popularity", "item-KNN", "EASE"
 TRANSITIONS, TRANSITIONS_TEXTS = "transitions", "transitions + text"
 CHOICE_SEED = 0
+_Rank = Callable[[UserSequences, IntArray], RankingResult]
 _PAIRS = 4_000_000  # pairs of items held at once
 
 
@@ -91,23 +92,26 @@ def rank_by_popularity(sequences: UserSequences, prefixes: IntArray) -> RankingR
 
 @dataclass(frozen=True)
 class RankingBaseline:
-    """A simple method that is ready to rank.
+    """What a simple method found.
 
     Attributes:
         name: Its name in tables.
-        rank: Ranks the next items of prefixes.
+        rankings: Ranks of the targets of the validation and the test split.
         chosen: Its settings that were chosen on validation.
     """
 
     name: str
-    rank: Callable[[UserSequences, IntArray], RankingResult]
+    rankings: dict[Split, RankingResult]
     chosen: dict[str, float]
 
 
 def ranking_baselines(
     sequences: UserSequences, texts: Sequence[str] | None, settings: RankingBaselineSettings
 ) -> Iterator[RankingBaseline]:
-    """All simple methods, one after the other, each learned from the training parts.
+    """All simple methods, one after the other.
+
+    They learn from the training parts for the validation split, and choose their settings there. For the test split
+    they learn again with the validation items, which the memory of our model gets, too.
 
     Args:
         sequences: The sequences.
@@ -115,18 +119,27 @@ def ranking_baselines(
         settings: Their settings.
     """
     valid = draw_rows(sequences.prefixes("valid"), settings.choice_users, CHOICE_SEED)
-    neighbours = ItemNeighbours.of(sequences, settings.neighbours)
-    yield RankingBaseline(POPULARITY, rank_by_popularity, {})
-    yield RankingBaseline(ITEM_KNN, neighbours.rank, {})
+    learnt: Mapping[Split, UserSequences] = {"valid": sequences, "test": sequences.before_test()}
+
+    def found(name: str, learn: Callable[[UserSequences], _Rank], chosen: Any = None) -> RankingBaseline:
+        rankings = {split: learn(known)(known, known.prefixes(split)) for split, known in learnt.items()}
+        return RankingBaseline(name, rankings, {} if chosen is None else asdict(chosen))
+
+    yield found(POPULARITY, lambda _: rank_by_popularity)
+    yield found(ITEM_KNN, lambda known: ItemNeighbours.of(known, settings.neighbours).rank)
     if sequences.n_items <= settings.ease_items:
         ease = choose_ease(sequences, valid)
-        yield RankingBaseline(EASE, ease.rank, {"l2": ease.l2})
-        del ease
+        yield found(EASE, lambda known: Ease.of(known, ease).rank, ease)
     transitions = choose_transitions(sequences, valid)
-    yield RankingBaseline(TRANSITIONS, transitions.rank, asdict(transitions.settings))
+    yield found(TRANSITIONS, lambda known: Transitions.of(known, transitions).rank, transitions)
     if texts is not None:
-        with_texts = choose_texts(transitions, texts, sequences, valid)
-        yield RankingBaseline(TRANSITIONS_TEXTS, with_texts.rank, asdict(with_texts.settings))
+        similarity = text_similarity(texts)
+        own = choose_texts(Transitions.of(sequences, transitions), similarity, sequences, valid)
+        yield found(
+            TRANSITIONS_TEXTS,
+            lambda known: TransitionsAndTexts(Transitions.of(known, transitions), similarity, own).rank,
+            own,
+        )
 
 
 def _most_similar(

@@ -110,8 +110,12 @@ class UserSequences:
             np.add.at(marks, ends[users] - 1, -1)
             is_prefix = np.cumsum(marks[:-1]) > 0
             return np.flatnonzero(is_prefix)
-        ends = self.train_ends[self.evaluated_users()]
+        ends = self.offsets[1:][self.evaluated_users()] - HELD_OUT
         return ends - 1 if split == "valid" else ends
+
+    def before_test(self) -> "UserSequences":
+        """What is known when the test split is asked: validation items belong to the training parts."""
+        return _BeforeTest(self.offsets, self.items, self.timestamps, self.n_items)
 
     def tied_test_targets(self) -> float:
         """Share of evaluated users whose validation and test items have the same time; NaN if there are no such users.
@@ -154,6 +158,12 @@ class UserSequences:
             timestamps=np.load(folder / "timestamps.npy"),
             n_items=int(np.load(folder / "n_items.npy")),
         )
+
+
+class _BeforeTest(UserSequences):
+    @property
+    def train_ends(self) -> IntArray:
+        return super().train_ends + (self.lengths > HELD_OUT)
 
 
 def ranges(starts: IntArray, counts: IntArray) -> IntArray:

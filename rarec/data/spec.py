@@ -44,7 +44,7 @@ class ExpectedCounts(Settings):
     interactions: int | None = Field(default=None, description="Number of interactions.")
 
 
-Override = bool | int | float | str | list[int] | list[str]
+Override = bool | int | float | str | list[int] | list[float] | list[str]
 
 
 class PublishedFigures(Settings):

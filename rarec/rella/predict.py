@@ -5,7 +5,7 @@ import os
 import time
 import zipfile
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,7 @@ from rarec.data.ctr import CtrSamples, draw
 from rarec.rella.language_model import Answers
 from rarec.rella.prompt_source import PromptJob, PromptSource, open_prompts
 from rarec.rella.scoring import score
-from rarec.rella.training_samples import HISTORIES, History, Variant, asked
+from rarec.rella.training_samples import HISTORIES, History, Mode, Variant, asked
 from rarec.rella.tuning import load_adapter
 from rarec.text.tokens import PromptTokens
 from rarec.training.engine import keep_freed_memory, worker_device
@@ -60,36 +60,34 @@ def comparisons(variants: Sequence[Variant]) -> list[tuple[str, str]]:
     """(baseline, candidate) for each question: does retrieval help before tuning, does tuning, does the mixture?"""
     model = variants[0].label("retrieved")
     pairs = [(untuned("recent"), untuned("retrieved")), (untuned("retrieved"), model)]
-    pairs += [
-        (other.label("retrieved"), mixed.label("retrieved"))
-        for mixed, other in _beside_mixed(variants)
-        if other.mode in ("recent", "retrieved")
-    ]
-    return pairs
+    return pairs + _beside(variants, (("recent", "mixed"), ("retrieved", "mixed")))
+
+
+WITHOUT: tuple[tuple[Mode, Mode], ...] = (
+    ("random", "retrieved"), ("mixed-random", "mixed"),  # similarity in training
+    ("recent", "mixed-half"), ("retrieved", "mixed-half"), ("mixed-half", "mixed"),  # as many prompts, as many samples
+)  # fmt: skip
+"""Pairs of modes that differ by what retrieval or the mixture is said to do, the one without it first."""
 
 
 def controls(variants: Sequence[Variant]) -> list[tuple[str, str]]:
-    """(without, with) what retrieval is said to do: recent and random histories in its place, and half of the shots."""
+    """(without, with) what is said to help: other histories in the prompt, and the modes of `WITHOUT` of each seed."""
     pairs = [
         (one.label(history), one.label("retrieved"))
         for one, history in asked(variants)
         if one.mode == "mixed" and history != "retrieved"
     ]
-    pairs += [
-        (other.label(other.other), mixed.label("retrieved"))
-        for mixed, other in _beside_mixed(variants)
-        if other.mode not in ("recent", "retrieved")
-    ]
-    return pairs
+    return pairs + _beside(variants, WITHOUT)
 
 
-def _beside_mixed(variants: Sequence[Variant]) -> list[tuple[Variant, Variant]]:
-    """Every mixed adapter, and each of the others with its seed."""
+def _beside(variants: Sequence[Variant], modes: Iterable[tuple[Mode, Mode]]) -> list[tuple[str, str]]:
+    """Predictions of adapters of these pairs of modes with the same seed, by retrieved histories or random ones."""
+    made = {(one.mode, one.seed): one for one in variants}
     return [
-        (mixed, other)
-        for mixed in variants
-        for other in variants
-        if mixed.mode == "mixed" != other.mode and other.seed == mixed.seed
+        (other.label(other.other), one.label(one.other))
+        for one in variants
+        for without, mode in modes
+        if one.mode == mode and (other := made.get((without, one.seed)))
     ]
 
 

@@ -134,6 +134,11 @@ class TrainingSamples:
         return cls(np.load(folder / "sample.npy"), np.load(folder / "retrieved.npy"))
 
 
+def shots(count: int, mode: Mode) -> int:
+    """How many of ``count`` samples a mode takes: ``mixed-half`` half of them, and so as many prompts as ``recent``."""
+    return max(1, count // 2) if mode == "mixed-half" else count
+
+
 def draw_training_samples(samples: CtrSamples, count: int, mode: Mode, seed: int) -> TrainingSamples:
     """Draw ``count`` samples of the training split, or all if there are fewer.
 
@@ -141,7 +146,7 @@ def draw_training_samples(samples: CtrSamples, count: int, mode: Mode, seed: int
     history, so there are twice as many prompts; ``mixed-half`` draws half as many samples. In the random modes the
     prompts marked as retrieved get random histories when they are made.
     """
-    chosen = draw(samples, "train", max(1, count // 2) if mode == "mixed-half" else count, seed)
+    chosen = draw(samples, "train", shots(min(count, samples.rows("train").stop), mode), seed)
     if mode.startswith("mixed"):
         return TrainingSamples(np.concatenate([chosen, chosen]), np.arange(2 * len(chosen)) >= len(chosen))
     return TrainingSamples(chosen, np.full(len(chosen), mode != "recent"))

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import torch
 from pydantic import Field, model_validator
-from sklearn.decomposition import PCA
+from sklearn.decomposition import PCA, TruncatedSVD
+from sklearn.feature_extraction.text import TfidfVectorizer
 
 from rarec.config import Settings
 from rarec.data.sequences import ranges
@@ -20,7 +21,7 @@ from rarec.training.out_of_memory import explain_out_of_memory
 from rarec.types import Float32Array
 
 VECTORS = "vectors.npy"  # the file of an artifact that holds them
-SENTENCE = "sentence-transformers:"
+WORDS, SENTENCE = "tf-idf", "sentence-transformers:"
 
 
 class VectorSettings(Settings):
@@ -28,23 +29,24 @@ class VectorSettings(Settings):
 
     encoder: str = Field(
         default="language-model",
-        description="`language-model`; or an encoder of the package sentence-transformers, as "
-        "`sentence-transformers:<folder>` or `sentence-transformers:<name>@<revision>`.",
+        description="`language-model`; `tf-idf`, the words of the descriptions; or an encoder of the package "
+        "sentence-transformers, as `sentence-transformers:<folder>` or `sentence-transformers:<name>@<revision>`.",
     )
     dimensions: int = Field(default=512, ge=1, description="Most principal components; the paper has 512.")
     batch_tokens: int = Field(default=8192, ge=64, description="Most tokens of a padded batch of descriptions.")
 
     @model_validator(mode="after")
     def _known(self) -> "VectorSettings":
-        if self.encoder != "language-model" and not re.match(f"{SENTENCE}.+", self.encoder):
+        if self.encoder not in ("language-model", WORDS) and not re.match(f"{SENTENCE}.+", self.encoder):
             raise ValueError(
-                f"encoder = {self.encoder!r} must be language-model, {SENTENCE}<folder> or {SENTENCE}<name>@<revision>"
+                f"encoder = {self.encoder!r} must be language-model, {WORDS}, {SENTENCE}<folder> or "
+                f"{SENTENCE}<name>@<revision>"
             )
         return self
 
 
 def sentence_encoder_folder(encoder: str) -> Path | None:
-    """The folder of a sentence encoder; None if it comes from a hub, or is the language model.
+    """The folder of a sentence encoder; None if it comes from a hub, or is none.
 
     Raises:
         InputError: There is neither such a folder nor a revision of a name.
@@ -66,12 +68,28 @@ def encode(
 ) -> tuple[Float32Array, int | None]:
     """(I, D) vectors of texts by the encoder that the settings name; and how many texts were truncated.
 
-    The number is None for a sentence encoder, which truncates texts without telling.
+    The number is None if no text is, or for a sentence encoder, which truncates texts without telling.
     """
+    if settings.encoder == WORDS:
+        return describe_by_words(texts, settings.dimensions), None
     if settings.encoder.startswith(SENTENCE):
         return describe_by_sentence_encoder(settings.encoder.removeprefix(SENTENCE), texts, device, cache), None
     longest = reference.context_length()
     return describe(reference.model(device), reference.tokenizer(), texts, device, longest, settings.batch_tokens)
+
+
+def describe_by_words(texts: list[str], dimensions: int) -> Float32Array:
+    """(I, d) vectors of the words of each text, weighted by TF-IDF: their latent semantic analysis, d <= dimensions.
+
+    Raises:
+        InputError: There is no word.
+    """
+    try:
+        words = TfidfVectorizer(token_pattern=r"(?u)\w+", sublinear_tf=True).fit_transform(texts)
+    except ValueError as error:
+        raise InputError(f"encoder = {WORDS}: the descriptions have no words; use another encoder") from error
+    parts = min(dimensions, *words.shape)
+    return TruncatedSVD(parts, random_state=0).fit_transform(words).astype(np.float32)
 
 
 def describe_by_sentence_encoder(name: str, texts: list[str], device: torch.device, cache: Path) -> Float32Array:

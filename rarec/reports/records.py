@@ -1,5 +1,6 @@
 """Records that all reports are made of, for `report.json`. Undefined figures are NaN, and null in JSON."""
 
+import math
 from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
@@ -52,6 +53,14 @@ class Effort(Record):
     best_epoch: int = Field(description="The epoch whose weights were kept.")
     seconds: Figure = Field(description="Wall-clock seconds of the whole training, validation included.")
     peak_memory_mib: Figure = Field(description="Highest memory of any of its processes.")
+    validation: tuple[Figure, ...] = Field(
+        default=(), description="After each epoch, the validation figure that chooses the epoch."
+    )
+
+    def seconds_to(self, goal: float) -> float:
+        """Seconds until the validation figure reached ``goal``, if every epoch took as long; NaN if it never did."""
+        reached = next((n for n, value in enumerate(self.validation, 1) if value >= goal), math.nan)
+        return self.seconds * reached / self.epochs
 
 
 class TrainingCurve(Record):

@@ -50,8 +50,14 @@ def p_value(value: float) -> str:
     return "<0.0001" if value < 0.0001 else number(value)
 
 
-def effort_tables(efforts: Iterable[Effort]) -> list[Table]:
-    """What the trainings took, in one table; none if there are none."""
+def effort_tables(efforts: Sequence[Effort], figure: str) -> list[Table]:
+    """What the trainings took, in one table; none if there are none.
+
+    The last column is the time to the best validation ``figure`` of the weakest model, which all of them reach.
+    """
+    if not efforts:
+        return []
+    goal = min((max(one.validation) for one in efforts if one.validation), default=math.nan)
     rows = tuple(
         (
             one.model,
@@ -59,11 +65,13 @@ def effort_tables(efforts: Iterable[Effort]) -> list[Table]:
             str(one.best_epoch),
             number(one.seconds, ",.0f"),
             number(one.peak_memory_mib, ",.0f"),
+            number(one.seconds_to(goal), ",.0f"),
         )
         for one in efforts
     )
-    header = ("Model", "Epochs", "Best epoch", "Seconds", "Peak memory, MiB")
-    return [Table("training", "Cost of training", "as each worker measured it", header, rows)] if rows else []
+    reached = f"Seconds to validation {figure} {number(goal)}"
+    header = ("Model", "Epochs", "Best epoch", "Seconds", "Peak memory, MiB", reached)
+    return [Table("training", "Cost of training", "as each worker measured it", header, rows)]
 
 
 def as_markdown(tables: Iterable[Table], summary: str = "") -> str:

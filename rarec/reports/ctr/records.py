@@ -5,7 +5,17 @@ from typing import Literal
 from pydantic import Field
 
 from rarec.rella.training_samples import History, Mode
-from rarec.reports.records import SHOWN_SPLITS, Figure, Lines, Record, Report, ReportedSplit, Text, TrainingCurve
+from rarec.reports.records import (
+    SHOWN_SPLITS,
+    Effort,
+    Figure,
+    Lines,
+    Record,
+    Report,
+    ReportedSplit,
+    Text,
+    TrainingCurve,
+)
 from rarec.types import Split
 
 
@@ -150,6 +160,7 @@ class CtrReport(Report):
     similarity: tuple[Similarity, ...] = ()
     seed_summaries: tuple[SeedSummary, ...] = ()
     curves: tuple[TrainingCurve, ...] = ()
+    efforts: tuple[Effort, ...] = ()
     prompts: tuple[PromptPreview, ...] = ()
 
     @property

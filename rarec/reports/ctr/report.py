@@ -30,7 +30,7 @@ from rarec.reports.ctr.records import (
 )
 from rarec.reports.ctr.tables import ctr_cards, ctr_markdown_tables, ctr_tables, ctr_text_tables, summary
 from rarec.reports.page import ReportPaths, write_page
-from rarec.reports.records import SHOWN_SPLITS, Epoch, Link, TrainingCurve
+from rarec.reports.records import SHOWN_SPLITS, Effort, Epoch, Link, TrainingCurve
 from rarec.types import BoolArray, Float64Array, Split
 
 __all__ = [
@@ -74,6 +74,7 @@ def build_ctr_report(
     similarity: Sequence[Similarity] = (),
     seed_runs: Sequence[SeedRun] = (),
     curves: Sequence[TrainingCurve] = (),
+    efforts: Sequence[Effort] = (),
     prompts: Sequence[PromptPreview] = (),
     links: Sequence[Link] = (),
     notes: Sequence[str] = (),
@@ -102,6 +103,7 @@ def build_ctr_report(
         similarity: Mean cosine similarity between histories and targets.
         seed_runs: Trainings that differ in their seed. They are summarised by mode and history, if any has two seeds.
         curves: Training curves.
+        efforts: What the trainings took.
         prompts: Examples of prompts.
         links: Links to other web pages.
         notes: Remarks to show on the page.
@@ -168,6 +170,7 @@ def build_ctr_report(
         similarity=tuple(similarity),
         seed_summaries=_seed_summaries(seed_runs, values),
         curves=tuple(curves),
+        efforts=tuple(efforts),
         prompts=tuple(prompts),
         links=tuple(links),
         notes=tuple(notes),

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from rarec.metrics.ctr import METRICS
 from rarec.reports.ctr.records import Calibration, CtrComparison, CtrReport, Estimate
 from rarec.reports.records import SPLIT_NAMES
-from rarec.reports.tables import UNDEFINED, Card, Table, as_markdown, as_text, number
+from rarec.reports.tables import UNDEFINED, Card, Table, as_markdown, as_text, effort_tables, number
 from rarec.types import Split
 
 HIGHER_IS_BETTER = {"AUC": True, "LogLoss": False, "ACC": True, "ECE": False}
@@ -62,7 +62,8 @@ def ctr_tables(report: CtrReport) -> list[Table]:
     tables = [table for maker in by_split for split in report.splits for table in maker(report, split)]
     once = (_calibration_table, _heterogeneity_tables, _similarity_tables, _seed_table)
     causes = [table for split in report.splits for table in _cause_tables(report, split)]
-    return [*tables, *(table for maker in once for table in maker(report)), *causes]
+    costs = effort_tables(report.efforts, "AUC")
+    return [*tables, *(table for maker in once for table in maker(report)), *costs, *causes]
 
 
 def summary(comparisons: Sequence[CtrComparison], yardstick: str | None, chosen: str) -> str:

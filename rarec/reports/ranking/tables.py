@@ -67,7 +67,7 @@ def report_tables(report: RankingReport) -> list[Table]:
         return [table for split in report.splits for protocol in PROTOCOLS for table in maker(report, split, protocol)]
 
     tables = [table for maker in makers for table in made(maker)]
-    return [*tables, *effort_tables(report.efforts), *made(_cause_tables)]
+    return [*tables, *effort_tables(report.efforts, SUMMARY_METRIC), *made(_cause_tables)]
 
 
 def _score_tables(report: RankingReport, split: Split, protocol: Protocol) -> list[Table]:
@@ -155,11 +155,9 @@ def _cause_tables(report: RankingReport, split: Split, protocol: Protocol) -> li
 
 
 def _verdict(compared: Sequence[Comparison]) -> str:
-    if all(c.ci_low > 0 for c in compared):
-        return "exclude 0: better"
-    if all(c.ci_high < 0 for c in compared):
-        return "exclude 0: worse"
-    return "include 0" if all(c.ci_low <= 0 <= c.ci_high for c in compared) else "one includes 0"
+    sides = {1 if c.ci_low > 0 else -1 if c.ci_high < 0 else 0 for c in compared}
+    told = {(1,): "exclude 0: better", (-1,): "exclude 0: worse", (0,): "include 0", (-1, 1): "exclude 0 on both sides"}
+    return told.get(tuple(sorted(sides)), "one includes 0")
 
 
 def _compared(c: Comparison) -> tuple[str, ...]:

@@ -31,15 +31,22 @@ with open_dagster_pipes() as pipes:
         best[:, 1] = np.where(np.arange(len(users)) % 2, target, -1)
         lists |= {f"{split}_unmasked": best, f"{split}_masked": best[:, 1:]}
     np.savez(Path(job["output"]) / "lists.npz", **lists)
-    history = [{"epoch": 0, "NDCG@10": 0.1, "seconds": 1.0}, {"epoch": 1, "NDCG@10": 0.2, "seconds": 2.0}]
-    record = {"history": history, "best_epoch": 1, "seconds": 3.0, "peak_memory_mib": 100.0}
+    figures = [0.1, job["settings"]["dropout_rate"]]
+    record = {"epochs": 2, "best_epoch": 2, "seconds": 3.0, "peak_memory_mib": 100.0, "validation": figures}
+    if job["settings"]["dropout_rate"] < 0.3:
+        lists = {name: np.full_like(best, -1) for name, best in lists.items()}
+        np.savez(Path(job["output"]) / "lists.npz", **lists)
     (Path(job["output"]) / "training.json").write_text(json.dumps(record))
 """
+
+
+PEERS = {"models": ["sasrec", "esasrec"], "dropouts": [0.2, 0.5], "seed": 1}
 
 
 @pytest.fixture
 def stand_in(tmp_path, monkeypatch):
     (tmp_path / "rankings.py").write_text(STAND_IN)
+    (tmp_path / "requirements.txt").write_text("rectools==1")
     monkeypatch.setattr(process, "SCRIPTS", tmp_path)
     monkeypatch.setattr(Workspace, "peers_python", property(lambda _: Path(sys.executable)))
 
@@ -53,7 +60,7 @@ def test_without_the_environment_it_says_how_to_get_it(plant, first, monkeypatch
 
 
 def test_peers_are_judged_by_our_metrics_and_stand_beside_ours(plant, first, stand_in):
-    result = plant.run(track="peers", peer_rankings={"models": ["sasrec", "esasrec"], "seed": 1})
+    result = plant.run(track="peers", peer_rankings=PEERS)
     assert result.success, failures(result)
     artifact = plant.artifact(result, "peer_rankings")
     sequences = UserSequences.load(plant.artifact(first, "user_sequences").path)
@@ -77,5 +84,7 @@ def test_peers_are_judged_by_our_metrics_and_stand_beside_ours(plant, first, sta
     before = {(s.model, s.split, s.protocol): s.metrics["HR@10"] for s in ours.scores}
     now = {(s.model, s.split, s.protocol): s.metrics["HR@10"] for s in report.scores}
     assert {key: now[key] for key in before} == pytest.approx(before)
-    again = plant.run(track="peers", peer_rankings={"models": ["sasrec", "esasrec"], "seed": 1})
+    again = plant.run(track="peers", peer_rankings=PEERS)
     assert metadata(again)["peer_rankings"]["reused"]
+    (process.SCRIPTS / "requirements.txt").write_text("rectools==2")
+    assert not metadata(plant.run(track="peers", peer_rankings=PEERS))["peer_rankings"].get("reused")

@@ -4,13 +4,21 @@ import pytest
 import torch
 
 from rarec.baselines.click_models import Clicks, SasrecForClicks, SearchedInterest, Sim, bucket
-from rarec.baselines.click_training import ClickObjective, ClickSettings, category_vectors, save_clicks
+from rarec.baselines.click_training import (
+    ClickObjective,
+    ClickSearchSettings,
+    ClickSettings,
+    categories,
+    same_category,
+    save_clicks,
+)
+from rarec.baselines.peer_predictions import ClickData
 from rarec.data.ctr import CtrSamples
 from rarec.metrics.ctr import ctr_metrics
 from rarec.training.fit import fit
 
 B, K, DIM, HEADS, ITEMS, USERS = 40, 6, 8, 2, 12, 5
-SIZES = [USERS, ITEMS + 1]
+SIZES, RATINGS = [USERS, ITEMS + 1], 3
 
 
 def clicks_of(n=B, seed=0):
@@ -22,7 +30,9 @@ def clicks_of(n=B, seed=0):
         return torch.from_numpy(np.where(there, rng.integers(low, high, (n, K)), 0))
 
     fields = torch.from_numpy(np.column_stack([rng.integers(USERS, size=n), rng.integers(1, ITEMS + 1, n)]))
-    return Clicks(fields, draw(1, ITEMS + 1), draw(0, 2), draw(1, 40), draw(1, ITEMS + 1), draw(0, 2), draw(1, 40))
+    return Clicks(
+        fields, draw(1, ITEMS + 1), draw(1, RATINGS), draw(1, 40), draw(1, ITEMS + 1), draw(1, RATINGS), draw(1, 40)
+    )
 
 
 def changed(clicks, **values):
@@ -31,7 +41,7 @@ def changed(clicks, **values):
 
 @pytest.fixture(params=["sim", "sasrec"])
 def model(request):
-    made = ClickSettings(dim=DIM, heads=HEADS, behaviours=K, dropout=0.0).build(request.param, SIZES).eval()
+    made = ClickSettings(dim=DIM, heads=HEADS, behaviours=K, dropout=0.0).build(request.param, SIZES, RATINGS).eval()
     with torch.no_grad():
         for parameter in made.parameters():
             parameter.add_(0.2 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
@@ -70,12 +80,12 @@ def test_what_is_absent_never_matters(model):
     assert absent.any()
     noise = changed(
         clicks,
-        liked=torch.where(absent, 1, clicks.liked),
+        rating=torch.where(absent, 1, clicks.rating),
         age=torch.where(absent, 7, clicks.age),
-        searched_liked=torch.where(clicks.searched == 0, 1, clicks.searched_liked),
+        searched_rating=torch.where(clicks.searched == 0, 1, clicks.searched_rating),
     )
     torch.testing.assert_close(model(noise), before)
-    assert not torch.allclose(model(changed(clicks, liked=1 - clicks.liked)), before)
+    assert not torch.allclose(model(changed(clicks, rating=torch.where(absent, 0, RATINGS - clicks.rating))), before)
 
 
 def test_a_sample_does_not_depend_on_the_others(model):
@@ -89,16 +99,16 @@ def test_only_sim_reads_what_was_searched():
     other = changed(clicks, searched=torch.where(clicks.searched > 0, clicks.searched % ITEMS + 1, 0))
     for kind, reads in ((Sim, True), (SasrecForClicks, False)):
         torch.manual_seed(0)
-        made = (kind(SIZES, DIM, HEADS, 0.0) if reads else kind(SIZES, DIM, HEADS, 0.0, K)).eval()
+        made = (kind(SIZES, RATINGS, DIM, HEADS, 0.0) if reads else kind(SIZES, RATINGS, DIM, HEADS, 0.0, K)).eval()
         assert torch.allclose(made(other), made(clicks)) is not reads
 
 
 def test_sasrec_reads_the_order():
     torch.manual_seed(0)
-    model = SasrecForClicks(SIZES, DIM, HEADS, 0.0, K).eval()
+    model = SasrecForClicks(SIZES, RATINGS, DIM, HEADS, 0.0, K).eval()
     full = clicks_of()
     full = changed(full, history=torch.randint(1, ITEMS + 1, (B, K)))
-    turned = changed(full, history=full.history[:, [1, 0, 2, 3, 4, 5]], liked=full.liked[:, [1, 0, 2, 3, 4, 5]])
+    turned = changed(full, history=full.history[:, [1, 0, 2, 3, 4, 5]], rating=full.rating[:, [1, 0, 2, 3, 4, 5]])
     assert not torch.allclose(model(turned), model(full))
 
 
@@ -108,13 +118,20 @@ def test_it_learns_that_liked_behaviours_foretell_likes(kind, tmp_path, single_p
         dim=DIM, heads=HEADS, behaviours=K, dropout=0.1, epochs=6, batch_size=32, learning_rate=0.01
     )
     clicks = clicks_of(900, seed=3)
-    label = (clicks.liked[:, -1] == 1).numpy()  # whether the latest behaviour was liked
+    label = (clicks.rating[:, -1] == 2).numpy()  # whether the latest behaviour was liked
     train, valid, test = np.arange(600), np.arange(600, 750), np.arange(750, 900)
-    objective = ClickObjective(settings.build(kind, SIZES), clicks, label, train, valid, settings, torch.device("cpu"))
+    objective = ClickObjective(
+        settings.build(kind, SIZES, RATINGS), clicks, label, train, valid, settings, torch.device("cpu")
+    )
     fit(
         objective, settings, stage=kind, output=tmp_path, checkpoint=tmp_path / "checkpoint", report=lambda **_: None
     )  # fmt: skip
     assert ctr_metrics(objective.predict(test), label[test])[0] > 0.8
+
+
+def catalogue_of(**columns):
+    missing = {"genres": None, "category": None, "author": None, "publisher": None, "year": None}
+    return pd.DataFrame({**missing, **columns})
 
 
 def test_clicks_by_hand(tmp_path):
@@ -122,25 +139,46 @@ def test_clicks_by_hand(tmp_path):
         np.array([0, 4, 7]), np.array([2, 3, 6]), np.array([True, False, True]), np.array([0, 1, 2, 3])
     )
     items = np.array([0, 1, 2, 1, 2, 0, 1])
-    liked = np.array([True, False, True, False, False, True, True])
-    missing = {"category": None, "author": None, "publisher": None, "year": None}
-    catalogue = pd.DataFrame({"genres": ["a|b", "b", "a"], **missing})
+    rating = np.array([5, 1, 4, 1, 1, 4, 5])
+    catalogue = catalogue_of(genres=["a|b", "b", "a"])
     columns = ("gender", "age_group", "age", "occupation", "location", "zip_code")
     users = pd.DataFrame(dict.fromkeys(columns), index=[0, 1])
-    save_clicks(samples, items, liked, catalogue, users, np.array([0]), 1, tmp_path / "clicks.npz")
+    data = ClickData(samples, items, rating, rating > 3, catalogue, users, np.array([0]))
+    save_clicks(data, 1, tmp_path / "clicks.npz")
     with np.load(tmp_path / "clicks.npz") as given:
         assert given["history"].tolist() == [[2], [3], [1]]
-        assert given["liked"].tolist() == [[0], [1], [1]]
+        assert given["rating"].tolist() == [[1], [2], [2]]
         assert given["age"].tolist() == [[1], [1], [1]]
-        # Of the category of the target: item 0 for item 2; itself for item 1, and then item 0 rather than item 2.
-        assert given["searched"].tolist() == [[1], [2], [1]]
-        assert given["searched_age"].tolist() == [[2], [2], [1]]
-        assert given["searched_liked"].tolist() == [[1], [0], [1]]
-    assert np.allclose(np.linalg.norm(category_vectors(catalogue), axis=1), 1)
-    nothing = pd.DataFrame({"genres": [None, None], **missing, "category": ["x", "y"]})
-    assert category_vectors(nothing).tolist() == [[1, 0], [0, 1]]
+        # Of the first genre of the target: item 0 for item 2; itself for item 1, and nothing where it is the first.
+        assert given["searched"].tolist() == [[1], [2], [0]]
+        assert given["searched_age"].tolist() == [[2], [2], [0]]
+        assert given["searched_rating"].tolist() == [[3], [1], [0]]
+        assert given["ratings"] == 4
+
+
+@pytest.mark.parametrize("most", [1, 3, 20])
+def test_hard_search_equals_looking_back_one_by_one(most):
+    rng = np.random.default_rng(0)
+    offsets = np.array([0, 15, 16, 40])
+    category = rng.integers(-1, 4, 40)
+    position = np.sort(rng.choice(40, 25, replace=False))
+    samples = CtrSamples(offsets, position, np.zeros(25, dtype=bool), np.array([0, 25, 25, 25]))
+    for p, ages in zip(position.tolist(), same_category(samples, category, most).tolist(), strict=True):
+        first = offsets[np.searchsorted(offsets, p, side="right") - 1]
+        same = [p - q for q in range(first, p) if category[q] == category[p] >= 0][-most:]
+        assert ages == [0] * (most - len(same)) + same
+
+
+def test_categories_are_first_genres_or_else_what_there_is():
+    assert categories(catalogue_of(genres=["a|b", None, "a", "b"])).tolist() == [0, -1, 0, 1]
+    assert categories(catalogue_of(genres=[None, None], category=["x", "y"])).tolist() == [0, 1]
+    assert categories(catalogue_of(genres=[None, None])).tolist() == [-1, -1]
 
 
 def test_settings():
     with pytest.raises(ValueError, match="dim = 16 is not a multiple of heads = 3"):
         ClickSettings(heads=3)
+    search = ClickSearchSettings(learning_rates=(0.1, 0.2), dropouts=(0.3,), epochs=4)
+    assert [(one.learning_rate, one.dropout, one.epochs) for one in search.trials()] == [(0.1, 0.3, 4), (0.2, 0.3, 4)]
+    with pytest.raises(ValueError, match="dropouts"):
+        ClickSearchSettings(dropouts=(0.3, 0.3))

@@ -3,6 +3,7 @@ import pytest
 
 from rarec.baselines.ctr import (
     BEHAVIOURS,
+    FOLDS,
     SMOOTHING,
     collaborative_vectors,
     ctr_baselines,
@@ -39,14 +40,15 @@ def every(samples):
 
 def test_equal_to_counting(data):
     user, item, rating, liked, samples = data
-    got = five_numbers(samples, item, rating, liked)
+    got = five_numbers(samples, item, rating, liked, seed=3)
     train = samples.rows("train")
     trained = samples.position[train]
+    fold = dict(zip(trained.tolist(), np.random.default_rng(3).integers(FOLDS, size=len(trained)), strict=True))
     overall = liked[trained].mean()
     for row in np.random.default_rng(1).choice(len(samples), 60, replace=False):
         p = samples.position[row]
         before = np.flatnonzero((user == user[p]) & (np.arange(len(user)) < p))
-        others = trained[(item[trained] == item[p]) & (trained != p)]
+        others = [q for q in trained.tolist() if item[q] == item[p] and fold[q] != fold.get(p)]
         expected = [
             np.log1p(len(before)),
             rating[before].mean(),
@@ -60,7 +62,7 @@ def test_equal_to_counting(data):
 def test_it_learns_what_there_is_to_learn(data):
     _, item, rating, liked, samples = data
     test = samples.rows("test")
-    features = five_numbers(samples, item, rating, liked)
+    features = five_numbers(samples, item, rating, liked, 0)
     predicted = fit_logistic(features, samples.label, every(samples))
     assert 0.65 < ctr_metrics(predicted[test], samples.label[test])[0] < 0.95
 
@@ -72,7 +74,7 @@ def test_nothing_is_learnt_from_shuffled_labels(data):
     samples = build_ctr_samples(user, times, shuffled, len(LENGTHS), "clock", CtrSettings())
     test = samples.rows("test")
     predicted = fit_logistic(
-        five_numbers(samples, item, np.where(shuffled, 5.0, 2.0), shuffled), samples.label, every(samples)
+        five_numbers(samples, item, np.where(shuffled, 5.0, 2.0), shuffled, 0), samples.label, every(samples)
     )
     assert 0.35 < ctr_metrics(predicted[test], samples.label[test])[0] < 0.65
 
@@ -82,7 +84,7 @@ def test_the_test_split_decides_nothing(data):
     _, item, rating, liked, samples = data
     changed = liked.copy()
     changed[samples.position[samples.rows("test")]] ^= True
-    before, after = (five_numbers(samples, item, rating, labels) for labels in (liked, changed))
+    before, after = (five_numbers(samples, item, rating, labels, 0) for labels in (liked, changed))
     train = samples.rows("train")
     assert np.array_equal(before[train], after[train])
     assert np.array_equal(before[:, 3:], after[:, 3:])
@@ -91,7 +93,7 @@ def test_the_test_split_decides_nothing(data):
 def test_numbers_of_behaviours_equal_a_plain_loop(data):
     user, item, rating, liked, samples = data
     numbers = nine_numbers(samples, item, rating, liked, 0)
-    np.testing.assert_array_equal(numbers[:, :5], five_numbers(samples, item, rating, liked))
+    np.testing.assert_array_equal(numbers[:, :5], five_numbers(samples, item, rating, liked, 0))
     last = {}
     for p in samples.position[samples.rows("train")]:
         last[user[p]] = max(last.get(user[p], -1), p)
@@ -147,3 +149,28 @@ def test_every_method_is_fitted_on_all_samples_and_on_the_shots(data):
     assert sum(name.endswith(", same shots") for name in names) == 3
     assert sum(name.endswith(", all samples") for name in names) == 3
     assert len(list(ctr_baselines(samples, item, rating, liked, every(samples), 0))) == 3
+
+
+def test_numbers_of_a_training_sample_do_not_tell_its_label():
+    """Labels are drawn, so that trees with many rounds have nothing but leaks to learn from."""
+    rng = np.random.default_rng(4)
+    user, item = np.repeat(np.arange(100), 60), rng.integers(0, 10, 6000)
+    liked = rng.random(len(user)) < 0.5
+    samples = build_ctr_samples(user, rng.permutation(len(user)), liked, 100, "clock", CtrSettings())
+    rating = np.full(len(user), 3.0)  # of itself tells nothing
+    train = samples.rows("train")
+    items = five_numbers(samples, item, rating, liked, 0)[:, 3:]
+    found = fit_trees(items, samples.label, every(samples), train, 0)
+    assert ctr_metrics(found[train], samples.label[train])[0] < 0.6  # without the sample alone: 1.0
+
+
+def test_what_cannot_be_fitted(data):
+    """Shots of one label get its share; one user has no vectors, so nothing is near."""
+    _, item, rating, liked, samples = data
+    likes = np.flatnonzero(samples.label[every(samples)])[:5]
+    found = {one.name: one.probability for one in ctr_baselines(samples, item, rating, liked, likes, 0)}
+    assert len(found) == 6
+    assert all((probability == 1).all() for name, probability in found.items() if name.endswith("same shots"))
+    alone = build_ctr_samples(np.zeros(60, dtype=int), np.arange(60), liked[:60], 1, "clock", CtrSettings())
+    numbers = nine_numbers(alone, item[:60], rating[:60], liked[:60], 0)
+    assert np.isfinite(numbers).all()

@@ -2,10 +2,11 @@
 
 import numpy as np
 import pytest
-from raserec_toys import random_sequences
+from raserec_toys import random_sequences, sequences_of
 
 from rarec.baselines import ease as ease_module
-from rarec.baselines.ease import Ease, choose_ease
+from rarec.baselines import item_texts as texts_module
+from rarec.baselines.ease import Ease, EaseSettings, choose_ease
 from rarec.baselines.item_texts import TextSettings, TransitionsAndTexts, choose_texts, text_similarity
 from rarec.baselines.ranking import RankingBaselineSettings, ranking_baselines
 from rarec.baselines.transitions import LONGEST, Transitions, TransitionSettings, choose, choose_transitions
@@ -102,6 +103,13 @@ def test_of_many_texts_only_the_nearest_are_kept(monkeypatch):
         np.testing.assert_allclose(own[own > 0], every[row][own > 0])
 
 
+def test_no_more_neighbours_are_kept_where_many_are_equal(monkeypatch):
+    monkeypatch.setattr(texts_module, "NEIGHBOURS", 3)
+    near = text_similarity(["same"] * 8 + ["other"] * 4).toarray()
+    assert ((near > 0).sum(1) <= 3).all()
+    assert (near[:8, 8:] == 0).all()
+
+
 def test_texts_add_to_transitions(sequences):
     texts = [f"w{item % 5} x{item % 3}" for item in range(ITEMS)]
     prefixes = sequences.prefixes("test")
@@ -130,7 +138,7 @@ def test_ease_solves_its_problem(sequences, l2):
         others = np.delete(np.arange(ITEMS), item)
         x = had[:, others]
         expected[others, item] = np.linalg.solve(x.T @ x + l2 * np.eye(ITEMS - 1), x.T @ had[:, item])
-    model = Ease.of(sequences, l2)
+    model = Ease.of(sequences, EaseSettings(l2))
     np.testing.assert_allclose(model.weights, expected, atol=2e-5)
     prefixes = sequences.prefixes("test")
     histories = np.zeros((len(prefixes), ITEMS))
@@ -160,12 +168,30 @@ def test_what_is_chosen_is_at_least_as_good_as_the_defaults(sequences, monkeypat
     def figure(model):
         return ranking_table(model.rank(sequences, valid).rank)["NDCG@10"]
 
-    transitions = choose_transitions(sequences, valid)
+    transitions = Transitions.of(sequences, choose_transitions(sequences, valid))
     assert figure(transitions) >= figure(Transitions.of(sequences, TransitionSettings()))
-    assert figure(Transitions.of(sequences, transitions.settings)) == figure(transitions)
-    texts = choose_texts(transitions, [f"w{item % 5}" for item in range(ITEMS)], sequences, valid)
-    assert figure(texts) >= figure(TransitionsAndTexts(transitions, texts.similarity, TextSettings()))
-    assert figure(choose_ease(sequences, valid)) == max(figure(Ease.of(sequences, l2)) for l2 in (1.0, 10.0))
+    similarity = text_similarity([f"w{item % 5}" for item in range(ITEMS)])
+    texts = choose_texts(transitions, similarity, sequences, valid)
+    plain, chosen = (TransitionsAndTexts(transitions, similarity, own) for own in (TextSettings(), texts))
+    assert figure(chosen) >= figure(plain)
+    ease = [figure(Ease.of(sequences, EaseSettings(l2))) for l2 in (1.0, 10.0)]
+    assert figure(Ease.of(sequences, choose_ease(sequences, valid))) == max(ease)
+
+
+def test_settings_are_chosen_on_training_parts_and_the_test_knows_the_validation_items():
+    """On validation, 0 was followed by 1 twice; the validation items of others say that 0 is followed by 2."""
+    histories = [[3, 0, 1, 3, 4], [4, 0, 1, 4, 3], [1, 3, 0, 2, 0], [1, 4, 0, 2, 4], [3, 4, 0, 2, 3], [4, 3, 1, 0, 2]]
+    sequences = sequences_of(histories, 5)
+    *_, transitions = ranking_baselines(sequences, None, RankingBaselineSettings())
+    own = TransitionSettings(**transitions.chosen)
+    before, known = Transitions.of(sequences, own), Transitions.of(sequences.before_test(), own)
+    assert before.matrix[0, 2] == 0 < before.matrix[0, 1]
+    assert known.matrix[0, 2] > known.matrix[0, 1]
+    for split, model, given in (("valid", before, sequences), ("test", known, sequences.before_test())):
+        expected = model.rank(given, sequences.prefixes(split))
+        assert transitions.rankings[split].rank.tolist() == expected.rank.tolist()
+    for split in ("valid", "test"):
+        assert np.array_equal(sequences.before_test().prefixes(split), sequences.prefixes(split))
 
 
 def test_large_catalogues_and_items_without_texts_leave_methods_out(sequences):

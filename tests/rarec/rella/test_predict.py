@@ -175,3 +175,14 @@ def test_a_random_control_is_asked_with_random_histories_and_compared(adapters):
         (label, candidate),
         ("tuned on mixed-random, random (seed 3)", candidate),
     ]
+
+
+def test_controls_take_one_thing_away():
+    """The same prompts but for their histories, or as many prompts."""
+    modes = ("mixed-half", "retrieved", "random", "recent", "mixed-random")
+    assert controls([Variant(mode, 3) for mode in modes]) == [
+        ("tuned on recent, retrieved (seed 3)", "tuned on mixed-half, retrieved (seed 3)"),
+        ("tuned on retrieved, retrieved (seed 3)", "tuned on mixed-half, retrieved (seed 3)"),
+        ("tuned on random, random (seed 3)", "tuned on retrieved, retrieved (seed 3)"),
+    ]
+    assert controls([Variant("mixed-half", 3), Variant("recent", 4)]) == []

@@ -54,6 +54,8 @@ def test_controls_of_the_mixture():
     assert len(half) == 256  # as many prompts as 256 shots with one history
     assert set(half.sample.tolist()) < set(mixed.sample.tolist())
     assert half.retrieved.sum() == 128
+    every = SAMPLES.rows("train").stop
+    assert len(draw_training_samples(SAMPLES, 2 * every, "mixed-half", 7)) == every // 2 * 2  # half of what there is
     assert draw_training_samples(SAMPLES, 256, "random", 7).retrieved.all()
 
 
