@@ -10,7 +10,7 @@ from assets.framework.reuse import Outcome
 from assets.framework.stage import Job, Request, stage
 from assets.framework.training import training_outcome
 from assets.raserec.encoder import FIGURES, SHOWN
-from assets.raserec.finetuned import finetune_job
+from assets.raserec.finetuned import finetune_job, refuse_controls
 from rarec.data.sequences import SequenceSettings, UserSequences
 from rarec.raserec.settings import FinetuneSettings
 from rarec.retrieval.memory import MemoryBank
@@ -70,6 +70,7 @@ def refreshed_memory(job: Job[SequenceSettings]) -> Outcome:
     versions=lambda request: {**request.inputs, "encoder": _encoder(request).fingerprint},
     kinds={"pytorch", "deepspeed"},
     trains=True,
+    prepare=refuse_controls,
 )
 def refreshed_finetuned(job: Job[FinetuneSettings]) -> Outcome:
     """Stage 2, retrained on the champion's frozen encoder and its refreshed memory."""

@@ -14,6 +14,7 @@ from assets.framework.stage import Job, Request, stage
 from assets.framework.training import training_outcome
 from assets.raserec.encoder import FIGURES, SHOWN
 from rarec.data.sequences import UserSequences
+from rarec.errors import InputError
 from rarec.raserec.encoders import ENCODER_FILES
 from rarec.raserec.finetune import FinetuneJob
 from rarec.raserec.recommender import Recommender
@@ -33,6 +34,19 @@ def _versions(request: Request[FinetuneSettings]) -> dict[str, Artifact | str]:
     return {**others, "item_ids": ids_version(request.inputs["item_catalog"])}
 
 
+def refuse_controls(request: Request[FinetuneSettings]) -> None:
+    """Check that the model to serve attends to similar memories.
+
+    Raises:
+        InputError: It does not.
+    """
+    if request.settings.attend_to != "similar":
+        raise InputError(
+            f"attend_to = {request.settings.attend_to} is a control, not a model to recommend with; "
+            f'set "raserec_controls": {{"controls": ["{request.settings.attend_to}"]}} instead'
+        )
+
+
 @stage(
     group="recommender",
     version="3",
@@ -42,6 +56,7 @@ def _versions(request: Request[FinetuneSettings]) -> dict[str, Artifact | str]:
     fingerprints={"encoder": "raserec_pretrained"},
     kinds={"pytorch", "deepspeed", "faiss"},
     trains=True,
+    prepare=refuse_controls,
 )
 def raserec_finetuned(job: Job[FinetuneSettings]) -> Outcome:
     """Stage 2: retrieval-augmented module on the frozen encoder; logged to MLflow as a model that recommends items."""

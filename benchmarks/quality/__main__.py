@@ -26,7 +26,7 @@ KEPT = {
     "raserec": ("dataset", "data_version", "n_users", "n_items", "summary", "scores", "comparisons", "causes",
                 "published", "efforts"),
     "rella": ("dataset", "data_version", "summary", "chosen", "yardstick", "read", "sizes", "scores", "comparisons",
-              "causes", "similarity", "seed_summaries"),
+              "causes", "similarity", "seed_summaries", "efforts"),
 }  # fmt: skip
 """What of a report is kept; groups, curves and prompts are not."""
 

@@ -6,6 +6,7 @@ exit code is 1 if a table is out of date.
 """
 
 import json
+import math
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -15,6 +16,8 @@ from typing import Annotated, Any
 import typer
 
 from benchmarks.quality.__main__ import RECORDS
+from rarec.reports.records import Effort
+from rarec.reports.tables import common_goal
 
 ROOT = Path(__file__).parents[2]
 RESULTS = Path(__file__).parents[1] / "results"
@@ -57,36 +60,42 @@ def ranking(dataset: str, track: str = "raserec") -> str:
 def controls(dataset: str) -> str:
     """What each model gains over another in NDCG@10 on the test split, by run, with intervals."""
     runs = _runs(dataset, "raserec")
-    rows: dict[tuple[str, str, str], list[str]] = {}
-    for run in runs.values():
+    rows: dict[tuple[str, str, str], dict[str, str]] = {}
+    for name, run in runs.items():
         for one in run["report"]["causes"]:
             if (one["split"], one["metric"]) == ("test", "NDCG@10"):
                 shown = _interval(one["difference"], one["ci_low"], one["ci_high"])
-                rows.setdefault((one["candidate"], one["baseline"], one["protocol"]), []).append(shown)
-    return _table(["NDCG@10 of", "minus", "", *runs], ([*pair, *cells] for pair, cells in rows.items()))
+                rows.setdefault((one["candidate"], one["baseline"], one["protocol"]), {})[name] = shown
+    shown_rows = ([*pair, *(cells.get(name, "–") for name in runs)] for pair, cells in rows.items())
+    return _table(["NDCG@10 of", "minus", "", *runs], shown_rows)
 
 
 def cost(dataset: str, track: str = "raserec") -> str:
-    """What the trainings took."""
+    """What the trainings of the first run took, and how long they needed for a validation figure that all reach."""
+    efforts = [Effort.model_validate(one) for one in _reports(dataset, track)[0]["efforts"]]
+    goal = common_goal(efforts)
+    figure = "AUC" if track.endswith("rella") else "NDCG@10"
     return _table(
-        ["", "run", "epochs (best)", "seconds", "peak memory, MiB"],
+        ["", "epochs (best)", "seconds", "peak memory, MiB", f"seconds to validation {figure} {_plain(goal)}"],
         (
             [
-                one["model"],
-                name,
-                f"{one['epochs']} ({one['best_epoch']})",
-                f"{one['seconds']:,.0f}",
-                f"{one['peak_memory_mib']:,.0f}",
+                one.model,
+                f"{one.epochs} ({one.best_epoch})",
+                f"{one.seconds:,.0f}",
+                f"{one.peak_memory_mib:,.0f}",
+                "–" if math.isnan(taken := one.seconds_to(goal)) else f"{taken:,.0f}",
             ]
-            for name, run in _runs(dataset, track).items()
-            for one in run["report"]["efforts"]
+            for one in efforts
         ),
     )
 
 
 def ctr(dataset: str, track: str = "rella") -> str:
-    """Test figures of every model, and what it was fitted on; tuned with several seeds, the mean and the deviation."""
-    (report,) = _reports(dataset, track)
+    """Test figures of every model of the first run, and what it was fitted on.
+
+    Of several seeds, the mean and the standard deviation.
+    """
+    report = _reports(dataset, track)[0]
     figures = ("AUC", "LogLoss", "ACC")
     several = {f"tuned on {one['mode']}, {one['history']}": one for one in report["seed_summaries"]}
     rows: dict[str, list[str]] = {}
@@ -108,8 +117,8 @@ def ctr(dataset: str, track: str = "rella") -> str:
 
 
 def ctr_controls(dataset: str) -> str:
-    """What retrieval is worth in AUC on the test split, with intervals."""
-    (report,) = _reports(dataset, "rella")
+    """What retrieval is worth in AUC on the test split of the first run, with intervals."""
+    report = _reports(dataset, "rella")[0]
     return _table(
         ["AUC of", "minus", "difference"],
         (
@@ -121,15 +130,16 @@ def ctr_controls(dataset: str) -> str:
 
 
 def command(dataset: str, track: str) -> str:
-    """The commands that give the figures, when they were given and on what."""
+    """The commands that give the figures, and when, on what and with which data they were given."""
     runs = _runs(dataset, track)
-    first = next(iter(runs.values()))
-    facts = ", ".join(f"{name} {value}" for name, value in first["machine"].items() if name != "code")
+    told: dict[str, list[str]] = {}
+    for name, run in runs.items():
+        facts = ", ".join(f"{what} {value}" for what, value in run["machine"].items() if what != "code")
+        told.setdefault(f"on: {facts}. Data version {run['report']['data_version']}.", []).append(name)
     lines = [f"    {run['command']}" for run in runs.values()]
     last = max(run["measured"] for run in runs.values())
-    return "\n".join(
-        [*lines, "", f"Measured until {last} on: {facts}. Data version {first['report']['data_version']}."]
-    )
+    where = [f"{', '.join(names)} {text}" for text, names in told.items()] if len(told) > 1 else list(told)
+    return "\n".join([*lines, "", f"Measured until {last} {' '.join(where)}"])
 
 
 def replay() -> str:
@@ -220,7 +230,7 @@ def _table(header: list[str], rows: Iterable[list[str]]) -> str:
 
 
 def main(check: Annotated[bool, typer.Option("--check", help="Write nothing; exit 1 if out of date.")] = False) -> None:
-    """Bring the tables of README.md and docs/ up to date."""
+    """Bring the tables of README.md, docs/ and the pages of results up to date."""
     texts = {
         file: file.read_text()
         for file in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), *sorted(RESULTS.glob("*.md")))

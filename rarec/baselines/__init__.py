@@ -1,1 +1,1 @@
-"""Simple baselines, which every model has to beat: popularity and item-KNN, and a logistic regression."""
+"""What every model has to beat: simple methods, and models of other libraries on the same splits."""

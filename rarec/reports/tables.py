@@ -50,14 +50,16 @@ def p_value(value: float) -> str:
     return "<0.0001" if value < 0.0001 else number(value)
 
 
-def effort_tables(efforts: Sequence[Effort], figure: str) -> list[Table]:
-    """What the trainings took, in one table; none if there are none.
+def common_goal(efforts: Iterable[Effort]) -> float:
+    """The best validation figure of the weakest model, which all of them reach; NaN if there are no figures."""
+    return min((max(one.validation) for one in efforts if one.validation), default=math.nan)
 
-    The last column is the time to the best validation ``figure`` of the weakest model, which all of them reach.
-    """
+
+def effort_tables(efforts: Sequence[Effort], figure: str) -> list[Table]:
+    """What the trainings took, in one table; none if there are none. The last column is the time to `common_goal`."""
     if not efforts:
         return []
-    goal = min((max(one.validation) for one in efforts if one.validation), default=math.nan)
+    goal = common_goal(efforts)
     rows = tuple(
         (
             one.model,

@@ -42,6 +42,14 @@ def test_changing_stage_2_rebuilds_stage_2_and_what_follows(plant, first, launch
     assert plant.artifact(first, "raserec_finetuned").manifest.config["alpha"] == 0.6  # the other is still there
 
 
+def test_a_control_is_no_model_to_serve(plant, first, launches):
+    result = plant.run(raserec_finetuned={"attend_to": "random"})
+    message = failures(result)["raserec_finetuned"]
+    assert "attend_to = random is a control" in message
+    assert 'set "raserec_controls": {"controls": ["random"]} instead' in message
+    assert launches == []
+
+
 def test_mlflow_keeps_the_model_beside_its_run(plant, first):
     client = mlflow.MlflowClient(plant.home.tracking_uri)
     told = metadata(first)["raserec_finetuned"]

@@ -160,9 +160,25 @@ def test_a_sentence_encoder_is_pinned(tmp_path):
         sentence_encoder_folder("sentence-transformers:some/model")
 
 
-def test_settings_know_two_kinds_of_encoder():
-    for encoder in ("language-model", "sentence-transformers:/models/x"):
+def test_texts_with_common_words_are_near_by_tf_idf(tmp_path):
+    texts = ["Heat (1995): Action|Crime", "Ronin (1998): Action|Crime", "Café Lumière (2003): Drama", "Heat II: Drama"]
+    settings = VectorSettings(encoder="tf-idf", dimensions=3)
+    got, cut = encode(None, texts, CPU, settings, tmp_path)
+    assert cut is None
+    assert (got.dtype, got.shape) == (np.float32, (4, 3))
+    np.testing.assert_array_equal(got, encode(None, texts, CPU, settings, tmp_path)[0])
+    full, _ = encode(None, texts, CPU, VectorSettings(encoder="tf-idf"), tmp_path)
+    near = full @ full.T  # with all dimensions, cosines of the words' weights
+    np.testing.assert_allclose(np.diag(near), 1, rtol=1e-5)
+    assert near[0, 1] > near[0, 3] > near[0, 2] == pytest.approx(0, abs=1e-6)
+    assert sentence_encoder_folder("tf-idf") is None
+    with pytest.raises(InputError, match="the descriptions have no words; use another encoder"):
+        encode(None, ["...", "?"], CPU, settings, tmp_path)
+
+
+def test_settings_know_three_kinds_of_encoder():
+    for encoder in ("language-model", "tf-idf", "sentence-transformers:/models/x"):
         assert VectorSettings(encoder=encoder).encoder == encoder
     for encoder in ("sentence-transformers:", "word2vec", "xsentence-transformers:a"):
-        with pytest.raises(ValidationError, match="must be language-model, sentence-transformers:<folder> or"):
+        with pytest.raises(ValidationError, match="must be language-model, tf-idf, sentence-transformers:<folder> or"):
             VectorSettings(encoder=encoder)

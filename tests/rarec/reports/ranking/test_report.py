@@ -254,6 +254,24 @@ def test_controls_share_one_table_that_says_what_retrieval_is_worth():
     assert not make_report().causes
 
 
+@pytest.mark.parametrize(("intervals", "expected"), [
+    ([(0.1, 0.2), (0.1, 0.3)], "exclude 0: better"),
+    ([(-0.2, -0.1), (-0.3, -0.1)], "exclude 0: worse"),
+    ([(-0.2, 0.1), (-0.3, 0.1)], "include 0"),
+    ([(-0.2, 0.1), (0.1, 0.2)], "one includes 0"),
+    ([(-0.2, -0.1), (0.1, 0.2)], "exclude 0 on both sides"),
+])  # fmt: skip
+def test_a_control_s_row_says_what_its_intervals_say(intervals, expected):
+    pairs = (("pre-trained", "fine-tuned"),)
+    report = make_report(make_outcomes(("pre-trained", "fine-tuned")), controls=pairs)
+    shown = iter(intervals * (len(report.causes) // 2))
+    causes = tuple(
+        one.model_copy(update=dict(zip(("ci_low", "ci_high"), next(shown), strict=True))) for one in report.causes
+    )
+    told = report_tables(report.model_copy(update={"causes": causes}))
+    assert {row[2] for table in told if table.section == "controls" for row in table.rows} == {expected}
+
+
 @pytest.mark.parametrize(("low", "high", "expected"), [
     (0.01, 0.03, "Unmasked, b beats a by 0.0200 NDCG@10 (95% interval +0.0100 to +0.0300)."),
     (-0.03, -0.01, "Unmasked, a beats b by 0.0200 NDCG@10 (95% interval 0.0100 to 0.0300)."),
