@@ -34,8 +34,8 @@ SPLITS: tuple[Split, ...] = ("valid", "test")
 def ctr_baselines(job: Job[Settings]) -> Outcome:
     """Probabilities of the validation and test samples by simple methods: what ReLLa has to beat.
 
-    Logistic regressions on five and nine numbers that are known before the event, and boosted trees on nine. Each is
-    fitted on the whole training split, and on the samples that tune the first adapter.
+    Logistic regressions on five, nine and eleven numbers that are known before the event, and boosted trees on eleven.
+    Each is fitted on the whole training split, and on the samples that tune the first adapter.
     """
     samples = CtrSamples.load(job.path("ctr_samples"))
     table = load_table(job.inputs["interactions"], "interactions", ("item_index", "rating"))
@@ -43,9 +43,13 @@ def ctr_baselines(job: Job[Settings]) -> Outcome:
     items = table["item_index"].to_numpy().astype(np.int64)
     first, shots = first_shots(job.path("mixed_reit_samples"))
     found = Probabilities(samples)
+    chosen: dict[str, float] = {}
     for baseline in fitted(samples, items, rating, job.spec.is_positive(rating), shots, first.seed):
         found.add(baseline.name, baseline.probability[samples.rows("valid").start :])
-    return found.outcome(job.folder)
+        chosen |= baseline.chosen
+    outcome = found.outcome(job.folder)
+    outcome.values |= {f"{name}, chosen on validation": value for name, value in chosen.items()}
+    return outcome
 
 
 class Probabilities:

@@ -36,8 +36,9 @@ SPLITS: tuple[Split, ...] = ("valid", "test")
 def ranking_baselines(job: Job[RankingBaselineSettings]) -> Outcome:
     """Ranks of the validation and test targets by simple methods: what both stages have to beat.
 
-    Popularity, item-KNN, EASE if the catalogue is not too large, transitions, and transitions with similar texts. Their
-    settings are chosen on validation. For the test split they also know the validation items, as the memory does.
+    Popularity, item-KNN, EASE and a sequential ridge if the catalogue is not too large, transitions, and transitions
+    with similar texts. Their settings are chosen on validation. For the test split they also know the validation items,
+    as the memory does.
     """
     sequences = UserSequences.load(job.path("user_sequences"))
     texts = item_words(load_table(job.inputs["item_catalog"], "items"))

@@ -246,8 +246,11 @@ def _notes(inputs: Mapping[str, Artifact]) -> list[str]:
         f"{predictions['prompts']:,} prompts were left out for the language model's token limit.",
         "Five numbers: length, mean rating and share of likes of the user's history, count and share of likes of the "
         "item. Nine: also the mean rating, and the mean rating minus the items' means, of the latest 10 behaviours and "
-        "of the 10 whose items most users had together with the target. The model is compared with the method that is "
-        "best on validation.",
+        "of the 10 whose items most users had together with the target. Eleven: also the rating of the latest "
+        "behaviour, and how far the rating that a factor model expects lies above a dislike, in standard deviations. "
+        "That model is fitted to training ratings (of other users, for a training sample), and folded in behaviour by "
+        "behaviour. "
+        "The model is compared with the method that is best on validation.",
         "Adapters are chosen on validation AUC. These figures of the test split are of `ctr_predictions` and choose "
         "nothing; `rella_candidate` scores test samples of its own draw to decide what becomes champion.",
     ]

@@ -165,7 +165,8 @@ def _notes(inputs: Mapping[str, Artifact]) -> list[str]:
         "For the test split, the simple methods know the validation items, too; their settings are chosen on "
         "validation. popularity: interactions of an item. item-KNN: sum of an item's cosines with those of "
         f"the history that have it among their {near} most similar. "
-        "EASE: a linear model in closed form. transitions: what came after the latest items of the history, near "
+        "EASE: a linear model in closed form. sequential ridge: one of the next item, from a short and a long memory "
+        "of the history. transitions: what came after the latest items of the history, near "
         "ones counting more; with text, also items whose titles and attributes are similar.",
     ]
 

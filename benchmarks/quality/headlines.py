@@ -24,6 +24,7 @@ RESULTS = Path(__file__).parents[1] / "results"
 MARKED = re.compile(r"(<!-- results ([\w -]+?) -->\n).*?(<!-- end of results -->)", re.DOTALL)
 _ESTIMATE = ("value", "low", "high")
 
+CONTROL = "fine-tuned,"  # how the names of RaSeRec's controls begin
 UPDATES = {
     "no update": "no update",
     "refresh every week": "refresh",
@@ -55,6 +56,34 @@ def ranking(dataset: str, track: str = "raserec") -> str:
         own |= {(one["protocol"], name): [value] for name, value in one["metrics"].items()}
     header = [f"{reports[0]['dataset']}, test", "HR@10", "NDCG@10", "HR@10 masked", "NDCG@10 masked"]
     return _table(header, ([model, *(_mean(own.get(key, [])) for key in asked)] for model, own in found.items()))
+
+
+def ndcg(*datasets: str) -> str:
+    """Test NDCG@10, all items ranked, of every model on several data sets; of several runs the mean."""
+    found: dict[str, dict[str, list[float]]] = {}
+    titles = {}
+    for dataset in datasets:
+        for report in _reports(dataset, "raserec"):
+            titles[dataset] = report["dataset"]
+            for one in (*report["scores"], *({"model": f"*{p['source']}*", **p} for p in report["published"])):
+                if (one["split"], one["protocol"]) == ("test", "unmasked") and "NDCG@10" in one["metrics"]:
+                    own = found.setdefault(one["model"], {}).setdefault(dataset, [])
+                    own.append(one["metrics"]["NDCG@10"])
+    return _by_dataset("NDCG@10, test", titles, {model: own for model, own in found.items() if CONTROL not in model})
+
+
+def auc(*datasets: str) -> str:
+    """Test AUC of the first run's models on several data sets, but for controls and methods fitted on few shots."""
+    found: dict[str, dict[str, list[float]]] = {}
+    titles = {}
+    for dataset in datasets:
+        report = _reports(dataset, "rella")[0]
+        titles[dataset] = report["dataset"]
+        for one in report["scores"]:
+            name = one["model"].split(" (seed")[0]
+            if one["split"] == "test" and not re.search(r"same shots|random|mixed-", name):
+                found.setdefault(name, {}).setdefault(dataset, []).append(one["metrics"]["AUC"]["value"])
+    return _by_dataset("AUC, test", titles, found)
 
 
 def controls(dataset: str) -> str:
@@ -173,6 +202,8 @@ def speed() -> str:
 
 TABLES: dict[str, Callable[..., str]] = {
     "ranking": ranking,
+    "ndcg": ndcg,
+    "auc": auc,
     "controls": controls,
     "cost": cost,
     "ctr": ctr,
@@ -201,6 +232,12 @@ def _runs(dataset: str, track: str) -> dict[str, dict[str, Any]]:
 
 def _reports(dataset: str, track: str) -> list[dict[str, Any]]:
     return [run["report"] for run in _runs(dataset, track).values()]
+
+
+def _by_dataset(figure: str, titles: dict[str, str], found: dict[str, dict[str, list[float]]]) -> str:
+    """A row a model, a column a data set."""
+    rows = ([model, *(_mean(own.get(dataset, [])) for dataset in titles)] for model, own in found.items())
+    return _table([figure, *titles.values()], rows)
 
 
 def _mean(values: list[float]) -> str:

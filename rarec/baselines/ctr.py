@@ -1,7 +1,8 @@
 """Simple methods for the click-through task: numbers that are known before the event, and what is fitted on them."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,9 @@ from sklearn.metrics import log_loss
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from rarec.baselines.rating_factors import likings
 from rarec.data.ctr import CtrSamples
+from rarec.metrics.ctr import ctr_metrics
 from rarec.retrieval.index import normalised
 from rarec.retrieval.subr import recent_behaviours, retrieve_behaviours
 from rarec.types import Distances, Float32Array, Float64Array, IntArray
@@ -32,6 +35,7 @@ NINE = (
     f"mean rating of the {BEHAVIOURS} nearest",
     f"mean rating minus item mean of the {BEHAVIOURS} nearest",
 )
+ELEVEN = (*NINE, "liking by a factor model, in standard deviations", "rating of the latest behaviour")
 _CHUNK = 1 << 20
 
 ALL_SAMPLES, SAME_SHOTS = "all samples", "same shots"
@@ -45,10 +49,12 @@ class CtrBaseline:
     Attributes:
         name: Its name in tables, which says what it was fitted on.
         probability: (N,) of every sample.
+        chosen: Its settings that were chosen on validation.
     """
 
     name: str
     probability: Float64Array
+    chosen: dict[str, float] = field(default_factory=dict)
 
 
 def ctr_baselines(
@@ -59,7 +65,7 @@ def ctr_baselines(
     shots: IntArray,
     seed: int,
 ) -> Iterator[CtrBaseline]:
-    """Five and nine numbers in a logistic regression, and nine in boosted trees, fitted on all samples and on shots.
+    """Five, nine and eleven numbers in a logistic regression, and eleven in boosted trees, on all samples and on shots.
 
     Args:
         samples: The samples.
@@ -67,21 +73,25 @@ def ctr_baselines(
         shots: Ascending training samples that the adapters are tuned on.
         seed: Seed of what is random.
     """
-    numbers = nine_numbers(samples, items, rating, liked, seed)
+    numbers, chosen = eleven_numbers(samples, items, rating, liked, seed)
     train, valid = samples.rows("train"), samples.rows("valid")
     every = np.arange(train.start, train.stop)
+    words = {len(FIVE): "five", len(NINE): "nine", len(ELEVEN): "eleven"}
     for rows, amount in ((every, ALL_SAMPLES), (shots, SAME_SHOTS)):
         if rows is shots and len(shots) == len(every):
             return
         share = float(samples.label[rows].mean())
-        for name, fit in (
-            ("logistic regression on five numbers", lambda r: fit_logistic(numbers[:, : len(FIVE)], samples.label, r)),
-            ("logistic regression on nine numbers", lambda r: fit_logistic(numbers, samples.label, r)),
-            ("boosted trees on nine numbers", lambda r: fit_trees(numbers, samples.label, r, valid, seed)),
-        ):
+
+        def fitted(fit: Callable[[IntArray], Float64Array], rows: IntArray, share: float) -> Float64Array:
             # Nothing can be fitted to likes alone, or to dislikes alone.
-            probability = fit(rows) if 0 < share < 1 else np.full(len(samples), share)
-            yield CtrBaseline(f"{name}, {amount}", probability)
+            return fit(rows) if 0 < share < 1 else np.full(len(samples), share)
+
+        for count, word in words.items():
+            own = partial(fit_logistic, numbers[:, :count], samples.label)
+            name = f"logistic regression on {word} numbers, {amount}"
+            yield CtrBaseline(name, fitted(own, rows, share), chosen if count == len(ELEVEN) else {})
+        trees = partial(fit_trees, numbers, samples.label, valid=valid, seed=seed)
+        yield CtrBaseline(f"boosted trees on eleven numbers, {amount}", fitted(trees, rows, share), chosen)
 
 
 def five_numbers(
@@ -134,6 +144,26 @@ def nine_numbers(
     ):
         numbers += [_mean_of(values, samples.position, distances)[:, None] for values in (ratings, above)]
     return np.hstack(numbers)
+
+
+def eleven_numbers(
+    samples: CtrSamples, items: IntArray, rating: npt.ArrayLike, liked: npt.ArrayLike, seed: int
+) -> tuple[Float64Array, dict[str, float]]:
+    """(N, 11) `ELEVEN` of every sample; and the settings of the factor model, which validation AUC chooses."""
+    ratings, likes = np.asarray(rating, dtype=np.float64), np.asarray(liked, dtype=bool)
+    known = training_interactions(samples, len(items))
+    between = (ratings[known & likes].min() + ratings[known & ~likes].max()) / 2
+    nine = nine_numbers(samples, items, rating, liked, seed)
+    latest = ratings[samples.position - 1]
+    every, valid = np.arange(samples.rows("train").stop), samples.rows("valid")
+    best: tuple[Float64Array, dict[str, float]] = np.empty(0), {}
+    reached = -np.inf
+    for settings, liking in likings(samples, items, ratings, known, between, seed):
+        numbers = np.column_stack([nine, liking, latest])
+        found = ctr_metrics(fit_logistic(numbers, samples.label, every)[valid], samples.label[valid])[0]
+        if found > reached:
+            best, reached = (numbers, settings), found
+    return best
 
 
 def training_interactions(samples: CtrSamples, n: int) -> npt.NDArray[np.bool_]:

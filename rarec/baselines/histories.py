@@ -1,5 +1,6 @@
 """Ranking by histories: an item's score is a weighted sum of its similarities to the items of a history."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -55,6 +56,32 @@ def binary_histories(sequences: UserSequences, prefixes: IntArray) -> Any:
     return binary(rows, seen, (len(prefixes), sequences.n_items))
 
 
+def rank_by_scores(
+    sequences: UserSequences, prefixes: IntArray, scores_of: Callable[[IntArray], Any], block: int | None = None
+) -> RankingResult:
+    """Ranks of the prefixes' next items.
+
+    Args:
+        sequences: The sequences.
+        prefixes: (P,) positions.
+        scores_of: From row numbers (b,) of the prefixes to scores (b, I) of all items.
+        block: Prefixes per block of scores.
+    """
+    offsets, seen = sequences.seen_before(prefixes)
+
+    def score(users: Tensor, scores: Tensor) -> None:
+        scores.numpy()[:] = scores_of(users.numpy())
+
+    return ranking_by_scores(
+        score,
+        (len(prefixes), sequences.n_items),
+        torch.from_numpy(sequences.next_items(prefixes)),
+        torch.from_numpy(offsets),
+        torch.from_numpy(seen),
+        block=block,
+    )
+
+
 def rank_by_histories(
     sequences: UserSequences, prefixes: IntArray, *parts: tuple[Any, Any], block: int | None = None
 ) -> RankingResult:
@@ -67,20 +94,9 @@ def rank_by_histories(
             their products.
         block: Prefixes per block of scores.
     """
-    offsets, seen = sequences.seen_before(prefixes)
 
-    def score(users: Tensor, scores: Tensor) -> None:
-        found = scores.numpy()
-        found[:] = 0
-        for history, similarity in parts:
-            product = history[users.numpy()] @ similarity
-            found += product.toarray() if sparse.issparse(product) else product
+    def scores_of(rows: IntArray) -> Any:
+        products = (history[rows] @ similarity for history, similarity in parts)
+        return sum(product.toarray() if sparse.issparse(product) else product for product in products)
 
-    return ranking_by_scores(
-        score,
-        (len(prefixes), sequences.n_items),
-        torch.from_numpy(sequences.next_items(prefixes)),
-        torch.from_numpy(offsets),
-        torch.from_numpy(seen),
-        block=block,
-    )
+    return rank_by_scores(sequences, prefixes, scores_of, block)

@@ -1,4 +1,4 @@
-"""Ranking baselines: popularity, item-KNN, EASE, transitions, and transitions with similar texts."""
+"""Ranking baselines: popularity, item-KNN, EASE, a sequential ridge, transitions, transitions with similar texts."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -12,13 +12,14 @@ from scipy import sparse
 from rarec.baselines.ease import Ease, choose_ease
 from rarec.baselines.histories import binary_histories, rank_by_histories, training_matrix
 from rarec.baselines.item_texts import TransitionsAndTexts, choose_texts, text_similarity
+from rarec.baselines.sequential_ridge import SequentialRidge, choose_ridge
 from rarec.baselines.transitions import Transitions, choose_transitions
 from rarec.config import Settings
 from rarec.data.sequences import UserSequences, draw_rows
 from rarec.metrics.ranking import RankingResult, full_ranking
 from rarec.types import Float64Array, IntArray, Split
 
-POPULARITY, ITEM_KNN, EASE = "popularity", "item-KNN", "EASE"
+POPULARITY, ITEM_KNN, EASE, RIDGE = "popularity", "item-KNN", "EASE", "sequential ridge"
 TRANSITIONS, TRANSITIONS_TEXTS = "transitions", "transitions + text"
 CHOICE_SEED = 0
 _Rank = Callable[[UserSequences, IntArray], RankingResult]
@@ -35,6 +36,12 @@ class RankingBaselineSettings(Settings):
         default=30_000,
         ge=0,
         description="Largest catalogue for which EASE is solved, which takes 8 bytes a pair of items; 0: never.",
+    )
+    ridge_items: int = Field(
+        default=5000,
+        ge=0,
+        description="Largest catalogue for which the sequential ridge is solved, which takes 80 bytes a pair of items; "
+        "0: never.",
     )
     choice_users: int = Field(
         default=5000, ge=1, description="Most validation users by whom the methods' own settings are chosen."
@@ -130,6 +137,9 @@ def ranking_baselines(
     if sequences.n_items <= settings.ease_items:
         ease = choose_ease(sequences, valid)
         yield found(EASE, lambda known: Ease.of(known, ease).rank, ease)
+    if sequences.n_items <= settings.ridge_items:
+        ridge = choose_ridge(sequences, valid)
+        yield found(RIDGE, lambda known: SequentialRidge.of(known, ridge).rank, ridge)
     transitions = choose_transitions(sequences, valid)
     yield found(TRANSITIONS, lambda known: Transitions.of(known, transitions).rank, transitions)
     if texts is not None:

@@ -13,7 +13,9 @@ from rarec.data.sequences import UserSequences
 def test_ranks_are_kept_by_split_and_model(plant, first, split):
     sequences = UserSequences.load(plant.artifact(first, "user_sequences").path)
     kept = rankings_in(plant.artifact(first, "ranking_baselines"), split)
-    assert list(kept) == ["popularity", "item-KNN", "EASE", "transitions", "transitions + text"]
+    assert list(kept) == [
+        "popularity", "item-KNN", "EASE", "sequential ridge", "transitions", "transitions + text",
+    ]  # fmt: skip
     known = sequences if split == "valid" else sequences.before_test()
     expected = rank_by_popularity(known, sequences.prefixes(split))
     assert kept["popularity"].rank.tolist() == expected.rank.tolist()

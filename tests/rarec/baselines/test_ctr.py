@@ -145,10 +145,10 @@ def test_every_method_is_fitted_on_all_samples_and_on_the_shots(data):
     _, item, rating, liked, samples = data
     shots = every(samples)[::3]
     names = [one.name for one in ctr_baselines(samples, item, rating, liked, shots, 0)]
-    assert len(names) == len(set(names)) == 6
+    assert len(names) == len(set(names)) == 8
     assert sum(name.endswith(", same shots") for name in names) == 3
-    assert sum(name.endswith(", all samples") for name in names) == 3
-    assert len(list(ctr_baselines(samples, item, rating, liked, every(samples), 0))) == 3
+    assert sum(name.endswith(", all samples") for name in names) == 4
+    assert len(list(ctr_baselines(samples, item, rating, liked, every(samples), 0))) == 4
 
 
 def test_numbers_of_a_training_sample_do_not_tell_its_label():
@@ -169,7 +169,7 @@ def test_what_cannot_be_fitted(data):
     _, item, rating, liked, samples = data
     likes = np.flatnonzero(samples.label[every(samples)])[:5]
     found = {one.name: one.probability for one in ctr_baselines(samples, item, rating, liked, likes, 0)}
-    assert len(found) == 6
+    assert len(found) == 8
     assert all((probability == 1).all() for name, probability in found.items() if name.endswith("same shots"))
     alone = build_ctr_samples(np.zeros(60, dtype=int), np.arange(60), liked[:60], 1, "clock", CtrSettings())
     numbers = nine_numbers(alone, item[:60], rating[:60], liked[:60], 0)

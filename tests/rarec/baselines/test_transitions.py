@@ -200,5 +200,7 @@ def test_large_catalogues_and_items_without_texts_leave_methods_out(sequences):
     def names(words, **settings):
         return [one.name for one in ranking_baselines(sequences, words, RankingBaselineSettings(**settings))]
 
-    assert names(texts) == ["popularity", "item-KNN", "EASE", "transitions", "transitions + text"]
-    assert names(None, ease_items=ITEMS - 1) == ["popularity", "item-KNN", "transitions"]
+    assert names(texts) == [
+        "popularity", "item-KNN", "EASE", "sequential ridge", "transitions", "transitions + text",
+    ]  # fmt: skip
+    assert names(None, ease_items=ITEMS - 1, ridge_items=ITEMS - 1) == ["popularity", "item-KNN", "transitions"]
