@@ -159,6 +159,7 @@ def _notes(inputs: Mapping[str, Artifact]) -> list[str]:
     return [
         f"Memory bank: {bank['index']} index, recall@20 {bank['recall_at_20']:.4f} against exact search; {cut}; of the "
         "query's own user only earlier ones.",
+        "The time of stage 2 comes on top of that of stage 1.",
         "Validation pairs join the memory bank before the test split is scored, as in the paper; where it says no "
         "validation pairs, they do not. Random memories and itself as memories: stage 2 trained again with memories "
         "drawn at random, or with the query in the place of every memory.",

@@ -270,6 +270,6 @@ def test_every_asset_that_trains_has_the_policy(tmp_path):
         if defs.resolve_assets_def(key).op.retry_policy == RETRIES
     }
     others = {"refreshed_finetuned", "rella_candidate", "rella_drift_report", "raserec_sweep", "rella_sweep"}
-    others |= {"raserec_controls", "click_predictions"}
+    others |= {"raserec_controls", "peer_rankings", "peer_predictions", "click_predictions"}
     assert with_policy == TRAINED | others
     assert [RETRIES.calculate_delay(attempt) for attempt in (1, 2, 3)] == [5, 15, 35]

@@ -146,7 +146,7 @@ def test_every_method_is_fitted_on_all_samples_and_on_the_shots(data):
     shots = every(samples)[::3]
     names = [one.name for one in ctr_baselines(samples, item, rating, liked, shots, 0)]
     assert len(names) == len(set(names)) == 8
-    assert sum(name.endswith(", same shots") for name in names) == 3
+    assert sum(name.endswith(", same shots") for name in names) == 4
     assert sum(name.endswith(", all samples") for name in names) == 4
     assert len(list(ctr_baselines(samples, item, rating, liked, every(samples), 0))) == 4
 
