@@ -47,9 +47,7 @@ def ctr_baselines(job: Job[Settings]) -> Outcome:
     for baseline in fitted(samples, items, rating, job.spec.is_positive(rating), shots, first.seed):
         found.add(baseline.name, baseline.probability[samples.rows("valid").start :])
         chosen |= baseline.chosen
-    outcome = found.outcome(job.folder)
-    outcome.values |= {f"{name}, chosen on validation": value for name, value in chosen.items()}
-    return outcome
+    return found.outcome(job.folder, {f"{name}, chosen on validation": value for name, value in chosen.items()})
 
 
 class Probabilities:
@@ -69,13 +67,13 @@ class Probabilities:
             where = f"{SPLIT_NAMES[split]}/{name}"
             self.metrics |= {f"{where}/{key}": float(value) for key, value in zip(METRICS, figures, strict=True)}
 
-    def outcome(self, folder: Path) -> Outcome:
-        """Write a table a split, for `baseline_probabilities`, and tell the figures."""
+    def outcome(self, folder: Path, told: Mapping[str, float | str]) -> Outcome:
+        """Write a table a split, for `baseline_probabilities`, and tell the figures and what else is ``told``."""
         for split, columns in self.columns.items():
             pd.DataFrame(columns).to_parquet(folder / f"{split}.parquet", index=False)
         names = [name for name in self.columns["test"] if name != "sample"]
         values = {f"test {name} AUC": round(self.metrics[f"test/{name}/AUC"], 4) for name in names}
-        return Outcome(dict(values), metrics=self.metrics)
+        return Outcome({**values, **told}, metrics=self.metrics)
 
 
 def first_shots(folder: Path) -> tuple[Variant, IntArray]:

@@ -2,7 +2,8 @@
 
 import json
 import shutil
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -32,6 +33,7 @@ from rarec.training.fit import HISTORY
 
 SAMPLES = ("interactions", "item_catalog", "user_profiles", "ctr_samples", "mixed_reit_samples")
 SCRIPT = "predictions.py"
+M = TypeVar("M", bound=str)
 
 
 def _given(job: Job[Any]) -> ClickData:
@@ -48,10 +50,17 @@ def _given(job: Job[Any]) -> ClickData:
     )
 
 
-def _amounts(data: ClickData) -> list[tuple[str, str]]:
-    """What models are fitted on, and how their names say it: all samples, and the shots if these are fewer."""
-    both = [("all", ALL_SAMPLES), ("shots", SAME_SHOTS)]
-    return both[:1] if len(data.shots) == data.samples.rows("train").stop else both
+def _fits(models: Mapping[M, str], asked: Iterable[M], data: ClickData) -> Iterator[tuple[M, str, str]]:
+    """Each model that is asked for, what it is fitted on, and its name in tables.
+
+    That is all samples, and the shots if these are fewer.
+    """
+    amounts = {"all": ALL_SAMPLES, "shots": SAME_SHOTS}
+    if len(data.shots) == data.samples.rows("train").stop:
+        del amounts["shots"]
+    for model in asked:
+        for rows, amount in amounts.items():
+            yield model, rows, f"{models[model]}, {amount}"
 
 
 @stage(
@@ -77,20 +86,16 @@ def peer_predictions(job: Job[PeerPredictionSettings]) -> Outcome:
     save_samples(data, job.settings.behaviours, exchange)
     found = Probabilities(data.samples)
     efforts, chosen = [], {}
-    for model in job.settings.models:
-        for which, amount in _amounts(data):
-            name = f"{CTR_PEERS[model]}, {amount}"
-            given = {**job.settings.job(model, which), "exchange": str(exchange)}
-            output = run_peer(job, SCRIPT, given, f"{model}-{which}")
-            found.add(name, np.load(output / PROBABILITY))
-            told = json.loads((output / TRAINING).read_text())
-            chosen[f"{name}: chosen"] = json.dumps(told.pop("chosen"))
-            efforts.append(Effort(model=name, **told))
+    for model, rows, name in _fits(CTR_PEERS, job.settings.models, data):
+        given = {**job.settings.job(model, rows), "exchange": str(exchange)}
+        output = run_peer(job, SCRIPT, given, f"{model}-{rows}")
+        found.add(name, np.load(output / PROBABILITY))
+        told = json.loads((output / TRAINING).read_text())
+        chosen[f"{name}: chosen"] = json.dumps(told.pop("chosen"))
+        efforts.append(Effort(model=name, **told))
     save_efforts(efforts, job.folder)
     shutil.rmtree(exchange)
-    outcome = found.outcome(job.folder)
-    outcome.values |= chosen
-    return outcome
+    return found.outcome(job.folder, chosen)
 
 
 @stage(
@@ -113,24 +118,20 @@ def click_predictions(job: Job[ClickSearchSettings]) -> Outcome:
     save_clicks(data, job.settings.behaviours, file)
     found = Probabilities(data.samples)
     efforts, chosen = [], {}
-    for model in job.settings.models:
-        for which, amount in _amounts(data):
-            name = f"{CLICK_MODELS[model]}, {amount}"
-            tried = {}
-            for settings in job.settings.trials():
-                folder = f"{model}-{which}-{settings.learning_rate:g}-{settings.dropout:g}"
-                work = ClickJob(settings=settings, model=model, rows=which, clicks=file)
-                told = job.train_one(folder, {"model": model, "rows": which, **settings.model_dump()}, work, ("AUC",))
-                tried[folder] = told.values
-            best = max(tried, key=lambda folder: tried[folder]["validation AUC"])
-            found.add(name, np.load(job.folder / best / PROBABILITY))
-            efforts.append(effort(name, tried[best], job.folder / best / HISTORY, "AUC"))
-            chosen[f"{name}: chosen"] = best
+    for model, rows, name in _fits(CLICK_MODELS, job.settings.models, data):
+        tried = {}
+        for settings in job.settings.trials():
+            folder = f"{model}-{rows}-{settings.learning_rate:g}-{settings.dropout:g}"
+            work = ClickJob(settings=settings, model=model, rows=rows, clicks=file)
+            told = job.train_one(folder, {"model": model, "rows": rows, **settings.model_dump()}, work, ("AUC",))
+            tried[folder] = told.values
+        best = max(tried, key=lambda folder: tried[folder]["validation AUC"])
+        found.add(name, np.load(job.folder / best / PROBABILITY))
+        efforts.append(effort(name, tried[best], job.folder / best / HISTORY, "AUC"))
+        chosen[f"{name}: chosen"] = best
     file.unlink()
     save_efforts(efforts, job.folder)
-    outcome = found.outcome(job.folder)
-    outcome.values |= chosen
-    return outcome
+    return found.outcome(job.folder, chosen)
 
 
 @stage(

@@ -1,6 +1,5 @@
 """Running a script of `benchmarks/peers` in its own environment, through Dagster Pipes."""
 
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 import dagster as dg
 
 from assets.framework.stage import Job, Request
+from rarec.data.sources.files import sha256_of
 from rarec.errors import InputError
 
 SCRIPTS = Path(__file__).parents[2] / "benchmarks" / "peers"
@@ -27,8 +27,7 @@ def require_peers(request: Request[Any]) -> None:
 
 def versions_of(script: str) -> dict[str, str]:
     """What a peer's figures depend on besides data and settings: the libraries and the script."""
-    texts = {name: (SCRIPTS / name).read_bytes() for name in ("requirements.txt", script)}
-    return {name: hashlib.sha256(text).hexdigest()[:32] for name, text in texts.items()}
+    return {name: sha256_of(SCRIPTS / name) for name in ("requirements.txt", script)}
 
 
 def run_peer(job: Job[Any], script: str, given: Mapping[str, Any], name: str) -> Path:

@@ -6,7 +6,6 @@ exit code is 1 if a table is out of date.
 """
 
 import json
-import math
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -17,7 +16,7 @@ import typer
 
 from benchmarks.quality.__main__ import RECORDS
 from rarec.reports.records import Effort
-from rarec.reports.tables import common_goal
+from rarec.reports.tables import effort_tables
 
 ROOT = Path(__file__).parents[2]
 RESULTS = Path(__file__).parents[1] / "results"
@@ -102,21 +101,8 @@ def controls(dataset: str) -> str:
 def cost(dataset: str, track: str = "raserec") -> str:
     """What the trainings of the first run took, and how long they needed for a validation figure that all reach."""
     efforts = [Effort.model_validate(one) for one in _reports(dataset, track)[0]["efforts"]]
-    goal = common_goal(efforts)
-    figure = "AUC" if track.endswith("rella") else "NDCG@10"
-    return _table(
-        ["", "epochs (best)", "seconds", "peak memory, MiB", f"seconds to validation {figure} {_plain(goal)}"],
-        (
-            [
-                one.model,
-                f"{one.epochs} ({one.best_epoch})",
-                f"{one.seconds:,.0f}",
-                f"{one.peak_memory_mib:,.0f}",
-                "–" if math.isnan(taken := one.seconds_to(goal)) else f"{taken:,.0f}",
-            ]
-            for one in efforts
-        ),
-    )
+    (table,) = effort_tables(efforts, "AUC" if track.endswith("rella") else "NDCG@10")
+    return _table(list(table.header), map(list, table.rows))
 
 
 def ctr(dataset: str, track: str = "rella") -> str:

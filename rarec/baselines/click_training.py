@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rarec.baselines.click_models import CLICK_MODELS, ClickModel, Clicks, SasrecForClicks, Sim
-from rarec.baselines.peer_predictions import PROBABILITY, ClickData, behaviours_at, rating_codes, sample_fields
+from rarec.baselines.peer_predictions import PROBABILITY, ClickData, behaviours_at, sample_fields
 from rarec.config import Settings, require_distinct
 from rarec.data.ctr import CtrSamples
 from rarec.data.sequences import user_at
@@ -122,7 +122,7 @@ def save_clicks(data: ClickData, behaviours: int, file: Path) -> None:
         arrays[name], arrays[f"{prefix}rating"] = behaviours_at(data, ages)
         arrays[f"{prefix}age"] = ages.astype(np.int32)
     np.savez(
-        file, sizes=np.array(sizes), ratings=rating_codes(data.rating).max() + 1, label=samples.label,
+        file, sizes=np.array(sizes), ratings=data.rating_codes.max() + 1, label=samples.label,
         bounds=samples.bounds, shots=data.shots, **arrays,
     )  # fmt: skip
 

@@ -76,22 +76,20 @@ def ctr_baselines(
     numbers, chosen = eleven_numbers(samples, items, rating, liked, seed)
     train, valid = samples.rows("train"), samples.rows("valid")
     every = np.arange(train.start, train.stop)
-    words = {len(FIVE): "five", len(NINE): "nine", len(ELEVEN): "eleven"}
+    words = {"five": FIVE, "nine": NINE, "eleven": ELEVEN}
+    fits: dict[str, Callable[[IntArray], Float64Array]] = {
+        f"logistic regression on {word} numbers": partial(fit_logistic, numbers[:, : len(own)], samples.label)
+        for word, own in words.items()
+    }
+    fits["boosted trees on eleven numbers"] = partial(fit_trees, numbers, samples.label, valid=valid, seed=seed)
     for rows, amount in ((every, ALL_SAMPLES), (shots, SAME_SHOTS)):
         if rows is shots and len(shots) == len(every):
             return
         share = float(samples.label[rows].mean())
-
-        def fitted(fit: Callable[[IntArray], Float64Array], rows: IntArray, share: float) -> Float64Array:
+        for name, fit in fits.items():
             # Nothing can be fitted to likes alone, or to dislikes alone.
-            return fit(rows) if 0 < share < 1 else np.full(len(samples), share)
-
-        for count, word in words.items():
-            own = partial(fit_logistic, numbers[:, :count], samples.label)
-            name = f"logistic regression on {word} numbers, {amount}"
-            yield CtrBaseline(name, fitted(own, rows, share), chosen if count == len(ELEVEN) else {})
-        trees = partial(fit_trees, numbers, samples.label, valid=valid, seed=seed)
-        yield CtrBaseline(f"boosted trees on eleven numbers, {amount}", fitted(trees, rows, share), chosen)
+            probability = fit(rows) if 0 < share < 1 else np.full(len(samples), share)
+            yield CtrBaseline(f"{name}, {amount}", probability, chosen if "eleven" in name else {})
 
 
 def five_numbers(

@@ -71,11 +71,13 @@ class TransitionsAndTexts:
 
 def choose_texts(
     transitions: Transitions, similarity: Any, sequences: UserSequences, prefixes: IntArray
-) -> TextSettings:
-    """The settings of the sum that rank the next items of these validation prefixes best."""
+) -> TransitionsAndTexts:
+    """The sum whose settings rank the next items of these validation prefixes best."""
+
+    def make(settings: TextSettings) -> TransitionsAndTexts:
+        return TransitionsAndTexts(transitions, similarity, settings)
 
     def figure(settings: TextSettings) -> float:
-        ranking = TransitionsAndTexts(transitions, similarity, settings).rank(sequences, prefixes)
-        return ranking_table(ranking.rank)[CHOSEN_BY]
+        return ranking_table(make(settings).rank(sequences, prefixes).rank)[CHOSEN_BY]
 
-    return choose(TextSettings(), GRID, figure)
+    return make(choose(TextSettings(), GRID, figure))

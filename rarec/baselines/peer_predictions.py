@@ -1,6 +1,7 @@
 """Click models of other libraries on our samples: what they are given. See `rarec.baselines.peers`."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -64,6 +65,11 @@ class ClickData:
     users: pd.DataFrame
     shots: IntArray
 
+    @cached_property
+    def rating_codes(self) -> IntArray:
+        """(M,) number of each rating among the different ones, from 1."""
+        return np.unique(self.rating, return_inverse=True)[1].astype(np.int64) + 1
+
 
 def save_samples(data: ClickData, behaviours: int, folder: Path) -> None:
     """Write what peers read: codes of every field of a sample, of its latest behaviours and of their ratings.
@@ -83,23 +89,18 @@ def save_samples(data: ClickData, behaviours: int, folder: Path) -> None:
         history=history,
         liked=np.where(likes, history, 0).astype(np.int32),
         rating=rating,
-        ratings=rating_codes(data.rating).max() + 1,
+        ratings=data.rating_codes.max() + 1,
         label=samples.label,
         splits=samples.bounds,
         shots=data.shots,
     )
 
 
-def rating_codes(rating: npt.NDArray[Any]) -> IntArray:
-    """(M,) number of each rating among the different ones, from 1."""
-    return np.unique(rating, return_inverse=True)[1].astype(np.int64) + 1
-
-
 def behaviours_at(data: ClickData, ages: Distances) -> tuple[Int32Array, Int32Array]:
     """(N, K) codes of the behaviours that lie ``ages`` (N, K) before each target, and of their ratings; 0 for none."""
     place = data.samples.position[:, None] - ages.astype(np.int64)
     there = ages > 0
-    codes = (np.where(there, own[place], 0).astype(np.int32) for own in (data.items + 1, rating_codes(data.rating)))
+    codes = (np.where(there, own[place], 0).astype(np.int32) for own in (data.items + 1, data.rating_codes))
     item, rating = codes
     return item, rating
 

@@ -1,7 +1,7 @@
 """Ranking baselines: popularity, item-KNN, EASE, a sequential ridge, transitions, transitions with similar texts."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Self
 
 import numpy as np
@@ -11,7 +11,7 @@ from scipy import sparse
 
 from rarec.baselines.ease import Ease, choose_ease
 from rarec.baselines.histories import binary_histories, rank_by_histories, training_matrix
-from rarec.baselines.item_texts import TransitionsAndTexts, choose_texts, text_similarity
+from rarec.baselines.item_texts import choose_texts, text_similarity
 from rarec.baselines.sequential_ridge import SequentialRidge, choose_ridge
 from rarec.baselines.transitions import Transitions, choose_transitions
 from rarec.config import Settings
@@ -126,30 +126,33 @@ def ranking_baselines(
         settings: Their settings.
     """
     valid = draw_rows(sequences.prefixes("valid"), settings.choice_users, CHOICE_SEED)
-    learnt: Mapping[Split, UserSequences] = {"valid": sequences, "test": sequences.before_test()}
+    known: Mapping[Split, UserSequences] = {"valid": sequences, "test": sequences.before_test()}
 
-    def found(name: str, learn: Callable[[UserSequences], _Rank], chosen: Any = None) -> RankingBaseline:
-        rankings = {split: learn(known)(known, known.prefixes(split)) for split, known in learnt.items()}
+    def found(
+        name: str, learn: Callable[[UserSequences], _Rank], chosen: Any = None, first: _Rank | None = None
+    ) -> RankingBaseline:
+        """Ranks of both splits; ``first`` ranks validation, if the choice of settings has already learnt for it."""
+        rankings = {
+            split: (first if first and split == "valid" else learn(own))(own, own.prefixes(split))
+            for split, own in known.items()
+        }
         return RankingBaseline(name, rankings, {} if chosen is None else asdict(chosen))
 
     yield found(POPULARITY, lambda _: rank_by_popularity)
-    yield found(ITEM_KNN, lambda known: ItemNeighbours.of(known, settings.neighbours).rank)
+    yield found(ITEM_KNN, lambda own: ItemNeighbours.of(own, settings.neighbours).rank)
     if sequences.n_items <= settings.ease_items:
         ease = choose_ease(sequences, valid)
-        yield found(EASE, lambda known: Ease.of(known, ease).rank, ease)
+        yield found(EASE, lambda own: Ease.of(own, ease).rank, ease)
     if sequences.n_items <= settings.ridge_items:
         ridge = choose_ridge(sequences, valid)
-        yield found(RIDGE, lambda known: SequentialRidge.of(known, ridge).rank, ridge)
+        yield found(RIDGE, lambda own: SequentialRidge.of(own, ridge.settings).rank, ridge.settings, ridge.rank)
+        del ridge
     transitions = choose_transitions(sequences, valid)
-    yield found(TRANSITIONS, lambda known: Transitions.of(known, transitions).rank, transitions)
+    later = Transitions.of(known["test"], transitions.settings)
+    yield found(TRANSITIONS, lambda _: later.rank, transitions.settings, transitions.rank)
     if texts is not None:
-        similarity = text_similarity(texts)
-        own = choose_texts(Transitions.of(sequences, transitions), similarity, sequences, valid)
-        yield found(
-            TRANSITIONS_TEXTS,
-            lambda known: TransitionsAndTexts(Transitions.of(known, transitions), similarity, own).rank,
-            own,
-        )
+        sums = choose_texts(transitions, text_similarity(texts), sequences, valid)
+        yield found(TRANSITIONS_TEXTS, lambda _: replace(sums, transitions=later).rank, sums.settings, sums.rank)
 
 
 def _most_similar(

@@ -90,12 +90,14 @@ def _memories(sequences: UserSequences, prefixes: IntArray) -> Any:
     return sparse.hstack(parts, format="csr")
 
 
-def choose_ridge(sequences: UserSequences, prefixes: IntArray) -> RidgeSettings:
-    """The settings that rank the next items of these validation prefixes best, found one by one."""
+def choose_ridge(sequences: UserSequences, prefixes: IntArray) -> SequentialRidge:
+    """The model whose settings rank the next items of these validation prefixes best, found one by one."""
     products = _Products.of(sequences)
 
-    def figure(settings: RidgeSettings) -> float:
-        model = SequentialRidge.of(sequences, settings, products)
-        return ranking_table(model.rank(sequences, prefixes).rank)[CHOSEN_BY]
+    def make(settings: RidgeSettings) -> SequentialRidge:
+        return SequentialRidge.of(sequences, settings, products)
 
-    return choose(RidgeSettings(), GRID, figure)
+    def figure(settings: RidgeSettings) -> float:
+        return ranking_table(make(settings).rank(sequences, prefixes).rank)[CHOSEN_BY]
+
+    return make(choose(RidgeSettings(), GRID, figure))

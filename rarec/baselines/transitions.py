@@ -101,8 +101,8 @@ class Transitions:
         return rank_by_histories(sequences, prefixes, (self.histories(sequences, prefixes), self.matrix), block=block)
 
 
-def choose_transitions(sequences: UserSequences, prefixes: IntArray) -> TransitionSettings:
-    """The settings with which transitions rank the next items of these validation prefixes best, found one by one."""
+def choose_transitions(sequences: UserSequences, prefixes: IntArray) -> Transitions:
+    """The transitions whose settings rank the next items of these validation prefixes best, one setting at a time."""
     made: dict[tuple[float, ...], Transitions] = {}
 
     def make(settings: TransitionSettings) -> Transitions:
@@ -116,7 +116,7 @@ def choose_transitions(sequences: UserSequences, prefixes: IntArray) -> Transiti
     def figure(settings: TransitionSettings) -> float:
         return ranking_table(make(settings).rank(sequences, prefixes).rank)[CHOSEN_BY]
 
-    return choose(TransitionSettings(), GRID, figure)
+    return make(choose(TransitionSettings(), GRID, figure))
 
 
 def choose(start: S, grid: Mapping[str, Sequence[float]], figure: Callable[[S], float]) -> S:

@@ -50,16 +50,14 @@ def p_value(value: float) -> str:
     return "<0.0001" if value < 0.0001 else number(value)
 
 
-def common_goal(efforts: Iterable[Effort]) -> float:
-    """The best validation figure of the weakest model, which all of them reach; NaN if there are no figures."""
-    return min((max(one.validation) for one in efforts if one.validation), default=math.nan)
-
-
 def effort_tables(efforts: Sequence[Effort], figure: str) -> list[Table]:
-    """What the trainings took, in one table; none if there are none. The last column is the time to `common_goal`."""
+    """What the trainings took, in one table; none if there are none.
+
+    The last column is the time to the best validation ``figure`` of the weakest model, which all of them reach.
+    """
     if not efforts:
         return []
-    goal = common_goal(efforts)
+    goal = min((max(one.validation) for one in efforts if one.validation), default=math.nan)
     rows = tuple(
         (
             one.model,

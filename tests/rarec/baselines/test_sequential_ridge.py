@@ -50,7 +50,7 @@ def test_it_solves_its_problem(sequences, monkeypatch, rows):
 def test_what_is_chosen_is_at_least_as_good_as_the_defaults(sequences):
     valid = sequences.prefixes("valid")
 
-    def figure(settings):
-        return ranking_table(SequentialRidge.of(sequences, settings).rank(sequences, valid).rank)["NDCG@10"]
+    def figure(model):
+        return ranking_table(model.rank(sequences, valid).rank)["NDCG@10"]
 
-    assert figure(choose_ridge(sequences, valid)) >= figure(RidgeSettings())
+    assert figure(choose_ridge(sequences, valid)) >= figure(SequentialRidge.of(sequences, RidgeSettings()))

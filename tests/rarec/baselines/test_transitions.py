@@ -168,12 +168,11 @@ def test_what_is_chosen_is_at_least_as_good_as_the_defaults(sequences, monkeypat
     def figure(model):
         return ranking_table(model.rank(sequences, valid).rank)["NDCG@10"]
 
-    transitions = Transitions.of(sequences, choose_transitions(sequences, valid))
+    transitions = choose_transitions(sequences, valid)
     assert figure(transitions) >= figure(Transitions.of(sequences, TransitionSettings()))
     similarity = text_similarity([f"w{item % 5}" for item in range(ITEMS)])
     texts = choose_texts(transitions, similarity, sequences, valid)
-    plain, chosen = (TransitionsAndTexts(transitions, similarity, own) for own in (TextSettings(), texts))
-    assert figure(chosen) >= figure(plain)
+    assert figure(texts) >= figure(TransitionsAndTexts(transitions, similarity, TextSettings()))
     ease = [figure(Ease.of(sequences, EaseSettings(l2))) for l2 in (1.0, 10.0)]
     assert figure(Ease.of(sequences, choose_ease(sequences, valid))) == max(ease)
 
