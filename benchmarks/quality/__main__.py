@@ -76,6 +76,7 @@ def main(
 ) -> None:
     """Run a track, and keep its figures under ``name`` in the record of this data set and track."""
     from benchmarks.measure import machine
+    from resources.settings import Installation
 
     if track not in REPORTS:
         raise SystemExit(f"error: TRACK must be one of {', '.join(REPORTS)}, not {track!r}")
@@ -90,7 +91,7 @@ def main(
     runs[name] = {
         "command": command_of(dataset, track, config, data),
         "measured": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "machine": machine(os.cpu_count() or 1),
+        "machine": machine(Installation.from_environment().threads or os.cpu_count() or 1),
         "seconds": round(time.perf_counter() - started),
         "report": kept(track, json.loads(report.with_name("report.json").read_text())),
     }
