@@ -41,7 +41,8 @@ class Ease:
         had = training_matrix(sequences)
         gram = torch.from_numpy((had.T @ had).toarray())
         gram.diagonal().add_(settings.l2)
-        inverse = torch.cholesky_inverse(torch.linalg.cholesky(gram, out=gram))
+        # LAPACK's matrices lie column by column, and a sparse product would copy them into rows at each block.
+        inverse = torch.cholesky_inverse(torch.linalg.cholesky(gram, out=gram)).mT.contiguous()  # it is symmetric
         weights = inverse.div_(-inverse.diagonal().clone())
         weights.fill_diagonal_(0)
         return cls(weights.numpy())

@@ -51,7 +51,8 @@ class SequentialRidge:
         factor = torch.linalg.cholesky(gram, out=gram)
         weights = torch.cholesky_solve(torch.from_numpy(products.cross), factor)
         counts = np.maximum(sequences.train_counts(), 1).astype(np.float32)
-        return cls(settings, weights.numpy() * counts**-settings.target_power)
+        # LAPACK's matrices lie column by column, and a sparse product would copy them into rows at each block.
+        return cls(settings, np.ascontiguousarray(weights.numpy() * counts**-settings.target_power))
 
     def rank(self, sequences: UserSequences, prefixes: IntArray, block: int | None = None) -> RankingResult:
         """Ranks of the prefixes' next items."""
