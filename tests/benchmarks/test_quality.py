@@ -77,6 +77,21 @@ def test_a_marked_table_is_written_for_the_data_set_that_it_names(records, monke
     assert headlines.filled(filled) == filled
 
 
+def test_every_record_has_a_page_with_its_command_and_its_table():
+    pages = "".join(page.read_text() for page in headlines.RESULTS.glob("*.md"))
+    files = sorted(headlines.RECORDS.glob("*.json"))
+    assert files
+    for file in files:
+        track = next(
+            track for track in sorted(quality.REPORTS, key=len, reverse=True) if file.stem.endswith(f"-{track}")
+        )
+        dataset = file.stem.removesuffix(f"-{track}")
+        table = "ctr" if "ctr" in quality.REPORTS[track] else "ranking"
+        own = dataset if track in ("raserec", "rella") else f"{dataset} {track}"
+        for marker in (f"<!-- results command {dataset} {track} -->", f"<!-- results {table} {own} -->"):
+            assert marker in pages, f"{file.name} is shown on no page: {marker}"
+
+
 def test_a_run_without_the_report_keeps_nothing(records, monkeypatch):
     monkeypatch.setattr(quality, "run", lambda *_: (0, ["report: /elsewhere/report.html"]))
     with pytest.raises(SystemExit, match="rella has printed no report of ctr_metrics"):
