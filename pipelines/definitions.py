@@ -75,7 +75,8 @@ def build_defs(home: Installation | None = None, resource_overrides: Mapping[str
         return spec.replace_attributes(partitions_def=partitions, description=description)
 
     assets = dg.map_asset_specs(bound, ASSETS)
-    jobs = asset_jobs(partitions)
+    executor = step_executor(home, ASSETS)
+    jobs = asset_jobs(partitions, executor or dg.in_process_executor)
     by_name = {job.name: job for job in jobs}
     return dg.Definitions(
         assets=assets,
@@ -89,7 +90,7 @@ def build_defs(home: Installation | None = None, resource_overrides: Mapping[str
             notify_warning(home),
         ],
         schedules=weekly_schedules(home, declared),
-        executor=step_executor(home, ASSETS),
+        executor=executor,
         resources={**default_resources(home), **(resource_overrides or {})},
     )
 

@@ -136,8 +136,22 @@ TRIALS: dict[str, Job] = {
 }
 
 
-def asset_jobs(partitions: dg.StaticPartitionsDefinition) -> list[Any]:
-    """One job per track, `everything` except operations and sweeps, the updates, and the sweeps."""
+def trains(selection: dg.AssetSelection) -> bool:
+    """Whether a training is among the assets that this selects."""
+    training = [name for one in STAGES.values() if one.trains for name in one.assets]
+    return bool((selection & dg.AssetSelection.assets(*training)).resolve(ASSETS))
+
+
+def asset_jobs(
+    partitions: dg.StaticPartitionsDefinition, light: dg.ExecutorDefinition | None = dg.in_process_executor
+) -> list[Any]:
+    """One job per track, `everything` except operations and sweeps, the updates, and the sweeps.
+
+    Args:
+        partitions: The data sets.
+        light: Executor of the jobs without a training. By default they run in one process: a process for each step
+            would load the code every time, which takes longer than the step.
+    """
     jobs: dict[str, Job] = {
         track: Job(f"The whole {track} track of one data set.", track_selection(track)) for track in TRACK_JOBS
     }
@@ -152,6 +166,7 @@ def asset_jobs(partitions: dg.StaticPartitionsDefinition) -> list[Any]:
             partitions_def=partitions,
             description=job.description,
             config={"ops": {asset: {"config": settings} for asset, settings in job.config.items()}},
+            executor_def=None if trains(job.selection) else light,
         )
         for name, job in {**jobs, **cascade(), **TRIALS}.items()
     ]
@@ -202,14 +217,18 @@ def ask_for_demo(context: dg.OpExecutionContext) -> None:
 
 
 @dg.job(
-    description="One click: run `everything` for the synthetic demo data set, through the sensor `start_demo`. Minutes."
+    executor_def=dg.in_process_executor,
+    description="One click: run `everything` for the synthetic demo data set, through the sensor `start_demo`.",
 )
 def demo() -> None:
     """The job `demo`."""
     ask_for_demo()
 
 
-@dg.job(description="Delete expired artifacts and working folders that nothing refers to. A dry run by default.")
+@dg.job(
+    executor_def=dg.in_process_executor,
+    description="Delete expired artifacts and working folders that nothing refers to. A dry run by default.",
+)
 def clean() -> None:
     """The job `clean`."""
     clean_up()
@@ -221,6 +240,7 @@ def rollback_job(partitions: dg.StaticPartitionsDefinition) -> dg.JobDefinition:
     @dg.job(
         name="rollback",
         partitions_def=partitions,
+        executor_def=dg.in_process_executor,
         description="Roll the champion back to the version that it replaced.",
     )
     def rollback() -> None:

@@ -13,6 +13,8 @@ from rarec.errors import InputError
 from rarec.training.worker.process_tree import LAUNCH_ID, end_processes
 from resources.settings import LOOPBACK, Installation
 
+# How long Dagster's page, daemon and code server wait for each other. Beside a training, loading the code takes long.
+DAGSTER_TIMEOUT_S = 300
 GRACE_S = 30.0  # for runs in progress to stop their training workers
 
 
@@ -22,6 +24,7 @@ def main() -> None:
     for name, port in (("DAGSTER_PORT", installation.dagster_port), ("MLFLOW_PORT", installation.mlflow_port)):
         require_free(name, port)
     prepare_dagster_home(installation)
+    os.environ.setdefault("DAGSTER_GRPC_TIMEOUT_SECONDS", str(DAGSTER_TIMEOUT_S))
     os.environ |= {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     # Hides notices that MLflow's server and its libraries address to their developers.
     os.environ |= {"MLFLOW_LOGGING_LEVEL": "WARNING", "PYTHONWARNINGS": "ignore:starlette"}

@@ -3,7 +3,7 @@
 import types
 import typing
 from collections.abc import Mapping
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import dagster as dg
 from pydantic import Field, ValidationError, create_model
@@ -25,6 +25,14 @@ class StageConfig(EventConfig):
     force: bool = Field(default=False, description="Build again even if an artifact of the same identity exists.")
 
 
+class InForce(NamedTuple):
+    """A setting in force, and what set it: the default, the data set or the run."""
+
+    setting: str
+    value: Any
+    source: Literal["default", "data set", "run"]
+
+
 def run_configuration(name: str, settings: type[Settings], base: type[EventConfig]) -> type[EventConfig]:
     """The run configuration of the asset ``name``: ``base`` and every field of ``settings``, all optional."""
     fields: dict[str, Any] = {
@@ -40,10 +48,19 @@ def resolve(settings: type[S], config: EventConfig, spec: DatasetSpec, stage: st
 
     ``defaults_of`` names another stage whose defaults in the data set's file apply here too.
     """
-    given = {name: value for name, value in config.model_dump(exclude={"force"}).items() if value is not None}
-    return make_settings(
-        settings, with_defaults(given, spec.overrides, stage, defaults_of), f"settings of {stage} for {spec.name}"
-    )
+    values = with_defaults(_given(config), spec.overrides, stage, defaults_of)
+    return make_settings(settings, values, f"settings of {stage} for {spec.name}")
+
+
+def in_force(
+    settings: Settings, config: EventConfig, spec: DatasetSpec, stage: str, defaults_of: str = ""
+) -> list[InForce]:
+    """The settings that `resolve` has made, each with what set it."""
+    given, of_data_set = _given(config), with_defaults({}, spec.overrides, stage, defaults_of)
+    return [
+        InForce(name, value, "run" if name in given else "data set" if name in of_data_set else "default")
+        for name, value in settings.model_dump(mode="json").items()
+    ]
 
 
 def with_defaults(
@@ -62,6 +79,11 @@ def make_settings(settings: type[S], values: Mapping[str, Any], where: str, also
         return settings(**values)
     except ValidationError as error:
         raise InputError(f"{where}: {refusals(error, known=(*settings.model_fields, *also))}") from error
+
+
+def _given(config: EventConfig) -> dict[str, Any]:
+    """What the run's configuration sets."""
+    return {name: value for name, value in config.model_dump(exclude={"force"}).items() if value is not None}
 
 
 def _dagster_type(annotation: Any) -> Any:

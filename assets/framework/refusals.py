@@ -18,7 +18,7 @@ CONTEXTS = (dg.OpExecutionContext, dg.AssetExecutionContext)
 
 def refuse_bad_input(step: F) -> F:
     """Turn `InputError` into a Dagster failure that is shown as one message and never retried. A run without a data set
-    is also bad input, and so is a disk that is full or write-protected.
+    is also bad input, and so are a disk that is full or write-protected and a run that was given up.
     """
 
     @functools.wraps(step)
@@ -27,6 +27,8 @@ def refuse_bad_input(step: F) -> F:
         try:
             if not all(context.has_partition_key for context in contexts):
                 raise InputError("choose a data set (the partition) for this run")
+            for context in contexts:
+                _require_going_on(context)
             return step(*args, **kwargs)
         except InputError as error:
             raise dg.Failure(str(error), allow_retries=False) from error
@@ -38,6 +40,16 @@ def refuse_bad_input(step: F) -> F:
             raise
 
     return wrapper  # type: ignore[return-value]
+
+
+def _require_going_on(context: Any) -> None:
+    """Refuse a step of a run that Dagster has given up or cancelled, such as one that took too long to start.
+
+    The run's own status does not tell: when its process starts after all, Dagster counts it as started again.
+    """
+    ended = {dg.DagsterEventType.RUN_FAILURE, dg.DagsterEventType.RUN_CANCELED}
+    if any(context.instance.all_logs(context.run_id, of_type=one) for one in ended):
+        raise InputError("Dagster had given up this run before the step started, so nothing was built; launch it again")
 
 
 def _places(contexts: Iterable[Any]) -> dict[str, Path]:

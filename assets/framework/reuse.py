@@ -3,7 +3,8 @@
 An asset's identity is the fingerprint of its code version, its configuration and the data versions of its inputs.
 """
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 
 from assets.framework.build_lock import build_lock, forget_checkpoints, forget_idle_checkpoints
+from assets.framework.configuration import InForce
 from rarec.training.progress import progress_log
 from resources.artifacts.identity import fingerprint
 from resources.artifacts.manifest import DamagedArtifact
@@ -77,12 +79,14 @@ def materialise(
     *,
     force: bool,
     workdir: Path | None = None,
+    settings: Sequence[InForce] = (),
 ) -> dg.MaterializeResult:
     """Reuse the artifact with this identity, or build it: ``build`` fills a folder, tracked as one MLflow run.
 
     Args:
         workdir: the training's working folder, for stages that have one. Only one run at a time works in it. A second
             run waits, and uses the first one's artifact, or its checkpoint if it failed.
+        settings: shown in Dagster and in MLflow.
     """
     asset, partition, print_ = identity.asset, identity.partition, identity.fingerprint
 
@@ -110,25 +114,27 @@ def materialise(
         ):
             for name, value in identity.inputs.items():
                 run.log_input(name, str(value.path) if isinstance(value, Artifact) else name, versions[name])
+            if settings:
+                run.log_table(settings_table(settings), "settings.json")
             outcome = build(draft.path, run)
             run.log_metrics(outcome.metrics)
             draft.metadata.update(
                 values=outcome.values, markdown=outcome.markdown, files=outcome.files, mlflow_run=run.url
             )
-        return _result(draft.artifact, run.lost)
+        return _result(draft.artifact, settings, run.lost)
 
     before = found()
     if before is not None and not force:
         if workdir is not None:
             forget_idle_checkpoints(workdir)  # left by a run that ended just before its last step
-        return _result(before, reused=True)
+        return _result(before, settings, reused=True)
     if workdir is None:
         return built()
     with build_lock(context, workdir):
         other = found()
         # Even if forced: an artifact built while we waited is as new as ours would be.
         if other is not None and (before is None or other.manifest != before.manifest):
-            return _result(other, reused=True)
+            return _result(other, settings, reused=True)
         if force and context.retry_number == 0:
             forget_checkpoints(workdir)
         result = built()
@@ -136,24 +142,59 @@ def materialise(
     return result
 
 
-def _result(artifact: Artifact, lost: str = "", reused: bool = False) -> dg.MaterializeResult:
+def _result(
+    artifact: Artifact, settings: Sequence[InForce], lost: str = "", reused: bool = False
+) -> dg.MaterializeResult:
+    """What Dagster shows, what matters first: figures, plots, files, MLflow, settings; then what tells builds apart."""
     asset = artifact.manifest.asset
     if reused:
         progress_log.info("%s", f"{asset}: reused, nothing has changed")
     stored = artifact.metadata
     metadata: dict[str, Any] = {
-        "fingerprint": artifact.fingerprint,
-        "reused": reused,
-        "artifact": dg.MetadataValue.path(str(artifact.path)),
-        **stored["values"],
-        **{title: dg.MetadataValue.path(str(artifact.path / name)) for title, name in stored["files"].items()},
+        **{name: shown_figure(value) for name, value in stored["values"].items()},
         **{title: dg.MetadataValue.md(text) for title, text in stored["markdown"].items()},
+        **{title: dg.MetadataValue.path(str(artifact.path / name)) for title, name in stored["files"].items()},
     }
     if stored["mlflow_run"].startswith("http"):
         metadata["mlflow_run"] = dg.MetadataValue.url(stored["mlflow_run"])
     if lost:
         metadata["not recorded in MLflow"] = lost
+    if settings:
+        rows: list[dict[str, Any]] = settings_table(settings).to_dict("records")  # type: ignore[assignment]
+        metadata["settings in force"] = dg.MetadataValue.table([dg.TableRecord(row) for row in rows])
+    metadata |= {
+        "reused": reused,
+        "artifact": dg.MetadataValue.path(str(artifact.path)),
+        "fingerprint": artifact.fingerprint,
+    }
     return dg.MaterializeResult(asset_key=asset, metadata=metadata, data_version=dg.DataVersion(artifact.data_version))
+
+
+def shown_figure(value: Any) -> Any:
+    """A figure with four decimals, or two digits if it is small; one that is not finite as a word."""
+    if not isinstance(value, float):
+        return value
+    if not math.isfinite(value):
+        return "none"
+    return round(value, 4) if abs(value) >= 0.01 else float(f"{value:.2g}")
+
+
+def settings_table(settings: Sequence[InForce]) -> "pd.DataFrame":
+    """A row for each setting: its name, its value in words, and what set it."""
+    import pandas as pd
+
+    rows = [(one.setting, _in_words(one.value), one.source) for one in settings]
+    return pd.DataFrame(rows, columns=["setting", "value", "from"])
+
+
+def _in_words(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(_in_words, value)) or "none"
+    if isinstance(value, dict):
+        return ", ".join(f"{name}: {_in_words(one)}" for name, one in value.items()) or "none"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return "none" if value is None or value == "" else str(value)
 
 
 def markdown_table(table: "pd.DataFrame") -> str:

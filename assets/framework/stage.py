@@ -19,7 +19,15 @@ import dagster as dg
 
 from assets.framework import training
 from assets.framework.champion import Champion, open_champion
-from assets.framework.configuration import EventConfig, StageConfig, make_settings, resolve, run_configuration
+from assets.framework.configuration import (
+    EventConfig,
+    InForce,
+    StageConfig,
+    in_force,
+    make_settings,
+    resolve,
+    run_configuration,
+)
 from assets.framework.lineage import upstream
 from assets.framework.refusals import refuse_bad_input
 from assets.framework.reuse import Identity, Outcome, materialise
@@ -61,6 +69,7 @@ class Request(Generic[S]):
         inputs: the declared inputs' artifacts, by asset.
         prepared: what the stage's ``prepare`` returned.
         registered: the champion of a stage that declares one.
+        in_force: the settings, each with what set it.
     """
 
     name: str
@@ -74,6 +83,7 @@ class Request(Generic[S]):
     force: bool = False
     prepared: Any = None
     registered: Champion | None = None
+    in_force: Sequence[InForce] = ()
 
     @property
     def dataset(self) -> str:
@@ -289,8 +299,9 @@ class Stage(Generic[S]):
 
             workdir = request.workspace.workdir(asset, identity.fingerprint) if self.trains else None
             yield materialise(
-                context, request.store, request.tracking, identity, build, force=request.force, workdir=workdir
-            )
+                context, request.store, request.tracking, identity, build,
+                force=request.force, workdir=workdir, settings=request.in_force,
+            )  # fmt: skip
 
     def _request(self, context: dg.AssetExecutionContext, given: EventConfig) -> Request[S]:
         store, tracking, workspace = (getattr(context.resources, one) for one in ("store", "tracking", "workspace"))
@@ -309,6 +320,7 @@ class Stage(Generic[S]):
             workspace=workspace,
             force=getattr(given, "force", False),
             registered=registered,
+            in_force=in_force(settings, given, spec, self.name, self.defaults_of),
         )
         return replace(request, prepared=self.prepare(request)) if self.prepare else request
 

@@ -8,12 +8,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from scipy import sparse
-from sklearn.decomposition import TruncatedSVD
-from sklearn.ensemble import HistGradientBoostingClassifier
-from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import log_loss
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 from rarec.baselines.rating_factors import likings
 from rarec.data.ctr import CtrSamples
@@ -181,6 +175,8 @@ def collaborative_vectors(
     The inner products approximate the cosines of item-KNN. Items that nobody had have a vector of zeros, as have all if
     there is one user or one item.
     """
+    from sklearn.decomposition import TruncatedSVD  # not above: loading it takes a second
+
     users = np.repeat(np.arange(len(samples.offsets) - 1), np.diff(samples.offsets))
     had: Any = sparse.csr_matrix(
         (np.ones(int(known.sum())), (items[known], users[known])), shape=(n_items, len(samples.offsets) - 1)
@@ -196,6 +192,10 @@ def collaborative_vectors(
 
 def fit_logistic(numbers: Float64Array, label: npt.ArrayLike, rows: IntArray) -> Float64Array:
     """(N,) probabilities from a logistic regression that is fitted on these rows."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
     model = make_pipeline(StandardScaler(), LogisticRegression(C=1.0, max_iter=1000))
     model.fit(numbers[rows], np.asarray(label)[rows])
     return model.predict_proba(numbers)[:, 1]
@@ -203,6 +203,9 @@ def fit_logistic(numbers: Float64Array, label: npt.ArrayLike, rows: IntArray) ->
 
 def fit_trees(numbers: Float64Array, label: npt.ArrayLike, rows: IntArray, valid: slice, seed: int) -> Float64Array:
     """(N,) probabilities from boosted trees that are fitted on these rows; validation chooses how many trees."""
+    from sklearn.ensemble import HistGradientBoostingClassifier
+    from sklearn.metrics import log_loss
+
     labels = np.asarray(label)
     best, reached = np.empty(0), np.inf
     model = HistGradientBoostingClassifier(learning_rate=0.05, early_stopping=False, warm_start=True, random_state=seed)

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 from scipy import sparse
-from sklearn.feature_extraction.text import TfidfVectorizer
 
 from rarec.baselines.histories import latest_items, rank_by_histories, weigh
 from rarec.baselines.transitions import CHOSEN_BY, LONGEST, Transitions, choose
@@ -25,6 +24,8 @@ def text_similarity(texts: Sequence[str]) -> Any:
     Args:
         texts: (I,) text of each item.
     """
+    from sklearn.feature_extraction.text import TfidfVectorizer  # not above: loading it takes a second
+
     vectors = TfidfVectorizer(sublinear_tf=True, token_pattern=r"\w+", dtype=np.float32).fit_transform(texts)
     blocks = []
     for start in range(0, len(texts), BLOCK):

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from scipy.spatial.distance import jensenshannon
+import scipy  # loads its parts when they are used
 
 from rarec.champions.promotion import CandidateSettings
 from rarec.data.sequences import HELD_OUT, draw_rows
@@ -116,10 +116,10 @@ def item_distances(before: pd.Series, after: pd.Series, seed: int = 42) -> dict[
     """
     code, items = pd.factorize(pd.concat([before, after]))
     old, new = (np.bincount(part, minlength=len(items)) for part in (code[: len(before)], code[len(before) :]))
-    distance = float(jensenshannon(old, new, base=2))
+    distance = float(scipy.spatial.distance.jensenshannon(old, new, base=2))
     generator = np.random.default_rng(seed)
     draws = generator.multinomial(len(after), old / old.sum(), size=DRAWS)
-    chance = float(np.mean([jensenshannon(old, draw, base=2) for draw in draws]))
+    chance = float(np.mean([scipy.spatial.distance.jensenshannon(old, draw, base=2) for draw in draws]))
     shift = max(0.0, distance - chance) / (1 - chance) if chance < 1 else 0.0
     return {"item_distance": distance, "item_distance_by_chance": chance, "item_shift": shift}
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
+import scipy  # loads its parts when they are used
 from torch import Tensor
 
 from rarec.errors import InputError
@@ -50,7 +50,7 @@ def recommendation_stats(
             f"The lists hold items {items.min()} to {items.max()}, but there are only {len(counts)} items."
         )
     times = np.bincount(items, minlength=len(counts))
-    percentile = 100 * (stats.rankdata(counts, method="average") - 0.5) / max(len(counts), 1)
+    percentile = 100 * (scipy.stats.rankdata(counts, method="average") - 0.5) / max(len(counts), 1)
     nan = float("nan")
     return RecommendationStats(
         n=n,

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
+import scipy  # loads its parts when they are used
 
 from rarec.errors import InputError
 from rarec.types import Float64Array
@@ -83,11 +83,11 @@ def compare_paired(
     elif not difference.any():
         reason = "both models have equal values for every user"
     else:
-        wilcoxon_p = float(stats.wilcoxon(difference).pvalue)
+        wilcoxon_p = float(scipy.stats.wilcoxon(difference).pvalue)
         if np.ptp(difference) == 0:
             reason = "every user differs by the same amount, so the t-test has no variance to go by"
         else:
-            t_test_p = float(stats.ttest_rel(second, first).pvalue)
+            t_test_p = float(scipy.stats.ttest_rel(second, first).pvalue)
     return PairedComparison(
         n_users=n,
         baseline_mean=float(first.mean()),

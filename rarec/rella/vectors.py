@@ -7,8 +7,6 @@ from typing import Any
 import numpy as np
 import torch
 from pydantic import Field, model_validator
-from sklearn.decomposition import PCA, TruncatedSVD
-from sklearn.feature_extraction.text import TfidfVectorizer
 
 from rarec.config import Settings
 from rarec.data.sequences import ranges
@@ -84,6 +82,9 @@ def describe_by_words(texts: list[str], dimensions: int) -> Float32Array:
     Raises:
         InputError: There is no word.
     """
+    from sklearn.decomposition import TruncatedSVD  # not above: loading it takes a second
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
     try:
         words = TfidfVectorizer(token_pattern=r"(?u)\w+", sublinear_tf=True).fit_transform(texts)
     except ValueError as error:
@@ -155,6 +156,8 @@ def reduce(states: Float32Array, most: int = 512) -> tuple[Float32Array, float]:
     Raises:
         InputError: States are not finite, or all the same, so that items could not be told apart.
     """
+    from sklearn.decomposition import PCA
+
     if not np.isfinite(states).all():
         row = int(np.flatnonzero(~np.isfinite(states).all(1))[0])
         raise InputError(f"the language model's vector for item {row} is not finite; use another model or data type")

@@ -3,12 +3,15 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import jinja2
 
-from rarec.reports.plots import Plot
 from rarec.reports.records import SPLIT_NAMES, Report
 from rarec.reports.tables import Card, Table
+
+if TYPE_CHECKING:
+    from rarec.reports.plots import Plot
 
 
 @dataclass(frozen=True)
@@ -22,7 +25,7 @@ class ReportPaths:
 
 
 def write_page(
-    folder: Path, template: str, report: Report, cards: Sequence[Card], tables: Sequence[Table], plots: Sequence[Plot]
+    folder: Path, template: str, report: Report, cards: Sequence[Card], tables: Sequence[Table], plots: "Sequence[Plot]"
 ) -> ReportPaths:
     """Write `report.json`, `report.html` and `plots/<name>.png` into `folder`, which is created if it does not exist.
 

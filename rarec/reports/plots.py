@@ -6,15 +6,14 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar
-
-import matplotlib as mpl
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from rarec.reports.records import Report, TrainingCurve
 from rarec.reports.tables import number
+
+if TYPE_CHECKING:  # Matplotlib takes a second to load, and the code location draws nothing.
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # In the SVG, the page's own colours replace ink and rule. The others work on light and dark backgrounds.
 INK, RULE = "#1f2429", "#d9dde2"
@@ -49,7 +48,7 @@ class Drawing(NamedTuple):
     section: str
     title: str
     description: str
-    figure: Figure
+    figure: "Figure"
 
 
 def finish(report: AnyReport, *makers: Callable[[AnyReport], Iterator[Drawing]]) -> list[Plot]:
@@ -87,12 +86,21 @@ def style() -> Iterator[None]:
         "svg.hashsalt": "rarec",
         "text.parse_math": False,
     }
+    import matplotlib as mpl
+
     with mpl.rc_context(settings):
         yield
 
 
+def new_figure(width: float, height: float) -> "Figure":
+    """An empty figure; width and height in inches."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
 def bars(
-    axes: Axes, models: Sequence[str], places: Sequence[str], values: Mapping[tuple[str, str], float], metric: str
+    axes: "Axes", models: Sequence[str], places: Sequence[str], values: Mapping[tuple[str, str], float], metric: str
 ) -> list[str]:
     """Draw one bar per model at each place, labelled with its value; return the same in words.
 
@@ -119,10 +127,12 @@ def curve_drawing(curves: Sequence[TrainingCurve], metrics: Sequence[str]) -> It
 
     The validation metrics in `metrics` are shown, or the first two if a curve has none of them.
     """
+    from matplotlib.ticker import MaxNLocator
+
     curves = [curve for curve in curves if curve.epochs]
     if not curves:
         return
-    figure = Figure(figsize=(10, 0.6 + 3.0 * len(curves)), layout="constrained")
+    figure = new_figure(10, 0.6 + 3.0 * len(curves))
     words = []
     for (left, right), curve in zip(figure.subplots(len(curves), 2, squeeze=False), curves, strict=True):
         epochs = [point.epoch for point in curve.epochs]
@@ -153,7 +163,7 @@ def curve_drawing(curves: Sequence[TrainingCurve], metrics: Sequence[str]) -> It
     )
 
 
-def legend(figure: Figure, columns: int = 5) -> None:
+def legend(figure: "Figure", columns: int = 5) -> None:
     """One legend below all panels, with each label once."""
     handles = {
         label: handle for axes in figure.axes for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
@@ -162,13 +172,13 @@ def legend(figure: Figure, columns: int = 5) -> None:
         figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=min(len(handles), columns))
 
 
-def _png(figure: Figure) -> bytes:
+def _png(figure: "Figure") -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=150, facecolor="white")
     return buffer.getvalue()
 
 
-def _svg(figure: Figure, name: str) -> str:
+def _svg(figure: "Figure", name: str) -> str:
     """The figure as an <svg> element with the page's colours, and with ids that are unique on the page."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})

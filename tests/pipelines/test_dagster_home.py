@@ -1,5 +1,6 @@
 """The embedded Dagster home: made once, brought up to date, and left alone if the user has another."""
 
+import hashlib
 import os
 
 import dagster as dg
@@ -7,6 +8,7 @@ import pytest
 import yaml
 from places import ROOT
 
+from pipelines import dagster_home
 from pipelines.dagster_home import prepare_dagster_home
 from rarec.errors import InputError
 from resources.settings import Installation
@@ -54,6 +56,17 @@ def test_a_dagster_home_of_an_older_version_is_brought_up_to_date(home, monkeypa
         prepare_dagster_home(home)
         assert settings.read_text(encoding="utf-8") == f"{changed_by_user}{new}  class: LocalRunLauncher\n"
     assert [path.name for path in home.dagster.iterdir()] == ["dagster.yaml"]
+
+
+def test_a_dagster_yaml_of_an_older_version_that_nobody_changed_becomes_the_present_one(home, monkeypatch):
+    home.dagster.mkdir(parents=True)
+    old = "telemetry:\n  enabled: false\n"
+    monkeypatch.setattr(dagster_home, "OLDER", (hashlib.sha256(old.encode()).hexdigest(),))
+    (home.dagster / "dagster.yaml").write_text(old)
+    monkeypatch.delenv("DAGSTER_HOME")
+    prepare_dagster_home(home)
+    with dg.DagsterInstance.get() as instance:
+        assert instance.run_monitoring_start_timeout_seconds == 900
 
 
 def test_dagster_starts_on_a_home_of_the_version_before(home, monkeypatch):

@@ -1,10 +1,13 @@
 """The code location: its data sets, assets and resources, as an installation's settings want them."""
 
 import logging
+import subprocess
+import sys
 
 import dagster as dg
 import pytest
 from installations import OWN, installation
+from places import child_environment
 
 from assets.framework.stage import check_overrides
 from pipelines.definitions import build_defs, default_resources, usable_specs
@@ -97,6 +100,17 @@ def test_resources_follow_the_environment_and_can_be_replaced(tmp_path):
     assert defs.resources["store"].root == "memory://store"
     assert defs.resources["workspace"].data == str(tmp_path.resolve() / "data")
     assert defs.resources["tracking"] is tracking
+
+
+def test_the_code_location_loads_no_library_that_it_does_not_use_yet(tmp_path):
+    """Dagster loads it in every process, and these take seconds together."""
+    heavy = ("matplotlib", "scipy.stats", "sklearn", "transformers", "peft", "deepspeed", "mlflow")
+    code = f"import sys, pipelines.definitions; print([name for name in {heavy} if name in sys.modules])"
+    said = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code],
+        env=child_environment(RAREC_HOME=str(tmp_path)), capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert said.stdout.strip() == "[]"
 
 
 def test_several_machines_come_from_the_environment(tmp_path):

@@ -31,6 +31,14 @@ def test_jobs_cover_their_groups(tmp_path):
         assert keys == expected | {dg.AssetKey(reports[track])}
 
 
+def test_jobs_without_a_training_load_the_code_once(tmp_path):
+    """A process for each step would spend most of its time on loading the code."""
+    defs = build_defs(installation(tmp_path))
+    executors = {job.name: job.executor_def.name for job in defs.resolve_all_job_defs()}
+    light = {name for name, executor in executors.items() if executor == dg.in_process_executor.name}
+    assert light == {"ingest", "recommend", "drift", "refresh", "promote", "rollback", "demo", "clean"}
+
+
 def test_the_jobs_that_an_engineer_expects(tmp_path):
     defs = build_defs(installation(tmp_path))
     jobs = {job.name: job for job in defs.resolve_all_job_defs()}

@@ -27,6 +27,7 @@ def test_the_pages_are_served_on_the_loopback_interface_alone(tmp_path, monkeypa
     monkeypatch.setattr(ui, "run_together", started.extend)
     ui.main()
     dagster, mlflow = started
+    assert int(os.environ["DAGSTER_GRPC_TIMEOUT_SECONDS"]) >= 300  # beside a training, a minute is short
     assert dagster[dagster.index("-h") + 1 : dagster.index("-p") + 2] == ["127.0.0.1", "-p", ports[0]]
     assert mlflow[mlflow.index("--host") + 1 : mlflow.index("--port") + 2] == ["127.0.0.1", "--port", ports[1]]
 

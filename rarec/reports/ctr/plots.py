@@ -2,11 +2,9 @@
 
 from collections.abc import Iterator
 
-from matplotlib.figure import Figure
-
 from rarec.reports.ctr.records import CtrReport
 from rarec.reports.ctr.tables import ordered_models, with_interval
-from rarec.reports.plots import COLOURS, INK, Drawing, Plot, curve_drawing, finish, legend
+from rarec.reports.plots import COLOURS, INK, Drawing, Plot, curve_drawing, finish, legend, new_figure
 from rarec.reports.records import SPLIT_NAMES
 from rarec.reports.tables import number
 
@@ -29,7 +27,7 @@ def _metric_plot(report: CtrReport) -> Iterator[Drawing]:
     """AUC and LogLoss of each model with intervals, one line per model, and the yardstick as a vertical line."""
     split = report.splits[0]
     models = ordered_models(report, split)
-    figure = Figure(figsize=(10, 1.2 + 0.36 * len(models)), layout="constrained")
+    figure = new_figure(10, 1.2 + 0.36 * len(models))
     words = []
     for axes, name in zip(figure.subplots(1, len(PLOTTED), sharey=True), PLOTTED, strict=True):
         estimates = [report.of(model, split)[name] for model in models]
@@ -56,7 +54,7 @@ def _reliability_plot(report: CtrReport) -> Iterator[Drawing]:
     """Share of likes by mean probability, one line per model; and the share of samples in each bin."""
     split = report.splits[0]
     of_model = {own.model: own.bins for own in report.calibrations if own.split == split}
-    figure = Figure(figsize=(10, 5), layout="constrained")
+    figure = new_figure(10, 5)
     left, right = figure.subplots(1, 2)
     left.plot([0, 1], [0, 1], color=INK, linewidth=1, linestyle="dotted", label="perfectly calibrated")
     words = []
@@ -96,7 +94,7 @@ def _heterogeneity_plot(report: CtrReport) -> Iterator[Drawing]:
     if not report.heterogeneity:
         return
     split = report.heterogeneity[0].split
-    figure = Figure(figsize=(10, 3.4), layout="constrained")
+    figure = new_figure(10, 3.4)
     axes = figure.subplots()
     words = []
     for n, history in enumerate(dict.fromkeys(one.history for one in report.heterogeneity)):

@@ -4,9 +4,7 @@ import math
 import re
 from collections.abc import Iterator
 
-from matplotlib.figure import Figure
-
-from rarec.reports.plots import INK, Drawing, Plot, bars, curve_drawing, finish, legend
+from rarec.reports.plots import INK, Drawing, Plot, bars, curve_drawing, finish, legend, new_figure
 from rarec.reports.ranking.records import RankingReport
 from rarec.reports.ranking.tables import PROTOCOLS
 from rarec.reports.records import SPLIT_NAMES
@@ -25,7 +23,7 @@ def _metric_plot(report: RankingReport) -> Iterator[Drawing]:
     if not report.splits:
         return
     split = report.splits[0]
-    figure = Figure(figsize=(10, 3.9), layout="constrained")
+    figure = new_figure(10, 3.9)
     words = []
     for axes, metric in zip(figure.subplots(1, len(PLOTTED)), PLOTTED, strict=True):
         values: dict[tuple[str, str], float] = {
@@ -53,7 +51,7 @@ def _group_plots(report: RankingReport) -> Iterator[Drawing]:
         return
     split = report.splits[0]
     for grouping in dict.fromkeys(scores.grouping for scores in report.groups):
-        figure = Figure(figsize=(10, 3.9), layout="constrained")
+        figure = new_figure(10, 3.9)
         words = []
         for axes, protocol in zip(figure.subplots(1, len(PROTOCOLS), sharey=True), PROTOCOLS, strict=True):
             chosen = [s for s in report.groups if (s.grouping, s.split, s.protocol) == (grouping, split, protocol)]

@@ -5,6 +5,8 @@ import shutil
 
 import dagster as dg
 import pytest
+from dagster._core.definitions.job_base import InMemoryJob
+from dagster._core.execution.api import execute_run
 from plant import failures
 
 import assets.data.raw
@@ -52,3 +54,32 @@ def test_a_failure_of_the_stage_and_other_errors_pass():
 
     with pytest.raises(KeyError):
         refuse_bad_input(break_down)()
+
+
+@pytest.mark.parametrize("ended", [dg.DagsterEventType.RUN_FAILURE, dg.DagsterEventType.RUN_CANCELED])
+def test_a_run_that_was_given_up_builds_nothing_when_it_starts_after_all(ended):
+    """Its process has asked for the run, and loads the code while the daemon gives the run up."""
+    built = []
+
+    @dg.op
+    @refuse_bad_input
+    def build(context: dg.OpExecutionContext):
+        built.append(context.run_id)
+
+    @dg.job(executor_def=dg.in_process_executor, partitions_def=dg.StaticPartitionsDefinition(["demo"]))
+    def work():
+        build()
+
+    with dg.DagsterInstance.ephemeral() as instance:
+        assert work.execute_in_process(instance=instance, partition_key="demo").success
+        run = instance.create_run_for_job(work, tags={"dagster/partition": "demo"})
+        {
+            dg.DagsterEventType.RUN_FAILURE: instance.report_run_failed,
+            dg.DagsterEventType.RUN_CANCELED: instance.report_run_canceled,
+        }[ended](run)
+        result = execute_run(InMemoryJob(work), run, instance, raise_on_error=False)
+    (message,) = (
+        event.step_failure_data.user_failure_data.description for event in result.all_events if event.is_step_failure
+    )
+    assert message.startswith("Dagster had given up this run before the step started, so nothing was built")
+    assert len(built) == 1

@@ -1,12 +1,16 @@
 """A declaration is all that an asset needs, and what contradicts itself is refused when it is read."""
 
+from pathlib import Path
+
 import dagster as dg
+import mlflow
 import pytest
 from plant import failures, metadata
 
 from assets.framework import stage as framework
+from assets.framework.configuration import InForce
 from assets.framework.refusals import refuse_bad_input
-from assets.framework.reuse import Outcome
+from assets.framework.reuse import Outcome, settings_table, shown_figure
 from assets.framework.stage import STAGES, Job, check_declarations, stage, stage_of
 from pipelines.definitions import build_defs
 from rarec.config import Settings
@@ -82,6 +86,36 @@ def test_what_is_built_once_is_reused_until_its_identity_changes(stages, plant):
     assert told(run(plant, asset, times=7, force=True))["reused"] is False
     other = told(run(plant, asset, times=8))
     assert (other["reused"], other["fingerprint"] != first["fingerprint"]) == (False, True)
+
+
+def test_the_settings_in_force_are_shown_in_dagster_and_in_mlflow(stages, plant):
+    asset = declare(stages, toy, settings=ToySettings)
+    expected = [{"setting": "times", "value": "7", "from": "run"}]
+    for reused in (False, True):
+        shown = told(run(plant, asset, times=7))
+        assert shown["reused"] is reused
+        assert [record.data for record in shown["settings in force"].records] == expected
+        assert list(shown)[-3:] == ["reused", "artifact", "fingerprint"]  # what nobody looks for first
+    client = mlflow.MlflowClient(plant.home.tracking_uri)
+    table = client.load_table(client.get_run(Path(shown["mlflow_run"]).name).info.experiment_id, "settings.json")
+    assert table.astype(str).to_dict("records") == expected
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [(0.123456, 0.1235), (0.000123456, 0.00012), (1234.56789, 1234.5679), (float("nan"), "none"), (3, 3), ("x", "x")],
+)
+def test_figures_are_shown_short(value, shown):
+    assert shown_figure(value) == shown
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [(True, "true"), ([], "none"), ([1, 2], "1, 2"), (None, "none"), ({"a": [0.5]}, "a: 0.5"), ("", "none")],
+)
+def test_settings_are_shown_in_words(value, shown):
+    (row,) = settings_table([InForce("x", value, "default")]).to_dict("records")
+    assert row["value"] == shown
 
 
 @pytest.mark.parametrize(
