@@ -33,10 +33,12 @@ def test_raserec_on_beauty_after_a_few_epochs(tmp_path):
     few = {"raserec_pretrained": {"epochs": 4}, "raserec_finetuned": {"epochs": 2}}
     report = report_of(tmp_path, "amazon-beauty", "raserec", {**few, "raserec_controls": {"controls": []}})
     figures = {(one["model"], one["split"], one["protocol"]): one["metrics"] for one in report["scores"]}
-    # What the same methods reached when they were written; see benchmarks/results/amazon-beauty.md.
+    # See benchmarks/results/amazon-beauty.md. At test, the simple methods know the validation items.
     assert figures["popularity", "test", "unmasked"]["HR@10"] == pytest.approx(0.0114, abs=0.0003)
-    assert figures["item-KNN", "test", "masked"]["NDCG@10"] == pytest.approx(0.0317, abs=0.001)
-    assert figures["transitions", "test", "masked"]["NDCG@10"] == pytest.approx(0.0545, abs=0.002)
+    assert figures["item-KNN", "test", "masked"]["NDCG@10"] == pytest.approx(0.0364, abs=0.001)
+    assert figures["EASE", "test", "masked"]["NDCG@10"] == pytest.approx(0.0387, abs=0.001)
+    assert figures["transitions", "test", "masked"]["NDCG@10"] == pytest.approx(0.0620, abs=0.002)
+    assert figures["transitions + text", "test", "masked"]["NDCG@10"] == pytest.approx(0.0736, abs=0.002)
     # The official curve has .0359 after four epochs, a quicker sketch of the same method .0390.
     assert 0.028 < figures["pre-trained", "valid", "unmasked"]["HR@10"] < 0.06
     before, after = (figures[model, "valid", "unmasked"]["NDCG@10"] for model in ("pre-trained", "fine-tuned"))
@@ -46,7 +48,12 @@ def test_raserec_on_beauty_after_a_few_epochs(tmp_path):
 def test_rella_on_ml_100k_with_few_shots(tmp_path):
     report = report_of(tmp_path, "ml-100k", "rella", {"mixed_reit_samples": {"shots": 1024}})
     auc = {(one["model"], one["split"]): one["metrics"]["AUC"]["value"] for one in report["scores"]}
-    assert auc["logistic regression on five numbers, all samples", "test"] == pytest.approx(0.7440, abs=0.002)
-    assert auc["logistic regression on nine numbers, all samples", "test"] == pytest.approx(0.7827, abs=0.003)
+    for method, known in (
+        ("logistic regression on five numbers", 0.7437),
+        ("logistic regression on nine numbers", 0.7823),
+        ("logistic regression on eleven numbers", 0.8016),
+        ("boosted trees on eleven numbers", 0.8043),
+    ):
+        assert auc[f"{method}, all samples", "test"] == pytest.approx(known, abs=0.003)
     assert 0.70 < auc["tuned on mixed, retrieved (seed 42)", "test"] < 0.79
     assert 0.6 < auc["untuned, retrieved", "test"] < 0.75
