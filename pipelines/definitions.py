@@ -55,6 +55,21 @@ def default_resources(home: Installation) -> dict[str, Any]:
     }
 
 
+def from_environment(resource: dg.ConfigurableResource[Any]) -> dg.ResourceDefinition:
+    """The resource without run configuration: the environment sets it, and the launchpad need not show its paths.
+
+    Dagster's page of resources lists its settings in words; values of `dg.EnvVar` are read when a step starts.
+    """
+    own = type(resource).model_fields
+    lines = [f"- `{name}`: {getattr(resource, name) or 'none'}" for name in own if name != "environment"]
+    description = "\n".join(
+        [str(type(resource).__doc__), "", *lines, "", "Environment variables set them; see docs/configuration.md."]
+    )
+    return dg.ResourceDefinition(
+        lambda _: resource.process_config_and_initialize(), config_schema={}, description=description
+    )
+
+
 def build_defs(home: Installation | None = None, resource_overrides: Mapping[str, Any] | None = None) -> dg.Definitions:
     """The code location for one installation; tests replace resources by name.
 
@@ -76,7 +91,7 @@ def build_defs(home: Installation | None = None, resource_overrides: Mapping[str
 
     assets = dg.map_asset_specs(bound, ASSETS)
     executor = step_executor(home, ASSETS)
-    jobs = asset_jobs(partitions, executor or dg.in_process_executor)
+    jobs = asset_jobs(partitions, lambda: usable_specs(home.datasets).specs, executor or dg.in_process_executor)
     by_name = {job.name: job for job in jobs}
     return dg.Definitions(
         assets=assets,
@@ -91,7 +106,10 @@ def build_defs(home: Installation | None = None, resource_overrides: Mapping[str
         ],
         schedules=weekly_schedules(home, declared),
         executor=executor,
-        resources={**default_resources(home), **(resource_overrides or {})},
+        resources={
+            **{name: from_environment(one) for name, one in default_resources(home).items()},
+            **(resource_overrides or {}),
+        },
     )
 
 

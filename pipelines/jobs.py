@@ -1,6 +1,7 @@
 """Jobs: which assets run together for a data set, and the operations on the models in use."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import dagster as dg
@@ -12,6 +13,7 @@ from assets.framework.lineage import TRACK_JOBS
 from assets.framework.refusals import refuse_bad_input
 from assets.framework.stage import STAGES, check_declarations
 from assets.retention import CleanConfig, clean_up
+from rarec.data.spec import DatasetSpec
 from rarec.errors import InputError
 from resources.artifacts.store import ArtifactStore
 from resources.mlflow.registry import promote_job
@@ -142,13 +144,27 @@ def trains(selection: dg.AssetSelection) -> bool:
     return bool((selection & dg.AssetSelection.assets(*training)).resolve(ASSETS))
 
 
+def launchpad(job: Job, spec: DatasetSpec) -> dict[str, Any]:
+    """Run configuration of a job for a data set: its own, and the settings that a person changes, as in force."""
+    selected = {key.to_user_string() for key in job.selection.resolve(ASSETS)}
+    ops = {}
+    for one in STAGES.values():
+        given = {name: value for asset in one.assets for name, value in job.config.get(asset, {}).items()}
+        if selected & set(one.assets) and (one.shown or given):
+            ops[one.name] = {"config": one.launchpad(spec, given)}
+    return {"ops": ops} if ops else {}
+
+
 def asset_jobs(
-    partitions: dg.StaticPartitionsDefinition, light: dg.ExecutorDefinition | None = dg.in_process_executor
+    partitions: dg.StaticPartitionsDefinition,
+    specs: Callable[[], Mapping[str, DatasetSpec]],
+    light: dg.ExecutorDefinition | None = dg.in_process_executor,
 ) -> list[Any]:
     """One job per track, `everything` except operations and sweeps, the updates, and the sweeps.
 
     Args:
         partitions: The data sets.
+        specs: Reads their declarations; one that cannot be used is left out.
         light: Executor of the jobs without a training. By default they run in one process: a process for each step
             would load the code every time, which takes longer than the step.
     """
@@ -159,13 +175,18 @@ def asset_jobs(
         "Every asset of one data set except operations on the model in use, sweeps and other libraries.",
         dg.AssetSelection.all() - dg.AssetSelection.groups(*NOT_IN_TRACKS),
     )
+
+    def configured(job: Job, dataset: str) -> dict[str, Any]:
+        spec = specs().get(dataset)
+        own = {"ops": {asset: {"config": settings} for asset, settings in job.config.items()}}
+        return launchpad(job, spec) if spec else own
+
     return [
         dg.define_asset_job(
             name,
             selection=job.selection,
-            partitions_def=partitions,
             description=job.description,
-            config={"ops": {asset: {"config": settings} for asset, settings in job.config.items()}},
+            config=dg.PartitionedConfig(partitions, run_config_for_partition_key_fn=partial(configured, job)),
             executor_def=None if trains(job.selection) else light,
         )
         for name, job in {**jobs, **cascade(), **TRIALS}.items()

@@ -21,6 +21,7 @@ def _config(request: Request[SequenceSettings]) -> dict[str, Any]:
     group="sequences",
     version="1",
     settings=SequenceSettings,
+    shown=("window_days",),
     inputs=("interactions", "item_catalog", "user_profiles"),
     kinds={"numpy"},
     config=_config,

@@ -48,17 +48,20 @@ def resolve(settings: type[S], config: EventConfig, spec: DatasetSpec, stage: st
 
     ``defaults_of`` names another stage whose defaults in the data set's file apply here too.
     """
-    values = with_defaults(_given(config), spec.overrides, stage, defaults_of)
+    given = {name: value for name, value in config.model_dump(exclude={"force"}).items() if value is not None}
+    values = with_defaults(given, spec.overrides, stage, defaults_of)
     return make_settings(settings, values, f"settings of {stage} for {spec.name}")
 
 
-def in_force(
-    settings: Settings, config: EventConfig, spec: DatasetSpec, stage: str, defaults_of: str = ""
-) -> list[InForce]:
-    """The settings that `resolve` has made, each with what set it."""
-    given, of_data_set = _given(config), with_defaults({}, spec.overrides, stage, defaults_of)
+def in_force(settings: Settings, spec: DatasetSpec, stage: str, defaults_of: str = "") -> list[InForce]:
+    """The settings that `resolve` has made, each with what set it.
+
+    A run that gives a setting the value that it has anyway, as the launchpad's text does, has not set it.
+    """
+    of_data_set = with_defaults({}, spec.overrides, stage, defaults_of)
+    before = make_settings(type(settings), of_data_set, f"settings of {stage} for {spec.name}").model_dump(mode="json")
     return [
-        InForce(name, value, "run" if name in given else "data set" if name in of_data_set else "default")
+        InForce(name, value, "run" if value != before[name] else "data set" if name in of_data_set else "default")
         for name, value in settings.model_dump(mode="json").items()
     ]
 
@@ -79,11 +82,6 @@ def make_settings(settings: type[S], values: Mapping[str, Any], where: str, also
         return settings(**values)
     except ValidationError as error:
         raise InputError(f"{where}: {refusals(error, known=(*settings.model_fields, *also))}") from error
-
-
-def _given(config: EventConfig) -> dict[str, Any]:
-    """What the run's configuration sets."""
-    return {name: value for name, value in config.model_dump(exclude={"force"}).items() if value is not None}
 
 
 def _dagster_type(annotation: Any) -> Any:

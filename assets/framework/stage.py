@@ -27,6 +27,7 @@ from assets.framework.configuration import (
     make_settings,
     resolve,
     run_configuration,
+    with_defaults,
 )
 from assets.framework.lineage import upstream
 from assets.framework.refusals import refuse_bad_input
@@ -159,6 +160,7 @@ class Stage(Generic[S]):
     """A declaration, which decorates the function that builds: ``function(job: Job) -> Outcome``.
 
     Attributes:
+        shown: settings that a person changes, which the launchpad shows with the data set's values.
         inputs: assets that are opened upstream; they are dependencies and, unless ``versions`` says otherwise, part of
             the identity.
         after: further dependencies, such as those read through a registry.
@@ -185,6 +187,7 @@ class Stage(Generic[S]):
     version: str
     kinds: Collection[str]
     settings: type[S] = Settings  # type: ignore[assignment]
+    shown: Sequence[str] = ()
     inputs: Sequence[str] = ()
     after: Sequence[str] = ()
     name: str = ""
@@ -224,6 +227,14 @@ class Stage(Generic[S]):
         """The assets that it materialises."""
         return tuple(self.parts or (self.name,))
 
+    def launchpad(self, spec: DatasetSpec, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Run configuration of this stage as the launchpad shows it: ``shown`` as in force for a data set, and what is
+        ``given``.
+        """
+        values = with_defaults(given, spec.overrides, self.name, self.defaults_of)
+        settings = make_settings(self.settings, values, f"settings of {self.name} for {spec.name}")
+        return {**settings.model_dump(mode="json", include=set(self.shown)), **given}
+
     def _check(self, function: Callable[..., Any]) -> None:
         faults = [message for wrong, message in self._contradictions(function) if wrong]
         if faults:
@@ -238,6 +249,8 @@ class Stage(Generic[S]):
             yield True, f"fingerprints= names {name}, which is not among its inputs"
         for name in sorted(set(self.fingerprints) & set(self.inputs)):
             yield True, f"fingerprints= would replace the data version of {name}; give it another name"
+        for name in sorted(set(self.shown) - set(self.settings.model_fields)):
+            yield True, f"shown= names {name}, which is none of its settings"
         for name in sorted(set(self.inputs) & set(self.after)):
             yield True, f"{name} is in inputs= and after="
         yield "force" in self.settings.model_fields, "its settings have a field `force`, which every artifact's run has"
@@ -320,7 +333,7 @@ class Stage(Generic[S]):
             workspace=workspace,
             force=getattr(given, "force", False),
             registered=registered,
-            in_force=in_force(settings, given, spec, self.name, self.defaults_of),
+            in_force=in_force(settings, spec, self.name, self.defaults_of),
         )
         return replace(request, prepared=self.prepare(request)) if self.prepare else request
 

@@ -25,6 +25,7 @@ TOP_N = 50
     track="raserec",
     version="1",
     settings=PeerRankingSettings,
+    shown=("models", "factors", "epochs"),
     inputs=("user_sequences",),
     kinds={"pytorch", "pytorchlightning"},
     trains=True,

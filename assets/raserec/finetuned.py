@@ -51,6 +51,7 @@ def refuse_controls(request: Request[FinetuneSettings]) -> None:
     group="recommender",
     version="3",
     settings=FinetuneSettings,
+    shown=("epochs", "learning_rate", "memories", "alpha", "beta", "seed"),
     inputs=("user_sequences", "item_catalog", "raserec_pretrained", "memory_bank"),
     versions=_versions,
     fingerprints={"encoder": "raserec_pretrained"},

@@ -39,6 +39,7 @@ def _model(request: Request[RecommendSettings]) -> _Model:
     group="recommender",
     version="4",
     settings=RecommendSettings,
+    shown=("top_n", "exclude_seen"),
     after=("interactions", *ARTIFACTS, "raserec_champion"),
     prepare=_model,
     versions=lambda request: request.prepared.artifacts,

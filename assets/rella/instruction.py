@@ -45,6 +45,7 @@ def retrieval_enhanced_samples(job: Job[Settings]) -> Outcome:
     group="instruction",
     version="1",
     settings=TrainingSampleSettings,
+    shown=("shots", "modes", "seeds"),
     inputs=("ctr_samples", "retrieval_enhanced_samples"),
     kinds={"numpy"},
 )

@@ -51,6 +51,7 @@ def _tuning(request: Request[TuningSettings]) -> TuningSettings:
     group="language",
     version="2",
     settings=TuningSettings,
+    shown=("epochs", "learning_rate", "rank"),
     inputs=(*PROMPTS, "semantic_item_vectors", "item_catalog", "user_profiles", "mixed_reit_samples"),
     # An adapter fits one language model, so that model's identity is part of the adapter's, not only its content.
     fingerprints={"base": "base_language_model"},

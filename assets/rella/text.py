@@ -60,6 +60,7 @@ def ctr_samples(job: Job[CtrSettings]) -> Outcome:
     group="text",
     version="1",
     settings=TextSettings,
+    shown=("behaviours",),
     inputs=("interactions", "item_catalog", "user_profiles", "ctr_samples"),
     kinds={"parquet", "numpy"},
     extras=lambda request: {"template": request.template.model_dump(mode="json")},

@@ -69,7 +69,7 @@ class Growing:
     @property
     def registry(self) -> ModelRegistry:
         """Of the track's models."""
-        return self.plant.defs.resources["tracking"].registry("raserec", "own")
+        return self.plant.tracking.registry("raserec", "own")
 
     def folder(self, asset: str, fingerprint: str) -> Path:
         """Where an artifact lies."""

@@ -18,7 +18,7 @@ import dagster as dg
 from golden import check_keys
 
 import assets.data.clean
-from pipelines.definitions import build_defs
+from pipelines.definitions import build_defs, default_resources
 from rarec.data.spec import DatasetSpec
 from resources.artifacts.identity import fingerprint
 from resources.artifacts.store import Artifact, ArtifactStore
@@ -64,6 +64,7 @@ class Plant:
         self.instance = instance
         self.defs = build_defs(self.home)
         self.store = ArtifactStore(root=self.home.artifacts, cache=str(self.home.cache))
+        self.tracking = default_resources(self.home)["tracking"]
 
     def copy(self, root: Path, instance: dg.DagsterInstance, **datasets: str) -> "Plant":
         """The same installation elsewhere: artifacts, MLflow, and in ``instance`` every materialisation so far."""

@@ -95,11 +95,21 @@ def test_resources_follow_the_environment_and_can_be_replaced(tmp_path):
         {"RAREC_HOME": str(tmp_path), "RAREC_NPROC": "2", "RAREC_THREADS": "1", "RAREC_ARTIFACTS": "memory://store"}
     )
     tracking = MlflowTracking(tracking_uri="sqlite:///x.db", ui_url="http://ui", artifact_root="")
+    resources = default_resources(home)
+    assert (resources["launcher"].nproc, resources["launcher"].threads_per_process) == (2, 1)
+    assert resources["store"].root == "memory://store"
+    assert resources["workspace"].data == str(tmp_path.resolve() / "data")
     defs = build_defs(home, {"tracking": tracking})
-    assert (defs.resources["launcher"].nproc, defs.resources["launcher"].threads_per_process) == (2, 1)
-    assert defs.resources["store"].root == "memory://store"
-    assert defs.resources["workspace"].data == str(tmp_path.resolve() / "data")
     assert defs.resources["tracking"] is tracking
+    assert "- `nproc`: 2" in defs.resources["launcher"].description.splitlines()
+
+
+def test_the_launchpad_has_no_paths_of_the_machine(tmp_path):
+    """Where things are is a matter of the environment; a run's configuration says what is computed."""
+    defs = build_defs(installation(tmp_path))
+    for job in defs.resolve_all_job_defs():
+        shown = job.run_config_schema.run_config_schema_type.fields["resources"].default_value
+        assert not [name for name, one in shown.items() if one.get("config")], job.name
 
 
 def test_the_code_location_loads_no_library_that_it_does_not_use_yet(tmp_path):

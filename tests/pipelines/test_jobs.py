@@ -1,10 +1,12 @@
 """Jobs: which assets run together, and what is done by hand."""
 
 import dagster as dg
-from installations import installation
+from installations import OWN, installation
 from plant import failures
 
-from pipelines.definitions import build_defs
+from assets.framework.configuration import make_settings, with_defaults
+from assets.framework.stage import STAGES
+from pipelines.definitions import build_defs, usable_specs
 from pipelines.jobs import TRACK_JOBS, cascade, dataset_partitions
 
 
@@ -29,6 +31,36 @@ def test_jobs_cover_their_groups(tmp_path):
         expected = {key for key in everything if graph.get(key).group_name in groups[track]}
         expected = {key for key in expected if graph.get(key).tags["track"] in (track, "both")}
         assert keys == expected | {dg.AssetKey(reports[track])}
+
+
+def test_the_launchpad_shows_what_a_person_changes_as_in_force_for_the_data_set(tmp_path):
+    home = installation(tmp_path, OWN)
+    defs = build_defs(home)
+
+    def shown(job, dataset):
+        return defs.resolve_job_def(job).partitioned_config.get_run_config_for_partition_key(dataset)["ops"]
+
+    for dataset, spec in usable_specs(home.datasets).specs.items():
+        for job in ("raserec", "rella", "finetune", "pretrain", "sweep"):
+            for step, config in shown(job, dataset).items():
+                stage = STAGES[step]
+                given = cascade()[job].config.get(step, {}) if job in cascade() else {}
+                usual = make_settings(stage.settings, with_defaults(given, spec.overrides, step, stage.defaults_of), "")
+                assert config["config"] == usual.model_dump(mode="json", include=set(config["config"]))
+    assert shown("rella", "ml-100k")["lora_checkpoint"]["config"]["learning_rate"] == 0.003  # the data set's
+    assert shown("pretrain", "demo")["user_sequences"]["config"] == {"window_days": 7}  # the job's
+    assert shown("refresh", "demo")["raserec_candidate"]["config"] == {"source": "refreshed"}
+
+
+def test_the_launchpad_follows_the_file_of_the_data_set(tmp_path):
+    home = installation(tmp_path, OWN)
+    job = build_defs(home).resolve_job_def("raserec")
+    (file,) = home.datasets.glob("own.toml")
+    file.write_text(file.read_text() + "\n[overrides.raserec_pretrained]\nepochs = 3\n")
+    now = job.partitioned_config.get_run_config_for_partition_key("own")["ops"]
+    assert now["raserec_pretrained"]["config"]["epochs"] == 3
+    file.write_text("nothing = [")
+    assert job.partitioned_config.get_run_config_for_partition_key("own") == {"ops": {}}  # its run tells why
 
 
 def test_jobs_without_a_training_load_the_code_once(tmp_path):

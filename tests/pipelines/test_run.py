@@ -7,7 +7,7 @@ import dagster as dg
 import pytest
 from places import ROOT
 
-from pipelines.definitions import build_defs
+from pipelines.definitions import build_defs, default_resources
 from pipelines.jobs import cascade
 from pipelines.run import _prepare, main
 from rarec.errors import InputError
@@ -108,17 +108,17 @@ def test_wrong_settings_of_jobs_of_one_step_are_told(track, config, message):
 def planted(tmp_path, monkeypatch):
     """The code location of this test's home, where two versions of demo's model were champion, and an old artifact."""
     home = Installation.from_environment()
-    defs = build_defs(home)
-    monkeypatch.setattr("pipelines.definitions.defs", defs)
-    registry = defs.resources["tracking"].registry("raserec", "demo")
+    monkeypatch.setattr("pipelines.definitions.defs", build_defs(home))
+    resources = default_resources(home)
+    registry = resources["tracking"].registry("raserec", "demo")
     registry._client.create_registered_model(registry.name)
     for _ in range(2):
         registry._client.create_model_version(registry.name, "here", tags={"rarec.artifacts": "{}"})
         registry.promote(registry.versions()[-1])
     made_of = {"inputs": {}, "config": {}, "code_version": "1"}
-    with defs.resources["store"].write("memory_bank", "demo", BANK, **made_of) as draft:
+    with resources["store"].write("memory_bank", "demo", BANK, **made_of) as draft:
         (draft.path / "bank.npy").write_bytes(b"1")
-    return defs, registry
+    return resources["store"], registry
 
 
 def test_a_rollback_tells_what_serves_now_and_a_second_one_fails_in_one_line(planted, capsys):
@@ -137,7 +137,7 @@ def test_a_rollback_tells_what_serves_now_and_a_second_one_fails_in_one_line(pla
 
 
 def test_clean_tells_its_verdicts_first_and_deletes_when_told(planted, capsys):
-    defs, _ = planted
+    store, _ = planted
     for dry_run, word, left in (("true", "would go", 1), ("false", "gone", 0)):
         main("ml-100k", "clean", f'{{"clean_up": {{"days": 1e-9, "dry_run": {dry_run}}}}}')
         lines = capsys.readouterr().out.splitlines()
@@ -146,7 +146,7 @@ def test_clean_tells_its_verdicts_first_and_deletes_when_told(planted, capsys):
         assert lines[start + 2] == f"memory_bank/demo/{BANK}  0.0  {word}"
         assert f"clean_up: {word}: 1, MiB: 0.0, kept: 0" in lines
         assert any(line.startswith("all data sets clean: done in ") for line in lines)
-        assert len(list(defs.resources["store"].manifests())) == left
+        assert len(list(store.manifests())) == left
 
 
 def test_make_help_lists_all_that_track_may_be(tmp_path):

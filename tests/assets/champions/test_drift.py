@@ -49,7 +49,7 @@ def test_the_sensor_asks_once_for_what_the_newest_report_asks_for(refreshed):
     sensor = plant.defs.get_repository_def().get_sensor_def("follow_drift")
 
     def tick(cursor=None):
-        resources = {"tracking": plant.defs.resources["tracking"]}
+        resources = {"tracking": plant.tracking}
         context = dg.build_sensor_context(plant.instance, cursor, definitions=plant.defs, resources=resources)
         return sensor.evaluate_tick(context)
 

@@ -67,7 +67,7 @@ def promote(plant, **config):
 
 
 def registry(plant):
-    return plant.defs.resources["tracking"].registry("rella", "own")
+    return plant.tracking.registry("rella", "own")
 
 
 def answers(plant, result):
@@ -146,7 +146,7 @@ def test_drift_is_measured_on_what_came_since(plant, promoted, grow, real_worker
             dg.build_sensor_context(
                 instance=plant.instance,
                 definitions=plant.defs,
-                resources={"tracking": plant.defs.resources["tracking"]},
+                resources={"tracking": plant.tracking},
             )
         )
         .run_requests

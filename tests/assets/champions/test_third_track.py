@@ -135,7 +135,7 @@ def guess(run, number):
 
 
 def champion(plant):
-    return plant.defs.resources["tracking"].registry("toy", "tiny").champion()
+    return plant.tracking.registry("toy", "tiny").champion()
 
 
 def test_the_track_is_promoted_measured_and_taken_back(plant, run):

@@ -38,9 +38,12 @@ def test_settings_come_from_run_then_data_set_then_field(plant):
     assert settings.epochs == 7  # the run's
     assert settings.dim == 8  # the data set's
     assert settings.patience == 10  # the field's
-    told = {one.setting: one for one in in_force(settings, configuration(epochs=7), spec, "raserec_pretrained")}
+    told = {one.setting: one for one in in_force(settings, spec, "raserec_pretrained")}
     assert [told[name].source for name in ("epochs", "dim", "patience")] == ["run", "data set", "default"]
     assert [told[name].value for name in ("epochs", "dim", "patience")] == [7, 8, 10]
     assert set(told) == set(PretrainSettings.model_fields)
+    as_shown = resolve(PretrainSettings, configuration(epochs=2, patience=10), spec, "raserec_pretrained")
+    told = {one.setting: one.source for one in in_force(as_shown, spec, "raserec_pretrained")}
+    assert (told["epochs"], told["patience"]) == ("data set", "default")  # the launchpad's text changes nothing
     assert resolve(PretrainSettings, configuration(), spec, "raserec_pretrained").epochs == 2
     assert resolve(FinetuneSettings, StageConfig(), spec, "raserec_finetuned").memories == 5
