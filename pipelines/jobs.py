@@ -9,6 +9,7 @@ from pydantic import Field
 
 import assets
 from assets.champions.track import CHAMPION_TRACKS
+from assets.framework.configuration import make_settings, with_defaults
 from assets.framework.lineage import TRACK_JOBS
 from assets.framework.refusals import refuse_bad_input
 from assets.framework.stage import STAGES, check_declarations
@@ -151,7 +152,9 @@ def launchpad(job: Job, spec: DatasetSpec) -> dict[str, Any]:
     for one in STAGES.values():
         given = {name: value for asset in one.assets for name, value in job.config.get(asset, {}).items()}
         if selected & set(one.assets) and (one.shown or given):
-            ops[one.name] = {"config": one.launchpad(spec, given)}
+            values = with_defaults(given, spec.overrides, one.name, one.defaults_of)
+            settings = make_settings(one.settings, values, f"settings of {one.name} for {spec.name}")
+            ops[one.name] = {"config": {**settings.model_dump(mode="json", include=set(one.shown)), **given}}
     return {"ops": ops} if ops else {}
 
 

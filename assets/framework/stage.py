@@ -27,7 +27,6 @@ from assets.framework.configuration import (
     make_settings,
     resolve,
     run_configuration,
-    with_defaults,
 )
 from assets.framework.lineage import upstream
 from assets.framework.refusals import refuse_bad_input
@@ -226,14 +225,6 @@ class Stage(Generic[S]):
     def assets(self) -> tuple[str, ...]:
         """The assets that it materialises."""
         return tuple(self.parts or (self.name,))
-
-    def launchpad(self, spec: DatasetSpec, given: Mapping[str, Any]) -> dict[str, Any]:
-        """Run configuration of this stage as the launchpad shows it: ``shown`` as in force for a data set, and what is
-        ``given``.
-        """
-        values = with_defaults(given, spec.overrides, self.name, self.defaults_of)
-        settings = make_settings(self.settings, values, f"settings of {self.name} for {spec.name}")
-        return {**settings.model_dump(mode="json", include=set(self.shown)), **given}
 
     def _check(self, function: Callable[..., Any]) -> None:
         faults = [message for wrong, message in self._contradictions(function) if wrong]

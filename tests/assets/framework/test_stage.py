@@ -90,9 +90,9 @@ def test_what_is_built_once_is_reused_until_its_identity_changes(stages, plant):
 
 def test_the_settings_in_force_are_shown_in_dagster_and_in_mlflow(stages, plant):
     asset = declare(stages, toy, settings=ToySettings)
-    expected = [{"setting": "times", "value": "7", "from": "run"}]
+    expected = [{"setting": "times", "value": "9", "from": "run"}]
     for reused in (False, True):
-        shown = told(run(plant, asset, times=7))
+        shown = told(run(plant, asset, times=9))
         assert shown["reused"] is reused
         assert [record.data for record in shown["settings in force"].records] == expected
         assert list(shown)[-3:] == ["reused", "artifact", "fingerprint"]  # what nobody looks for first
