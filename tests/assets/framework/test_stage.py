@@ -96,8 +96,8 @@ def test_the_settings_in_force_are_shown_in_dagster_and_in_mlflow(stages, plant)
         assert shown["reused"] is reused
         assert [record.data for record in shown["settings in force"].records] == expected
         assert list(shown)[-3:] == ["reused", "artifact", "fingerprint"]  # what nobody looks for first
-    client = mlflow.MlflowClient(plant.home.tracking_uri)
-    table = client.load_table(client.get_run(Path(shown["mlflow_run"]).name).info.experiment_id, "settings.json")
+    client, run_id = mlflow.MlflowClient(plant.home.tracking_uri), Path(shown["mlflow_run"]).name
+    table = client.load_table(client.get_run(run_id).info.experiment_id, "settings.json", [run_id])
     assert table.astype(str).to_dict("records") == expected
 
 
