@@ -7,6 +7,10 @@ import subprocess
 import sys
 import time
 import uuid
+from collections.abc import Mapping
+from types import MappingProxyType
+
+import requests
 
 from pipelines.dagster_home import prepare_dagster_home
 from rarec.errors import InputError
@@ -28,6 +32,7 @@ def main() -> None:
     os.environ |= {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     # Hides notices that MLflow's server and its libraries address to their developers.
     os.environ |= {"MLFLOW_LOGGING_LEVEL": "WARNING", "PYTHONWARNINGS": "ignore:starlette"}
+    pages = {f"Dagster at {installation.dagster_ui}": f"http://{LOOPBACK}:{installation.dagster_port}"}
     commands = [
         [
             *("dagster", "dev", "-w", "workspace.yaml", "--log-level", "warning"),
@@ -36,6 +41,7 @@ def main() -> None:
     ]
     external = installation.tracking_uri.startswith(("http://", "https://"))
     if not external:
+        pages[f"MLflow at {installation.mlflow_ui}"] = f"http://{LOOPBACK}:{installation.mlflow_port}"
         installation.mlflow.mkdir(parents=True, exist_ok=True)
         commands.append(
             [
@@ -45,14 +51,19 @@ def main() -> None:
                 *("--host", LOOPBACK, "--port", str(installation.mlflow_port), "--uvicorn-opts", "--log-level warning"),
             ]
         )
-    print(f"Dagster: {installation.dagster_ui}   MLflow: {installation.mlflow_ui}")
-    print("They are ready within half a minute on two cores. Ctrl-C stops both.", flush=True)
-    run_together(commands)
+    if external:
+        print(f"MLflow at {installation.mlflow_ui} is a server of its own.")
+    print(f"Starting {' and '.join(pages)}. Ctrl-C stops what was started here.", flush=True)
+    run_together(commands, pages)
 
 
-def run_together(commands: list[list[str]]) -> None:
+def run_together(commands: list[list[str]], pages: Mapping[str, str] = MappingProxyType({})) -> None:
     """Run Python modules (name and arguments) until one exits or this process is stopped; then stop all of them, with
     every process they started.
+
+    Args:
+        commands: The modules.
+        pages: What is told when an address answers, and the address.
     """
     launch_id = uuid.uuid4().hex
     for number in (signal.SIGINT, signal.SIGTERM):  # a shell that starts us in the background makes us ignore Ctrl-C
@@ -65,8 +76,12 @@ def run_together(commands: list[list[str]]) -> None:
             subprocess.Popen([sys.executable, "-W", "ignore", "-m", *command], env=environment, start_new_session=True)
             for command in commands
         )
+        started, waited_for = time.monotonic(), dict(pages)
         while all(process.poll() is None for process in processes):
             time.sleep(0.2)
+            for page in [page for page, address in waited_for.items() if _answers(address)]:
+                del waited_for[page]
+                print(f"{page} is ready after {time.monotonic() - started:.0f} s.", flush=True)
         ended = next(i for i, process in enumerate(processes) if process.poll() is not None)
         raise SystemExit(f"error: {' '.join(commands[ended][:2])} exited with code {processes[ended].poll()}")
     except KeyboardInterrupt:
@@ -79,6 +94,13 @@ def run_together(commands: list[list[str]]) -> None:
         while any(process.poll() is None for process in processes) and time.monotonic() < deadline:
             time.sleep(0.1)
         end_processes(launch_id, GRACE_S)
+
+
+def _answers(address: str) -> bool:
+    try:
+        return requests.get(address, timeout=1).ok
+    except requests.RequestException:
+        return False
 
 
 def require_free(variable: str, port: int) -> None:

@@ -1,6 +1,7 @@
 """`make ui`: two servers on the loopback interface that end together."""
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -24,9 +25,13 @@ def test_the_pages_are_served_on_the_loopback_interface_alone(tmp_path, monkeypa
     own = {"RAREC_HOME": str(tmp_path), "DAGSTER_HOME": str(tmp_path), "MLFLOW_TRACKING_URI": ""}
     monkeypatch.setattr(os, "environ", {**os.environ, **own, "DAGSTER_PORT": ports[0], "MLFLOW_PORT": ports[1]})
     started = []
-    monkeypatch.setattr(ui, "run_together", started.extend)
+    monkeypatch.setattr(ui, "run_together", lambda commands, pages: started.extend((*commands, pages)))
     ui.main()
-    dagster, mlflow = started
+    dagster, mlflow, pages = started
+    assert pages == {
+        f"{name} at http://127.0.0.1:{port}": f"http://127.0.0.1:{port}"
+        for name, port in zip(("Dagster", "MLflow"), ports, strict=True)
+    }
     assert int(os.environ["DAGSTER_GRPC_TIMEOUT_SECONDS"]) >= 300  # beside a training, a minute is short
     assert dagster[dagster.index("-h") + 1 : dagster.index("-p") + 2] == ["127.0.0.1", "-p", ports[0]]
     assert mlflow[mlflow.index("--host") + 1 : mlflow.index("--port") + 2] == ["127.0.0.1", "--port", ports[1]]
@@ -35,7 +40,8 @@ def test_the_pages_are_served_on_the_loopback_interface_alone(tmp_path, monkeypa
 SERVE = """
 import sys
 from pipelines.ui import run_together
-run_together([[module] for module in sys.argv[1:]])
+pages = dict(one.split("=") for one in sys.argv if "=" in one)
+run_together([[one] for one in sys.argv[1:] if "=" not in one], pages)
 """
 
 
@@ -88,6 +94,21 @@ def test_pages_end_when_one_of_them_fails(servers, tmp_path):
     assert process.returncode == 1
     assert "error: fails exited with code 3" in err
     assert not any(map(lives, grandchildren(tmp_path)))
+
+
+def test_each_page_is_told_when_it_answers(servers, tmp_path):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    (tmp_path / "serves.py").write_text(
+        "import http.server, time\ntime.sleep(1)\n"
+        f"http.server.test(http.server.SimpleHTTPRequestHandler, port={port}, bind='127.0.0.1')\n"
+    )
+    process = servers("waits", "serves", f"Page=http://127.0.0.1:{port}")
+    told = next(line for line in process.stdout if line.startswith("Page"))
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    assert re.fullmatch(r"Page is ready after \d+ s\.\n", told)
 
 
 def test_a_port_in_use_is_named_with_its_variable(monkeypatch):
