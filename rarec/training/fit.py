@@ -28,6 +28,7 @@ from rarec.training.engine import (
 )
 from rarec.training.engine_settings import EngineSettings
 from rarec.training.out_of_memory import explain_out_of_memory
+from rarec.training.pace import Pace
 from rarec.training.progress import ReportProgress
 
 HISTORY = "history.json"
@@ -181,15 +182,15 @@ class _Loop:
         self._began = time.perf_counter() - self.state.seconds
         self._saved_at = time.perf_counter()
         self._look_at = 0  # step of the epoch at which to check again whether a checkpoint is due
+        self._pace = Pace()
 
     def run(self) -> None:
         """Train, epoch by epoch."""
         history, choice, epochs = self.state.history, self.objective.choice, self.settings.epochs
         for epoch in range(len(history), epochs):
-            if history and len(history) - 1 - best_epoch(history, choice) >= self.settings.patience:
+            if self._soonest_end() <= epoch:
                 break
             record = self._train_epoch(epoch)
-            train_seconds = record["train_seconds"]
             clock = time.perf_counter()
             record |= from_rank_0(self.objective.validate())
             return_freed_memory()
@@ -202,8 +203,8 @@ class _Loop:
                 stage=self.stage,
                 epoch=epoch + 1,
                 epochs=epochs,
-                eta_s=(train_seconds + record["validation_seconds"]) * (epochs - epoch - 1),
                 force=True,
+                **self._eta(epoch + 1, 0.0, record["train_seconds"] + record["validation_seconds"]),
                 **{k: v for k, v in record.items() if k != "epoch"},
             )
 
@@ -224,6 +225,23 @@ class _Loop:
             "ranks": ranks,
         }
 
+    def _soonest_end(self) -> int:
+        """Epochs after which training stops if no further one is better."""
+        history = self.state.history
+        best = best_epoch(history, self.objective.choice) if history else 0
+        return min(best + 1 + self.settings.patience, self.settings.epochs)
+
+    def _eta(self, epochs_done: int, rest: float, epoch_s: float) -> dict[str, float]:
+        """Seconds to the end, with every epoch and if no further one is better.
+
+        Args:
+            epochs_done: Epochs that are done, or will be after ``rest`` seconds.
+            rest: Seconds of the present epoch that are left.
+            epoch_s: Seconds of each further epoch.
+        """
+        ends = {"eta_s": self.settings.epochs, "soonest_s": max(self._soonest_end(), epochs_done)}
+        return {name: rest + epoch_s * (end - epochs_done) for name, end in ends.items()}
+
     def _train_epoch(self, epoch: int) -> dict[str, float]:
         state, settings = self.state, self.settings
         clock = looked_at = time.perf_counter()
@@ -235,6 +253,8 @@ class _Loop:
             self.objective.restore_random_state(self._random)
         sums = {name: torch.tensor(values[rank()]) for name, values in state.sums.items()}
         first, seen = state.step, state.seen
+        self._pace.restart(first, clock)
+        validation_s = state.history[-1]["validation_seconds"] if state.history else 0.0
         for step, (pieces, samples) in enumerate(self.objective.batches(first), start=first + 1):
             rate = settings.rate(epoch, step - 1, steps)
             for group in self.engine.optimizer.param_groups:
@@ -248,10 +268,11 @@ class _Loop:
                 looked_at = now
                 self._look(float(sums["loss"]) * world_size() / seen, epoch, step, steps)
                 elapsed = now - clock
+                pace = self._pace.look(step, now) or 0.0
                 self.report(
                     stage=self.stage, epoch=epoch + 1, epochs=settings.epochs, step=step, steps=steps,
                     loss=float(sums["loss"]) * world_size() / seen, learning_rate=rate,
-                    eta_s=elapsed / (step - first) * (steps * (settings.epochs - epoch) - step),
+                    **self._eta(epoch + 1, pace * (steps - step) + validation_s, pace * steps + validation_s),
                     **{f"{self.unit}_per_s": (seen - state.seen) / elapsed},
                 )  # fmt: skip
             if step < steps and self._is_due(step, (now - clock) / (step - first)):

@@ -24,6 +24,7 @@ import psutil
 from rarec.errors import InputError
 from rarec.training.gpu import gpu_figures
 from rarec.training.job import J, Place, read_job
+from rarec.training.pace import Pace
 from rarec.training.worker.worker_files import Heartbeat, clear_signs, leave_error, log_file, stacks_file
 
 LAUNCHER_PID = "RAREC_LAUNCHER_PID"  # set by the process that starts the worker, with which the worker ends
@@ -62,9 +63,10 @@ class Progress:
     step: int | None = None
     steps: int | None = None
     loss: float | None = None
-    eta_s: float | None = None  # seconds to the end of the stage
+    eta_s: float | None = None  # seconds to the end of the stage, with every epoch
     metrics: dict[str, float] = field(default_factory=dict)
     unit: str = "step"  # what a step is called
+    soonest_s: float | None = None  # `eta_s` if no further epoch is better
 
     def line(self) -> str:
         """One line for a terminal."""
@@ -75,9 +77,18 @@ class Progress:
         if self.loss is not None:
             parts.append(f"loss {self.loss:.4f}")
         parts.extend(f"{n} {v:,.0f}" if abs(v) >= 1000 else f"{n} {v:.4g}" for n, v in self.metrics.items())
-        if self.eta_s is not None:
-            parts.append(f"ETA {duration(self.eta_s)}")
+        if self.eta is not None:
+            parts.append(f"ETA {self.eta}")
         return "  ".join(parts)
+
+    @property
+    def eta(self) -> str | None:
+        """When the stage ends, in words; from the soonest to the latest end."""
+        if self.eta_s is None:
+            return None
+        latest = duration(self.eta_s)
+        soonest = latest if self.soonest_s is None else duration(self.soonest_s)
+        return latest if soonest == latest else f"{soonest} to {latest}"
 
 
 def duration(seconds: float) -> str:
@@ -103,7 +114,8 @@ class ProgressReporter:
         self._send: Callable[[Progress], None] | None = None
         self._opened = time.monotonic()
         self._sent_at = -float("inf")
-        self._stage: tuple[str, int, float] | None = None  # name, first step seen, when
+        self._stage = ""
+        self._pace = Pace()
 
     def __enter__(self) -> "ProgressReporter":
         if launched_rank() == 0:
@@ -124,6 +136,7 @@ class ProgressReporter:
         steps: int | None = None,
         loss: float | None = None,
         eta_s: float | None = None,
+        soonest_s: float | None = None,
         force: bool = False,
         unit: str = "step",
         **metrics: float,
@@ -132,8 +145,8 @@ class ProgressReporter:
 
         Force the last report before long work, such as the end of an epoch: it counts as a sign of life at once.
 
-        Without `eta_s`, the time to the end of the stage is estimated from the pace since its first report. The
-        training loop of every rank must report: a rank that is silent for the launcher's `heartbeat_s` seconds counts
+        Without `eta_s`, the time to the end of the stage is estimated from the pace of the last minute. The training
+        loop of every rank must report: a rank that is silent for the launcher's `heartbeat_s` seconds counts
         as hung.
         """
         if self._heartbeat is not None and (force or self._heartbeat.is_due()):
@@ -141,12 +154,14 @@ class ProgressReporter:
         if self._send is None:
             return
         now = time.monotonic()
-        if step is not None and (self._stage is None or self._stage[0] != stage):
-            self._stage = (stage, step, now)
+        if step is not None and self._stage != stage:
+            self._stage = stage
+            self._pace.restart(step, now)
         if not force and now - self._sent_at < max(self._interval_s, REPORT_SHARE * (now - self._opened)):
             return
         if eta_s is None and step is not None and steps is not None:
-            eta_s = self._estimate(step, steps, now)
+            pace = self._pace.look(step, now)
+            eta_s = None if pace is None else pace * (steps - step)
         self._sent_at = now
         self._send(
             Progress(
@@ -157,16 +172,11 @@ class ProgressReporter:
                 steps=steps,
                 loss=None if loss is None else float(loss),
                 eta_s=eta_s,
+                soonest_s=soonest_s,
                 metrics={name: float(value) for name, value in metrics.items()} | gpu_figures(),
                 unit=unit,
             )
         )
-
-    def _estimate(self, step: int, steps: int, now: float) -> float | None:
-        if self._stage is None or step <= self._stage[1]:
-            return None
-        _, first_step, since = self._stage
-        return (steps - step) * (now - since) / (step - first_step)
 
     def _open_pipes(self) -> Callable[[Progress], None]:
         from dagster_pipes import open_dagster_pipes  # workers also run without Dagster

@@ -14,7 +14,7 @@ from pydantic import Field
 from rarec.errors import InputError
 from rarec.training.engine_settings import EngineSettings
 from rarec.training.job import Place, WorkerJob, write_job
-from rarec.training.progress import Progress, duration, progress_log
+from rarec.training.progress import Progress, progress_log
 from rarec.training.worker.node import Assignment
 from rarec.training.worker.worker_files import clear_signs, stacks_file
 from resources.machines import Machines, read_hostfile
@@ -301,7 +301,7 @@ class _ProgressRelay:
             "step": progress.step,
             "steps": progress.steps,
             "loss": progress.loss,
-            "ETA": None if progress.eta_s is None else duration(progress.eta_s),
+            "ETA": progress.eta,
             **progress.metrics,
         }
         # JSON has no NaN or infinity, so they are shown as text.

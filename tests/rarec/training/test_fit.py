@@ -37,7 +37,13 @@ def test_early_stopping_and_best_weights(tmp_path, figures, patience, epochs, ru
     assert [(r["epoch"], r["epochs"], r[CHOICE]) for r in ends] == [
         (e + 1, epochs, figures[e]) for e in range(run_epochs)
     ]
-    assert all(r["stage"] == "test stage" and r["eta_s"] >= 0 for r in reports)
+    assert all(r["stage"] == "test stage" and r["eta_s"] >= r["soonest_s"] >= 0 for r in reports)
+    assert ends[-1]["soonest_s"] == 0
+    if run_epochs > 1 and epochs > 1 + patience:
+        took = summary["history"][0]
+        epoch_s = took["train_seconds"] + took["validation_seconds"]
+        assert ends[0]["eta_s"] == pytest.approx(epoch_s * (epochs - 1))
+        assert ends[0]["soonest_s"] == pytest.approx(epoch_s * patience)
 
 
 @pytest.mark.parametrize("schedule", ["constant", "linear"])

@@ -48,7 +48,20 @@ def test_reports_are_throttled_unless_forced(sent, clock):
     assert [message.step for message in sent] == [0, 45, 95]
 
 
-def test_eta_follows_the_pace_since_the_first_report_of_the_stage(sent, clock):
+def test_the_soonest_and_the_latest_end_are_told():
+    assert Progress("train", eta_s=600.0, soonest_s=60.0).line() == "train  ETA 1 min 00 s to 10 min 00 s"
+    assert Progress("train", eta_s=60.0, soonest_s=60.0).line() == "train  ETA 1 min 00 s"
+
+
+def test_eta_forgets_how_slow_it_was_before_the_last_minute(sent, clock):
+    with ProgressReporter() as reporter:
+        for step, seconds in ((0, 0), (1, 300), (31, 30), (61, 30), (91, 30)):
+            clock.now += seconds
+            reporter.report(stage="a", step=step, steps=121, force=True)
+    assert [message.eta_s for message in sent[1:]] == [300 * 120, pytest.approx(330 / 31 * 90), 60, 30]
+
+
+def test_eta_follows_the_pace_of_the_stage(sent, clock):
     with ProgressReporter() as reporter:
         reporter.report(stage="a", step=40, steps=100, force=True)  # resumed: the first 40 steps took no time here
         clock.now += 10
