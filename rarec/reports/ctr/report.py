@@ -28,7 +28,7 @@ from rarec.reports.ctr.records import (
     SeedSummary,
     Similarity,
 )
-from rarec.reports.ctr.tables import ctr_cards, ctr_markdown_tables, ctr_tables, ctr_text_tables, summary
+from rarec.reports.ctr.tables import below_chance, ctr_cards, ctr_markdown_tables, ctr_tables, ctr_text_tables, summary
 from rarec.reports.page import ReportPaths, write_page
 from rarec.reports.records import SHOWN_SPLITS, Effort, Epoch, Link, TrainingCurve
 from rarec.types import BoolArray, Float64Array, Split
@@ -136,6 +136,10 @@ def build_ctr_report(
         )
 
     every = compared(pairs)
+    scores = tuple(
+        CtrScores(model=model, split=split, metrics=_estimates(values[model, split], drawn[model, split]))
+        for model, split in probabilities
+    )
     groupings = [(split, groups) for split in samples for groups in (lengths[split], counts[split])]
     return CtrReport(
         dataset=dataset,
@@ -148,13 +152,10 @@ def build_ctr_report(
         chosen=chosen,
         yardstick=yardstick,
         read=dict(read or {}),
-        scores=tuple(
-            CtrScores(model=model, split=split, metrics=_estimates(values[model, split], drawn[model, split]))
-            for model, split in probabilities
-        ),
+        scores=scores,
         comparisons=every,
         causes=compared(controls),
-        summary=summary(every, yardstick, chosen),
+        summary=" ".join(filter(None, (summary(every, yardstick, chosen), below_chance(scores)))),
         groups=tuple(group for split, groups in groupings for group in _groups(split, groups, samples[split])),
         group_scores=tuple(
             scores

@@ -4,11 +4,12 @@ import math
 from collections.abc import Iterator, Sequence
 
 from rarec.metrics.ctr import METRICS
-from rarec.reports.ctr.records import Calibration, CtrComparison, CtrReport, Estimate
+from rarec.reports.ctr.records import Calibration, CtrComparison, CtrReport, CtrScores, Estimate
 from rarec.reports.records import SPLIT_NAMES
 from rarec.reports.tables import UNDEFINED, Card, Table, as_markdown, as_text, effort_tables, number
 from rarec.types import Split
 
+CHANCE = 0.5  # AUC of scores that tell nothing
 HIGHER_IS_BETTER = {"AUC": True, "LogLoss": False, "ACC": True, "ECE": False}
 CARD_METRICS = ("AUC", "LogLoss", "ACC")
 GROUP_METRICS = ("AUC", "LogLoss")
@@ -81,6 +82,17 @@ def summary(comparisons: Sequence[CtrComparison], yardstick: str | None, chosen:
         interval = f"{number(-auc.high)} to {number(-auc.low)}"  # told from the winner's side
         return f"{yardstick} beats {chosen} by {number(-auc.value)} AUC (95% interval {interval})."
     return ""
+
+
+def below_chance(scores: Sequence[CtrScores]) -> str:
+    """What an AUC below .5 on the test split means, if a model's whole interval is there."""
+    models = [one.model for one in scores if one.split == "test" and one.metrics["AUC"].high < CHANCE]
+    if not models:
+        return ""
+    return (
+        f"{' and '.join(models)} {'has' if len(models) == 1 else 'have'} an AUC below .5, the wrong way round: a "
+        "language model that was never asked the question has no meaning for its answers yet; tuning gives it one."
+    )
 
 
 def ctr_markdown_tables(report: CtrReport) -> str:

@@ -11,7 +11,7 @@ from ctr_report_toys import MIXED, RECENT, SIZES, YARDSTICK, make_data, make_out
 from rarec.errors import InputError
 from rarec.metrics.ctr import METRICS, calibration, ctr_metrics, difference, intervals
 from rarec.reports.ctr.groups import history_groups, target_groups
-from rarec.reports.ctr.records import CtrComparison, Estimate
+from rarec.reports.ctr.records import CtrComparison, CtrScores, Estimate
 from rarec.reports.ctr.report import (
     CtrOutcome,
     CtrReport,
@@ -24,7 +24,7 @@ from rarec.reports.ctr.report import (
     ctr_text_tables,
     write_ctr_report,
 )
-from rarec.reports.ctr.tables import ctr_cards, ctr_tables, reading, summary, with_interval
+from rarec.reports.ctr.tables import below_chance, ctr_cards, ctr_tables, reading, summary, with_interval
 from rarec.reports.records import SPLIT_NAMES
 from rarec.reports.tables import number
 
@@ -341,3 +341,14 @@ def test_the_first_sentence_says_who_wins_from_the_winners_side(low, high, expec
     compared = CtrComparison(baseline="a", candidate="b", split="test", differences={"AUC": auc})
     assert summary([compared], "a", "b") == expected
     assert summary([compared], "a", "another") == ""
+
+
+def test_a_model_below_chance_is_explained_in_the_summary():
+    def scores(model, low, high, split="test"):
+        return CtrScores(
+            model=model, split=split, metrics={"AUC": Estimate(value=(low + high) / 2, low=low, high=high)}
+        )
+
+    assert below_chance([scores("a", 0.4, 0.6), scores("b", 0.2, 0.3, "valid")]) == ""
+    assert below_chance([scores("a", 0.3, 0.4)]).startswith("a has an AUC below .5, the wrong way round:")
+    assert below_chance([scores("a", 0.3, 0.4), scores("b", 0.1, 0.2)]).startswith("a and b have an AUC below .5")
