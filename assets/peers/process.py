@@ -10,6 +10,7 @@ import dagster as dg
 from assets.framework.stage import Job, Request
 from rarec.data.sources.files import sha256_of
 from rarec.errors import InputError
+from resources.workers.whole_lines import WholeLineReader
 
 SCRIPTS = Path(__file__).parents[2] / "benchmarks" / "peers"
 # What `rarec.training.engine.keep_freed_memory` is to our trainings, and huge pages: sampled softmax allocates hundreds
@@ -49,6 +50,7 @@ def run_peer(job: Job[Any], script: str, given: Mapping[str, Any], name: str) ->
     file = output / "job.json"
     file.write_text(json.dumps({**given, "output": str(output), "checkpoint": str(checkpoint)}))
     command = [str(job.workspace.peers_python), str(SCRIPTS / script), str(file)]
-    dg.PipesSubprocessClient().run(command=command, context=job.context, env=MEMORY)
+    reader = WholeLineReader(str(output / "messages"))
+    dg.PipesSubprocessClient(message_reader=reader).run(command=command, context=job.context, env=MEMORY)
     file.unlink()
     return output

@@ -22,6 +22,7 @@ from resources.settings import HEARTBEAT_S, REMOTE_SHELL
 from resources.workers.failures import Ending, Errors, failure, full_disk
 from resources.workers.heartbeat_monitor import Pulse
 from resources.workers.log_follower import OutputFollower
+from resources.workers.whole_lines import WholeLineReader
 
 POLL_S = 0.2
 OBSERVATION_INTERVAL_S = 15.0
@@ -108,7 +109,7 @@ class TrainingLauncher(dg.ConfigurableResource):
         with dg.open_pipes_session(
             context=context,
             context_injector=dg.PipesFileContextInjector(str(workdir / "pipes-context.json")),
-            message_reader=dg.PipesFileMessageReader(str(workdir / "pipes-messages.json")),
+            message_reader=WholeLineReader(str(workdir / "pipes-messages.json")),
         ) as session:
             assignment = Assignment(
                 module=job.module,
