@@ -208,10 +208,14 @@ def _check_lines(result: Any, severity: str) -> list[str]:
     """Checks of a severity that have failed, with what they found."""
     return [
         f"{check.asset_key.to_user_string()}: check {check.check_name} failed: "
-        + "; ".join(f"{name}: {value.value}" for name, value in check.metadata.items())
+        + "; ".join(f"{name}: {_in_words(value.value)}" for name, value in check.metadata.items())
         for check in result.get_asset_check_evaluations()
         if not check.passed and check.severity.value == severity
     ]
+
+
+def _in_words(value: Any) -> str:
+    return "; ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def _failures(result: Any, installation: Installation) -> str:

@@ -107,7 +107,9 @@ def raw_interactions(job: Job[Settings]) -> Outcome:
     tables["preview"] = markdown_table(parquet_head(raw.folder / "interactions.parquet")[1])
     if len(raw.quarantine):
         tables["quarantine"] = first_rows(raw.quarantine)
-        progress_log.info("%s", f"  {len(raw.quarantine):,} rows quarantined, {rows:,} read")
+        progress_log.info("%s", f"  {len(raw.quarantine):,} rows quarantined, {rows:,} read; the first bad ones:")
+        for told in _first_bad(raw.quarantine):
+            progress_log.info("%s", f"    {told}")
     for sentence in raw.warnings:
         progress_log.info("%s", f"  warning: {sentence}")
     metrics: dict[str, float] = {"rows": rows, "quarantined_rows": len(raw.quarantine), **counts}
@@ -146,8 +148,13 @@ def load_raw(artifact: Artifact) -> RawTables:
 
 def _check_set_aside(_: DatasetSpec, artifact: Artifact) -> tuple[bool, dict[str, Any]]:
     quarantine = load_raw(artifact).quarantine
-    first = [f"{row.file}, line {row.line}: {row.reason}" for row in quarantine.head(3).itertuples(index=False)]
+    first = _first_bad(quarantine)
     return quarantine.empty, {"rows": len(quarantine), **({"first": first} if first else {})}
+
+
+def _first_bad(quarantine: pd.DataFrame) -> list[str]:
+    """Place and reason of the first three bad rows."""
+    return [f"{row.file}, line {row.line}: {row.reason}" for row in quarantine.head(3).itertuples(index=False)]
 
 
 def _check_as_written(_: DatasetSpec, artifact: Artifact) -> tuple[bool, dict[str, Any]]:

@@ -20,10 +20,14 @@ def publish(plant, rows):
     (folder / "lenient.inter").write_text("\n".join(rows) + "\n")
 
 
-def test_rows_are_read_or_set_aside_with_file_line_and_reason(plant):
+def test_rows_are_read_or_set_aside_with_file_line_and_reason(plant, caplog):
     publish(plant, ROWS)
-    result = plant.run("lenient", only=["raw_interactions"])
+    with caplog.at_level("INFO", logger="rarec.progress"):
+        result = plant.run("lenient", only=["raw_interactions"])
     assert failures(result) == {}
+    told = [record.getMessage() for record in caplog.records]
+    begin = told.index("  1 rows quarantined, 3 read; the first bad ones:")
+    assert told[begin + 1].startswith("    lenient.inter, line 4: ")
     raw = load_raw(plant.artifact(result, "raw_interactions"))
     assert raw.interactions[["user_id", "item_id", "timestamp"]].to_numpy().tolist() == [
         ["a", "x", T + 10], ["b", "x", T + 20], ["a", "z", T + 30]
