@@ -9,7 +9,8 @@ import pandas as pd
 
 from assets.data.raw import VERSION, declaration, load_raw
 from assets.framework.checks import artifact_check
-from assets.framework.reuse import Outcome, markdown_table
+from assets.framework.reuse import Outcome
+from assets.framework.shown_tables import ShownTable
 from assets.framework.stage import Job, Request, stage
 from rarec.config import Settings
 from rarec.data.checks import (
@@ -26,6 +27,8 @@ from rarec.data.tables import Tables, build_tables, cleaned
 from rarec.training.progress import progress_log
 from resources.artifacts.store import Artifact
 
+SCHEMAS = {"interactions": INTERACTIONS, "items": ITEMS, "users": USERS}
+NUMBERED = ("user_index", "item_index")  # numbers that cleaning gives
 TABLE_OF = {"interactions": "interactions", "item_catalog": "items", "user_profiles": "users"}
 
 
@@ -51,13 +54,15 @@ def clean_tables(job: Job[Settings]) -> Outcome:
     """One of the three clean tables. k-core and ids tie them to each other, so one step cuts all three."""
     clean, name = job.prepared(), TABLE_OF[job.name]
     link_or_copy(clean.folder / f"{name}.parquet", job.folder / f"{name}.parquet")
-    rows, first = parquet_head(job.folder / f"{name}.parquet")
+    rows, _ = parquet_head(job.folder / f"{name}.parquet")
     (job.folder / "counts.json").write_text(json.dumps({**clean.counts, "time": clean.time}, indent=1))
-    values: dict[str, Any] = {"rows": rows, "dagster/row_count": rows}
+    values: dict[str, Any] = {"rows": rows}
     if name == "interactions":
         values |= {**clean.counts, "time": clean.time}
         progress_log.info("%s", f"  {cleaned(clean.counts)}")
-    return Outcome(values, {"preview": markdown_table(first)}, {"rows": rows})
+    words = {column: str(one.description) for column, one in SCHEMAS[name].columns.items()}
+    sources = {column: [("raw_interactions", column)] for column in words if column not in NUMBERED}
+    return Outcome(values, metrics={"rows": rows}, table=ShownTable(f"{name}.parquet", words, sources))
 
 
 def load_table(artifact: Artifact, name: str, columns: Sequence[str] | None = None) -> pd.DataFrame:

@@ -12,12 +12,13 @@ import pandas as pd
 from assets.data.incoming import first_rows
 from assets.framework.checks import artifact_check
 from assets.framework.reuse import Outcome, markdown_table
+from assets.framework.shown_tables import ShownTable
 from assets.framework.stage import Job, Request, stage
 from rarec.config import Settings
 from rarec.data.incoming.ledger import Ledger, State
 from rarec.data.incoming.merge import merge_incoming
 from rarec.data.raw import ROLES, RawTables, published_files, read_raw
-from rarec.data.readers.parquet_files import parquet_head
+from rarec.data.schemas import ITEM_ID, RATING, TIME, USER_ID
 from rarec.data.source_spec import Role
 from rarec.data.sources.download import Located, locate_source
 from rarec.data.sources.files import link_or_copy, sha256_of, whole_folder
@@ -25,6 +26,7 @@ from rarec.data.spec import DatasetSpec
 from rarec.training.progress import progress_log
 from resources.artifacts.store import Artifact
 
+RAW_COLUMNS = {"user_id": USER_ID, "item_id": ITEM_ID, "rating": RATING, "timestamp": TIME}
 VERSION = "3"  # of the raw tables and of the clean ones
 NOT_CONTENT = ("overrides", "published", "template")  # parts of a declaration that do not affect its tables
 
@@ -102,9 +104,8 @@ def raw_interactions(job: Job[Settings]) -> Outcome:
         "quarantined_rows": len(raw.quarantine),
         "format": located.source.format,
         **counts,
-        "dagster/row_count": rows,
+        "dagster/row_count": rows,  # with those that arrived since
     }
-    tables["preview"] = markdown_table(parquet_head(raw.folder / "interactions.parquet")[1])
     if len(raw.quarantine):
         tables["quarantine"] = first_rows(raw.quarantine)
         progress_log.info("%s", f"  {len(raw.quarantine):,} rows quarantined, {rows:,} read; the first bad ones:")
@@ -113,7 +114,7 @@ def raw_interactions(job: Job[Settings]) -> Outcome:
     for sentence in raw.warnings:
         progress_log.info("%s", f"  warning: {sentence}")
     metrics: dict[str, float] = {"rows": rows, "quarantined_rows": len(raw.quarantine), **counts}
-    return Outcome(values, tables, metrics)
+    return Outcome(values, tables, metrics, table=ShownTable("interactions.parquet", RAW_COLUMNS))
 
 
 def _read_once(spec: DatasetSpec, published: _Published, cache: Path) -> RawTables:

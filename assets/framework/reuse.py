@@ -13,6 +13,7 @@ import dagster as dg
 
 from assets.framework.build_lock import build_lock, forget_checkpoints, forget_idle_checkpoints
 from assets.framework.configuration import InForce
+from assets.framework.shown_tables import ShownTable, table_metadata
 from rarec.training.progress import progress_log
 from resources.artifacts.identity import fingerprint
 from resources.artifacts.manifest import DamagedArtifact
@@ -33,12 +34,14 @@ class Outcome:
         markdown: title -> text shown rendered.
         metrics: metrics for MLflow.
         files: title -> file of the artifact; its path is shown.
+        table: its table, whose columns and first rows are shown.
     """
 
     values: dict[str, Any] = field(default_factory=dict)
     markdown: dict[str, str] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
     files: dict[str, str] = field(default_factory=dict)
+    table: ShownTable | None = None
 
 
 @dataclass(frozen=True)
@@ -121,6 +124,8 @@ def materialise(
             draft.metadata.update(
                 values=outcome.values, markdown=outcome.markdown, files=outcome.files, mlflow_run=run.url
             )
+            if outcome.table:
+                draft.metadata["table"] = outcome.table.kept(draft.path)
         return _result(draft.artifact, settings, run.lost)
 
     before = found()
@@ -150,8 +155,10 @@ def _result(
     if reused:
         progress_log.info("%s", f"{asset}: reused, nothing has changed")
     stored = artifact.metadata
+    table = table_metadata(stored["table"]) if "table" in stored else {}
     metadata: dict[str, Any] = {
         **{name: shown_figure(value) for name, value in stored["values"].items()},
+        **{name: one for name, one in table.items() if name not in stored["values"]},
         **{title: dg.MetadataValue.md(text) for title, text in stored["markdown"].items()},
         **{title: dg.MetadataValue.path(str(artifact.path / name)) for title, name in stored["files"].items()},
     }

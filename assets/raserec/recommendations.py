@@ -9,9 +9,11 @@ import pandas as pd
 from assets.champions.raserec import ARTIFACTS, served
 from assets.data.clean import has_clock, load_table
 from assets.framework.lineage import lineage, upstream
-from assets.framework.reuse import Outcome, markdown_table
+from assets.framework.reuse import Outcome
+from assets.framework.shown_tables import ShownTable
 from assets.framework.stage import Job, Request, stage
 from assets.raserec.finetuned import load_recommender
+from rarec.data.schemas import ITEM_ID, USER_ID
 from rarec.data.sequences import UserSequences
 from rarec.raserec.recommender import Recommender, recommend_users
 from rarec.raserec.settings import RecommendSettings
@@ -33,6 +35,21 @@ def _model(request: Request[RecommendSettings]) -> _Model:
         return _Model(None, lineage(request.context, request.store, "raserec_finetuned", *ARTIFACTS))
     artifacts = champion.open(request.store, request.dataset)
     return _Model(champion, {**artifacts, **upstream(request.context, request.store, "interactions")})
+
+
+COLUMNS = {
+    "user_id": USER_ID,
+    "rank": "Place in the user's list, from 1.",
+    "item_id": ITEM_ID,
+    "title": "Title of the item.",
+    "score": "The model's score; missing if it does not know the user.",
+    "chosen_by": "`model`, or `popularity` for users that the model does not know.",
+}
+SOURCES = {
+    "user_id": [("interactions", "user_id")],
+    "item_id": [("item_catalog", "item_id")],
+    "title": [("item_catalog", "title")],
+}
 
 
 @stage(
@@ -75,8 +92,8 @@ def recommendations(job: Job[RecommendSettings]) -> Outcome:
         "rows": len(table),
     }
     model = f"champion, version {champion.number}" if champion else "the current raserec_finetuned"
-    values = {"model": model, **figures, "dagster/row_count": len(table)}
-    return Outcome(values, {"preview": markdown_table(table.head(10))}, figures)
+    values = {"model": model, **figures}
+    return Outcome(values, metrics=figures, table=ShownTable("recommendations.parquet", COLUMNS, SOURCES))
 
 
 def _present(artifacts: Mapping[str, Artifact]) -> tuple[UserSequences, Recommender, pd.Series]:

@@ -22,22 +22,30 @@ def _counts_up(column: pd.Series) -> bool:
     return bool((column.to_numpy() == np.arange(len(column))).all())
 
 
-def _id(unique: bool = False) -> pa.Column:
-    return pa.Column(checks=pa.Check(_is_id, name="id"), unique=unique)
+def _id(description: str, unique: bool = False) -> pa.Column:
+    return pa.Column(checks=pa.Check(_is_id, name="id"), unique=unique, description=description)
 
 
-def _text(nullable: bool = True) -> pa.Column:
-    return pa.Column("str", checks=pa.Check(lambda text: text.str.strip() != "", name="not blank"), nullable=nullable)
+def _text(description: str, nullable: bool = True) -> pa.Column:
+    not_blank = pa.Check(lambda text: text.str.strip() != "", name="not blank")
+    return pa.Column("str", checks=not_blank, nullable=nullable, description=description)
+
+
+USER_ID, ITEM_ID = "User, as published.", "Item, as published."
+USER_INDEX = "Number of the user, from 0: the row in `user_profiles`."
+ITEM_INDEX = "Number of the item, from 0: the row in `item_catalog`."
+TIME = "Seconds since 1970 in UTC; or, of data without a clock, the place in the user's order."
+RATING = "Rating as published; missing if there is none."
 
 
 INTERACTIONS = pa.DataFrameSchema(
     {
-        "user_id": _id(),
-        "item_id": _id(),
-        "rating": pa.Column("float32", nullable=True),
-        "timestamp": pa.Column(checks=[pa.Check(_is_time, name="time"), pa.Check.ge(0)]),
-        "user_index": pa.Column("int32", pa.Check.ge(0)),
-        "item_index": pa.Column("int32", pa.Check.ge(0)),
+        "user_id": _id(USER_ID),
+        "item_id": _id(ITEM_ID),
+        "rating": pa.Column("float32", nullable=True, description=RATING),
+        "timestamp": pa.Column(checks=[pa.Check(_is_time, name="time"), pa.Check.ge(0)], description=TIME),
+        "user_index": pa.Column("int32", pa.Check.ge(0), description=USER_INDEX),
+        "item_index": pa.Column("int32", pa.Check.ge(0), description=ITEM_INDEX),
     },
     name="interactions",
     strict=True,
@@ -45,14 +53,14 @@ INTERACTIONS = pa.DataFrameSchema(
 )
 ITEMS = pa.DataFrameSchema(
     {
-        "item_id": _id(unique=True),
-        "item_index": pa.Column("int32", pa.Check(_counts_up, name="row number")),
-        "title": _text(nullable=False),
-        "genres": _text(),
-        "category": _text(),
-        "author": _text(),
-        "publisher": _text(),
-        "year": pa.Column("Int64", nullable=True),
+        "item_id": _id(ITEM_ID, unique=True),
+        "item_index": pa.Column("int32", pa.Check(_counts_up, name="row number"), description=ITEM_INDEX),
+        "title": _text("Title.", nullable=False),
+        "genres": _text("Genres, separated by bars."),
+        "category": _text("Category."),
+        "author": _text("Author."),
+        "publisher": _text("Publisher."),
+        "year": pa.Column("Int64", nullable=True, description="Year of publication."),
     },
     name="items",
     strict=True,
@@ -60,14 +68,14 @@ ITEMS = pa.DataFrameSchema(
 )
 USERS = pa.DataFrameSchema(
     {
-        "user_id": _id(unique=True),
-        "user_index": pa.Column("int32", pa.Check(_counts_up, name="row number")),
-        "gender": _text(),
-        "age_group": _text(),
-        "occupation": _text(),
-        "zip_code": _text(),
-        "location": _text(),
-        "age": pa.Column("Int64", nullable=True),
+        "user_id": _id(USER_ID, unique=True),
+        "user_index": pa.Column("int32", pa.Check(_counts_up, name="row number"), description=USER_INDEX),
+        "gender": _text("Gender."),
+        "age_group": _text("Age group, in words."),
+        "occupation": _text("Occupation."),
+        "zip_code": _text("Postal code."),
+        "location": _text("Town, region, country."),
+        "age": pa.Column("Int64", nullable=True, description="Age in years."),
     },
     name="users",
     strict=True,
