@@ -19,6 +19,7 @@ import dagster as dg
 
 from assets.framework import training
 from assets.framework.champion import Champion, open_champion
+from assets.framework.code_references import code_of
 from assets.framework.configuration import (
     EventConfig,
     InForce,
@@ -271,6 +272,7 @@ class Stage(Generic[S]):
             "tags": {"track": self.track, "compute": "training" if in_pool else "light"},
             "freshness_policy": WEEKLY if self.read_weekly else None,
             "automation_condition": self.automation,
+            "metadata": code_of(function),
         }
         step: dict[str, Any] = {
             "name": self.name,

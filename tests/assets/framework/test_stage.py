@@ -72,6 +72,8 @@ def test_a_declaration_gives_the_asset_its_place_in_the_graph(stages):
     assert (spec.group_name, spec.code_version, spec.kinds) == ("baselines", "1", {"numpy"})
     assert (spec.tags["track"], spec.tags["compute"]) == ("raserec", "training")
     assert spec.description == "A toy."
+    (code,) = spec.metadata["dagster/code_references"].code_references
+    assert Path(code.file_path).read_text().splitlines()[code.line_number - 1].startswith("def toy(")
     assert (asset.op.pool, asset.op.retry_policy.max_retries) == ("training", 3)
     assert set(asset.op.config_schema.config_type.fields) == {"force", "times"}
     assert asset.required_resource_keys >= {"store", "tracking", "workspace", "launcher"}
