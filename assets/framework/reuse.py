@@ -178,12 +178,8 @@ def _result(
 
 
 def shown_figure(value: Any) -> Any:
-    """A figure with four decimals, or two digits if it is small; one that is not finite as a word."""
-    if not isinstance(value, float):
-        return value
-    if not math.isfinite(value):
-        return "none"
-    return round(value, 4) if abs(value) >= 0.01 else float(f"{value:.2g}")
+    """A figure as it is; one that is not finite as a word."""
+    return "none" if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def settings_table(settings: Sequence[InForce]) -> "pd.DataFrame":
