@@ -9,7 +9,7 @@ from pydantic import Field
 
 import assets
 from assets.champions.track import CHAMPION_TRACKS
-from assets.framework.configuration import make_settings, with_defaults
+from assets.framework.configuration import settle
 from assets.framework.lineage import TRACK_JOBS
 from assets.framework.refusals import refuse_bad_input
 from assets.framework.stage import STAGES, check_declarations
@@ -152,8 +152,7 @@ def launchpad(job: Job, spec: DatasetSpec) -> dict[str, Any]:
     for one in STAGES.values():
         given = {name: value for asset in one.assets for name, value in job.config.get(asset, {}).items()}
         if selected & set(one.assets) and (one.shown or given):
-            values = with_defaults(given, spec.overrides, one.name, one.defaults_of)
-            settings = make_settings(one.settings, values, f"settings of {one.name} for {spec.name}")
+            settings = settle(one.settings, given, spec, one.name, one.defaults_of)
             ops[one.name] = {"config": {**settings.model_dump(mode="json", include=set(one.shown)), **given}}
     return {"ops": ops} if ops else {}
 
@@ -242,7 +241,8 @@ def ask_for_demo(context: dg.OpExecutionContext) -> None:
 
 @dg.job(
     executor_def=dg.in_process_executor,
-    description="One click: run `everything` for the synthetic demo data set, through the sensor `start_demo`.",
+    description="One click: run `everything` for the synthetic demo data set, through the sensor `start_demo`. "
+    "Minutes.",
 )
 def demo() -> None:
     """The job `demo`."""

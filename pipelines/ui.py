@@ -8,7 +8,6 @@ import sys
 import time
 import uuid
 from collections.abc import Mapping
-from types import MappingProxyType
 
 import requests
 
@@ -39,8 +38,9 @@ def main() -> None:
             *("-h", LOOPBACK, "-p", str(installation.dagster_port)),
         ]
     ]
-    external = installation.tracking_uri.startswith(("http://", "https://"))
-    if not external:
+    if installation.tracking_uri.startswith(("http://", "https://")):
+        print(f"MLflow at {installation.mlflow_ui} is a server of its own.")
+    else:
         pages[f"MLflow at {installation.mlflow_ui}"] = f"http://{LOOPBACK}:{installation.mlflow_port}"
         installation.mlflow.mkdir(parents=True, exist_ok=True)
         commands.append(
@@ -51,13 +51,11 @@ def main() -> None:
                 *("--host", LOOPBACK, "--port", str(installation.mlflow_port), "--uvicorn-opts", "--log-level warning"),
             ]
         )
-    if external:
-        print(f"MLflow at {installation.mlflow_ui} is a server of its own.")
     print(f"Starting {' and '.join(pages)}. Ctrl-C stops what was started here.", flush=True)
     run_together(commands, pages)
 
 
-def run_together(commands: list[list[str]], pages: Mapping[str, str] = MappingProxyType({})) -> None:
+def run_together(commands: list[list[str]], pages: Mapping[str, str]) -> None:
     """Run Python modules (name and arguments) until one exits or this process is stopped; then stop all of them, with
     every process they started.
 

@@ -49,6 +49,11 @@ def resolve(settings: type[S], config: EventConfig, spec: DatasetSpec, stage: st
     ``defaults_of`` names another stage whose defaults in the data set's file apply here too.
     """
     given = {name: value for name, value in config.model_dump(exclude={"force"}).items() if value is not None}
+    return settle(settings, given, spec, stage, defaults_of)
+
+
+def settle(settings: type[S], given: Mapping[str, Any], spec: DatasetSpec, stage: str, defaults_of: str = "") -> S:
+    """Settings from the ``given`` values, the data set's defaults and the fields' defaults; see `resolve`."""
     values = with_defaults(given, spec.overrides, stage, defaults_of)
     return make_settings(settings, values, f"settings of {stage} for {spec.name}")
 
@@ -59,7 +64,7 @@ def in_force(settings: Settings, spec: DatasetSpec, stage: str, defaults_of: str
     A run that gives a setting the value that it has anyway, as the launchpad's text does, has not set it.
     """
     of_data_set = with_defaults({}, spec.overrides, stage, defaults_of)
-    before = make_settings(type(settings), of_data_set, f"settings of {stage} for {spec.name}").model_dump(mode="json")
+    before = settle(type(settings), {}, spec, stage, defaults_of).model_dump(mode="json")
     return [
         InForce(name, value, "run" if value != before[name] else "data set" if name in of_data_set else "default")
         for name, value in settings.model_dump(mode="json").items()

@@ -48,7 +48,7 @@ def _require_going_on(context: Any) -> None:
     The run's own status does not tell: when its process starts after all, Dagster counts it as started again.
     """
     ended = {dg.DagsterEventType.RUN_FAILURE, dg.DagsterEventType.RUN_CANCELED}
-    if any(context.instance.all_logs(context.run_id, of_type=one) for one in ended):
+    if context.instance.get_records_for_run(context.run_id, of_type=ended, limit=1).records:
         raise InputError("Dagster had given up this run before the step started, so nothing was built; launch it again")
 
 

@@ -7,9 +7,10 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import dagster as dg
+import pandas as pd
 
 from assets.framework.build_lock import build_lock, forget_checkpoints, forget_idle_checkpoints
 from assets.framework.configuration import InForce
@@ -20,9 +21,6 @@ from resources.artifacts.manifest import DamagedArtifact
 from resources.artifacts.store import Artifact, ArtifactStore
 from resources.mlflow.tracked_run import TrackedRun
 from resources.mlflow.tracking import MlflowTracking
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 
 @dataclass
@@ -118,7 +116,7 @@ def materialise(
             for name, value in identity.inputs.items():
                 run.log_input(name, str(value.path) if isinstance(value, Artifact) else name, versions[name])
             if settings:
-                run.log_table(settings_table(settings), "settings.json")
+                run.log_table(pd.DataFrame(settings_rows(settings)), "settings.json")
             outcome = build(draft.path, run)
             run.log_metrics(outcome.metrics)
             draft.metadata.update(
@@ -167,8 +165,7 @@ def _result(
     if lost:
         metadata["not recorded in MLflow"] = lost
     if settings:
-        rows: list[dict[str, Any]] = settings_table(settings).to_dict("records")  # type: ignore[assignment]
-        metadata["settings in force"] = dg.MetadataValue.table([dg.TableRecord(row) for row in rows])
+        metadata["settings in force"] = dg.MetadataValue.table(list(map(dg.TableRecord, settings_rows(settings))))
     metadata |= {
         "reused": reused,
         "artifact": dg.MetadataValue.path(str(artifact.path)),
@@ -182,12 +179,9 @@ def shown_figure(value: Any) -> Any:
     return "none" if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def settings_table(settings: Sequence[InForce]) -> "pd.DataFrame":
+def settings_rows(settings: Sequence[InForce]) -> list[dict[str, str]]:
     """A row for each setting: its name, its value in words, and what set it."""
-    import pandas as pd
-
-    rows = [(one.setting, _in_words(one.value), one.source) for one in settings]
-    return pd.DataFrame(rows, columns=["setting", "value", "from"])
+    return [{"setting": one.setting, "value": _in_words(one.value), "from": one.source} for one in settings]
 
 
 def _in_words(value: Any) -> str:
@@ -200,7 +194,7 @@ def _in_words(value: Any) -> str:
     return "none" if value is None or value == "" else str(value)
 
 
-def markdown_table(table: "pd.DataFrame") -> str:
+def markdown_table(table: pd.DataFrame) -> str:
     """A small table for metadata: cells without line breaks or bars."""
     header = list(map(str, table.columns))
     rows = [[str(cell).replace("|", "\\|").replace("\n", " ") for cell in row] for row in table.to_numpy(object)]

@@ -29,12 +29,12 @@ class ShownTable:
     def kept(self, folder: Path) -> dict[str, Any]:
         """What the manifest keeps, as JSON."""
         with pq.ParquetFile(folder / self.file) as file:
-            names = {one.name: str(one.type) for one in file.schema_arrow}
+            columns = [[one.name, str(one.type), self.columns.get(one.name, "")] for one in file.schema_arrow]
             first = next(file.iter_batches(FIRST_ROWS), None)
             rows = [] if first is None else first.to_pylist()
             return {
-                "columns": [[name, kind, self.columns.get(name, "")] for name, kind in names.items()],
-                "sources": {name: [list(one) for one in of] for name, of in self.sources.items() if name in names},
+                "columns": columns,
+                "sources": {name: self.sources[name] for name, _, _ in columns if name in self.sources},
                 "first": [{name: _plain(value) for name, value in row.items()} for row in rows],
                 "rows": file.metadata.num_rows,
             }

@@ -22,7 +22,6 @@ from assets.framework.champion import Champion, open_champion
 from assets.framework.code_references import code_of
 from assets.framework.configuration import (
     EventConfig,
-    InForce,
     StageConfig,
     in_force,
     make_settings,
@@ -70,7 +69,6 @@ class Request(Generic[S]):
         inputs: the declared inputs' artifacts, by asset.
         prepared: what the stage's ``prepare`` returned.
         registered: the champion of a stage that declares one.
-        in_force: the settings, each with what set it.
     """
 
     name: str
@@ -84,7 +82,6 @@ class Request(Generic[S]):
     force: bool = False
     prepared: Any = None
     registered: Champion | None = None
-    in_force: Sequence[InForce] = ()
 
     @property
     def dataset(self) -> str:
@@ -295,6 +292,7 @@ class Stage(Generic[S]):
         if not self.makes_artifact:
             yield function(request)
             return
+        settings = in_force(request.settings, request.spec, self.name, self.defaults_of)
         for asset in self.assets:
             part = replace(request, name=asset)
             identity = self._identity(part)
@@ -306,7 +304,7 @@ class Stage(Generic[S]):
             workdir = request.workspace.workdir(asset, identity.fingerprint) if self.trains else None
             yield materialise(
                 context, request.store, request.tracking, identity, build,
-                force=request.force, workdir=workdir, settings=request.in_force,
+                force=request.force, workdir=workdir, settings=settings,
             )  # fmt: skip
 
     def _request(self, context: dg.AssetExecutionContext, given: EventConfig) -> Request[S]:
@@ -326,7 +324,6 @@ class Stage(Generic[S]):
             workspace=workspace,
             force=getattr(given, "force", False),
             registered=registered,
-            in_force=in_force(settings, spec, self.name, self.defaults_of),
         )
         return replace(request, prepared=self.prepare(request)) if self.prepare else request
 

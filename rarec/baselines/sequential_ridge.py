@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from scipy import sparse
 
-from rarec.baselines.histories import latest_items, rank_by_scores, weigh
+from rarec.baselines.histories import latest_items, rank_by_histories, weigh
 from rarec.baselines.transitions import CHOSEN_BY, choose
 from rarec.data.sequences import UserSequences
 from rarec.metrics.ranking import RankingResult, ranking_table
@@ -56,8 +56,7 @@ class SequentialRidge:
 
     def rank(self, sequences: UserSequences, prefixes: IntArray, block: int | None = None) -> RankingResult:
         """Ranks of the prefixes' next items."""
-        x = _memories(sequences, prefixes)
-        return rank_by_scores(sequences, prefixes, lambda rows: x[rows] @ self.weights, block)
+        return rank_by_histories(sequences, prefixes, (_memories(sequences, prefixes), self.weights), block=block)
 
 
 @dataclass(frozen=True)

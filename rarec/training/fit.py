@@ -182,7 +182,6 @@ class _Loop:
         self._began = time.perf_counter() - self.state.seconds
         self._saved_at = time.perf_counter()
         self._look_at = 0  # step of the epoch at which to check again whether a checkpoint is due
-        self._pace = Pace()
 
     def run(self) -> None:
         """Train, epoch by epoch."""
@@ -253,7 +252,7 @@ class _Loop:
             self.objective.restore_random_state(self._random)
         sums = {name: torch.tensor(values[rank()]) for name, values in state.sums.items()}
         first, seen = state.step, state.seen
-        self._pace.restart(first, clock)
+        pace = Pace(first, clock)
         validation_s = state.history[-1]["validation_seconds"] if state.history else 0.0
         for step, (pieces, samples) in enumerate(self.objective.batches(first), start=first + 1):
             rate = settings.rate(epoch, step - 1, steps)
@@ -268,11 +267,11 @@ class _Loop:
                 looked_at = now
                 self._look(float(sums["loss"]) * world_size() / seen, epoch, step, steps)
                 elapsed = now - clock
-                pace = self._pace.look(step, now) or 0.0
+                step_s = pace.look(step, now) or 0.0
                 self.report(
                     stage=self.stage, epoch=epoch + 1, epochs=settings.epochs, step=step, steps=steps,
                     loss=float(sums["loss"]) * world_size() / seen, learning_rate=rate,
-                    **self._eta(epoch + 1, pace * (steps - step) + validation_s, pace * steps + validation_s),
+                    **self._eta(epoch + 1, step_s * (steps - step) + validation_s, step_s * steps + validation_s),
                     **{f"{self.unit}_per_s": (seen - state.seen) / elapsed},
                 )  # fmt: skip
             if step < steps and self._is_due(step, (now - clock) / (step - first)):

@@ -11,13 +11,8 @@ class Pace:
     The mean since the start would tell for long of a machine that was busy, or of libraries that warmed up.
     """
 
-    def __init__(self) -> None:
-        self._looks: deque[tuple[float, int]] = deque()
-
-    def restart(self, step: int, now: float) -> None:
-        """Forget what was seen: something else has taken time since."""
-        self._looks.clear()
-        self._looks.append((now, step))
+    def __init__(self, step: int, now: float) -> None:
+        self._looks = deque([(now, step)])
 
     def look(self, step: int, now: float) -> float | None:
         """Seconds a step at time ``now``, when ``step`` steps are done; None if none is known to have been done."""

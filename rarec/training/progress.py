@@ -115,7 +115,7 @@ class ProgressReporter:
         self._opened = time.monotonic()
         self._sent_at = -float("inf")
         self._stage = ""
-        self._pace = Pace()
+        self._pace = Pace(0, self._opened)  # of each stage, from its first step
 
     def __enter__(self) -> "ProgressReporter":
         if launched_rank() == 0:
@@ -156,7 +156,7 @@ class ProgressReporter:
         now = time.monotonic()
         if step is not None and self._stage != stage:
             self._stage = stage
-            self._pace.restart(step, now)
+            self._pace = Pace(step, now)
         if not force and now - self._sent_at < max(self._interval_s, REPORT_SHARE * (now - self._opened)):
             return
         if eta_s is None and step is not None and steps is not None:

@@ -64,11 +64,3 @@ def write_table(database: duckdb.DuckDBPyConnection, table: str, path: Path) -> 
     # DuckDB keeps the order of a single table, so there is no need to sort; sorting 100 million rows takes gigabytes.
     query = f"SELECT {', '.join(columns)} FROM {table}"
     return write_batches(batches_of(database, query), schema_of(dtypes), path)
-
-
-def parquet_head(path: Path, rows: int = 5) -> tuple[int, pd.DataFrame]:
-    """Number of rows of a file, and the first of them."""
-    with pq.ParquetFile(path) as file:
-        first = next(file.iter_batches(rows), None)
-        frame = file.schema_arrow.empty_table() if first is None else pa.Table.from_batches([first])
-        return file.metadata.num_rows, frame.to_pandas()

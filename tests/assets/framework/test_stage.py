@@ -10,7 +10,7 @@ from plant import failures, metadata
 from assets.framework import stage as framework
 from assets.framework.configuration import InForce
 from assets.framework.refusals import refuse_bad_input
-from assets.framework.reuse import Outcome, settings_table, shown_figure
+from assets.framework.reuse import Outcome, settings_rows, shown_figure
 from assets.framework.stage import STAGES, Job, check_declarations, stage, stage_of
 from pipelines.definitions import build_defs
 from rarec.config import Settings
@@ -116,7 +116,7 @@ def test_figures_that_are_not_finite_are_shown_as_a_word(value, shown):
     [(True, "true"), ([], "none"), ([1, 2], "1, 2"), (None, "none"), ({"a": [0.5]}, "a: 0.5"), ("", "none")],
 )
 def test_settings_are_shown_in_words(value, shown):
-    (row,) = settings_table([InForce("x", value, "default")]).to_dict("records")
+    (row,) = settings_rows([InForce("x", value, "default")])
     assert row["value"] == shown
 
 
